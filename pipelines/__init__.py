@@ -1,0 +1,1 @@
+"""Photos in, Parquet tables out, on Ray; knows no training."""

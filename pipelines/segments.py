@@ -1,0 +1,33 @@
+"""A photo and its mask, read together: what the stages after mask work on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipelines import tables
+from pipelines.storage import Roots, decode_image
+
+FRAME_COLUMNS = ("source", "path")
+
+
+def usable_masks(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return, by frame_id, the rows of the masks table whose quality is ok."""
+    columns = ["frame_id", "height", "width", "rle", "quality"]
+    return {row["frame_id"]: row for row in tables.rows(folder, "masks", columns) if row["quality"] == "ok"}
+
+
+def read_segment(roots: Roots, frame: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
+    """Return the photo [RGB] and the mask (bool [H, W]) of a frame row with its mask row under `extra`."""
+    image = decode_image(roots[frame["source"]].read(frame["path"]))
+    mask = frame["extra"]
+    return image, tables.decode_mask(mask["rle"], mask["height"], mask["width"])
+
+
+def read_segments(roots: Roots, frames: Sequence[dict[str, Any]]) -> list[tuple[Image.Image, np.ndarray]]:
+    """Return photo and mask of each frame row."""
+    return [read_segment(roots, frame) for frame in frames]

@@ -1,0 +1,180 @@
+"""What a source is: subjects, their photos, their prompts. Metadata only; no reader opens a photo."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal, Protocol
+
+from pydantic import Field
+
+from params import Section, UserError
+from pipelines.storage import Root
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+CAPTIONS = "captions.csv"
+
+# What operating systems and archivers leave in folders, beside names that begin with a dot.
+_LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+
+
+class SourceParams(Section):
+    """One entry of `sources` in params.yaml."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")  # first part of every id
+    layout: Literal["mvimgnet", "openimages", "dreambench", "folder"]  # the reader
+    root: str  # local folder or fsspec URL
+    split: Literal["train", "test"]  # what the photos are for
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Pinhole camera of a photo, in COLMAP's and OpenCV's axes (x right, y down, z forward): x_camera = R x_world + t.
+
+    rotation: R, row-major. focal: (fx, fy), centre: principal point (cx, cy), px of the image the camera was fitted to.
+    """
+
+    rotation: tuple[float, float, float, float, float, float, float, float, float]
+    translation: tuple[float, float, float]
+    focal: tuple[float, float]
+    centre: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo of a subject, or why its metadata alone rules it out.
+
+    path, mask_path: relative to the source's root. box: (x0, y0, x1, y1), fractions 0..1 of the photo's sides.
+    reject: a key of `tables.REJECT_REASONS`, with the evidence in reject_detail.
+    """
+
+    frame_id: str
+    path: str
+    mask_path: str | None = None
+    box: tuple[float, float, float, float] | None = None
+    caption: str | None = None
+    pose: Pose | None = None
+    reject: str | None = None
+    reject_detail: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A physical object and its photos, sorted by frame_id.
+
+    subject_id: the frame_ids without their last part. class_name: lower-case class noun; empty where nothing tells the
+    class, and then every photo is rejected. centre: of the object, in the world units of the poses.
+    """
+
+    subject_id: str
+    source: str
+    class_name: str
+    split: str
+    photos: tuple[Photo, ...]
+    centre: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An evaluation prompt of a subject: a row of the prompts table.
+
+    prompt_id: position in the source's list. template: the prompt with `{class}` where the class noun stands.
+    """
+
+    subject_id: str
+    class_name: str
+    prompt_id: int
+    template: str
+    group: str
+
+
+class Source(Protocol):
+    """A reader of one raw layout. Both iterators are sorted by id, part by part, and give the same items each time."""
+
+    def subjects(self) -> Iterator[Subject]:
+        """Yield every subject. Each file in a photo folder is a photo of a subject: none is passed over."""
+
+    def prompts(self) -> Iterator[Prompt]:
+        """Yield the evaluation prompts; none for training sources."""
+
+
+def class_noun(raw: str) -> str:
+    """Return a class name as captions use it: lower case, single spaces, no underscores."""
+    return " ".join(raw.replace("_", " ").split()).lower()
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name ends like an image."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: hidden, or litter of an operating system."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def named_frames(files: Iterable[str]) -> dict[str, str]:
+    """Return {last part of the frame_id: file name}, sorted: the stem, or the whole name where a stem is taken."""
+    frames: dict[str, str] = {}
+    for name in sorted(name for name in files if not is_hidden(name)):
+        stem = PurePosixPath(name).stem
+        frames[name if stem in frames else stem] = name
+    return dict(sorted(frames.items()))
+
+
+def not_an_image(frame_id: str, path: str) -> Photo:
+    """Return the reject of a file that lies among photos and is none."""
+    suffix = PurePosixPath(path).suffix
+    return Photo(frame_id, path, reject="not_an_image", reject_detail=f"suffix '{suffix}'")
+
+
+def read_captions(root: Root) -> dict[str, str]:
+    """Return {photo path: caption} of the optional `captions.csv` (columns path, caption) at the root.
+
+    Raises:
+        UserError: a column is missing or a row is cut short.
+    """
+    if not root.exists(CAPTIONS):
+        return {}
+    captions = {}
+    for _, (path, caption) in csv_rows(root, CAPTIONS, ("path", "caption")):
+        if caption.strip():
+            captions[path.strip().removeprefix("./")] = " ".join(caption.split())
+    return captions
+
+
+def csv_rows(root: Root, path: str, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, values of `columns`) of a CSV file with a header, row by row.
+
+    A column asked for as `Name?` may be absent and then reads as an empty cell.
+
+    Raises:
+        UserError: a column is missing or a row is cut short; names file and line.
+    """
+    reader = csv.reader(root.lines(path))
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+        wanted = [_position(header, column, root.name(path)) for column in columns]
+        for row in reader:
+            if not row:
+                continue
+            if len(row) < len(header):
+                raise UserError(
+                    f"{root.name(path)} line {reader.line_num} has {len(row)} of {len(header)} columns; "
+                    "complete the row or get the file again"
+                )
+            yield reader.line_num, [row[at] if at is not None else "" for at in wanted]
+    except csv.Error as error:
+        raise UserError(f"{root.name(path)} line {reader.line_num} is not CSV ({error}); get the file again") from None
+
+
+def _position(header: list[str], column: str, file: str) -> int | None:
+    name = column.removesuffix("?")
+    if name in header:
+        return header.index(name)
+    if column.endswith("?"):
+        return None
+    found = ", ".join(header) or "nothing"
+    raise UserError(f"{file} has no column '{name}' (found: {found}); add it to the first line")

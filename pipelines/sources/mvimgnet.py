@@ -1,0 +1,140 @@
+"""MVImgNet: `<class id>/<video id>/{images,masks,sparse/0}` and `mvimgnet_category.txt`.
+
+The published archives overlap and may lie unpacked side by side, `<archive>/<class id>/<video id>/...`: folders of the
+same class and video are one subject, whose frames, masks and sparse model each come from the first archive with them.
+Layout: README of GAP-LAB-CUHK-SZ/MVImgNet and, for the masks, of luyues/MVImgNet2.0.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from params import UserError
+from pipelines.sources import colmap
+from pipelines.sources.base import (
+    Photo,
+    Pose,
+    Prompt,
+    SourceParams,
+    Subject,
+    class_noun,
+    is_hidden,
+    is_image,
+    named_frames,
+    not_an_image,
+    read_captions,
+)
+from pipelines.storage import Root
+
+CATEGORIES = "mvimgnet_category.txt"
+
+_log = logging.getLogger(__name__)
+
+Centre = tuple[float, float, float]
+
+
+class MVImgNet:
+    """The reader of that layout. A frame that the sparse model lacks has no pose.
+
+    Raises:
+        UserError: the root or category list is missing or malformed, or the list lacks a class id.
+    """
+
+    def __init__(self, params: SourceParams) -> None:
+        self._params = params
+        self._root = Root(params.root)
+
+    def subjects(self) -> Iterator[Subject]:
+        """Yield one subject a video, by class id and video id in text order."""
+        names = read_categories(self._root)
+        captions = read_captions(self._root)
+        videos = self._videos()
+        if not videos:
+            raise UserError(f"'{self._root.url}' holds no <class id>/<video id>/ folders; unpack MVImgNet there")
+        for (class_id, video_id), folders in sorted(videos.items()):
+            if class_id not in names:
+                raise UserError(
+                    f"{self._root.name(CATEGORIES)} has no class id {class_id}, but folder '{folders[0]}' exists; "
+                    f"add the line '{class_id},<class name>' or remove the folder"
+                )
+            yield self._subject(f"{self._params.name}/{class_id}/{video_id}", names[class_id], folders, captions)
+
+    def prompts(self) -> Iterator[Prompt]:
+        """Yield nothing: this layout has no prompts."""
+        return iter(())
+
+    def _videos(self) -> dict[tuple[str, str], list[str]]:
+        """Return the folders of each (class id, video id), in order of the archives."""
+        top = [name for name in self._root.folders() if not is_hidden(name)]
+        classes = [name for name in top if name.isdecimal()]
+        for archive in top:
+            if not archive.isdecimal():
+                classes += [f"{archive}/{name}" for name in self._root.folders(archive) if name.isdecimal()]
+        videos: dict[tuple[str, str], list[str]] = {}
+        for folder in classes:
+            for video in self._root.folders(folder):
+                if not is_hidden(video):
+                    videos.setdefault((PurePosixPath(folder).name, video), []).append(f"{folder}/{video}")
+        return videos
+
+    def _subject(self, subject_id: str, name: str, folders: list[str], captions: dict[str, str]) -> Subject:
+        images = self._first_of_each(folders, "images")
+        masks = self._first_of_each(folders, "masks")
+        poses, centre = self._sparse(folders)
+        photos = []
+        for last, file in named_frames(images).items():
+            frame_id, path = f"{subject_id}/{last}", images[file]
+            if not is_image(file):
+                photos.append(not_an_image(frame_id, path))
+                continue
+            stem = PurePosixPath(file).stem
+            mask = masks.get(f"{stem}.png", masks.get(f"{file}.png"))
+            pose = poses.get(file, poses.get(stem))
+            photos.append(Photo(frame_id, path, mask_path=mask, caption=captions.get(path), pose=pose))
+        return Subject(subject_id, self._params.name, name, self._params.split, tuple(photos), centre)
+
+    def _first_of_each(self, folders: list[str], kind: str) -> dict[str, str]:
+        """Return {file name: path} of the folders' `kind` subfolders."""
+        paths: dict[str, str] = {}
+        for folder in folders:
+            for name in self._root.files(f"{folder}/{kind}"):
+                paths.setdefault(name, f"{folder}/{kind}/{name}")
+        return paths
+
+    def _sparse(self, folders: list[str]) -> tuple[dict[str, Pose], Centre | None]:
+        """Return the poses by file name and by stem, and the object's centre, of the first readable sparse model."""
+        for folder in folders:
+            try:
+                model = colmap.read_model(self._root, f"{folder}/sparse/0")
+                if model is not None:
+                    poses = colmap.poses(model)
+                    by_name = {PurePosixPath(name).name: pose for name, pose in sorted(poses.items())}
+                    by_stem = {PurePosixPath(name).stem: pose for name, pose in by_name.items()}
+                    return by_stem | by_name, colmap.object_centre(poses.values(), model.points)
+            except colmap.ColmapError as error:  # the photos are good without poses
+                _log.warning("%s: used without poses: %s", folder, error)
+        return {}, None
+
+
+def read_categories(root: Root) -> dict[str, str]:
+    """Return {class id: class noun} of the category list: `id,name` lines, no header, CRLF, stray spaces, any order.
+
+    Raises:
+        UserError: the list is missing, or a line is malformed or repeats an id with another name; names the line.
+    """
+    if not root.exists(CATEGORIES):
+        raise UserError(f"{root.name(CATEGORIES)} is missing; copy MVImgNet's category list there")
+    file = root.name(CATEGORIES)
+    names: dict[str, str] = {}
+    for number, line in enumerate(root.lines(CATEGORIES), start=1):
+        if not line.strip():
+            continue
+        class_id, _, raw = (part.strip() for part in line.partition(","))
+        name = class_noun(raw)
+        if not class_id.isdecimal() or not name:
+            raise UserError(f"{file} line {number} is '{line.strip()}'; write '<class id>,<class name>'")
+        if names.setdefault(class_id, name) != name:
+            raise UserError(f"{file} line {number} names class id {class_id} again; remove one of the lines")
+    return names

@@ -1,0 +1,159 @@
+"""The annotation files of Open Images, held so that the 14.6 million boxes of its train split fit into memory."""
+
+from __future__ import annotations
+
+import math
+import sys
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from pipelines.sources.base import csv_rows
+from pipelines.storage import Root
+
+_CORNERS = ("XMin", "YMin", "XMax", "YMax")
+_BOX_COLUMNS = ("ImageID", "LabelName", *_CORNERS, "IsGroupOf?", "IsDepiction?")
+_MASK_COLUMNS = ("ImageID", "LabelName", *(f"Box{corner}" for corner in _CORNERS), "BoxID", "MaskPath")
+
+# The box file and the mask file print the same box with their own rounding.
+_SAME_BOX = 1e-3
+
+_NO_MASK = ("", "")
+
+
+@dataclass(frozen=True)
+class Box:
+    """One row. corners: (x0, y0, x1, y1), NaN where no number stands; where: file and line; mask: MaskPath."""
+
+    label: str
+    corners: tuple[float, float, float, float]
+    where: str
+    group_of: bool = False
+    depiction: bool = False
+    box_id: str = ""
+    mask: str = ""
+
+    @property
+    def valid(self) -> bool:
+        """Whether the box has an area and lies in the photo."""
+        x0, y0, x1, y1 = self.corners
+        return 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
+
+
+class BoxRows:
+    """The rows of photos that exist, column by column, and the ids of photos that are named but do not exist.
+
+    photos: number of each ImageID that exists. file: for messages.
+    """
+
+    def __init__(self, photos: Mapping[str, int], file: str) -> None:
+        self.missing: set[str] = set()
+        self._photos = photos
+        self._file = file
+        self._photo = array("q")
+        self._line = array("q")
+        self._corners = array("d")
+        self._attributes = array("b")
+        self._labels: list[str] = []
+        self._masks: list[tuple[str, str]] = []
+
+    def add(
+        self,
+        line: int,
+        image_id: str,
+        label: str,
+        corners: Sequence[str],
+        attributes: int = 0,
+        mask: tuple[str, str] = _NO_MASK,
+    ) -> None:
+        """Take a row. attributes: 1 group of + 2 depiction; mask: (BoxID, MaskPath)."""
+        if image_id not in self._photos:
+            self.missing.add(image_id)
+            return
+        self._photo.append(self._photos[image_id])
+        self._line.append(line)
+        self._corners.extend(map(_number, corners))
+        self._attributes.append(attributes)
+        self._labels.append(sys.intern(label))
+        self._masks.append(mask)
+
+    def of(self, image_id: str) -> list[Box]:
+        """Return the rows of a photo that exists, in the order of the file; call it after the last `add`."""
+        order, photo = self._by_photo
+        number = self._photos[image_id]
+        first, end = np.searchsorted(photo, [number, number + 1])
+        return [self._row(int(row)) for row in order[first:end]]
+
+    @cached_property
+    def _by_photo(self) -> tuple[np.ndarray, np.ndarray]:
+        photo = np.array(self._photo, dtype=np.int64)
+        order = np.argsort(photo, kind="stable")
+        return order, photo[order]
+
+    def _row(self, row: int) -> Box:
+        x0, y0, x1, y1 = self._corners[4 * row : 4 * row + 4]
+        group_of, depiction = self._attributes[row] & 1, self._attributes[row] & 2
+        where = f"{self._file} line {self._line[row]}"
+        return Box(self._labels[row], (x0, y0, x1, y1), where, bool(group_of), bool(depiction), *self._masks[row])
+
+
+def read_boxes(root: Root, file: str, photos: Mapping[str, int]) -> BoxRows:
+    """Return the rows of `*-annotations-bbox.csv`; of the attributes, 1 is yes, 0 is no, -1 is unknown and taken as no.
+
+    Raises:
+        UserError: a column is missing or a row is cut short.
+    """
+    rows = BoxRows(photos, file)
+    for line, (image_id, label, *corners, group_of, depiction) in csv_rows(root, file, _BOX_COLUMNS):
+        rows.add(line, image_id, label, corners, (group_of.strip() == "1") + 2 * (depiction.strip() == "1"))
+    return rows
+
+
+def read_masks(root: Root, file: str, photos: Mapping[str, int]) -> BoxRows:
+    """Return the rows of `*-annotations-object-segmentation.csv`, none when there is no such file.
+
+    Raises:
+        UserError: a column is missing or a row is cut short.
+    """
+    rows = BoxRows(photos, file)
+    if root.exists(file):
+        for line, (image_id, label, *corners, box_id, mask) in csv_rows(root, file, _MASK_COLUMNS):
+            rows.add(line, image_id, label, corners, mask=(box_id, mask))
+    return rows
+
+
+def with_masks(boxes: Sequence[Box], masks: Sequence[Box]) -> dict[str, Box]:
+    """Return the boxes of a photo by BoxID or, where no mask tells it, by their number in the photo; sorted.
+
+    A mask belongs to the nearest free box of its class whose corners agree; one that fits no box brings its own. Rows
+    that repeat a BoxID are one.
+    """
+    named: dict[str, Box] = {}
+    taken: set[int] = set()
+    for mask in masks:
+        if mask.box_id in named:
+            continue
+        free = [n for n, box in enumerate(boxes) if n not in taken and box.label == mask.label]
+        distance, number = min(((_distance(boxes[n], mask), n) for n in free), default=(math.inf, -1))
+        if distance <= _SAME_BOX:
+            taken.add(number)
+            named[mask.box_id] = replace(boxes[number], box_id=mask.box_id, mask=mask.mask)
+        else:
+            named[mask.box_id] = mask
+    unnamed = {f"{n:03d}": box for n, box in enumerate(boxes) if n not in taken}
+    return dict(sorted((unnamed | named).items()))
+
+
+def _distance(one: Box, other: Box) -> float:
+    distances = [abs(a - b) for a, b in zip(one.corners, other.corners, strict=True)]
+    return math.inf if any(map(math.isnan, distances)) else max(distances)
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan

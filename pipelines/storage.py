@@ -1,0 +1,263 @@
+"""The one door to photos: local folders and fsspec URLs, and bytes to pixels."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+import numpy as np
+from PIL import Image
+
+from params import UserError
+
+if TYPE_CHECKING:
+    from pipelines.sources.base import SourceParams
+
+# Named, because Pillow would otherwise also try formats that start other programs (EPS). JPEG includes MPO.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+
+# EXIF orientation -> what undoes it (EXIF 2.3, tag 0x0112).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class DecodeError(Exception):
+    """Bytes that are not a usable image.
+
+    reason: `empty` (no bytes), `unreadable` (truncated, corrupt or not an image), `huge` (too many pixels).
+    detail: the measured value or the decoder's message.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class Root:
+    """The folder of a source: a local path or any URL that fsspec knows. All paths are relative to it, with `/`.
+
+    Raises:
+        UserError: the folder does not exist or cannot be reached.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self._fs, base = fsspec.core.url_to_fs(url)
+            found = self._fs.isdir(base)
+        except Exception as error:  # each remote file system has exceptions of its own
+            raise UserError(f"root '{url}' cannot be opened ({_one_line(error)}); correct it in params.yaml") from None
+        if not found:
+            raise UserError(
+                f"folder '{url}' does not exist; put the photos there or correct the root of that source in params.yaml"
+            )
+        self._base = base.rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"Root({self.url!r})"
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of a file.
+
+        Raises:
+            OSError: the file is gone or may not be read.
+        """
+        return self._fs.cat_file(self._full(path))
+
+    def lines(self, path: str) -> Iterator[str]:
+        """Yield the lines of a UTF-8 text file as they stand, without reading it whole; a byte order mark is dropped.
+
+        Raises:
+            UserError: the file cannot be read, or is not UTF-8.
+        """
+        try:
+            with self._fs.open(self._full(path), "rt", encoding="utf-8-sig", newline="") as stream:
+                yield from stream
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.name(path)} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+        except OSError as error:
+            raise UserError(f"{self.name(path)} cannot be read ({_one_line(error)}); check the file") from None
+
+    def ls(self, path: str = "") -> list[str]:
+        """Return the names of the files and folders in a folder, sorted; none when it does not exist."""
+        return sorted(name for name, _ in self._entries(path))
+
+    def files(self, path: str = "") -> list[str]:
+        """Return the names of the files in a folder, sorted; none when it does not exist."""
+        return sorted(name for name, folder in self._entries(path) if not folder)
+
+    def folders(self, path: str = "") -> list[str]:
+        """Return the names of the folders in a folder, sorted; none when it does not exist."""
+        return sorted(name for name, folder in self._entries(path) if folder)
+
+    def find(self, path: str = "") -> list[str]:
+        """Return the paths of all files below a folder, sorted."""
+        return sorted(name[len(self._base) :].lstrip("/") for name in self._fs.find(self._full(path)))
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder at `path`."""
+        return self._fs.exists(self._full(path))
+
+    def isdir(self, path: str) -> bool:
+        """Whether there is a folder at `path`."""
+        return self._fs.isdir(self._full(path))
+
+    def info(self, path: str) -> tuple[int, float]:
+        """Return (size in bytes, time of the last change in seconds; 0 where the file system does not tell).
+
+        Raises:
+            OSError: the file is gone.
+        """
+        full = self._full(path)
+        size = int(self._fs.info(full)["size"] or 0)
+        try:
+            return size, self._fs.modified(full).timestamp()
+        except (NotImplementedError, KeyError, AttributeError):
+            return size, 0.0
+
+    def name(self, path: str) -> str:
+        """Return how messages call `path`."""
+        return f"{self.url.rstrip('/')}/{path}"
+
+    def _full(self, path: str) -> str:
+        return f"{self._base}/{path}" if path else self._base
+
+    def _entries(self, path: str) -> list[tuple[str, bool]]:
+        full = self._full(path)
+        try:
+            found: list[dict[str, Any]] = self._fs.ls(full, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        inside = (entry for entry in found if entry["name"].rstrip("/") != full)  # object stores list the folder itself
+        return [(PurePosixPath(entry["name"]).name, self._is_folder(entry)) for entry in inside]
+
+    def _is_folder(self, entry: dict[str, Any]) -> bool:
+        if entry.get("islink"):  # a listing calls a link neither file nor folder
+            return self._fs.isdir(entry["name"])
+        return entry["type"] == "directory"
+
+
+class Roots:
+    """The roots of all sources by name, opened when first asked for.
+
+    Raises:
+        UserError: two sources have one name, or a name is unknown.
+    """
+
+    def __init__(self, sources: Iterable[SourceParams]) -> None:
+        self._urls: dict[str, str] = {}
+        self._open: dict[str, Root] = {}
+        for source in sources:
+            if source.name in self._urls:
+                raise UserError(f"params.yaml names two sources '{source.name}'; give each its own name")
+            self._urls[source.name] = source.root
+
+    def __getitem__(self, source: str) -> Root:
+        if source not in self._urls:
+            raise UserError(f"params.yaml has no source '{source}'; add it or run the curate stage again")
+        if source not in self._open:
+            self._open[source] = Root(self._urls[source])
+        return self._open[source]
+
+
+def decode_image(data: bytes, max_pixels: int | None = None) -> Image.Image:
+    """Return the photo as RGB, upright by its EXIF orientation, transparency on white, 16 bits scaled to 8.
+
+    `max_pixels` is compared with the size in the header, before any pixel is decoded; None leaves Pillow's own limit.
+
+    Raises:
+        DecodeError: empty, unreadable or huge.
+    """
+    return _guarded(data, max_pixels, lambda image: _rgb(_upright(image)))
+
+
+def decode_mask_image(data: bytes, max_pixels: int | None = None) -> np.ndarray:
+    """Return a mask image as bool [H, W], True on the subject.
+
+    A transparent image is a mask by its alpha, any other by its brightest channel; the cut is at half of the range.
+    Files that hold the values 0 and 1 only are taken as they are.
+
+    Raises:
+        DecodeError: empty, unreadable or huge.
+    """
+    return _guarded(data, max_pixels, lambda image: _foreground(_upright(image)))
+
+
+def _guarded(data: bytes, max_pixels: int | None, convert: Any) -> Any:
+    if not data:
+        raise DecodeError("empty", "0 bytes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # size is judged here, and harmless oddities of old files are not news
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+                if max_pixels is not None and width * height > max_pixels:
+                    raise DecodeError("huge", f"{width} x {height} px, the limit is {max_pixels} pixels")
+                image.load()
+                return convert(image)
+        except DecodeError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise DecodeError("huge", _one_line(error)) from None
+        except Image.UnidentifiedImageError:
+            raise DecodeError("unreadable", "not an image of a known format") from None
+        except Exception as error:  # Pillow's parsers raise whatever they stumble on
+            raise DecodeError("unreadable", _one_line(error)) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(0x0112, 1))
+    except Exception:  # broken metadata does not make the pixels unusable
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if _is_deep(image):
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    if image.has_transparency_data:
+        colour = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
+    return image.convert("RGB")
+
+
+def _foreground(image: Image.Image) -> np.ndarray:
+    if _is_deep(image):
+        values = _eight_bits(image)
+    elif image.has_transparency_data:
+        values = np.asarray(image.convert("RGBA"))[..., 3]
+    elif image.mode == "L":
+        values = np.asarray(image)
+    else:
+        values = np.asarray(image.convert("RGB")).max(axis=-1)
+    return values > (0 if values.max(initial=0) <= 1 else 127)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """Return a 16-bit grey image as uint8 [H, W]; values that fit in 8 bits are a grey image in a wide file."""
+    values = np.asarray(image).astype(np.int64).clip(0, 65535)
+    return (values >> 8 if values.max(initial=0) > 255 else values).astype(np.uint8)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

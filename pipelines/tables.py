@@ -1,0 +1,399 @@
+"""The Parquet tables: what each column means, and the one validated way to read and write them.
+
+A table is a folder of `part-00000.parquet` files, sorted by the table's keys across and within parts. Other packages see the
+work of the data stages only through this module.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pycocotools import mask as coco_mask
+
+from params import UserError
+
+# Small enough that a reader of one subject decodes little, large enough that Parquet's per-group cost does not show.
+ROW_GROUP = 4096
+
+REJECT_REASONS: dict[str, str] = {
+    # decided from metadata by a source reader
+    "no_annotation": "the photo has no box in the annotations",
+    "missing_file": "the annotations name a photo that is not there",
+    "bad_box": "the box is empty or outside the photo",
+    "group_of": "the box holds a group, not one subject",
+    "depiction": "the box holds a picture of the subject",
+    "not_an_image": "the file is not an image",
+    "class_not_wanted": "the class is not among the wanted ones",
+    # decided by curate
+    "empty": "the file has no bytes",
+    "unreadable": "the file cannot be decoded as an image",
+    "huge": "the photo has more pixels than curate.max_pixels",
+    "too_small": "the shorter side is below curate.min_side",
+    "bad_aspect": "the longer side is more than curate.max_aspect times the shorter",
+    "blurred": "sharpness is below curate.min_sharpness",
+    "bad_exposure": "the photo is nearly black, nearly white or without contrast",
+    "near_duplicate": "a frame of the same subject looks the same",
+    "subject_small": "the box covers less than curate.min_subject_area",
+    "too_few_views": "the subject has fewer good frames than curate.min_views",
+    # decided by mask
+    "mask_unreadable": "the shipped mask cannot be read or has another shape than the photo",
+    "mask_missing": "no mask was shipped and none was found",
+    "mask_empty": "the mask has no pixel",
+    # decided by the engine
+    "crashed": "the photo made its worker die each time it was tried",
+}
+
+
+class TableError(UserError):
+    """A Parquet file does not hold what its table says."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its Arrow type, what it means, and whether it may be null."""
+
+    type: pa.DataType
+    meaning: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A table: what one row is, the columns it is sorted by, and its columns."""
+
+    row: str
+    keys: tuple[str, ...]
+    columns: dict[str, Column]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema, each field carrying its meaning as metadata."""
+        return pa.schema(
+            pa.field(name, c.type, nullable=c.nullable, metadata={"meaning": c.meaning})
+            for name, c in self.columns.items()
+        )
+
+
+_text, _i32, _f32 = pa.string(), pa.int32(), pa.float32()
+_half = pa.list_(pa.float16())
+_frame_id = Column(_text, "path-like and stable: <source>/<class or split>/<subject>/<frame>")
+_subject_id = Column(_text, "the frame_id without its last part")
+_class_name = Column(_text, "class noun, as it stands in captions")
+
+TABLES: dict[str, TableSpec] = {
+    "frames": TableSpec(
+        row="a photo of a subject that passed every filter",
+        keys=("frame_id",),
+        columns={
+            "frame_id": _frame_id,
+            "subject_id": _subject_id,
+            "source": Column(_text, "name of the source in params.yaml"),
+            "class_name": _class_name,
+            "caption": Column(_text, "holds class_name as whole words"),
+            "split": Column(_text, "train or test; whole subjects"),
+            "path": Column(_text, "of the photo, relative to the root of its source"),
+            "mask_path": Column(_text, "of the mask shipped with the photo, relative to the root", nullable=True),
+            "box": Column(pa.list_(_f32, 4), "annotated x0, y0, x1, y1, fractions of the photo's sides", nullable=True),
+            "width": Column(_i32, "px, after EXIF rotation"),
+            "height": Column(_i32, "px, after EXIF rotation"),
+            "sha256": Column(_text, "of the file's bytes, hex"),
+            "phash": Column(pa.uint64(), "64-bit DCT perceptual hash"),
+            "sharpness": Column(_f32, "variance of the Laplacian at curate.sharpness_side px"),
+            "rotation": Column(pa.list_(_f32, 9), "world to camera, row-major (COLMAP axes)", nullable=True),
+            "translation": Column(pa.list_(_f32, 3), "world to camera", nullable=True),
+            "focal": Column(pa.list_(_f32, 2), "fx, fy, px", nullable=True),
+            "centre": Column(pa.list_(_f32, 2), "principal point cx, cy, px", nullable=True),
+            "object_centre": Column(pa.list_(_f32, 3), "centre of the subject in world units", nullable=True),
+        },
+    ),
+    "rejects": TableSpec(
+        row="a photo dropped, with the reason",
+        keys=("id", "reason"),
+        columns={
+            "id": Column(_text, "frame_id of what was dropped"),
+            "stage": Column(_text, "the stage that dropped it"),
+            "reason": Column(_text, "a key of REJECT_REASONS"),
+            "detail": Column(_text, "the measured value or the decoder's message"),
+        },
+    ),
+    "triplets": TableSpec(
+        row="a training sample: three frames of one subject",
+        keys=("triplet_id",),
+        columns={
+            "triplet_id": Column(_text, "<subject_id>/<index>"),
+            "subject_id": _subject_id,
+            "class_name": _class_name,
+            "reference": Column(_text, "frame_id of the input, segmented"),
+            "positive": Column(_text, "frame_id of MACL's and the contrastive pair's other view, segmented"),
+            "target": Column(_text, "frame_id of the full photo that diffusion reconstructs"),
+            "reference_target_angle": Column(_f32, "degrees between viewing directions", nullable=True),
+            "reference_positive_angle": Column(_f32, "degrees between viewing directions", nullable=True),
+            "method": Column(_text, "pose, order (frame distance) or augment (single photo)"),
+        },
+    ),
+    "prompts": TableSpec(
+        row="an evaluation prompt of a subject",
+        keys=("subject_id", "prompt_id"),
+        columns={
+            "subject_id": _subject_id,
+            "class_name": _class_name,
+            "prompt_id": Column(_i32, "position in the source's list"),
+            "template": Column(_text, "the prompt with {class} where the class noun stands"),
+            "group": Column(_text, "style, shape, scene, accessory or another group the source names"),
+        },
+    ),
+    "masks": TableSpec(
+        row="a subject in a photo",
+        keys=("frame_id",),
+        columns={
+            "frame_id": _frame_id,
+            "phrase": Column(_text, "what the detector was asked for"),
+            "method": Column(_text, "annotated or grounded_sam"),
+            "box": Column(pa.list_(_f32, 4), "x0, y0, x1, y1, px"),
+            "score": Column(_f32, "of the detection, 0..1; 1 for an annotation"),
+            "height": Column(_i32, "px"),
+            "width": Column(_i32, "px"),
+            "rle": Column(pa.binary(), "COCO compressed run lengths, column-major"),
+            "mask_score": Column(_f32, "predicted IoU of the mask, 0..1; 1 for an annotation"),
+            "area": Column(_f32, "fraction of the photo"),
+            "border_contact": Column(_f32, "fraction of the mask's outline that lies on the photo's border"),
+            "quality": Column(_text, "ok, or the first rule it breaks: small, large, border, low_score"),
+        },
+    ),
+    "embeddings": TableSpec(
+        row="a segmented subject photo",
+        keys=("frame_id",),
+        columns={
+            "frame_id": _frame_id,
+            "subject_id": _subject_id,
+            "encoder": Column(_text, "name of the image encoder"),
+            "vector": Column(_half, "unit vector"),
+        },
+    ),
+    "similarity": TableSpec(
+        row="a tile of subject x subject cosines",
+        keys=("tile_id",),
+        columns={
+            "tile_id": Column(_text, "<grouping>/<group>/<row block>/<column block>"),
+            "grouping": Column(_i32, "index of the seeded partition into groups"),
+            "group": Column(_i32, "index of the group; tiles exist inside groups only"),
+            "row_subjects": Column(pa.list_(_text), "subject_id of each row"),
+            "column_subjects": Column(pa.list_(_text), "subject_id of each column"),
+            "values": Column(_half, "cosines -1..1, row-major"),
+        },
+    ),
+    "latents": TableSpec(
+        row="a target photo",
+        keys=("frame_id",),
+        columns={
+            "frame_id": _frame_id,
+            "latent": Column(_half, "scaled VAE latent [channels, height, width], flat; the mean of the posterior"),
+            "channels": Column(_i32, "of the latent"),
+            "height": Column(_i32, "of the latent"),
+            "width": Column(_i32, "of the latent"),
+            "subject_mask": Column(pa.list_(pa.uint8()), "[height, width] flat, 255 = all subject; the latent's crop"),
+        },
+    ),
+    "features": TableSpec(
+        row="an augmentation of a segmented photo",
+        keys=("frame_id", "augmentation"),
+        columns={
+            "frame_id": _frame_id,
+            "augmentation": Column(_i32, "0 is the plain segment, others are placed at random"),
+            "hidden": Column(_half, "image-encoder hidden states [layers, tokens, width], flat"),
+            "layers": Column(_i32, "of hidden"),
+            "tokens": Column(_i32, "of hidden"),
+            "width": Column(_i32, "of hidden"),
+        },
+    ),
+    "generations": TableSpec(
+        row="a generated picture",
+        keys=("subject_id", "group", "prompt_id", "index"),
+        columns={
+            "subject_id": _subject_id,
+            "class_name": _class_name,
+            "prompt_id": Column(_i32, "of the prompts table; -1 for the reconstruction prompt"),
+            "group": Column(_text, "the prompt's group; reconstruction for 'a photo of a <class>'"),
+            "prompt": Column(_text, "as given to the model, class noun inserted"),
+            "index": Column(_i32, "0.. of the pictures of one prompt"),
+            "seed": Column(pa.int64(), "of the starting noise"),
+            "reference": Column(_text, "frame_id of the reference photo"),
+            "image": Column(pa.binary(), "PNG"),
+        },
+    ),
+    "scores": TableSpec(
+        row="the scores of a picture",
+        keys=("method", "subject_id", "group", "prompt_id", "index"),
+        columns={
+            "method": Column(_text, "customcontrast, or an oracle: real, copy"),
+            "subject_id": _subject_id,
+            "prompt_id": Column(_i32, "as in generations"),
+            "group": Column(_text, "as in generations"),
+            "index": Column(_i32, "as in generations"),
+            "segmented": Column(pa.bool_(), "whether Grounded SAM found the class noun"),
+            "clip_t": Column(_f32, "cosine of CLIP text and picture, -1..1", nullable=True),
+            "clip_i": Column(_f32, "mean cosine to the subject's segmented photos, -1..1", nullable=True),
+            "dino_i": Column(_f32, "the same with DINO", nullable=True),
+        },
+    ),
+}
+
+
+def spec(name: str) -> TableSpec:
+    """Return the definition of table `name`."""
+    return TABLES[name]
+
+
+def from_rows(name: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Return `rows` as a table sorted by its keys.
+
+    Raises:
+        TableError: a column is missing, unknown, null where it may not be, or of another type.
+    """
+    table_spec = TABLES[name]
+    for row in rows:
+        if row.keys() != table_spec.columns.keys():
+            odd = sorted(row.keys() ^ table_spec.columns.keys())
+            raise TableError(f"table {name}: a row lacks or adds the columns {', '.join(odd)}; see pipelines/tables.py")
+    try:
+        table = pa.Table.from_pylist(list(rows), schema=table_spec.schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise TableError(f"table {name}: {error}") from None
+    return sort(name, table)
+
+
+def path_order(identifier: str) -> list[str]:
+    """Return the sort key of a path-like id: part by part, so that what is inside a subject sorts with the subject."""
+    return identifier.split("/")
+
+
+def sort(name: str, table: pa.Table) -> pa.Table:
+    """Return `table` sorted by the table's keys (ids in `path_order`) and checked against its schema."""
+    keys = [table[key].to_pylist() for key in TABLES[name].keys]
+    ranks = [[path_order(v) if isinstance(v, str) else v for v in column] for column in keys]
+    order = sorted(range(table.num_rows), key=list(zip(*ranks, strict=True)).__getitem__)
+    return check(name, table.take(pa.array(order, pa.int64())), f"table {name}")
+
+
+def check(name: str, table: pa.Table, origin: str) -> pa.Table:
+    """Return `table` if it has exactly the columns of table `name`; `origin` names it in errors."""
+    for column, wanted in TABLES[name].columns.items():
+        if column not in table.column_names:
+            raise TableError(f"{origin}: column '{column}' is missing; run the stage that writes '{name}' again")
+        found = table.schema.field(column).type
+        if found != wanted.type:
+            raise TableError(
+                f"{origin}: column '{column}' is {found}, expected {wanted.type}; run the stage that writes '{name}' again"
+            )
+        if not wanted.nullable and table[column].null_count:
+            raise TableError(f"{origin}: column '{column}' has nulls; run the stage that writes '{name}' again")
+    extra = [c for c in table.column_names if c not in TABLES[name].columns]
+    if extra:
+        raise TableError(f"{origin}: unknown column '{extra[0]}'; run the stage that writes '{name}' again")
+    return table
+
+
+def write_part(file: Path, name: str, table: pa.Table) -> None:
+    """Write `table` to `file` so that a reader sees all of it or nothing; same rows, same bytes."""
+    check(name, table, str(file))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        pq.write_table(table.cast(TABLES[name].schema), stream, row_group_size=ROW_GROUP, compression="zstd")
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def write(folder: Path, name: str, table: pa.Table) -> None:
+    """Write a whole table as one part under `folder/name`, replacing what is there."""
+    target = folder / name
+    target.mkdir(parents=True, exist_ok=True)
+    for old in target.glob("part-*.parquet"):
+        old.unlink()
+    write_part(target / "part-00000.parquet", name, sort(name, table))
+
+
+def parts(folder: Path, name: str) -> list[Path]:
+    """Return the part files of a table, in order.
+
+    Raises:
+        TableError: the table is not there.
+    """
+    found = sorted((folder / name).glob("part-*.parquet"))
+    if not found:
+        raise TableError(f"{folder / name} holds no table '{name}'; run the stage that writes it ({folder.name}) first")
+    return found
+
+
+def read_part(file: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return one part file, checked. `columns` limits what is read."""
+    try:
+        with pq.ParquetFile(file) as parquet:
+            check(name, parquet.schema_arrow.empty_table(), str(file))
+            return parquet.read(columns=list(columns) if columns is not None else None)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise TableError(f"{file} is not a readable Parquet file ({reason}); run its stage again") from None
+
+
+def read(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a whole table, checked, in key order.
+
+    Raises:
+        TableError: the table is missing, unreadable or has another schema; names file and column.
+    """
+    return pa.concat_tables([read_part(part, name, columns) for part in parts(folder, name)])
+
+
+def rows(folder: Path, name: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table as dictionaries, part by part."""
+    for part in parts(folder, name):
+        yield from read_part(part, name, columns).to_pylist()
+
+
+def reject(frame_id: str, stage: str, reason: str, detail: str = "") -> dict[str, Any]:
+    """Return a row of the rejects table; `reason` must be a key of REJECT_REASONS."""
+    if reason not in REJECT_REASONS:
+        raise KeyError(f"'{reason}' is not in REJECT_REASONS")
+    return {"id": frame_id, "stage": stage, "reason": reason, "detail": detail}
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """Return a bool mask [H, W] as COCO compressed run lengths."""
+    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
+
+
+def decode_mask(counts: bytes, height: int, width: int) -> np.ndarray:
+    """Return the bool mask [H, W] of COCO compressed run lengths."""
+    return coco_mask.decode({"counts": counts, "size": [height, width]}).astype(bool)
+
+
+def halves(values: np.ndarray) -> pa.Array:
+    """Return a 2-D array [rows, n] as Arrow lists of fp16."""
+    flat = np.ascontiguousarray(values, dtype=np.float16)
+    offsets = np.arange(0, flat.size + 1, flat.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat.reshape(-1)))
+
+
+def stack_halves(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of equally long fp16 lists as an array [rows, n]."""
+    if not len(column):
+        return np.empty((0, 0), dtype=np.float16)
+    combined = column.combine_chunks()
+    return combined.flatten().to_numpy(zero_copy_only=False).reshape(len(combined), -1)
+
+
+def count_by(values: Iterable[str]) -> dict[str, int]:
+    """Return how often each value occurs, most frequent first, ties by name."""
+    counts: dict[str, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

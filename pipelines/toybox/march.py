@@ -1,0 +1,120 @@
+"""Camera rays and sphere tracing.
+
+Sphere tracing (Hart, 1996) walks each ray by the distance to the nearest surface. The smallest distance met on the way,
+in pixels, also says how far outside the outline a ray passes; that is what antialiases the outline.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.toybox.world import View
+
+FOCAL = 1.7
+"""Focal length as a multiple of the picture's side (a field of view of about 33 degrees)."""
+
+STEPS = 32
+HIT = 0.0025
+"""A ray has hit when it is this near a surface, in units of the enclosing sphere's radius."""
+
+
+def camera(view: View, size: int = 64) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """World to camera rotation R [3, 3], translation t [3] and intrinsics K [3, 3] (pixels) of a view.
+
+    The world is the subject's frame: y up, the enclosing sphere has radius 1. The camera's axes are COLMAP's: x right,
+    y down, z forward; pixel centres at half-integers. A point p projects to K (R p + t). The camera looks straight at the
+    subject unless `position` moves it sideways; K is the same for all views.
+    """
+    az, el, roll = np.radians([view.azimuth, view.elevation, view.roll])
+    back = np.array([np.sin(az) * np.cos(el), np.sin(el), np.cos(az) * np.cos(el)])
+    right = np.array([np.cos(az), 0.0, -np.sin(az)])
+    down = np.cross(-back, right)
+    c, s = np.cos(roll), np.sin(roll)
+    rotation = np.stack([c * right + s * down, c * down - s * right, -back])
+    distance = np.sqrt(1 + (2 * FOCAL / view.size) ** 2)
+    x, y = view.position
+    translation = np.array([x / FOCAL * distance, y / FOCAL * distance, distance])
+    k = np.array([[FOCAL * size, 0, size / 2], [0, FOCAL * size, size / 2], [0, 0, 1.0]])
+    return rotation, translation, k
+
+
+@dataclass(frozen=True)
+class Rays:
+    """One ray a pixel. origin: three tensors [B, 1, 1]; direction: three tensors [B, H, W] of unit length.
+
+    slope [H, W]: depth gained per unit of ray, so that a pixel is `depth / focal` wide.
+    """
+
+    origin: tuple[Tensor, Tensor, Tensor]
+    direction: tuple[Tensor, Tensor, Tensor]
+    slope: Tensor
+
+
+def rays(views: list[View], size: int, device: torch.device | str) -> Rays:
+    """The rays through all pixel centres of the views, in the subject's frame."""
+    poses = [camera(view, size) for view in views]
+    r = torch.from_numpy(np.stack([pose[0] for pose in poses]).astype(np.float32)).to(device)[:, :, :, None, None]
+    centres = np.stack([-pose[0].T @ pose[1] for pose in poses]).astype(np.float32)
+    o = torch.from_numpy(centres).to(device)[:, :, None, None]
+    at = (torch.arange(size, device=device) + 0.5 - size / 2) / (FOCAL * size)
+    u, v = at[None, :].expand(size, size), at[:, None].expand(size, size)
+    far = torch.sqrt(u * u + v * v + 1)
+    a, b = u / far, v / far
+    c = 1 / far
+    d = [r[:, 0, i] * a + r[:, 1, i] * b + r[:, 2, i] * c for i in range(3)]
+    return Rays((o[:, 0], o[:, 1], o[:, 2]), (d[0], d[1], d[2]), c)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Nearest approach of every ray. gap [B, H, W]: smallest distance (0: hit, large: never near); t: where on the ray."""
+
+    gap: Tensor
+    t: Tensor
+
+
+FAR = 1e3
+
+
+def trace(
+    lines: Rays,
+    centre: tuple[Tensor, Tensor, Tensor],
+    radius: Tensor,
+    distance: Callable[[tuple[Tensor, Tensor, Tensor], Tensor], Tensor],
+) -> Trace:
+    """March the rays that enter a sphere per image through `distance(points, image index [N]) -> [N]`.
+
+    centre: three tensors [B, 1, 1], radius [B, 1, 1] of the enclosing spheres.
+    """
+    b, h, w = lines.direction[0].shape
+    ox, oy, oz = (o - c for o, c in zip(lines.origin, centre, strict=True))
+    dx, dy, dz = lines.direction
+    middle = -(ox * dx + oy * dy + oz * dz)
+    inside = radius * radius - (ox * ox + oy * oy + oz * oz - middle * middle)
+    slot = (inside > 0).reshape(-1).nonzero()[:, 0]
+    gap, where = torch.full_like(dx, FAR).reshape(-1), middle.reshape(-1).clone()
+    half = torch.sqrt(inside.reshape(-1)[slot])
+    middle = where[slot]
+    t, end = middle - half, middle + half
+    image = slot // (h * w)
+    origin = [o.reshape(-1)[image] for o in lines.origin]
+    direction = [d.reshape(-1)[slot] for d in lines.direction]
+    best, at = torch.full_like(t, FAR), t
+    for step in range(STEPS):
+        d = distance(tuple(o + t * e for o, e in zip(origin, direction, strict=True)), image)  # type: ignore[arg-type]
+        nearer = d < best
+        best, at = torch.where(nearer, d, best), torch.where(nearer, t, at)
+        t = t + d
+        if step % 4 == 3 or step == STEPS - 1:
+            gap[slot], where[slot] = best, at
+            keep = ((best > HIT) & (t < end)).nonzero()[:, 0]
+            if not len(keep):
+                break
+            slot, image, t, end, best, at = (x[keep] for x in (slot, image, t, end, best, at))
+            origin, direction = [o[keep] for o in origin], [e[keep] for e in direction]
+    gap = torch.where(gap <= HIT, torch.zeros_like(gap), gap)
+    return Trace(gap.reshape(b, h, w), where.reshape(b, h, w))

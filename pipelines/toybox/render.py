@@ -1,0 +1,306 @@
+"""Pictures of the embedded world: sphere-traced subjects before painted scenes, with exact masks, in torch alone.
+
+The same item gives the same bytes in any batch (see `exact`); on a GPU the bytes may differ by rounding.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelines.toybox import exact
+from pipelines.toybox.accessories import ACCESSORIES, fit
+from pipelines.toybox.exact import Noise, mix
+from pipelines.toybox.march import FOCAL, Rays, Trace, camera, rays, trace
+from pipelines.toybox.scenes import BLANK, SCENES, Stage
+from pipelines.toybox.sdf import DETAIL, FAMILIES, WORN, Anchors, Parts, Point, nearest, union
+from pipelines.toybox.styles import STYLES, Photo
+from pipelines.toybox.surface import PATTERNS
+from pipelines.toybox.world import Look, Subject, View
+
+__all__ = ["Item", "Rendered", "camera", "render"]
+
+Item = tuple[Subject, View, Look]
+CHUNK = 48
+"""Images drawn at once; keeps the working set in the processor's cache and bounds memory."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A batch of pictures.
+
+    images: uint8 [B, H, W, 3], sRGB. masks: bool [B, H, W], the subject with what it wears. subject_masks: bool
+    [B, H, W], the visible subject alone. parts: uint8 [B, H, W], part ids of `sdf`, 0 outside the mask. depth: float32
+    [B, H, W], z in the camera's frame at the subject's surface (enclosing sphere's radius = 1), 0 outside the mask.
+    """
+
+    images: Tensor
+    masks: Tensor
+    subject_masks: Tensor
+    parts: Tensor
+    depth: Tensor
+
+
+def render(items: Sequence[Item], size: int = 64, device: torch.device | str = "cpu") -> Rendered:
+    """Draw every (subject, view, look) as a picture of size x size pixels."""
+    order = sorted(range(len(items)), key=lambda i: (items[i][2].shape or items[i][0].family, items[i][2].scene, i))
+    chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
+    with torch.no_grad():
+        done = [_draw([items[i] for i in chunk], size, device) for chunk in chunks]
+    place = torch.tensor(order).argsort().to(device)
+    return Rendered(*(torch.cat([d[k] for d in done])[place] for k in range(5)))
+
+
+def _groups(keys: Sequence[str | None]) -> Iterator[tuple[str, list[int]]]:
+    for key in sorted({k for k in keys if k is not None}):
+        yield key, [i for i, k in enumerate(keys) if k == key]
+
+
+@dataclass(frozen=True)
+class _Solid:
+    """Something to trace: its parts in its own frame, and per image where that frame lies in the subject's world.
+
+    rows: indices of the images it is in. centre: three tensors [n, 1, 1], scale [n, 1, 1], reach: radius of the enclosing
+    sphere in its own frame. q: the four proportions, tensors [n].
+    """
+
+    parts: Callable[[Point, tuple[Tensor, ...]], Parts]
+    rows: list[int]
+    centre: tuple[Tensor, Tensor, Tensor]
+    scale: Tensor
+    reach: float
+    q: tuple[Tensor, ...]
+
+    def local(self, p: Point, image: Tensor) -> tuple[Point, tuple[Tensor, ...], Tensor]:
+        s = self.scale.reshape(-1)[image]
+        x, y, z = ((a - c.reshape(-1)[image]) / s for a, c in zip(p, self.centre, strict=True))
+        return (x, y, z), tuple(q[image] for q in self.q), s
+
+    def distance(self, p: Point, image: Tensor) -> Tensor:
+        own, q, s = self.local(p, image)
+        return union(self.parts(own, q)) * s
+
+    def normal(self, p: Point, image: Tensor, step: float = 0.012) -> Point:
+        """The outward unit normal, by differences over a tetrahedron's corners."""
+        own, q, _ = self.local(p, image)
+        total = [torch.zeros_like(own[0]) for _ in range(3)]
+        for signs in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
+            d = union(self.parts(tuple(a + k * step for a, k in zip(own, signs, strict=True)), q))  # type: ignore[arg-type]
+            total = [a + d * k for a, k in zip(total, signs, strict=True)]
+        return exact.normalize(*total)
+
+
+def _column(values: Sequence[float], device: torch.device | str) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+
+
+def _anchors(subject: Subject, look: Look) -> Anchors:
+    return FAMILIES[look.shape or subject.family].anchors(subject.proportions)
+
+
+def _fit(subject: Subject, look: Look) -> tuple[float, float]:
+    """Scale and height of the subject's frame in the world."""
+    return fit(look.accessory, _anchors(subject, look)) if look.accessory else (1.0, 0.0)
+
+
+def _solids(items: list[Item], device: torch.device | str) -> Iterator[_Solid]:
+    """The bodies, one per family in the chunk, then the accessories, one per kind."""
+    for family, rows in _groups([look.shape or subject.family for subject, _, look in items]):
+        fits = [_fit(items[i][0], items[i][2]) for i in rows]
+        zero = _column([0.0] * len(rows), device)
+        q = tuple(_column([items[i][0].proportions[k] for i in rows], device)[:, 0, 0] for k in range(4))
+        centre = (zero, _column([f[1] for f in fits], device), zero)
+        yield _Solid(FAMILIES[family].parts, rows, centre, _column([f[0] for f in fits], device), 1.0, q)  # type: ignore[arg-type]
+    for name, rows in _groups([look.accessory for _, _, look in items]):
+        row, places = ACCESSORIES[name], []
+        for i in rows:
+            x, y, z, radius = getattr(_anchors(items[i][0], items[i][2]), row.anchor)
+            scale, height = _fit(items[i][0], items[i][2])
+            places.append((x * scale, y * scale + height, z * scale, radius * scale))
+        x, y, z, r = (_column([p[k] for p in places], device) for k in range(4))
+        yield _Solid(lambda p, q, row=row: row.parts(p), rows, (x, y, z), r, 1.75, ())  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One solid seen in its images: alpha, t, parts [n, H, W] and colour [n, 3, H, W]."""
+
+    rows: list[int]
+    alpha: Tensor
+    t: Tensor
+    parts: Tensor
+    rgb: Tensor
+
+
+def _coverage(lines: Rays, found: Trace, size: int) -> Tensor:
+    """How much of each pixel the solid covers: 1 inside, at least 1/2 where the ray through its centre hits.
+
+    Outside the outline it follows from the gap in pixels; just inside, from the largest gap among the four neighbours,
+    which is at most one pixel more than its own.
+    """
+    pixels = found.gap / (found.t * lines.slope) * (FOCAL * size)
+    outside = (0.5 - pixels).clamp(0, 0.499)
+    beside = torch.zeros_like(pixels)
+    for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+        beside = torch.maximum(beside, exact.shift(pixels, dy, dx))
+    inside = (1.5 - beside).clamp(0.5, 1)
+    return torch.where(found.gap > 0, outside, inside)
+
+
+def _shade(solid: _Solid, items: list[Item], lines: Rays, found: Trace, alpha: Tensor, size: int) -> _Layer:
+    """Colours and part ids where alpha > 0."""
+    n, h, w = alpha.shape
+    device = alpha.device
+    slot = (alpha > 0).reshape(-1).nonzero()[:, 0]
+    image = slot // (h * w)
+    t = found.t.reshape(-1)[slot]
+    d = tuple(e.reshape(-1)[slot] for e in lines.direction)
+    p: Point = tuple(o.reshape(-1)[image] + t * e for o, e in zip(lines.origin, d, strict=True))  # type: ignore[assignment]
+    own, q, scale = solid.local(p, image)
+    part = nearest(solid.parts(own, q))
+    pixel = t / (FOCAL * size) / scale
+    base = _albedo([items[i] for i in solid.rows], own, part, image, pixel)
+    nx, ny, nz = solid.normal(p, image)
+    open_ = union(solid.parts((own[0] + 0.14 * nx, own[1] + 0.14 * ny, own[2] + 0.14 * nz), q)) / 0.14
+    shade = (0.45 + 0.55 * open_).clamp(0.35, 1)
+
+    looks = [SCENES[items[i][2].scene] for i in solid.rows]
+    angles = torch.tensor([items[i][1].light for i in solid.rows], dtype=torch.float32, device=device) / 360
+    cosine = exact.wave(angles[:, 1] + 0.25)
+    light = (exact.wave(angles[:, 0]) * cosine, exact.wave(angles[:, 1]), exact.wave(angles[:, 0] + 0.25) * cosine)
+    lx, ly, lz = (v[image] for v in light)
+    key = torch.tensor([s.key for s in looks], device=device)[image]
+    ambient = torch.tensor([s.ambient for s in looks], device=device)[image]
+    facing = nx * lx + ny * ly + nz * lz
+    lambert = (facing * 0.85 + 0.15).clamp(min=0)
+    hx, hy, hz = exact.normalize(lx - d[0], ly - d[1], lz - d[2])
+    gloss = (nx * hx + ny * hy + nz * hz).clamp(min=0)
+    for _ in range(5):
+        gloss = gloss * gloss
+    graze = 1 + nx * d[0] + ny * d[1] + nz * d[2]
+    rim = (graze * graze * graze).clamp(0, 1) * (0.6 + 0.4 * ny)
+    soft = ((0.50 + 0.15 * ny) * shade)[:, None] * ambient
+    rgb = base * (soft + (0.52 * lambert * shade)[:, None] * key)
+    rgb = rgb + (0.22 * gloss * (facing > 0))[:, None] * key + (0.18 * rim)[:, None] * ambient
+    veil = torch.tensor([s.veil for s in looks], device=device)[image][:, None]
+    rgb = mix(rgb, torch.tensor([s.haze for s in looks], device=device)[image], veil)
+
+    flat = torch.zeros(n * h * w, 3, device=device)
+    flat[slot] = rgb
+    parts = torch.zeros(n * h * w, dtype=torch.uint8, device=device)
+    parts[slot] = part.to(torch.uint8)
+    planes = flat.reshape(n, h, w, 3).permute(0, 3, 1, 2)
+    return _Layer(solid.rows, alpha, found.t, parts.reshape(n, h, w), planes)
+
+
+def _albedo(items: list[Item], own: Point, part: Tensor, image: Tensor, pixel: Tensor) -> Tensor:
+    """Surface colours [N, 3] at points of the solid's own frame."""
+    device = part.device
+    kind = [look.accessory for _, _, look in items]
+    subject = torch.tensor([s.rgb for s, _, _ in items], device=device)
+    worn = [ACCESSORIES[k] if k else next(iter(ACCESSORIES.values())) for k in kind]
+    fixed = torch.tensor([[(0.86, 0.86, 0.84), (0.06, 0.06, 0.07), a.colour, a.trim] for a in worn], device=device)
+    palette = torch.cat([subject, fixed], 1)  # main, pattern, detail, pale, dark, worn, trim
+    column = torch.where(part >= DETAIL, part, torch.zeros_like(part))
+    colour = palette[image, column]
+    share = torch.zeros_like(pixel)
+    scale = torch.tensor([s.scale for s, _, _ in items], device=device)
+    phase = torch.tensor([s.phase for s, _, _ in items], device=device)
+    for name, rows in _groups([s.pattern if s.pattern != "plain" else None for s, _, _ in items]):
+        chosen = torch.zeros(len(items), dtype=torch.bool, device=device)
+        chosen[rows] = True
+        at = (chosen[image] & (part < DETAIL)).nonzero()[:, 0]
+        i = image[at]
+        x, y, z = own
+        share[at] = PATTERNS[name].paint((x[at], y[at], z[at]), scale[i], phase[i], pixel[at])
+    return mix(colour, palette[image, torch.ones_like(column)], share[:, None])
+
+
+def _backgrounds(items: list[Item], noise_seeds: list[int], size: int, device: torch.device | str) -> Tensor:
+    """The painted scenes [B, 3, H, W]."""
+    out = torch.empty(len(items), 3, size, size, device=device)
+    at = (torch.arange(size, device=device) + 0.5) / size
+    for name, rows in _groups([look.scene for _, _, look in items]):
+        noise = Noise([noise_seeds[i] for i in rows], size, device)
+        level = _column([0.40 - 0.006 * (items[i][1].elevation - 20) for i in rows], device)
+        horizon = (level + noise.number(-0.06, 0.06)).clamp(0.16, 0.48)
+        stage = Stage(at[None, None, :].expand(1, size, size), at[None, :, None].expand(1, size, size), horizon, noise)
+        out[rows] = SCENES[name].paint(stage)
+    return out
+
+
+def _shadows(items: list[Item], solids: list[_Solid], lines: Rays) -> Tensor:
+    """How much light the ground loses [B, H, W]: contact shadow and a soft cast shadow."""
+    b, h, w = lines.direction[0].shape
+    device = lines.slope.device
+    shadow = torch.zeros(b, h, w, device=device)
+    for solid in solids:
+        rows = [i for i in solid.rows if items[i][2].scene != BLANK]
+        if not rows:
+            continue
+        inner = torch.tensor([solid.rows.index(i) for i in rows], device=device)
+        base = []
+        for i in rows:
+            scale, height = _fit(items[i][0], items[i][2])
+            base.append(_anchors(items[i][0], items[i][2]).base * scale + height)
+        ground = _column(base, device)
+        ox, oy, oz = (o[rows] for o in lines.origin)
+        dx, dy, dz = (d[rows] for d in lines.direction)
+        t = (ground - oy) / torch.minimum(dy, torch.full_like(dy, -1e-4))
+        gx, gz = ox + t * dx, oz + t * dz
+        slot = ((dy < -1e-3) & (gx * gx + gz * gz < 5.0)).reshape(-1).nonzero()[:, 0]
+        image = slot // (h * w)
+        gx, gz, gy = gx.reshape(-1)[slot], gz.reshape(-1)[slot], ground.reshape(-1)[image] + 0.02
+        turn = torch.tensor([items[i][1].light for i in rows], dtype=torch.float32, device=device) / 360
+        flat = exact.wave(turn[:, 1] + 0.25)
+        lx, ly, lz = exact.wave(turn[:, 0]) * flat, exact.wave(turn[:, 1]), exact.wave(turn[:, 0] + 0.25) * flat
+        lit = solid.distance((gx, gy, gz), inner[image]) / 0.30
+        lit = 0.30 + 0.70 * lit.clamp(0, 1)
+        for far in (0.22, 0.5, 0.85, 1.25):
+            p = (gx + far * lx[image], gy + far * ly[image], gz + far * lz[image])
+            lit = torch.minimum(lit, 0.30 + 0.70 * (0.55 + solid.distance(p, inner[image]) / (0.34 * far)).clamp(0, 1))
+        part = torch.zeros(len(rows) * h * w, device=device)
+        part[slot] = (1 - lit) / 0.70
+        shadow[rows] = torch.maximum(shadow[rows], part.reshape(len(rows), h, w))
+    return shadow
+
+
+def _draw(items: list[Item], size: int, device: torch.device | str) -> tuple[Tensor, ...]:
+    """One chunk: images, masks, subject masks, parts, depth as in `Rendered`."""
+    lines = rays([view for _, view, _ in items], size, device)
+    seeds = [look.seed for _, _, look in items]
+    solids = list(_solids(items, device))
+    rgb = _backgrounds(items, seeds, size, device)
+    strength = _column([SCENES[look.scene].shadow for _, _, look in items], device)
+    rgb = rgb * (1 - strength * _shadows(items, solids, lines))[:, None]
+
+    alpha = torch.zeros(len(items), size, size, device=device)
+    parts = torch.zeros(len(items), size, size, dtype=torch.uint8, device=device)
+    near = torch.full_like(alpha, 1e3)
+    for solid in solids:
+        own = Rays(
+            tuple(o[solid.rows] for o in lines.origin),  # type: ignore[arg-type]
+            tuple(d[solid.rows] for d in lines.direction),  # type: ignore[arg-type]
+            lines.slope,
+        )
+        found = trace(own, solid.centre, solid.scale * solid.reach, solid.distance)
+        layer = _shade(solid, items, own, found, _coverage(own, found, size), size)
+        rows = layer.rows
+        front = layer.t < near[rows]
+        cover = torch.where(front, layer.alpha, layer.alpha * (1 - alpha[rows]))
+        rgb[rows] = mix(rgb[rows], layer.rgb, cover[:, None])
+        hit = layer.alpha >= 0.5
+        takes = hit & front
+        parts[rows] = torch.where(takes, layer.parts, parts[rows])
+        near[rows] = torch.where(takes, layer.t, near[rows])
+        alpha[rows] = torch.maximum(alpha[rows], layer.alpha)
+
+    mask = alpha >= 0.5
+    rgb = rgb.clamp(0, 1)
+    for name, rows in _groups([look.style if look.style != "photo" else None for _, _, look in items]):
+        noise = Noise([seeds[i] + 1 for i in rows], size, device)
+        rgb[rows] = STYLES[name].draw(Photo(rgb[rows], alpha[rows], parts[rows], noise)).clamp(0, 1)
+    images = torch.floor(rgb * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    depth = torch.where(mask, near * lines.slope, torch.zeros_like(near))
+    return images, mask, mask & (parts < WORN), parts, depth
