@@ -15,8 +15,8 @@ from typing import Any
 
 from params import RunParams, Section, cli, data_dir, load
 from pipelines import filters, shards, tables, triplets
-from pipelines.sources import Photo, SourceParams, Subject, open_source
-from pipelines.storage import DecodeError, Root, Roots, decode_image
+from pipelines.sources import Photo, Subject, open_source
+from pipelines.storage import DecodeError, Root, Roots, SourceParams, decode_image
 
 CODE = ("curate.py", "filters.py", "triplets.py", "shards.py", "tables.py", "storage.py", "sources")
 
@@ -117,7 +117,7 @@ class CurateWorker:
 
 
 def caption_of(caption: str | None, class_name: str, template: str) -> str:
-    """Return the caption if it holds the class noun as whole words (the pseudo-word goes right after it), else the template's."""
+    """Return the caption if it holds the class noun as whole words, else the template's; the pseudo-word follows it."""
     if caption and re.search(rf"\b{re.escape(class_name)}\b", caption.lower()):
         return caption.lower()
     return template.replace("{class}", class_name)
@@ -126,8 +126,8 @@ def caption_of(caption: str | None, class_name: str, template: str) -> str:
 def fingerprint(subject: Subject, root: Root) -> str:
     """Return what changes when a photo of the subject does.
 
-    Size and time of change stand for the bytes, as in rsync: reading every photo to learn that nothing changed would cost as
-    much as the stage. It only decides what is computed again, never what comes out.
+    Size and time of change stand for the bytes, as in rsync: reading every photo to learn that nothing changed would
+    cost as much as the stage. It only decides what is computed again, never what comes out.
     """
     stats = [root.info(photo.path) if photo.reject != "missing_file" else None for photo in subject.photos]
     return shards.digest(asdict(subject), stats)

@@ -22,7 +22,7 @@ class FilterParams(Section):
 
     min_side: int  # px
     max_aspect: float  # longer side over shorter side
-    sharpness_side: int  # px; the shorter side is resized to it before sharpness is measured
+    sharpness_side: int  # px; a longer shorter side is reduced to it before sharpness is measured
     min_sharpness: float  # variance of the Laplacian of grey values 0..255
     min_contrast: float  # standard deviation of grey values 0..255
     brightness: tuple[float, float]  # allowed mean grey value 0..255
@@ -45,8 +45,8 @@ class Candidate:
 
     @cached_property
     def grey(self) -> np.ndarray:
-        """Grey values 0..255 [h, w] float32, shorter side resized to `sharpness_side`."""
-        scale = self.sharpness_side / min(self.image.size)
+        """Grey values 0..255 [h, w] float32, shorter side at most `sharpness_side`; enlarging would only smooth."""
+        scale = min(1.0, self.sharpness_side / min(self.image.size))
         size = (round(self.image.width * scale), round(self.image.height * scale))
         return np.asarray(self.image.convert("L").resize(size, Image.Resampling.BILINEAR), dtype=np.float32)
 

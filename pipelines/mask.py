@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image
 
 from model.backbones.grounded_sam import GroundedSam, load_grounded_sam
 from model.backbones.variant import load_variant
+from model.segment import mask_box
 from params import BackbonesParams, RunParams, Section, cli, data_dir, load
 from pipelines import masks, shards, subjects, tables
-from pipelines.sources import SourceParams
-from pipelines.storage import DecodeError, Roots, decode_image, decode_mask_image
+from pipelines.storage import DecodeError, Roots, SourceParams, decode_image, decode_mask_image
 
 CODE = ("mask.py", "masks.py", "subjects.py", "shards.py", "tables.py", "storage.py")
 COLUMNS = ("source", "class_name", "path", "mask_path")
@@ -63,7 +64,7 @@ class MaskWorker:
         return results
 
     def shipped(self, frame: dict[str, Any], image: Image.Image) -> np.ndarray:
-        """Return the photo's own mask [H, W]; masks may be stored at another size (Open Images), not at another shape."""
+        """Return the photo's own mask [H, W]; it may be stored at another size (Open Images), not at another shape."""
         try:
             mask = decode_mask_image(self.roots[frame["source"]].read(frame["mask_path"]))
         except (DecodeError, OSError) as error:
@@ -81,15 +82,19 @@ class MaskWorker:
         if self.model is None:
             variant = load_variant(self.variant)
             self.model = load_grounded_sam(
-                variant.detector, variant.sam, self.device, batch_size=self.params.batch_size, dtype=self.params.dtype
+                variant.detector,
+                variant.sam,
+                self.device,
+                batch_size=self.params.batch_size,
+                dtype=getattr(torch, self.params.dtype),
             )
         phrases = [self.params.phrase.replace("{class}", frame["class_name"]) for _, frame, _ in queue]
         detections = self.model.detect([image for _, _, image in queue], phrases)
         found = []
         for (rows, frame, image), detection in zip(queue, detections, strict=True):
             if detection is None or detection.score < self.params.min_detection:
-                score = "nothing" if detection is None else f"best score {detection.score:.3f}"
-                rows["rejects"].append(tables.reject(frame["frame_id"], "mask", "mask_missing", score))
+                detail = "nothing found" if detection is None else f"best score {detection.score:.3f}"
+                rows["rejects"].append(tables.reject(frame["frame_id"], "mask", "mask_missing", detail))
             else:
                 found.append((rows, frame, image, detection))
         if not found:
@@ -119,7 +124,7 @@ class MaskWorker:
                 "frame_id": frame["frame_id"],
                 "phrase": self.params.phrase.replace("{class}", frame["class_name"]),
                 "method": method,
-                "box": [float(v) for v in (masks.bounding_box(mask) if box is None else box)],
+                "box": [float(v) for v in (mask_box(mask) if box is None else box)],
                 "score": score,
                 "height": mask.shape[0],
                 "width": mask.shape[1],

@@ -33,14 +33,8 @@ def clean(mask: np.ndarray, params: QualityParams) -> np.ndarray:
     return result | np.isin(holes, small)
 
 
-def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Return x0, y0, x1, y1 (px, end exclusive) of a mask [H, W] with at least one pixel."""
-    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
-
-
 def border_contact(mask: np.ndarray) -> float:
-    """Return the fraction of the mask's outline pixels that lie on the photo's border: high where the subject is cut."""
+    """Return the fraction of the mask's outline that lies on the photo's border: high where the subject is cut."""
     outline = mask & ~ndimage.binary_erosion(mask)
     inner = outline.copy()
     inner[1:-1, 1:-1] = False

@@ -1,7 +1,7 @@
 """The engine of the data stages: deterministic shards, skip what is done, atomic writes, Ray actors.
 
-A stage hands over items (subjects) and a worker class; it gets back Parquet tables whose bytes depend on the inputs and params
-alone, never on the number of workers, the order in which they finish, or how often the run was killed on the way.
+A stage hands over items (subjects) and a worker class; it gets back Parquet tables whose bytes depend on the inputs and
+params alone, not on the number of workers, the order in which they finish, or how often the run was killed on the way.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -93,7 +94,7 @@ def digest_files(*paths: Path) -> str:
 
 
 def digest_spec(spec: Any) -> str:
-    """Return what identifies the weights of a `model.backbones` spec: their bytes where local, else hub id and revision."""
+    """Return what identifies the weights of a `model.backbones` spec: their bytes, or hub id and revision."""
     if spec.local.exists():
         return digest(spec.model_dump(), digest_files(spec.local))
     return digest(spec.model_dump())
@@ -102,8 +103,8 @@ def digest_spec(spec: Any) -> str:
 def cut(items: Sequence[Item], mean: int) -> list[list[Item]]:
     """Cut sorted items into shards of `mean` items on average, at most 4 x `mean`.
 
-    A shard ends where the hash of an item's id says so, so that a new item changes one shard and leaves all others as they
-    are (content-defined chunking, as backup programs do it).
+    A shard ends where the hash of an item's id says so, so that a new item changes one shard and leaves all others as
+    they are (content-defined chunking, as backup programs do it).
     """
     shards: list[list[Item]] = [[]]
     for item in items:
@@ -240,9 +241,7 @@ def _load_shard(folder: Path) -> dict[str, tuple[list[int], pa.Table]]:
     }
 
 
-def _compute(
-    stage: str, missing: Sequence[_Shard], index: _Index, worker: Callable[[], Worker], run: RunParams
-) -> int:
+def _compute(stage: str, missing: Sequence[_Shard], index: _Index, worker: Callable[[], Worker], run: RunParams) -> int:
     """Compute the missing shards on Ray actors; return how many items were not known before."""
     import ray
 
@@ -251,7 +250,9 @@ def _compute(
     total = sum(map(len, todo.values()))
     device = run.torch_device()
     actors = min(run.workers, len(missing))
-    print(f"{stage}: {total} items in {len(missing)} shards, {actors} worker{'s' * (actors > 1)} on {device}", flush=True)
+    print(
+        f"{stage}: {total} items in {len(missing)} shards, {actors} worker{'s' * (actors > 1)} on {device}", flush=True
+    )
     connect(run)
 
     def start() -> Any:
@@ -358,7 +359,7 @@ def connect(run: RunParams) -> None:
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level="error")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
     ray.init(
         address="local",
@@ -367,7 +368,7 @@ def connect(run: RunParams) -> None:
         _node_ip_address="127.0.0.1",
         object_store_memory=128 * 2**20,  # only items and paths travel through it
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
     )
 
 

@@ -19,8 +19,7 @@ from model.backbones.variant import load_variant
 from model.segment import on_white
 from params import BackbonesParams, RunParams, Section, cli, data_dir, load
 from pipelines import segments, shards, subjects, tables
-from pipelines.sources import SourceParams
-from pipelines.storage import Roots
+from pipelines.storage import Roots, SourceParams
 
 CODE = ("similarity.py", "segments.py", "subjects.py", "shards.py", "tables.py", "storage.py")
 
@@ -66,7 +65,7 @@ class SimilarityWorker:
 
 
 def prototypes(folder: Path) -> tuple[list[str], np.ndarray]:
-    """Return the subject ids of the embeddings table and their prototypes [N, d], the unit vectors of the mean unit vectors."""
+    """Return the subject ids of the embeddings table and their prototypes [N, d]: mean unit vectors, scaled to 1."""
     ids: list[str] = []
     vectors: list[np.ndarray] = []
     rows = tables.rows(folder, "embeddings", ["subject_id", "vector"])

@@ -6,16 +6,14 @@ import io
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import fsspec
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
-from params import UserError
-
-if TYPE_CHECKING:
-    from pipelines.sources.base import SourceParams
+from params import Section, UserError
 
 # Named, because Pillow would otherwise also try formats that start other programs (EPS). JPEG includes MPO.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -30,6 +28,15 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class SourceParams(Section):
+    """One entry of `sources` in params.yaml."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")  # first part of every id
+    layout: Literal["mvimgnet", "openimages", "dreambench", "folder"]  # the reader
+    root: str  # local folder or fsspec URL
+    split: Literal["train", "test"]  # what the photos are for
 
 
 class DecodeError(Exception):
@@ -124,7 +131,10 @@ class Root:
             OSError: the file is gone.
         """
         full = self._full(path)
-        size = int(self._fs.info(full)["size"] or 0)
+        found = self._fs.info(full)
+        size = int(found["size"] or 0)
+        if isinstance(found.get("mtime"), int | float):
+            return size, float(found["mtime"])
         try:
             return size, self._fs.modified(full).timestamp()
         except (NotImplementedError, KeyError, AttributeError):

@@ -1,6 +1,6 @@
 """The Parquet tables: what each column means, and the one validated way to read and write them.
 
-A table is a folder of `part-00000.parquet` files, sorted by the table's keys across and within parts. Other packages see the
+A table is a folder of `part-00000.parquet` files, sorted by the table's keys across and within parts. Others see the
 work of the data stages only through this module.
 """
 
@@ -290,7 +290,8 @@ def check(name: str, table: pa.Table, origin: str) -> pa.Table:
         found = table.schema.field(column).type
         if found != wanted.type:
             raise TableError(
-                f"{origin}: column '{column}' is {found}, expected {wanted.type}; run the stage that writes '{name}' again"
+                f"{origin}: column '{column}' is {found}, expected {wanted.type}; "
+                f"run the stage that writes '{name}' again"
             )
         if not wanted.nullable and table[column].null_count:
             raise TableError(f"{origin}: column '{column}' has nulls; run the stage that writes '{name}' again")

@@ -1,4 +1,4 @@
-"""Which three frames of a subject make a training sample: reference (input), positive (other view), target (reconstructed)."""
+"""Which three frames of a subject make a sample: reference (input), positive (other view), target (reconstructed)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class TripletParams(Section):
 
 @dataclass(frozen=True)
 class View:
-    """A frame as the selection sees it: `direction` is the unit vector from the object's centre to the camera, or None."""
+    """A frame as the selection sees it; `direction` is the unit vector from object to camera, or None."""
 
     frame_id: str
     direction: np.ndarray | None
 
 
 def viewing_directions(frames: Sequence[dict[str, Any]]) -> list[View]:
-    """Return the frames' views. Without a known object centre, the point nearest to all optical axes stands in for it."""
+    """Return the frames' views. The point nearest to all optical axes stands in for an unknown object centre."""
     posed = [f for f in frames if f["rotation"] is not None]
     if len(posed) < 3:
         return [View(f["frame_id"], None) for f in frames]
@@ -67,9 +67,9 @@ def angle(a: View, b: View) -> float | None:
 def select(subject_id: str, class_name: str, views: Sequence[View], params: TripletParams) -> list[dict[str, Any]]:
     """Return `per_subject` rows of the triplets table, the same ones for the same subject, frames and params.
 
-    Targets go round the frames. For reference and positive a distance is drawn uniformly from the band, and the frame nearest
-    to it is taken, so that the angles spread over the band and a subject with few views still gets its best ones. The three
-    frames differ where the subject has three; with two, positive and target coincide; with one, all do.
+    Targets go round the frames. For reference and positive a distance is drawn uniformly from the band, and the frame
+    nearest to it is taken, so that angles spread over the band and a subject with few views still gets its best ones.
+    The three frames differ where the subject has three; with two, positive and target coincide; with one, all do.
 
     Args:
         views: in capture order.
@@ -113,7 +113,7 @@ def select(subject_id: str, class_name: str, views: Sequence[View], params: Trip
 def _at_distance(
     distance: np.ndarray, band: tuple[float, float], rng: np.random.Generator, avoid: tuple[int, ...]
 ) -> int:
-    """Return the frame whose distance is nearest to one drawn from `band`; as many of `avoid` are left out as can be."""
+    """Return the frame at the distance nearest to one drawn from `band`, not one of `avoid` where that can be."""
     wanted = rng.uniform(*band)
     ranked = np.argsort(np.abs(distance - wanted), kind="stable")
     for banned in (avoid, avoid[:1], ()):

@@ -6,11 +6,9 @@ import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal, Protocol
+from typing import Protocol
 
-from pydantic import Field
-
-from params import Section, UserError
+from params import UserError
 from pipelines.storage import Root
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
@@ -18,15 +16,6 @@ CAPTIONS = "captions.csv"
 
 # What operating systems and archivers leave in folders, beside names that begin with a dot.
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
-
-
-class SourceParams(Section):
-    """One entry of `sources` in params.yaml."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")  # first part of every id
-    layout: Literal["mvimgnet", "openimages", "dreambench", "folder"]  # the reader
-    root: str  # local folder or fsspec URL
-    split: Literal["train", "test"]  # what the photos are for
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from params import UserError
 from pipelines.sources.base import (
     Photo,
     Prompt,
-    SourceParams,
     Subject,
     class_noun,
     is_hidden,
@@ -21,7 +20,7 @@ from pipelines.sources.base import (
     not_an_image,
     read_captions,
 )
-from pipelines.storage import Root
+from pipelines.storage import Root, SourceParams
 
 _MASK_SUFFIX = ".mask.png"
 

@@ -17,7 +17,6 @@ from pipelines.sources.base import (
     Photo,
     Pose,
     Prompt,
-    SourceParams,
     Subject,
     class_noun,
     is_hidden,
@@ -26,7 +25,7 @@ from pipelines.sources.base import (
     not_an_image,
     read_captions,
 )
-from pipelines.storage import Root
+from pipelines.storage import Root, SourceParams
 
 CATEGORIES = "mvimgnet_category.txt"
 

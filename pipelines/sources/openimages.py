@@ -1,8 +1,8 @@
 """Open Images V5 to V7: `<split>/<ImageID>.jpg`, CSV annotations, `<split>-masks/`.
 
 Every box is a subject of its own with one photo, for Open Images does not say which boxes show the same object. The
-subject is `<source>/<split>/<ImageID>/<BoxID>`, or ends with the number of the box in the photo where the segmentation file
-lacks it; its photo is `<subject>/0`. A photo without boxes is the subject `<source>/<split>/<ImageID>`.
+subject is `<source>/<split>/<ImageID>/<BoxID>`, or ends with the number of the box in the photo where the segmentation
+file lacks it; its photo is `<subject>/0`. A photo without boxes is the subject `<source>/<split>/<ImageID>`.
 
 Only splits whose photo folder exists are read. Files and columns: https://storage.googleapis.com/openimages/web/
 """
@@ -17,7 +17,6 @@ from params import UserError
 from pipelines.sources.base import (
     Photo,
     Prompt,
-    SourceParams,
     Subject,
     class_noun,
     is_image,
@@ -26,7 +25,7 @@ from pipelines.sources.base import (
     read_captions,
 )
 from pipelines.sources.openimages_csv import Box, read_boxes, read_masks, with_masks
-from pipelines.storage import Root
+from pipelines.storage import Root, SourceParams
 
 SPLITS = ("test", "train", "validation")
 BOX_FILES = ("oidv7-{split}-annotations-bbox.csv", "oidv6-{split}-annotations-bbox.csv", "{split}-annotations-bbox.csv")

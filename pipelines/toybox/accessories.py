@@ -53,6 +53,10 @@ def glasses(p: Point) -> Parts:
     return [(WORN, torch.minimum(torch.minimum(rims, bridge), arms)), (TRIM, lenses)]
 
 
+REACH = 1.85
+"""Radius of a sphere around the anchor that holds any accessory, in its own frame."""
+
+
 @dataclass(frozen=True)
 class Accessory:
     """One accessory: its parts, the anchor it sits on, its two colours (sRGB in [0, 1]).
@@ -70,8 +74,8 @@ class Accessory:
 def fit(accessory: str, anchors: Anchors) -> tuple[float, float]:
     """Scale and height (<= 0) at which a dressed subject stays inside the unit sphere.
 
-    The smallest sphere around a point of the upright axis that holds the accessory's extents and the part of the subject's
-    unit sphere above its base, found on a grid.
+    The smallest sphere around a point of the upright axis that holds the accessory's extents and the part of the
+    subject's unit sphere above its base, found on a grid.
     """
     row = ACCESSORIES[accessory]
     x, y, z, radius = getattr(anchors, row.anchor)
@@ -91,10 +95,24 @@ def fit(accessory: str, anchors: Anchors) -> tuple[float, float]:
 ACCESSORIES: dict[str, Accessory] = {
     "hat": Accessory(hat, "top", (0.16, 0.15, 0.22), (0.90, 0.15, 0.15), ((1.28, 0.05), (0.80, 1.05))),
     "scarf": Accessory(
-        scarf, "neck", (0.85, 0.10, 0.14), (1.0, 0.95, 0.88), ((1.27, 0.0), (1.40, -0.3), (1.45, -1.08))
+        scarf,
+        "neck",
+        (0.85, 0.10, 0.14),
+        (1.0, 0.95, 0.88),
+        ((1.27, 0.0), (1.40, -0.3), (1.45, -1.08)),
     ),
-    "crown": Accessory(crown, "top", (0.98, 0.78, 0.16), (0.85, 0.12, 0.25), ((1.08, 0.3), (1.08, 0.98))),
+    "crown": Accessory(
+        crown,
+        "top",
+        (0.98, 0.78, 0.16),
+        (0.85, 0.12, 0.25),
+        ((1.08, 0.3), (1.08, 0.98)),
+    ),
     "glasses": Accessory(
-        glasses, "face", (0.08, 0.08, 0.10), (0.55, 0.85, 0.95), ((1.10, 0.25), (0.65, 0.52), (0.65, -0.52))
+        glasses,
+        "face",
+        (0.08, 0.08, 0.10),
+        (0.55, 0.85, 0.95),
+        ((1.10, 0.25), (0.65, 0.52), (0.65, -0.52)),
     ),
 }

@@ -29,16 +29,29 @@ class Shot:
 
 
 def _lift(
-    shot: Shot, k: NDArray[np.float64], rows: NDArray[np.int64], columns: NDArray[np.int64]
+    shot: Shot,
+    k: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """World points [N, 3] of pixels with a depth."""
     z = shot.depth[rows, columns].astype(np.float64)
-    pixel = np.stack([(columns + 0.5 - k[0, 2]) / k[0, 0], (rows + 0.5 - k[1, 2]) / k[1, 1], np.ones_like(z)], 1)
+    pixel = np.stack(
+        [
+            (columns + 0.5 - k[0, 2]) / k[0, 0],
+            (rows + 0.5 - k[1, 2]) / k[1, 1],
+            np.ones_like(z),
+        ],
+        1,
+    )
     return (pixel * z[:, None] - shot.translation) @ shot.rotation
 
 
 def surface_points(
-    shots: Sequence[Shot], k: NDArray[np.float64], per_shot: int, rng: np.random.Generator
+    shots: Sequence[Shot],
+    k: NDArray[np.float64],
+    per_shot: int,
+    rng: np.random.Generator,
 ) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
     """Up to per_shot random surface points of every picture: positions [N, 3] and colours uint8 [N, 3]."""
     points, colours = [], []
@@ -59,14 +72,21 @@ def observations(
     camera = points @ shot.rotation.T + shot.translation
     x = k[0, 0] * camera[:, 0] / camera[:, 2] + k[0, 2]
     y = k[1, 1] * camera[:, 1] / camera[:, 2] + k[1, 2]
-    column, row = np.floor(x).astype(int).clip(0, size_x - 1), np.floor(y).astype(int).clip(0, size_y - 1)
+    column, row = (
+        np.floor(x).astype(int).clip(0, size_x - 1),
+        np.floor(y).astype(int).clip(0, size_y - 1),
+    )
     depth = shot.depth[row, column]
     seen = (depth > 0) & (np.abs(depth - camera[:, 2]) < SEEN) & (x >= 0) & (y >= 0) & (x < size_x) & (y < size_y)
     return np.nonzero(seen)[0], np.stack([x, y], 1)[seen]
 
 
 def write_model(
-    folder: Path, shots: Sequence[Shot], k: NDArray[np.float64], rng: np.random.Generator, per_shot: int = 60
+    folder: Path,
+    shots: Sequence[Shot],
+    k: NDArray[np.float64],
+    rng: np.random.Generator,
+    per_shot: int = 60,
 ) -> None:
     """Write cameras.bin (one PINHOLE camera), images.bin and points3D.bin with tracks of at least two pictures."""
     points, colours = surface_points(shots, k, per_shot, rng)

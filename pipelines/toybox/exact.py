@@ -1,8 +1,9 @@
 """Arithmetic whose result does not depend on where an element lies in a tensor.
 
-A vectorised kernel and its scalar tail may round `sin` or `atan2` differently, so the same picture could differ by a bit
-between two batches. Everything here uses only operations that IEEE 754 rounds correctly (+ - * / sqrt, comparisons,
-floor), one torch operation each, so that nothing is fused or reduced in an order of the library's choice.
+A vectorised kernel and its scalar tail may round `sin` or `atan2` differently, so the same picture could differ by a
+bit between two batches. Everything here uses only operations that IEEE 754 rounds correctly (+ - * / sqrt,
+comparisons, floor), one torch operation each, so that nothing is fused or reduced in an order of the library's
+choice.
 """
 
 from collections.abc import Sequence
@@ -84,7 +85,13 @@ class Noise:
     seeds: one non-negative integer per image; the same seed gives the same values in any batch.
     """
 
-    def __init__(self, seeds: Sequence[int], size: int, device: torch.device | str, count: int = 1600) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        size: int,
+        device: torch.device | str,
+        count: int = 1600,
+    ) -> None:
         pools = [np.random.default_rng(seed).random(count, dtype=np.float32) for seed in seeds]
         self._pool = torch.from_numpy(np.stack(pools)).to(device)
         self._at, self.size = 0, size

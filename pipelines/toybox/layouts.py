@@ -7,6 +7,7 @@ Each writer renders a list of items in batches and puts files under one folder; 
 import csv
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from pipelines.toybox.world import (
     SHAPES,
     STYLES,
     Detail,
-    Look,
     Subject,
     caption,
     sample_look,
@@ -43,8 +43,8 @@ MVIMGNET, OPENIMAGES, DREAMBENCH = 1, 2, 3
 
 
 def generator(seed: int, layout: int, index: int) -> np.random.Generator:
-    """The random stream of one subject: a function of seed, layout and index alone, so that worlds of different sizes share
-    their subjects."""
+    """The random stream of one subject: a function of seed, layout and index alone, so that worlds of different sizes
+    share their subjects."""
     return np.random.default_rng([seed, layout, index])
 
 
@@ -63,12 +63,11 @@ def _save_mask(path: Path, mask: NDArray[np.bool_]) -> None:
     Image.fromarray(mask.astype(np.uint8) * 255).save(path)
 
 
-def _save_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def _save_table(path: Path, header: str, rows: Iterable[Sequence[Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        file.write(header + "\n")
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 Picture = tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.float32]]
@@ -87,7 +86,10 @@ def _pictures(groups: Sequence[Sequence[Item]], size: int, progress: Progress) -
         at = 0
         for number in range(start, end):
             n = len(groups[number])
-            yield number, [(arrays[0][i], arrays[1][i], arrays[2][i]) for i in range(at, at + n)]
+            yield (
+                number,
+                [(arrays[0][i], arrays[1][i], arrays[2][i]) for i in range(at, at + n)],
+            )
             at += n
         start, done = end, done + count
         progress(done, total)
@@ -101,7 +103,7 @@ def capture(rng: np.random.Generator, views: int, scene_per_view: bool, subject:
     for k in range(views):
         azimuth = first + 360 / views * (k + float(rng.uniform(-0.35, 0.35)))
         view = sample_view(rng, (azimuth + 180) % 360 - 180)
-        view = type(view)(**{**vars(view), "elevation": round(float(heights[k]), 4)})
+        view = replace(view, elevation=round(float(heights[k]), 4))
         items.append((subject, view, sample_look(rng) if scene_per_view else look))
     return items
 
@@ -131,20 +133,30 @@ def write_mvimgnet(
             _save_mask(root / folder / f"masks/{k:03d}.png", mask)
             rotation, translation, _ = camera(view, size)
             shots.append(colmap.Shot(f"{k:03d}.jpg", rotation, translation, rgb, depth))
-            captions.append((f"{folder}/images/{k:03d}.jpg", caption(who, look, detail=detail, rng=streams[i])))
-        colmap.write_model(root / folder / "sparse/0", shots, camera(groups[i][0][1], size)[2], streams[i])
-    _save_table(root / "captions.csv", ("path", "caption"), sorted(captions))
+            captions.append(
+                (
+                    f"{folder}/images/{k:03d}.jpg",
+                    caption(who, look, detail=detail, rng=streams[i]),
+                )
+            )
+        colmap.write_model(
+            root / folder / "sparse/0",
+            shots,
+            camera(groups[i][0][1], size)[2],
+            streams[i],
+        )
+    _save_table(root / "captions.csv", "path,caption", sorted(captions))
 
 
 BOX_HEADER = (
     "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside,"
     "XClick1X,XClick2X,XClick3X,XClick4X,XClick1Y,XClick2Y,XClick3Y,XClick4Y"
-).split(",")
-MASK_HEADER = "MaskPath,ImageID,LabelName,BoxID,BoxXMin,BoxXMax,BoxYMin,BoxYMax,PredictedIoU,Clicks".split(",")
+)
+MASK_HEADER = "MaskPath,ImageID,LabelName,BoxID,BoxXMin,BoxXMax,BoxYMin,BoxYMax,PredictedIoU,Clicks"
 IMAGE_HEADER = (
     "ImageID,Subset,OriginalURL,OriginalLandingURL,License,AuthorProfileURL,Author,Title,OriginalSize,OriginalMD5,"
     "Thumbnail300KURL,Rotation"
-).split(",")
+)
 
 
 def _mid(family: str) -> str:
@@ -155,7 +167,12 @@ def _extremes(mask: NDArray[np.bool_]) -> tuple[list[str], list[str]]:
     """Box (XMin, XMax, YMin, YMax) and extreme clicks (left, top, right, bottom: four x, then four y), as fractions."""
     height, width = mask.shape
     rows, columns = np.nonzero(mask)
-    box = (columns.min() / width, (columns.max() + 1) / width, rows.min() / height, (rows.max() + 1) / height)
+    box = (
+        columns.min() / width,
+        (columns.max() + 1) / width,
+        rows.min() / height,
+        (rows.max() + 1) / height,
+    )
     picks = [columns.argmin(), rows.argmin(), columns.argmax(), rows.argmax()]
     clicks = [(columns[i] + 0.5) / width for i in picks] + [(rows[i] + 0.5) / height for i in picks]
     return [f"{v:.6f}" for v in box], [f"{v:.6f}" for v in clicks]
@@ -169,7 +186,10 @@ def write_openimages(root: Path, seed: int, photos: int, size: int, detail: Deta
         items.append((sample_subject(rng, kept=False), sample_view(rng), sample_look(rng)))
     boxes, masks, images, captions = [], [], [], []
     for i, [(rgb, mask, _)] in _pictures([[item] for item in items], size, progress):
-        image, box_id = name_of(seed, OPENIMAGES, i, 16), name_of(seed, OPENIMAGES, i, 24)[16:]
+        image, box_id = (
+            name_of(seed, OPENIMAGES, i, 16),
+            name_of(seed, OPENIMAGES, i, 24)[16:],
+        )
         label = _mid(items[i][0].family)
         box, clicks = _extremes(mask)
         mask_path = f"{image}_{label[1:].replace('/', '')}_{box_id}.png"
@@ -178,17 +198,27 @@ def write_openimages(root: Path, seed: int, photos: int, size: int, detail: Deta
         boxes.append([image, "xclick", label, "1", *box, *"00000", *clicks])
         masks.append([mask_path, image, label, box_id, *box, "", ""])
         images.append([image, "train", *[""] * 9, "0.0"])
-        captions.append((f"train/{image}.jpg", caption(items[i][0], items[i][2], detail=detail, rng=streams[i])))
+        captions.append(
+            (
+                f"train/{image}.jpg",
+                caption(items[i][0], items[i][2], detail=detail, rng=streams[i]),
+            )
+        )
     names = [(_mid(family), family.capitalize()) for family in FAMILIES]
-    _save_table(root / "oidv7-class-descriptions-boxable.csv", ("LabelName", "DisplayName"), names)
+    _save_table(
+        root / "oidv7-class-descriptions-boxable.csv",
+        "LabelName,DisplayName",
+        names,
+    )
     _save_table(root / "oidv6-train-annotations-bbox.csv", BOX_HEADER, sorted(boxes))
     _save_table(root / "train-annotations-object-segmentation.csv", MASK_HEADER, sorted(masks))
     _save_table(root / "train-images-boxable-with-rotation.csv", IMAGE_HEADER, sorted(images))
-    _save_table(root / "captions.csv", ("path", "caption"), sorted(captions))
+    _save_table(root / "captions.csv", "path,caption", sorted(captions))
 
 
 def prompts(live: bool) -> list[str]:
-    """25 evaluation prompts; {0} is the unique token, {1} the class noun. Live subjects wear more, objects travel more."""
+    """25 evaluation prompts; {0} is the unique token, {1} the class noun. Live subjects wear more, objects travel
+    more."""
     places, worn, shapes = (10, 4, 5) if live else (12, 3, 4)
     return [
         *(f"a {{0}} {{1}} {SCENE_ROWS[scene].phrase}" for scene in SCENES[:places]),
@@ -204,7 +234,13 @@ def _prompt_block(title: str, live: bool) -> str:
 
 
 def write_dreambench(
-    root: Path, seed: int, subjects: int, photos: int, size: int, detail: Detail, progress: Progress
+    root: Path,
+    seed: int,
+    subjects: int,
+    photos: int,
+    size: int,
+    detail: Detail,
+    progress: Progress,
 ) -> None:
     """`dataset/<subject>/NN.jpg` and prompts_and_classes.txt, of held-out subjects only."""
     objects = [f for f in FAMILIES if f != "duck"]
@@ -225,7 +261,4 @@ def write_dreambench(
     text += _prompt_block("Object Prompts", False) + "\n" + _prompt_block("Live Subject Prompts", True)
     (root / "dataset").mkdir(parents=True, exist_ok=True)
     (root / "dataset/prompts_and_classes.txt").write_text(text, encoding="utf-8")
-    _save_table(root / "captions.csv", ("path", "caption"), sorted(captions))
-
-
-__all__ = ["Look", "Progress", "capture", "prompts", "write_dreambench", "write_mvimgnet", "write_openimages"]
+    _save_table(root / "captions.csv", "path,caption", sorted(captions))

@@ -17,17 +17,18 @@ from pipelines.toybox.world import View
 FOCAL = 1.7
 """Focal length as a multiple of the picture's side (a field of view of about 33 degrees)."""
 
-STEPS = 32
-HIT = 0.0025
-"""A ray has hit when it is this near a surface, in units of the enclosing sphere's radius."""
+STEPS = 48
+HIT, STRIDE = 0.001, 0.005
+"""A ray has hit when it is nearer than HIT to a surface; no step is shorter than STRIDE, so that rays that graze a
+surface get on. In units of the enclosing sphere's radius: a pixel is about 0.04 wide at a size of 64."""
 
 
 def camera(view: View, size: int = 64) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """World to camera rotation R [3, 3], translation t [3] and intrinsics K [3, 3] (pixels) of a view.
 
-    The world is the subject's frame: y up, the enclosing sphere has radius 1. The camera's axes are COLMAP's: x right,
-    y down, z forward; pixel centres at half-integers. A point p projects to K (R p + t). The camera looks straight at the
-    subject unless `position` moves it sideways; K is the same for all views.
+    The world is the subject's frame: y up, the enclosing sphere has radius 1. The camera's axes are COLMAP's: x
+    right, y down, z forward; pixel centres at half-integers. A point p projects to K (R p + t). The camera looks
+    straight at the subject unless `position` moves it sideways; K is the same for all views.
     """
     az, el, roll = np.radians([view.azimuth, view.elevation, view.roll])
     back = np.array([np.sin(az) * np.cos(el), np.sin(el), np.cos(az) * np.cos(el)])
@@ -71,7 +72,8 @@ def rays(views: list[View], size: int, device: torch.device | str) -> Rays:
 
 @dataclass(frozen=True)
 class Trace:
-    """Nearest approach of every ray. gap [B, H, W]: smallest distance (0: hit, large: never near); t: where on the ray."""
+    """Nearest approach of every ray. gap [B, H, W]: smallest distance (0: hit, large: never near); t: where on the
+    ray."""
 
     gap: Tensor
     t: Tensor
@@ -82,19 +84,18 @@ FAR = 1e3
 
 def trace(
     lines: Rays,
-    centre: tuple[Tensor, Tensor, Tensor],
-    radius: Tensor,
-    distance: Callable[[tuple[Tensor, Tensor, Tensor], Tensor], Tensor],
+    reach: float,
+    distance: Callable[[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]], Tensor],
+    q: tuple[Tensor, ...],
 ) -> Trace:
-    """March the rays that enter a sphere per image through `distance(points, image index [N]) -> [N]`.
+    """March the rays that enter the sphere of radius `reach` around the origin.
 
-    centre: three tensors [B, 1, 1], radius [B, 1, 1] of the enclosing spheres.
+    distance(points, proportions) -> [N]; q: the images' proportions, tensors [B], handed to it ray by ray.
     """
     b, h, w = lines.direction[0].shape
-    ox, oy, oz = (o - c for o, c in zip(lines.origin, centre, strict=True))
-    dx, dy, dz = lines.direction
+    (ox, oy, oz), (dx, dy, dz) = lines.origin, lines.direction
     middle = -(ox * dx + oy * dy + oz * dz)
-    inside = radius * radius - (ox * ox + oy * oy + oz * oz - middle * middle)
+    inside = reach * reach - (ox * ox + oy * oy + oz * oz - middle * middle)
     slot = (inside > 0).reshape(-1).nonzero()[:, 0]
     gap, where = torch.full_like(dx, FAR).reshape(-1), middle.reshape(-1).clone()
     half = torch.sqrt(inside.reshape(-1)[slot])
@@ -103,18 +104,20 @@ def trace(
     image = slot // (h * w)
     origin = [o.reshape(-1)[image] for o in lines.origin]
     direction = [d.reshape(-1)[slot] for d in lines.direction]
+    own = [value[image] for value in q]
     best, at = torch.full_like(t, FAR), t
     for step in range(STEPS):
-        d = distance(tuple(o + t * e for o, e in zip(origin, direction, strict=True)), image)  # type: ignore[arg-type]
-        nearer = d < best
-        best, at = torch.where(nearer, d, best), torch.where(nearer, t, at)
-        t = t + d
+        x, y, z = (o + t * e for o, e in zip(origin, direction, strict=True))
+        d = distance((x, y, z), tuple(own))
+        nearer = (d < best) & (best > HIT)
+        best, at = torch.where(nearer, d, best), torch.where(nearer, t + d.clamp(max=0), at)
+        t = t + d.clamp(min=STRIDE)
         if step % 4 == 3 or step == STEPS - 1:
             gap[slot], where[slot] = best, at
             keep = ((best > HIT) & (t < end)).nonzero()[:, 0]
             if not len(keep):
                 break
-            slot, image, t, end, best, at = (x[keep] for x in (slot, image, t, end, best, at))
-            origin, direction = [o[keep] for o in origin], [e[keep] for e in direction]
+            slot, t, end, best, at = (value[keep] for value in (slot, t, end, best, at))
+            origin, direction, own = ([value[keep] for value in values] for values in (origin, direction, own))
     gap = torch.where(gap <= HIT, torch.zeros_like(gap), gap)
     return Trace(gap.reshape(b, h, w), where.reshape(b, h, w))

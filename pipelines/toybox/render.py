@@ -5,16 +5,26 @@ The same item gives the same bytes in any batch (see `exact`); on a GPU the byte
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines.toybox import exact
-from pipelines.toybox.accessories import ACCESSORIES, fit
+from pipelines.toybox.accessories import ACCESSORIES, REACH, fit
 from pipelines.toybox.exact import Noise, mix
 from pipelines.toybox.march import FOCAL, Rays, Trace, camera, rays, trace
 from pipelines.toybox.scenes import BLANK, SCENES, Stage
-from pipelines.toybox.sdf import DETAIL, FAMILIES, WORN, Anchors, Parts, Point, nearest, union
+from pipelines.toybox.sdf import (
+    DETAIL,
+    FAMILIES,
+    WORN,
+    Anchors,
+    Parts,
+    Point,
+    nearest,
+    union,
+)
 from pipelines.toybox.styles import STYLES, Photo
 from pipelines.toybox.surface import PATTERNS
 from pipelines.toybox.world import Look, Subject, View
@@ -22,7 +32,7 @@ from pipelines.toybox.world import Look, Subject, View
 __all__ = ["Item", "Rendered", "camera", "render"]
 
 Item = tuple[Subject, View, Look]
-CHUNK = 48
+CHUNK = 192
 """Images drawn at once; keeps the working set in the processor's cache and bounds memory."""
 
 
@@ -44,7 +54,10 @@ class Rendered:
 
 def render(items: Sequence[Item], size: int = 64, device: torch.device | str = "cpu") -> Rendered:
     """Draw every (subject, view, look) as a picture of size x size pixels."""
-    order = sorted(range(len(items)), key=lambda i: (items[i][2].shape or items[i][0].family, items[i][2].scene, i))
+    order = sorted(
+        range(len(items)),
+        key=lambda i: (items[i][2].shape or items[i][0].family, items[i][2].scene, i),
+    )
     chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
     with torch.no_grad():
         done = [_draw([items[i] for i in chunk], size, device) for chunk in chunks]
@@ -61,11 +74,11 @@ def _groups(keys: Sequence[str | None]) -> Iterator[tuple[str, list[int]]]:
 class _Solid:
     """Something to trace: its parts in its own frame, and per image where that frame lies in the subject's world.
 
-    rows: indices of the images it is in. centre: three tensors [n, 1, 1], scale [n, 1, 1], reach: radius of the enclosing
-    sphere in its own frame. q: the four proportions, tensors [n].
+    rows: indices of the images it is in. centre: three tensors [n, 1, 1], scale [n, 1, 1], reach: radius of the
+    enclosing sphere in its own frame. q: the four proportions, tensors [n].
     """
 
-    parts: Callable[[Point, tuple[Tensor, ...]], Parts]
+    parts: Callable[[Point, Any], Parts]
     rows: list[int]
     centre: tuple[Tensor, Tensor, Tensor]
     scale: Tensor
@@ -73,22 +86,28 @@ class _Solid:
     q: tuple[Tensor, ...]
 
     def local(self, p: Point, image: Tensor) -> tuple[Point, tuple[Tensor, ...], Tensor]:
+        """Points [N] of the world in the solid's own frame, with the proportions and scale [N] of their images."""
         s = self.scale.reshape(-1)[image]
         x, y, z = ((a - c.reshape(-1)[image]) / s for a, c in zip(p, self.centre, strict=True))
         return (x, y, z), tuple(q[image] for q in self.q), s
 
-    def distance(self, p: Point, image: Tensor) -> Tensor:
-        own, q, s = self.local(p, image)
-        return union(self.parts(own, q)) * s
+    def distance(self, p: Point, q: tuple[Tensor, ...]) -> Tensor:
+        """Distance [N] of points of its own frame."""
+        return union(self.parts(p, q))
 
-    def normal(self, p: Point, image: Tensor, step: float = 0.012) -> Point:
-        """The outward unit normal, by differences over a tetrahedron's corners."""
-        own, q, _ = self.local(p, image)
-        total = [torch.zeros_like(own[0]) for _ in range(3)]
-        for signs in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
-            d = union(self.parts(tuple(a + k * step for a, k in zip(own, signs, strict=True)), q))  # type: ignore[arg-type]
-            total = [a + d * k for a, k in zip(total, signs, strict=True)]
-        return exact.normalize(*total)
+    def trace(self, lines: Rays) -> Trace:
+        """Where the rays of its images, given in the world, meet it; lengths are the world's."""
+        x, y, z = ((o - c) / self.scale for o, c in zip(lines.origin, self.centre, strict=True))
+        found = trace(Rays((x, y, z), lines.direction, lines.slope), self.reach, self.distance, self.q)
+        return Trace(found.gap * self.scale, found.t * self.scale)
+
+    def normal(self, p: Point, q: tuple[Tensor, ...], step: float = 0.012) -> Point:
+        """The outward unit normal at points of its own frame, by differences over a tetrahedron's corners."""
+        nx, ny, nz = (torch.zeros_like(a) for a in p)
+        for i, j, k in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
+            d = self.distance((p[0] + i * step, p[1] + j * step, p[2] + k * step), q)
+            nx, ny, nz = nx + d * i, ny + d * j, nz + d * k
+        return exact.normalize(nx, ny, nz)
 
 
 def _column(values: Sequence[float], device: torch.device | str) -> Tensor:
@@ -111,7 +130,8 @@ def _solids(items: list[Item], device: torch.device | str) -> Iterator[_Solid]:
         zero = _column([0.0] * len(rows), device)
         q = tuple(_column([items[i][0].proportions[k] for i in rows], device)[:, 0, 0] for k in range(4))
         centre = (zero, _column([f[1] for f in fits], device), zero)
-        yield _Solid(FAMILIES[family].parts, rows, centre, _column([f[0] for f in fits], device), 1.0, q)  # type: ignore[arg-type]
+        scales = _column([f[0] for f in fits], device)
+        yield _Solid(FAMILIES[family].parts, rows, centre, scales, 1.0, q)
     for name, rows in _groups([look.accessory for _, _, look in items]):
         row, places = ACCESSORIES[name], []
         for i in rows:
@@ -119,7 +139,7 @@ def _solids(items: list[Item], device: torch.device | str) -> Iterator[_Solid]:
             scale, height = _fit(items[i][0], items[i][2])
             places.append((x * scale, y * scale + height, z * scale, radius * scale))
         x, y, z, r = (_column([p[k] for p in places], device) for k in range(4))
-        yield _Solid(lambda p, q, row=row: row.parts(p), rows, (x, y, z), r, 1.75, ())  # type: ignore[misc]
+        yield _Solid(lambda p, q, row=row: row.parts(p), rows, (x, y, z), r, REACH, ())  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -148,7 +168,14 @@ def _coverage(lines: Rays, found: Trace, size: int) -> Tensor:
     return torch.where(found.gap > 0, outside, inside)
 
 
-def _shade(solid: _Solid, items: list[Item], lines: Rays, found: Trace, alpha: Tensor, size: int) -> _Layer:
+def _shade(
+    solid: _Solid,
+    items: list[Item],
+    lines: Rays,
+    found: Trace,
+    alpha: Tensor,
+    size: int,
+) -> _Layer:
     """Colours and part ids where alpha > 0."""
     n, h, w = alpha.shape
     device = alpha.device
@@ -161,14 +188,18 @@ def _shade(solid: _Solid, items: list[Item], lines: Rays, found: Trace, alpha: T
     part = nearest(solid.parts(own, q))
     pixel = t / (FOCAL * size) / scale
     base = _albedo([items[i] for i in solid.rows], own, part, image, pixel)
-    nx, ny, nz = solid.normal(p, image)
+    nx, ny, nz = solid.normal(own, q)
     open_ = union(solid.parts((own[0] + 0.14 * nx, own[1] + 0.14 * ny, own[2] + 0.14 * nz), q)) / 0.14
     shade = (0.45 + 0.55 * open_).clamp(0.35, 1)
 
     looks = [SCENES[items[i][2].scene] for i in solid.rows]
     angles = torch.tensor([items[i][1].light for i in solid.rows], dtype=torch.float32, device=device) / 360
     cosine = exact.wave(angles[:, 1] + 0.25)
-    light = (exact.wave(angles[:, 0]) * cosine, exact.wave(angles[:, 1]), exact.wave(angles[:, 0] + 0.25) * cosine)
+    light = (
+        exact.wave(angles[:, 0]) * cosine,
+        exact.wave(angles[:, 1]),
+        exact.wave(angles[:, 0] + 0.25) * cosine,
+    )
     lx, ly, lz = (v[image] for v in light)
     key = torch.tensor([s.key for s in looks], device=device)[image]
     ambient = torch.tensor([s.ambient for s in looks], device=device)[image]
@@ -200,7 +231,10 @@ def _albedo(items: list[Item], own: Point, part: Tensor, image: Tensor, pixel: T
     kind = [look.accessory for _, _, look in items]
     subject = torch.tensor([s.rgb for s, _, _ in items], device=device)
     worn = [ACCESSORIES[k] if k else next(iter(ACCESSORIES.values())) for k in kind]
-    fixed = torch.tensor([[(0.86, 0.86, 0.84), (0.06, 0.06, 0.07), a.colour, a.trim] for a in worn], device=device)
+    fixed = torch.tensor(
+        [[(0.86, 0.86, 0.84), (0.06, 0.06, 0.07), a.colour, a.trim] for a in worn],
+        device=device,
+    )
     palette = torch.cat([subject, fixed], 1)  # main, pattern, detail, pale, dark, worn, trim
     column = torch.where(part >= DETAIL, part, torch.zeros_like(part))
     colour = palette[image, column]
@@ -225,7 +259,12 @@ def _backgrounds(items: list[Item], noise_seeds: list[int], size: int, device: t
         noise = Noise([noise_seeds[i] for i in rows], size, device)
         level = _column([0.40 - 0.006 * (items[i][1].elevation - 20) for i in rows], device)
         horizon = (level + noise.number(-0.06, 0.06)).clamp(0.16, 0.48)
-        stage = Stage(at[None, None, :].expand(1, size, size), at[None, :, None].expand(1, size, size), horizon, noise)
+        stage = Stage(
+            at[None, None, :].expand(1, size, size),
+            at[None, :, None].expand(1, size, size),
+            horizon,
+            noise,
+        )
         out[rows] = SCENES[name].paint(stage)
     return out
 
@@ -242,8 +281,8 @@ def _shadows(items: list[Item], solids: list[_Solid], lines: Rays) -> Tensor:
         inner = torch.tensor([solid.rows.index(i) for i in rows], device=device)
         base = []
         for i in rows:
-            scale, height = _fit(items[i][0], items[i][2])
-            base.append(_anchors(items[i][0], items[i][2]).base * scale + height)
+            shrink, height = _fit(items[i][0], items[i][2])
+            base.append(_anchors(items[i][0], items[i][2]).base * shrink + height)
         ground = _column(base, device)
         ox, oy, oz = (o[rows] for o in lines.origin)
         dx, dy, dz = (d[rows] for d in lines.direction)
@@ -251,17 +290,26 @@ def _shadows(items: list[Item], solids: list[_Solid], lines: Rays) -> Tensor:
         gx, gz = ox + t * dx, oz + t * dz
         slot = ((dy < -1e-3) & (gx * gx + gz * gz < 5.0)).reshape(-1).nonzero()[:, 0]
         image = slot // (h * w)
-        gx, gz, gy = gx.reshape(-1)[slot], gz.reshape(-1)[slot], ground.reshape(-1)[image] + 0.02
+        gx, gz, gy = (
+            gx.reshape(-1)[slot],
+            gz.reshape(-1)[slot],
+            ground.reshape(-1)[image] + 0.02,
+        )
         turn = torch.tensor([items[i][1].light for i in rows], dtype=torch.float32, device=device) / 360
         flat = exact.wave(turn[:, 1] + 0.25)
-        lx, ly, lz = exact.wave(turn[:, 0]) * flat, exact.wave(turn[:, 1]), exact.wave(turn[:, 0] + 0.25) * flat
-        lit = solid.distance((gx, gy, gz), inner[image]) / 0.30
-        lit = 0.30 + 0.70 * lit.clamp(0, 1)
+        lx, ly, lz = (
+            exact.wave(turn[:, 0]) * flat,
+            exact.wave(turn[:, 1]),
+            exact.wave(turn[:, 0] + 0.25) * flat,
+        )
+        (x, y, z), q, scale = solid.local((gx, gy, gz), inner[image])
+        lx, ly, lz = (v[image] / scale for v in (lx, ly, lz))
+        lit = (solid.distance((x, y, z), q) * scale / 0.30).clamp(0, 1)
         for far in (0.22, 0.5, 0.85, 1.25):
-            p = (gx + far * lx[image], gy + far * ly[image], gz + far * lz[image])
-            lit = torch.minimum(lit, 0.30 + 0.70 * (0.55 + solid.distance(p, inner[image]) / (0.34 * far)).clamp(0, 1))
+            gap = solid.distance((x + far * lx, y + far * ly, z + far * lz), q) * scale
+            lit = torch.minimum(lit, (0.55 + gap / (0.34 * far)).clamp(0, 1))
         part = torch.zeros(len(rows) * h * w, device=device)
-        part[slot] = (1 - lit) / 0.70
+        part[slot] = 1 - lit
         shadow[rows] = torch.maximum(shadow[rows], part.reshape(len(rows), h, w))
     return shadow
 
@@ -284,7 +332,7 @@ def _draw(items: list[Item], size: int, device: torch.device | str) -> tuple[Ten
             tuple(d[solid.rows] for d in lines.direction),  # type: ignore[arg-type]
             lines.slope,
         )
-        found = trace(own, solid.centre, solid.scale * solid.reach, solid.distance)
+        found = solid.trace(own)
         layer = _shade(solid, items, own, found, _coverage(own, found, size), size)
         rows = layer.rows
         front = layer.t < near[rows]

@@ -1,7 +1,7 @@
 """Backgrounds. A scene is one function and one row of `SCENES`.
 
-A function paints [B, 3, H, W] in sRGB from a `Stage`; everything random in it comes from the stage's noise, so that a scene
-depends on its seed and on nothing else in the batch.
+A function paints [B, 3, H, W] in sRGB from a `Stage`; everything random in it comes from the stage's noise, so that a
+scene depends on its seed and on nothing else in the batch.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,8 @@ BLANK = "white"
 class Stage:
     """What a scene is painted on.
 
-    u, v: [1, H, W], from 0 at the left or top to 1. horizon: [B, 1, 1], the v of the horizon. noise: one stream per image.
+    u, v: [1, H, W], from 0 at the left or top to 1. horizon: [B, 1, 1], the v of the horizon. noise: one stream per
+    image.
     """
 
     u: Tensor
@@ -58,7 +59,11 @@ def paint(*layers: tuple[Rgb | Tensor, Tensor] | Rgb | Tensor) -> Tensor:
     shape = next(layer[1] for layer in rest if isinstance(layer, tuple) and isinstance(layer[1], Tensor))
     out = solid(ground, shape) if isinstance(ground, tuple) else ground  # type: ignore[arg-type]
     for colour, cover in rest:  # type: ignore[misc]
-        out = mix(out, solid(colour, cover) if isinstance(colour, tuple) else colour, cover[:, None])
+        out = mix(
+            out,
+            solid(colour, cover) if isinstance(colour, tuple) else colour,
+            cover[:, None],
+        )
     return out
 
 
@@ -82,14 +87,22 @@ def beach(s: Stage) -> Tensor:
     line = shore + 0.04 * (s.noise.field(1, 4) - 0.5)
     sky = ramp((0.36, 0.68, 0.96), (0.80, 0.92, 1.0), (s.v / (s.horizon + 0.01)).clamp(0, 1))
     cloud = smooth(s.noise.field(6, 3), 0.62, 0.85) * 0.9
-    sea = ramp((0.05, 0.38, 0.68), (0.20, 0.72, 0.78), ((s.v - s.horizon) / (shore - s.horizon)).clamp(0, 1))
+    sea = ramp(
+        (0.05, 0.38, 0.68),
+        (0.20, 0.72, 0.78),
+        ((s.v - s.horizon) / (shore - s.horizon)).clamp(0, 1),
+    )
     sea = tone(sea, s.noise.field(24, 5), 0.25)
     sand = tone(ramp((0.90, 0.80, 0.56), (0.97, 0.88, 0.66), s.depth), s.noise.field(14), 0.14)
     sand = tone(sand, s.noise.grain(40), 0.08)
     n = s.noise.size
     foam = (1 - ((s.v - line).abs() * 36)).clamp(0, 1)
     return paint(
-        sky, ((1.0, 1.0, 1.0), cloud), (sea, s.below()), (sand, ((s.v - line) * n).clamp(0, 1)), ((1.0, 1.0, 1.0), foam)
+        sky,
+        ((1.0, 1.0, 1.0), cloud),
+        (sea, s.below()),
+        (sand, ((s.v - line) * n).clamp(0, 1)),
+        ((1.0, 1.0, 1.0), foam),
     )
 
 
@@ -125,10 +138,19 @@ def brick(s: Stage) -> Tensor:
     row = torch.floor(y)
     x = s.u * (rows * 0.5) + fract(row * 0.5) + s.noise.number()
     n = float(s.noise.size)
-    joint = torch.minimum((0.5 - (fract(y) - 0.5).abs()) / rows, (0.5 - (fract(x) - 0.5).abs()) / (rows * 0.5)) * n
+    joint = (
+        torch.minimum(
+            (0.5 - (fract(y) - 0.5).abs()) / rows,
+            (0.5 - (fract(x) - 0.5).abs()) / (rows * 0.5),
+        )
+        * n
+    )
     shade = fract(torch.floor(x) * 0.61803 + row * 0.3819 + 0.17 * torch.floor(x) * row)
     wall = tone(ramp((0.66, 0.27, 0.19), (0.74, 0.36, 0.25), s.noise.field(3)), shade, 0.35)
-    wall = paint(tone(wall, s.noise.grain(40), 0.12), ((0.80, 0.74, 0.68), (1.25 - joint).clamp(0, 1)))
+    wall = paint(
+        tone(wall, s.noise.grain(40), 0.12),
+        ((0.80, 0.74, 0.68), (1.25 - joint).clamp(0, 1)),
+    )
     path = tone(ramp((0.48, 0.46, 0.45), (0.62, 0.60, 0.58), s.depth), s.noise.grain(40), 0.12)
     return paint(wall, (path, s.below(0.28)))
 
@@ -139,7 +161,12 @@ def night(s: Stage) -> Tensor:
     u, v = s.noise.number(0.1, 0.9), s.noise.number(0.06, 0.14)
     moon, bite = s.disc(u, v, 0.075), s.disc(u + 0.035, v - 0.015, 0.065)
     ground = tone(ramp((0.15, 0.19, 0.35), (0.30, 0.36, 0.54), s.depth), s.noise.field(8), 0.3)
-    return paint(sky, ((1.0, 1.0, 0.9), stars), ((1.0, 0.97, 0.75), moon * (1 - bite)), (ground, s.below()))
+    return paint(
+        sky,
+        ((1.0, 1.0, 0.9), stars),
+        ((1.0, 0.97, 0.75), moon * (1 - bite)),
+        (ground, s.below()),
+    )
 
 
 def desert(s: Stage) -> Tensor:
@@ -150,7 +177,12 @@ def desert(s: Stage) -> Tensor:
     far = ramp((0.80, 0.50, 0.26), (0.88, 0.60, 0.32), s.v * 2)
     ripple = wave(s.depth * s.depth * 5 + 3 * s.depth + 0.5 * s.noise.field(3))
     sand = tone(ramp((0.90, 0.62, 0.32), (0.96, 0.72, 0.40), s.depth), ripple, 0.07)
-    out = paint(sky, ((1.0, 0.98, 0.85), sun), (far, ((s.v - dune) * n).clamp(0, 1)), (sand, s.below()))
+    out = paint(
+        sky,
+        ((1.0, 0.98, 0.85), sun),
+        (far, ((s.v - dune) * n).clamp(0, 1)),
+        (sand, s.below()),
+    )
     u, base = s.noise.number(0.03, 0.97), s.horizon + 0.05
     stem = s.box(u - 0.025, u + 0.025, base - 0.24, base) + s.box(u - 0.09, u + 0.09, base - 0.13, base - 0.09)
     arms = s.box(u - 0.09, u - 0.055, base - 0.19, base - 0.10) + s.box(u + 0.055, u + 0.09, base - 0.22, base - 0.10)
@@ -164,25 +196,56 @@ def water(s: Stage) -> Tensor:
     floor_ = tone(ramp((0.10, 0.40, 0.52), (0.42, 0.66, 0.60), s.depth), s.noise.field(10), 0.3)
     out = paint(sea, ((0.75, 0.98, 1.0), rays), (floor_, smooth(s.depth + 0 * s.v, 0.35, 0.7)))
     for _ in range(6):
-        u, v, r = s.noise.number(), s.noise.number(0.02, 0.9), s.noise.number(0.02, 0.045)
-        out = paint(out, ((0.85, 1.0, 1.0), (s.disc(u, v, r) - 0.75 * s.disc(u, v, r - 0.016)).clamp(0, 1)))
+        u, v, r = (
+            s.noise.number(),
+            s.noise.number(0.02, 0.9),
+            s.noise.number(0.02, 0.045),
+        )
+        out = paint(
+            out,
+            (
+                (0.85, 1.0, 1.0),
+                (s.disc(u, v, r) - 0.75 * s.disc(u, v, r - 0.016)).clamp(0, 1),
+            ),
+        )
     return out
 
 
 def forest(s: Stage) -> Tensor:
-    leaves = tone(ramp((0.10, 0.30, 0.12), (0.34, 0.52, 0.20), s.noise.field(7)), s.noise.grain(40), 0.3)
+    leaves = tone(
+        ramp((0.10, 0.30, 0.12), (0.34, 0.52, 0.20), s.noise.field(7)),
+        s.noise.grain(40),
+        0.3,
+    )
     out = paint(leaves, ((0.62, 0.74, 0.40), smooth(s.noise.field(5), 0.70, 0.95) * 0.7))
     for i in range(7):
         u, half = (i + s.noise.number(0.1, 0.9)) / 7, s.noise.number(0.016, 0.045)
         trunk = s.box(u - half, u + half, 0 * u - 1, s.horizon + s.noise.number(0.0, 0.10))
-        out = paint(out, (ramp((0.20, 0.13, 0.08), (0.42, 0.29, 0.18), (s.u - u) / half * 0.5 + 0.5), trunk))
-    ground = tone(ramp((0.22, 0.25, 0.10), (0.40, 0.34, 0.17), s.depth), s.noise.field(16, 12), 0.5)
+        out = paint(
+            out,
+            (
+                ramp((0.20, 0.13, 0.08), (0.42, 0.29, 0.18), (s.u - u) / half * 0.5 + 0.5),
+                trunk,
+            ),
+        )
+    ground = tone(
+        ramp((0.22, 0.25, 0.10), (0.40, 0.34, 0.17), s.depth),
+        s.noise.field(16, 12),
+        0.5,
+    )
     ground = tone(ground, s.noise.grain(40), 0.3)
     return paint(ground, (out, 1 - s.below(0.02)))
 
 
 def city(s: Stage) -> Tensor:
-    out = ramp((0.58, 0.72, 0.88), (0.90, 0.92, 0.93), (s.v / (s.horizon + 0.1)).clamp(0, 1)) + 0 * s.horizon[:, None]
+    out = (
+        ramp(
+            (0.58, 0.72, 0.88),
+            (0.90, 0.92, 0.93),
+            (s.v / (s.horizon + 0.1)).clamp(0, 1),
+        )
+        + 0 * s.horizon[:, None]
+    )
     ground_line = s.horizon + 0.08
     left = s.noise.number(-0.10, 0.0)
     n = float(s.noise.size)
@@ -195,7 +258,11 @@ def city(s: Stage) -> Tensor:
         lit = (grey > 0.5).float()
         wall = torch.stack([grey * 0.95 + 0 * body, grey * 0.97 + 0 * body, grey * 1.08 + 0 * body], 1)
         out = paint(out, (wall, body))
-        out = paint(out, ((0.98, 0.92, 0.60), (pane & inside) * (1 - lit)), ((0.18, 0.24, 0.36), (pane & inside) * lit))
+        out = paint(
+            out,
+            ((0.98, 0.92, 0.60), (pane & inside) * (1 - lit)),
+            ((0.18, 0.24, 0.36), (pane & inside) * lit),
+        )
         left = left + wide
     road = tone(ramp((0.36, 0.37, 0.40), (0.27, 0.28, 0.31), s.depth), s.noise.grain(40), 0.14)
     out = paint(out, (road, s.below(0.08)))
@@ -259,8 +326,8 @@ def white(s: Stage) -> Tensor:
 class Scene:
     """A background and what it does to the subject.
 
-    phrase: how captions name it. shadow: strength of the shadow on the ground (0: none). key, ambient: colours of the light
-    from its source and from everywhere. haze, veil: colour and share of what lies between subject and camera.
+    phrase: how captions name it. shadow: strength of the shadow on the ground (0: none). key, ambient: colours of the
+    light from its source and from everywhere. haze, veil: colour and share of what lies between subject and camera.
     """
 
     paint: Callable[[Stage], Tensor]
@@ -278,10 +345,22 @@ SCENES: dict[str, Scene] = {
     "grass": Scene(grass, "on the grass"),
     "brick": Scene(brick, "in front of a brick wall"),
     "night": Scene(
-        night, "at night", key=(0.75, 0.80, 1.0), ambient=(0.72, 0.80, 1.15), haze=(0.3, 0.4, 0.8), veil=0.10
+        night,
+        "at night",
+        key=(0.75, 0.80, 1.0),
+        ambient=(0.72, 0.80, 1.15),
+        haze=(0.3, 0.4, 0.8),
+        veil=0.10,
     ),
     "desert": Scene(desert, "in the desert", key=(1.08, 0.98, 0.84)),
-    "water": Scene(water, "under water", shadow=0.3, key=(0.85, 1.0, 1.05), haze=(0.10, 0.55, 0.70), veil=0.20),
+    "water": Scene(
+        water,
+        "under water",
+        shadow=0.3,
+        key=(0.85, 1.0, 1.05),
+        haze=(0.10, 0.55, 0.70),
+        veil=0.20,
+    ),
     "forest": Scene(forest, "in the forest", key=(0.95, 1.0, 0.84), ambient=(0.90, 1.02, 0.90)),
     "city": Scene(city, "in the city"),
     "table": Scene(table, "on a wooden table"),

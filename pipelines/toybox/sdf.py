@@ -1,9 +1,10 @@
 """Signed distance functions of the ten families.
 
-A family is one function and one row of `FAMILIES`. Coordinates are the subject's own: y up, front towards +z, all of it
-inside the unit sphere. A point is three tensors [N]; `q` are the subject's four proportions in [0, 1], tensors [N].
-A function returns its parts as (part id, distance [N]); their minimum is the distance of the family. Distances are exact or
-lower bounds of the true one (Lipschitz constant about 1), after https://iquilezles.org/articles/distfunctions (Quilez).
+A family is one function and one row of `FAMILIES`. Coordinates are the subject's own: y up, front towards +z, all of
+it inside the unit sphere. A point is three tensors [N]; `q` are the subject's four proportions in [0, 1], tensors
+[N]. A function returns its parts as (part id, distance [N]); their minimum is the distance of the family. Distances
+are exact or lower bounds of the true one (Lipschitz constant about 1), after
+https://iquilezles.org/articles/distfunctions (Quilez).
 """
 
 from collections.abc import Callable
@@ -26,8 +27,8 @@ Parts = list[tuple[int, Tensor]]
 class Anchors:
     """Where things touch a subject, in its coordinates.
 
-    base: y of the ground it stands on. top, neck, face: (x, y, z, radius) of what a hat rests on, of what a scarf is wound
-    around, and of the middle of a pair of glasses (there radius is half their width).
+    base: y of the ground it stands on. top, neck, face: (x, y, z, radius) of what a hat rests on, of what a scarf is
+    wound around, and of the middle of a pair of glasses (there radius is half their width).
     """
 
     base: float
@@ -36,7 +37,14 @@ class Anchors:
     face: tuple[float, float, float, float]
 
 
-def ellipsoid(x: Tensor, y: Tensor, z: Tensor, rx: Tensor | float, ry: Tensor | float, rz: Tensor | float) -> Tensor:
+def ellipsoid(
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    rx: Tensor | float,
+    ry: Tensor | float,
+    rz: Tensor | float,
+) -> Tensor:
     """First-order distance to an ellipsoid with half axes rx, ry, rz."""
     ax, ay, az = x / rx, y / ry, z / rz
     k = length(ax, ay, az)
@@ -48,7 +56,14 @@ def slab(a: Tensor, b: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(a, b), torch.zeros_like(a)) + length(a.clamp(min=0), b.clamp(min=0))
 
 
-def cuboid(x: Tensor, y: Tensor, z: Tensor, hx: Tensor | float, hy: Tensor | float, hz: Tensor | float) -> Tensor:
+def cuboid(
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    hx: Tensor | float,
+    hy: Tensor | float,
+    hz: Tensor | float,
+) -> Tensor:
     """Distance to a box with half sides hx, hy, hz."""
     a, b, c = x.abs() - hx, y.abs() - hy, z.abs() - hz
     inside = torch.maximum(a, torch.maximum(b, c)).clamp(max=0)
@@ -68,7 +83,12 @@ def join(a: Tensor, b: Tensor, k: float) -> Tensor:
 
 def ball(p: Point, q: Proportions) -> Parts:
     x, y, z = p
-    return [(BODY, ellipsoid(x, y, z, 0.66 + 0.14 * q[1], 0.62 + 0.16 * q[0], 0.66 + 0.14 * q[1]))]
+    return [
+        (
+            BODY,
+            ellipsoid(x, y, z, 0.66 + 0.14 * q[1], 0.62 + 0.16 * q[0], 0.66 + 0.14 * q[1]),
+        )
+    ]
 
 
 def ball_anchors(q: tuple[float, ...]) -> Anchors:
@@ -86,7 +106,12 @@ def box(p: Point, q: Proportions) -> Parts:
 
 def box_anchors(q: tuple[float, ...]) -> Anchors:
     hx, hy, hz = 0.40 + 0.16 * q[0], 0.36 + 0.18 * q[1], 0.40 + 0.16 * q[2]
-    return Anchors(-hy, (0, hy, 0, 0.40), (0, 0.0, 0, 1.12 * max(hx, hz)), (0, 0.12 * hy, hz + 0.05, 0.40))
+    return Anchors(
+        -hy,
+        (0, hy, 0, 0.40),
+        (0, 0.0, 0, 1.12 * max(hx, hz)),
+        (0, 0.12 * hy, hz + 0.05, 0.40),
+    )
 
 
 def can(p: Point, q: Proportions) -> Parts:
@@ -102,7 +127,12 @@ def can(p: Point, q: Proportions) -> Parts:
 
 def can_anchors(q: tuple[float, ...]) -> Anchors:
     radius, half = 0.38 + 0.16 * q[0], 0.56 + 0.22 * q[1]
-    return Anchors(-half - 0.02, (0, half, 0, 0.9 * radius), (0, 0.15, 0, radius), (0, 0.3, radius + 0.03, 0.40))
+    return Anchors(
+        -half - 0.02,
+        (0, half, 0, 0.9 * radius),
+        (0, 0.15, 0, radius),
+        (0, 0.3, radius + 0.03, 0.40),
+    )
 
 
 def cone(p: Point, q: Proportions) -> Parts:
@@ -113,7 +143,7 @@ def cone(p: Point, q: Proportions) -> Parts:
     slope = (bottom - tip) / 1.55
     side = (r - bottom + slope * (y + 0.66)) / torch.sqrt(1 + slope * slope)
     body = slab(side, (y - 0.115).abs() - 0.775)
-    plate = slab(r - 0.56 - 0.12 * q[2], (y + 0.66).abs() - 0.05) - 0.02
+    plate = slab(r - 0.52 - 0.10 * q[2], (y + 0.66).abs() - 0.05) - 0.02
     return [(BODY, body), (DETAIL, plate)]
 
 
@@ -123,24 +153,29 @@ def cone_anchors(q: tuple[float, ...]) -> Anchors:
     def radius(y: float) -> float:
         return bottom - (bottom - tip) / 1.55 * (y + 0.70)
 
-    return Anchors(-0.77, (0, 0.6, 0, radius(0.6) + 0.13), (0, 0.02, 0, radius(0.02)), (0, 0.28, radius(0.28), 0.34))
+    return Anchors(
+        -0.77,
+        (0, 0.6, 0, radius(0.6) + 0.13),
+        (0, 0.02, 0, radius(0.02)),
+        (0, 0.28, radius(0.28), 0.34),
+    )
 
 
 def ring(p: Point, q: Proportions) -> Parts:
     x, y, z = p
-    radius, tube = 0.56 + 0.10 * q[0], 0.14 + 0.09 * q[1]
+    radius, tube = 0.55 + 0.07 * q[0], 0.14 + 0.08 * q[1]
     along = 0.906 * z - 0.423 * y
-    up = 0.906 * y + 0.423 * z + 0.12
+    up = 0.906 * y + 0.423 * z + 0.13
     hoop = torus(length(x, up), along, radius, tube)
-    stone = ((x.abs() + along.abs() + (up - radius - tube - 0.06).abs()) - 0.24 - 0.06 * q[2]) * 0.577
+    stone = ((x.abs() + along.abs() + (up - radius - tube - 0.02).abs()) - 0.22 - 0.03 * q[2]) * 0.577
     return [(BODY, hoop), (DETAIL, stone)]
 
 
 def ring_anchors(q: tuple[float, ...]) -> Anchors:
-    radius, tube = 0.56 + 0.10 * q[0], 0.14 + 0.09 * q[1]
+    radius, tube = 0.55 + 0.07 * q[0], 0.14 + 0.08 * q[1]
     reach = radius + tube
     return Anchors(
-        0.906 * (-0.12 - radius) - tube,
+        0.906 * (-0.13 - radius) - tube,
         (0, 0.906 * (reach + 0.04), 0.423 * (reach - 0.1), 0.32),
         (0, -0.05, 0.0, 0.98 * reach),
         (0, 0.42, 0.2 + tube + 0.12, 0.40),
@@ -157,30 +192,48 @@ def gem(p: Point, q: Proportions) -> Parts:
     upper = torch.maximum((even - width) * 0.60 + y * 0.80, (odd - width) * 0.74 + (y - 0.03) * 0.67)
     scale = torch.sqrt(width * width + depth * depth)
     lower = ((even - width) * depth - y * width) / scale
-    return [(BODY, torch.maximum(torch.maximum(upper, y - crown), torch.maximum(lower, odd - width)))]
+    return [
+        (
+            BODY,
+            torch.maximum(torch.maximum(upper, y - crown), torch.maximum(lower, odd - width)),
+        )
+    ]
 
 
 def gem_anchors(q: tuple[float, ...]) -> Anchors:
     width, crown, depth = 0.74 + 0.14 * q[0], 0.30 + 0.12 * q[1], 0.70 + 0.16 * q[2]
-    return Anchors(0.12 - depth, (0, 0.12 + crown, 0, 0.42), (0, -0.12, 0, 0.72 * width), (0, 0.13, width, 0.46))
+    return Anchors(
+        0.12 - depth,
+        (0, 0.12 + crown, 0, 0.42),
+        (0, -0.12, 0, 0.72 * width),
+        (0, 0.13, width, 0.46),
+    )
 
 
 def mug(p: Point, q: Proportions) -> Parts:
     x, y, z = p
-    radius, half, flare = 0.44 + 0.12 * q[0], 0.48 + 0.20 * q[1], 0.10 * q[2]
+    radius, half, flare = 0.44 + 0.11 * q[0], 0.48 + 0.18 * q[1], 0.08 * q[2]
     x = x + 0.14
     r = length(x, z) - flare * (y + half) * 0.6
     outer = slab(r - radius + 0.02, y.abs() - half + 0.02) - 0.02
     inner = torch.maximum(r - radius + 0.08, -(y + half - 0.12))
-    body = torch.maximum(outer, 0.02 - inner)
-    lining = torch.maximum(torch.maximum(outer, -inner), inner - 0.02)
+    body = torch.maximum(outer, 0.04 - inner)
+    lining = torch.maximum(torch.maximum(outer, -inner), inner - 0.04)
     handle = torus(length(x - radius, (y - 0.02) * 0.85), z, 0.24 + 0.06 * q[3], 0.07)
-    return [(BODY, torch.minimum(body, torch.maximum(handle, 0.02 - inner))), (PALE, lining)]
+    return [
+        (BODY, torch.minimum(body, torch.maximum(handle, 0.04 - inner))),
+        (PALE, lining),
+    ]
 
 
 def mug_anchors(q: tuple[float, ...]) -> Anchors:
     radius, half = 0.44 + 0.12 * q[0], 0.48 + 0.20 * q[1]
-    return Anchors(-half, (-0.14, half, 0, radius), (-0.14, -0.1, 0, radius + 0.03), (-0.14, 0.15, radius + 0.06, 0.42))
+    return Anchors(
+        -half,
+        (-0.14, half, 0, radius),
+        (-0.14, -0.1, 0, radius + 0.03),
+        (-0.14, 0.15, radius + 0.06, 0.42),
+    )
 
 
 def mushroom(p: Point, q: Proportions) -> Parts:
@@ -195,7 +248,12 @@ def mushroom(p: Point, q: Proportions) -> Parts:
 
 def mushroom_anchors(q: tuple[float, ...]) -> Anchors:
     stem, wide, tall = 0.19 + 0.12 * q[0], 0.62 + 0.20 * q[1], 0.55 + 0.25 * q[2]
-    return Anchors(-0.8, (0, 0.01 + tall, 0, 0.42), (0, -0.22, 0, stem + 0.04), (0, 0.24, 0.95 * wide, 0.40))
+    return Anchors(
+        -0.8,
+        (0, 0.01 + tall, 0, 0.42),
+        (0, -0.22, 0, stem + 0.04),
+        (0, 0.24, 0.95 * wide, 0.40),
+    )
 
 
 def rocket(p: Point, q: Proportions) -> Parts:
@@ -206,10 +264,18 @@ def rocket(p: Point, q: Proportions) -> Parts:
     nose = torch.maximum(hull - 0.015, 0.40 + 0.12 * q[2] - y)
     across, off = torch.maximum(x.abs(), z.abs()), torch.minimum(x.abs(), z.abs())
     fins = torch.maximum(off - 0.045, torch.maximum(across - 0.46 - fin, 0.7071 * (across + y) - 0.06))
-    fins = torch.maximum(fins, torch.maximum(-0.82 - y + 0.35 * (0.5 - across).clamp(min=0), 0.15 - across))
+    fins = torch.maximum(
+        fins,
+        torch.maximum(-0.82 - y + 0.35 * (0.5 - across).clamp(min=0), 0.15 - across),
+    )
     window = torch.maximum(hull - 0.02, length(x, y - 0.16, z.abs() - wide) - 0.17)
     nozzle = slab(length(x, z) - 0.19, (y + 0.66).abs() - 0.08)
-    return [(BODY, body), (DETAIL, torch.minimum(nose, fins)), (PALE, window), (DARK, nozzle)]
+    return [
+        (BODY, body),
+        (DETAIL, torch.minimum(nose, fins)),
+        (PALE, window),
+        (DARK, nozzle),
+    ]
 
 
 def rocket_anchors(q: tuple[float, ...]) -> Anchors:
@@ -273,7 +339,10 @@ def union(parts: Parts) -> Tensor:
 
 def nearest(parts: Parts) -> Tensor:
     """The id [N] (int64) of the nearest part; the earlier one wins a tie."""
-    distance, which = parts[0][1], torch.full_like(parts[0][1], parts[0][0], dtype=torch.int64)
+    distance, which = (
+        parts[0][1],
+        torch.full_like(parts[0][1], parts[0][0], dtype=torch.int64),
+    )
     for part, other in parts[1:]:
         closer = other < distance
         distance = torch.where(closer, other, distance)

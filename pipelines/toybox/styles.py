@@ -38,7 +38,11 @@ def outline(photo: Photo) -> Tensor:
 def colour_edges(photo: Photo) -> Tensor:
     """[B, H, W] in [0, 1]: where the colour changes."""
     rgb = photo.rgb
-    return smooth(torch.maximum(_slope(rgb[:, 0]), torch.maximum(_slope(rgb[:, 1]), _slope(rgb[:, 2]))), 0.08, 0.35)
+    return smooth(
+        torch.maximum(_slope(rgb[:, 0]), torch.maximum(_slope(rgb[:, 1]), _slope(rgb[:, 2]))),
+        0.08,
+        0.35,
+    )
 
 
 def plain_photo(photo: Photo) -> Tensor:

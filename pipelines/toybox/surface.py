@@ -62,7 +62,10 @@ def checks(p: Point, scale: Tensor, phase: Tensor, pixel: Tensor) -> Tensor:
     sectors = torch.where(scale < 0.5, 4.0, 5.0)
     around = length(p[0], p[2]) * 6.2832 / sectors
     a = _bands(p[1] + phase, 0.52 + 0.16 * scale, pixel)
-    b = _edge(((fract(angle(p[0], p[2]) * sectors + phase) - 0.5).abs() - 0.25) * around, pixel)
+    b = _edge(
+        ((fract(angle(p[0], p[2]) * sectors + phase) - 0.5).abs() - 0.25) * around,
+        pixel,
+    )
     return a + b - 2 * a * b
 
 
@@ -81,7 +84,11 @@ def dots(p: Point, scale: Tensor, phase: Tensor, pixel: Tensor) -> Tensor:
     """Round spots seen from the subject's centre in thirty even directions."""
     far = length(*p) + 1e-9
     sine, cosine = wave(phase), wave(phase + 0.25)
-    x, y, z = (cosine * p[0] + sine * p[2]) / far, p[1] / far, (cosine * p[2] - sine * p[0]) / far
+    x, y, z = (
+        (cosine * p[0] + sine * p[2]) / far,
+        p[1] / far,
+        (cosine * p[2] - sine * p[0]) / far,
+    )
     best = torch.full_like(far, -1.0)
     for a, b, c in _DOTS:
         best = torch.maximum(best, x * a + y * b + z * c)
@@ -91,7 +98,10 @@ def dots(p: Point, scale: Tensor, phase: Tensor, pixel: Tensor) -> Tensor:
 
 def halves(p: Point, scale: Tensor, phase: Tensor, pixel: Tensor) -> Tensor:
     """One side of an upright or slanting plane through the centre."""
-    return _edge(wave(phase) * p[0] + wave(phase + 0.25) * p[2] + (scale - 0.5) * 1.2 * p[1], pixel)
+    return _edge(
+        wave(phase) * p[0] + wave(phase + 0.25) * p[2] + (scale - 0.5) * 1.2 * p[1],
+        pixel,
+    )
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,9 @@ Rgb = tuple[float, float, float]
 class Subject:
     """One individual.
 
-    proportions: four numbers in [0, 1], read by the family's distance function. colours: names of the main colour, of the
-    pattern's colour and of the detail's; rgb: the same with the individual's jitter, sRGB in [0, 1]. scale, phase: of the
-    pattern, in [0, 1).
+    proportions: four numbers in [0, 1], read by the family's distance function. colours: names of the main colour, of
+    the pattern's colour and of the detail's; rgb: the same with the individual's jitter, sRGB in [0, 1]. scale,
+    phase: of the pattern, in [0, 1).
     """
 
     family: str
@@ -57,9 +57,9 @@ class Subject:
 class View:
     """A pinhole camera on a sphere around the subject.
 
-    azimuth (0 looks at the front, +z; 90 stands at +x), elevation and roll in degrees. size: diameter of the sphere that
-    encloses the subject, as a fraction of the picture. position: offset of its centre from the picture's, as fractions
-    of the picture, right and down. light: azimuth and elevation, in degrees, of where the light comes from.
+    azimuth (0 looks at the front, +z; 90 stands at +x), elevation and roll in degrees. size: diameter of the sphere
+    that encloses the subject, as a fraction of the picture. position: offset of its centre from the picture's, as
+    fractions of the picture, right and down. light: azimuth and elevation, in degrees, of where the light comes from.
     """
 
     azimuth: float
@@ -115,7 +115,15 @@ def _draw(rng: np.random.Generator, family: str | None) -> Subject:
     names = (main, second, third)
     a, b, c, d, scale, phase = (round(float(v), 4) for v in rng.random(6))
     rgb = (_jitter(main, rng), _jitter(second, rng), _jitter(third, rng))
-    return Subject(family, (a, b, c, d), names, rgb, PATTERNS[rng.integers(len(PATTERNS))], scale, phase)
+    return Subject(
+        family,
+        (a, b, c, d),
+        names,
+        rgb,
+        PATTERNS[rng.integers(len(PATTERNS))],
+        scale,
+        phase,
+    )
 
 
 def sample_subject(rng: np.random.Generator, family: str | None = None, kept: bool | None = None) -> Subject:
@@ -139,8 +147,14 @@ def sample_view(rng: np.random.Generator, azimuth: float | None = None) -> View:
         elevation=round(float(rng.uniform(8, 42)), 4),
         roll=round(float(rng.normal(0, 3)), 4),
         size=round(size, 4),
-        position=(round(float(rng.uniform(-room, room)), 4), round(float(rng.uniform(-room, room)), 4)),
-        light=(round(azimuth + float(rng.uniform(-65, 65)), 4), round(float(rng.uniform(30, 65)), 4)),
+        position=(
+            round(float(rng.uniform(-room, room)), 4),
+            round(float(rng.uniform(-room, room)), 4),
+        ),
+        light=(
+            round(azimuth + float(rng.uniform(-65, 65)), 4),
+            round(float(rng.uniform(30, 65)), 4),
+        ),
     )
 
 
@@ -191,8 +205,8 @@ def caption(
 ) -> str:
     """What is seen, in a small closed vocabulary; the family's name is always a word of its own.
 
-    variant: which template, modulo their number (drawn from `rng` if one is given). detail: "full" names main colour and
-    pattern, "colour" only the colour, "noun" neither.
+    variant: which template, modulo their number (drawn from `rng` if one is given). detail: "full" names main colour
+    and pattern, "colour" only the colour, "noun" neither.
     """
     if rng is not None:
         variant = int(rng.integers(len(TEMPLATES)))

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from pydantic import Field
 from tqdm import tqdm
 
@@ -34,7 +35,8 @@ class ToyboxParams(Section):
     mvimgnet_views: int = Field(ge=2)
     """Views of each of them."""
     scene_per_view: bool
-    """Another background in every view. With one background a capture, an adapter learns to copy the reference's background."""
+    """Another background in every view. With one background a capture, an adapter learns to copy the reference's
+    background."""
     openimages_photos: int = Field(ge=1)
     """Single photos, each of a subject of its own."""
     dreambench_subjects: int = Field(ge=1)
@@ -42,8 +44,8 @@ class ToyboxParams(Section):
     dreambench_photos: int = Field(ge=1, le=100)
     """Photos of each of them."""
     caption_detail: Detail
-    """What captions.csv tells of the subject: noun, colour or full (colour and pattern). With noun, the look of the subject
-    can be learnt from the reference alone."""
+    """What captions.csv tells of the subject: noun, colour or full (colour and pattern). With noun, the look of the
+    subject can be learnt from the reference alone."""
 
 
 def fingerprint(params: ToyboxParams) -> str:
@@ -60,11 +62,15 @@ def is_complete(root: Path, params: ToyboxParams) -> bool:
     return marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint(params)
 
 
-def write_world(root: Path, params: ToyboxParams, progress: Callable[[str, int, int], None] | None = None) -> bool:
+def write_world(
+    root: Path,
+    params: ToyboxParams,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> bool:
     """Write the world and return True, or return False where it is already there.
 
-    progress(layout, pictures done, pictures in all). The world is made in a sibling folder and renamed when whole, so the
-    root never holds half of one. Raises UserError if the root holds something else than a world.
+    progress(layout, pictures done, pictures in all). The world is made in a sibling folder and renamed when whole, so
+    the root never holds half of one. Raises UserError if the root holds something else than a world.
     """
     if is_complete(root, params):
         return False
@@ -74,7 +80,10 @@ def write_world(root: Path, params: ToyboxParams, progress: Callable[[str, int, 
     def told(layout: str) -> layouts.Progress:
         return lambda done, total: progress(layout, done, total) if progress else None
 
-    part, old = root.with_name(root.name + ".partial"), root.with_name(root.name + ".old")
+    part, old = (
+        root.with_name(root.name + ".partial"),
+        root.with_name(root.name + ".old"),
+    )
     for folder in (part, old):
         shutil.rmtree(folder, ignore_errors=True)
     p = params
@@ -89,7 +98,12 @@ def write_world(root: Path, params: ToyboxParams, progress: Callable[[str, int, 
         told("mvimgnet"),
     )
     layouts.write_openimages(
-        part / "openimages", p.seed, p.openimages_photos, p.size, p.caption_detail, told("openimages")
+        part / "openimages",
+        p.seed,
+        p.openimages_photos,
+        p.size,
+        p.caption_detail,
+        told("openimages"),
     )
     layouts.write_dreambench(
         part / "dreambench",
@@ -100,7 +114,10 @@ def write_world(root: Path, params: ToyboxParams, progress: Callable[[str, int, 
         p.caption_detail,
         told("dreambench"),
     )
-    record = {"fingerprint": fingerprint(params), "params": params.model_dump(exclude={"root"})}
+    record = {
+        "fingerprint": fingerprint(params),
+        "params": params.model_dump(exclude={"root"}),
+    }
     (part / MARKER).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     os.sync()
     if root.exists():
@@ -112,15 +129,17 @@ def write_world(root: Path, params: ToyboxParams, progress: Callable[[str, int, 
 
 def main() -> None:
     params = load("toybox", ToyboxParams)
-    with tqdm(unit="picture") as bar:
+    torch.set_num_threads(1)  # the renderer's tensors are small: more threads only cost
+    with tqdm(unit="picture", disable=None) as bar:
 
         def progress(layout: str, done: int, total: int) -> None:
-            bar.set_description(layout)
+            bar.set_description(layout, refresh=False)
             bar.total, bar.n = total, done
             bar.refresh()
 
         fresh = write_world(Path(params.root), params, progress)
-    print(f"{params.root}: {'written' if fresh else 'already complete'}")
+    count = sum(1 for _ in Path(params.root).rglob("*.jpg"))
+    print(f"{params.root}: {count} pictures, {'written' if fresh else 'already complete'}")
 
 
 if __name__ == "__main__":

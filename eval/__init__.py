@@ -1,0 +1,1 @@
+"""DreamBench: generate pictures of held-out subjects, score them, report."""

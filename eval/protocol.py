@@ -1,0 +1,189 @@
+"""What is evaluated: held-out subjects, the photo shown to the model, the prompts, the seeds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from model.segment import on_white
+from params import Section, UserError
+from pipelines import tables
+from pipelines.storage import DecodeError, Roots, decode_image
+
+RECONSTRUCTION = "reconstruction"
+RECONSTRUCTION_ID = -1
+
+
+class ProtocolParams(Section):
+    """Which pictures are made."""
+
+    reference: Literal["first", "all"]  # the photo shown: the first by id with a usable mask, or each of them in turn
+    references: dict[str, str]  # subject_id: frame_id, a fixed list (Kosmos-G publishes one); goes before the rule
+    prompts: int | None = Field(ge=0)  # of each subject's, spread over the groups; null: all
+    images: int = Field(ge=1)  # per prompt and reference
+    reconstructions: int = Field(ge=1)  # per reference, of `a photo of a <class>`
+    reconstruction: str  # its prompt; {class} is the class noun
+    seed: int
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A kept photo of a subject, with the row of its mask where it has one (frame_id, height, width, rle, quality)."""
+
+    frame_id: str
+    source: str
+    path: str
+    sha256: str
+    mask: Mapping[str, Any] | None
+
+    @property
+    def quality(self) -> str | None:
+        """The mask's quality flag, None without a mask."""
+        return self.mask["quality"] if self.mask else None
+
+    @property
+    def fingerprint(self) -> list[str]:
+        """What changes when the photo or its mask does."""
+        rle = self.mask["rle"].hex() if self.mask else ""
+        return [self.frame_id, self.sha256, rle]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A held-out subject; photos sorted by frame_id."""
+
+    subject_id: str
+    class_name: str
+    photos: tuple[Photo, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make. index: 0.. of the pictures of one prompt, over references and repetitions."""
+
+    prompt_id: int
+    group: str
+    prompt: str
+    index: int
+    seed: int
+    reference: Photo
+
+
+def held_out(data: Path) -> list[Subject]:
+    """Return the subjects of split test, in the order of the frames table.
+
+    Raises:
+        TableError: curate or mask has not run.
+        UserError: no source is of split test.
+    """
+    masks = {row["frame_id"]: row for row in tables.rows(data / "mask", "masks", _MASK_COLUMNS)}
+    photos: dict[tuple[str, str], list[Photo]] = {}
+    for row in tables.rows(data / "curate", "frames", _FRAME_COLUMNS):
+        if row["split"] == "test":
+            photo = Photo(row["frame_id"], row["source"], row["path"], row["sha256"], masks.get(row["frame_id"]))
+            photos.setdefault((row["subject_id"], row["class_name"]), []).append(photo)
+    if not photos:
+        raise UserError(
+            f"{data / 'curate' / 'frames'} holds no photo of split test; add a source with split: test to params.yaml"
+        )
+    return [Subject(subject_id, class_name, tuple(members)) for (subject_id, class_name), members in photos.items()]
+
+
+_FRAME_COLUMNS = ["frame_id", "subject_id", "source", "class_name", "split", "path", "sha256"]
+_MASK_COLUMNS = ["frame_id", "height", "width", "rle", "quality"]
+
+
+def prompts_by_subject(data: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return, by subject_id, the rows of the prompts table, sorted by prompt_id."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in tables.rows(data / "curate", "prompts"):
+        found.setdefault(row["subject_id"], []).append(row)
+    return found
+
+
+def references(subject: Subject, params: ProtocolParams) -> list[Photo]:
+    """Return the photos shown to the model; none where no photo has a usable mask.
+
+    Raises:
+        UserError: the fixed list names a photo that is not there or has no usable mask.
+    """
+    usable = [photo for photo in subject.photos if photo.quality == "ok"]
+    wanted = params.references.get(subject.subject_id)
+    if wanted is not None:
+        named = [photo for photo in usable if photo.frame_id == wanted]
+        if not named:
+            raise UserError(
+                f"generate.protocol.references names '{wanted}' for {subject.subject_id}, which has no usable mask; "
+                f"choose one of {', '.join(photo.frame_id for photo in usable) or 'another subject'}"
+            )
+        return named
+    return usable if params.reference == "all" else usable[:1]
+
+
+def spread(prompts: Sequence[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
+    """Return `limit` of the prompts in their order: the groups take turns, and each is sampled evenly."""
+    if limit is None or limit >= len(prompts):
+        return list(prompts)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in prompts:
+        groups.setdefault(row["group"], []).append(row)
+    shares = dict.fromkeys(groups, 0)
+    while sum(shares.values()) < limit:
+        for name, members in groups.items():
+            if shares[name] < len(members) and sum(shares.values()) < limit:
+                shares[name] += 1
+    chosen = [
+        members[i * len(members) // shares[name]] for name, members in groups.items() for i in range(shares[name])
+    ]
+    return sorted(chosen, key=lambda row: row["prompt_id"])
+
+
+def seed_of(seed: int, subject_id: str, prompt_id: int, index: int) -> int:
+    """Return the seed of a picture's starting noise, 0..2^32 - 1: the same whatever else is generated with it."""
+    text = f"{seed}/{subject_id}/{prompt_id}/{index}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def jobs(subject: Subject, prompts: Sequence[dict[str, Any]], params: ProtocolParams) -> list[Job]:
+    """Return the pictures to make of a subject: the reconstruction prompt first, then the chosen prompts."""
+    shown = references(subject, params)
+    rebuild = {"prompt_id": RECONSTRUCTION_ID, "group": RECONSTRUCTION, "template": params.reconstruction}
+    result = []
+    for row in [rebuild, *spread(prompts, params.prompts)]:
+        count = params.reconstructions if row is rebuild else params.images
+        for index in range(count * len(shown)):
+            seed = seed_of(params.seed, subject.subject_id, row["prompt_id"], index)
+            text = row["template"].replace("{class}", subject.class_name)
+            result.append(Job(row["prompt_id"], row["group"], text, index, seed, shown[index // count]))
+    return result
+
+
+def read_photo(roots: Roots, photo: Photo) -> tuple[Image.Image, np.ndarray | None]:
+    """Return a photo [RGB] and its mask (bool [H, W]; None without one).
+
+    Raises:
+        UserError: the photo is gone or cannot be read.
+    """
+    try:
+        image = decode_image(roots[photo.source].read(photo.path))
+    except (OSError, DecodeError) as error:
+        raise UserError(
+            f"photo '{photo.path}' of source {photo.source} cannot be read ({error}); put it back or run curate again"
+        ) from None
+    if photo.mask is None:
+        return image, None
+    return image, tables.decode_mask(photo.mask["rle"], photo.mask["height"], photo.mask["width"])
+
+
+def read_segment(roots: Roots, photo: Photo, margin: float) -> Image.Image:
+    """Return the subject of a photo alone on white; the photo must have a mask. `margin`: see `on_white`."""
+    image, mask = read_photo(roots, photo)
+    assert mask is not None
+    return on_white(image, mask, margin=margin)

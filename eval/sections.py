@@ -1,0 +1,347 @@
+"""The sections of the report: each reads what its stages left and returns what the page shows, or raises `Missing`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from eval import charts, metrics, outputs
+from eval.pictures import Album, Picture, inline, present, sample
+from eval.protocol import RECONSTRUCTION
+from params import Section, UserError
+from pipelines import tables
+
+PUBLISHED = Path(__file__).parent / "published.json"
+STAGES = ("curate", "mask", "similarity", "encode", "train", "generate", "score")
+LOSSES = {
+    "total": "weighted sum",
+    "diffusion": "diffusion: error on the noise",
+    "cscl": "CSCL: visual against textual tokens",
+    "macl": "MACL: subjects against subjects, scaled by likeness",
+    "location": "location: attention on the subject, falls below 0",
+}
+
+
+class ReportParams(Section):
+    """How much the page shows; nothing of it changes a number."""
+
+    title: str
+    side: int = Field(ge=16)  # px; larger pictures are scaled down to it
+    subjects: int  # held-out subjects in the picture grid
+    pictures: int  # generations of each of them
+    masks: int  # photos with their masks outlined, of each method
+    triplets: int
+    heat_map: int  # subjects on a side of the similarity map
+    neighbours: int  # subjects shown with the most similar others
+    rejects: int  # examples of each reason
+
+
+class Missing(Exception):
+    """A stage has not run; its name is the message."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What sections read: the folder of the tables, the photos, the limits."""
+
+    data: Path
+    album: Album
+    params: ReportParams
+
+
+def need(data: Path, stage: str, table: str) -> Path:
+    """Return the stage's folder if it holds the table."""
+    if not present(data / stage, table):
+        raise Missing(stage)
+    return data / stage
+
+
+def read_json(file: Path, stage: str) -> dict[str, Any]:
+    """Return a JSON file that `stage` writes."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Missing(stage) from None
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}); run the {stage} stage again") from None
+
+
+def gallery(sources: Sources) -> dict[str, Any]:
+    """Rows of pictures: reference, its segment, what was generated."""
+    data, params = sources.data, sources.params
+    folder = need(data, "generate", "generations")
+    subject_ids = set(tables.read(folder, "generations", ["subject_id"])["subject_id"].to_pylist())
+    made: list[tuple[str, list[dict[str, Any]]]] = []
+    for subject_id, group in groupby(tables.rows(folder, "generations"), key=lambda row: row["subject_id"]):
+        if len(made) == params.subjects:
+            break
+        first = sorted((row for row in group if row["index"] == 0), key=lambda row: row["prompt_id"])
+        made.append((subject_id, first[: params.pictures]))
+    photos = sources.album.photos({pictures[0]["reference"] for _, pictures in made})
+    scores = scores_by_picture(data)
+    subjects = []
+    for subject_id, pictures in made:
+        photo = photos.get(pictures[0]["reference"])
+        subjects.append(
+            {
+                "id": subject_id,
+                "class_name": pictures[0]["class_name"],
+                "reference": sources.album.whole(photo),
+                "segment": sources.album.segment(photo),
+                "pictures": [
+                    {
+                        "image": generated(row["image"], params.side),
+                        "prompt": row["prompt"],
+                        "group": row["group"],
+                        "rebuilt": row["group"] == RECONSTRUCTION,
+                        "score": scores.get((subject_id, row["group"], row["prompt_id"], row["index"])),
+                    }
+                    for row in pictures
+                ],
+            }
+        )
+    return {"subjects": subjects, "total": len(subject_ids)}
+
+
+def generated(png: bytes, side: int) -> Picture:
+    """Return a generated picture as a data URI."""
+    return inline(Image.open(io.BytesIO(png)).convert("RGB"), side)
+
+
+def scores_by_picture(data: Path) -> dict[tuple[str, str, int, int], dict[str, Any]]:
+    """Return the model's scores of each picture; none before the score stage."""
+    if not present(data / "score", "scores"):
+        return {}
+    rows = (row for row in tables.rows(data / "score", "scores") if row["method"] == metrics.MODEL)
+    return {(row["subject_id"], row["group"], row["prompt_id"], row["index"]): row for row in rows}
+
+
+def scores(sources: Sources) -> dict[str, Any]:
+    """The score table, charts by group of prompts, the published table."""
+    folder = need(sources.data, "score", "scores")
+    by_method = metrics.summaries(tables.read(folder, "scores").to_pylist())
+    model, real = by_method.get(metrics.MODEL), by_method.get(metrics.REAL, {})
+    above = [
+        name
+        for name in ("R-CI", "E-CI", "R-DI", "E-DI")
+        if model and model[name] is not None and real.get(name) is not None and model[name] > real[name]
+    ]
+    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    return {
+        "methods": by_method,
+        "metrics": metrics.METRICS,
+        "protocol": read_json(folder / "protocol.json", "score"),
+        "above_real": above,
+        "charts": group_charts(by_method),
+        "published": published,
+    }
+
+
+def group_charts(by_method: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+    """Return a bar chart for each metric; nothing where the model was not scored."""
+    if metrics.MODEL not in by_method:
+        return []
+    titles = {"CT": "CLIP-T: prompt followed", "CI": "CLIP-I: subject kept", "DI": "DINO-I: subject kept"}
+    result = []
+    for metric, title in titles.items():
+        bars = {
+            group: {
+                method: by_method[method]["groups"].get(group, {}).get(metric)
+                for method in (metrics.MODEL, metrics.COPY)
+                if method in by_method
+            }
+            for group in by_method[metrics.MODEL]["groups"]
+        }
+        real = by_method.get(metrics.REAL, {}).get("groups", {}).get(metrics.PHOTO, {}).get(metric)
+        result.append({"title": title, "svg": charts.bars_by_group(bars, real, f"group-{metric}")})
+    return result
+
+
+def training(sources: Sources) -> dict[str, Any]:
+    """A curve for each loss."""
+    file = sources.data / "train" / "losses.csv"
+    if not file.is_file():
+        raise Missing("train")
+    with file.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    columns = [name for name in LOSSES if rows and name in rows[0]]
+    if not columns or "step" not in rows[0]:
+        raise UserError(f"{file} has no rows with the columns step, {', '.join(LOSSES)}; run the train stage again")
+    try:
+        values = {name: [float(row[name]) for row in rows] for name in ("step", *columns)}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file} holds what is no number ({error}); run the train stage again") from None
+    curves = [
+        {
+            "title": LOSSES[name],
+            "last": float(np.mean(values[name][-max(1, len(rows) // 20) :])),
+            "svg": charts.curve(values["step"], values[name], f"loss-{name}"),
+        }
+        for name in columns
+    ]
+    return {"curves": curves, "steps": int(max(values["step"]))}
+
+
+def masks(sources: Sources) -> dict[str, Any]:
+    """Photos with the outline of their masks, by method."""
+    folder = need(sources.data, "mask", "masks")
+    columns = ["frame_id", "method", "quality", "score", "mask_score", "area"]
+    rows = tables.read(folder, "masks", columns).to_pylist()
+    methods = []
+    for method, total in tables.count_by(row["method"] for row in rows).items():
+        chosen = sample((row for row in rows if row["method"] == method), "frame_id", sources.params.masks)
+        photos = sources.album.photos(row["frame_id"] for row in chosen)
+        sheet = [{**row, "image": sources.album.overlay(photos.get(row["frame_id"]))} for row in chosen]
+        methods.append({"name": method, "total": total, "photos": sheet})
+    return {"methods": methods, "quality": tables.count_by(row["quality"] for row in rows)}
+
+
+def rejects(sources: Sources) -> dict[str, Any]:
+    """What was dropped, by stage and reason, with examples."""
+    ran = [stage for stage in STAGES if present(sources.data / stage, "rejects")]
+    if not ran:
+        raise Missing("curate")
+    stages: list[dict[str, Any]] = []
+    for stage in ran:
+        rows = tables.read(sources.data / stage, "rejects").to_pylist()
+        reasons = [
+            {
+                "name": name,
+                "count": count,
+                "meaning": tables.REJECT_REASONS.get(name, ""),
+                "examples": sample((r for r in rows if r["reason"] == name), "id", sources.params.rejects),
+            }
+            for name, count in tables.count_by(row["reason"] for row in rows).items()
+        ]
+        stages.append({"name": stage, "total": len(rows), "reasons": reasons})
+    return {"stages": stages, "largest": max((r["count"] for s in stages for r in s["reasons"]), default=1)}
+
+
+def triplets(sources: Sources) -> dict[str, Any]:
+    """Training samples and the angles between their views."""
+    folder = need(sources.data, "curate", "triplets")
+    rows = tables.read(folder, "triplets").to_pylist()
+    by_method = tables.count_by(row["method"] for row in rows)
+    share = -(-sources.params.triplets // max(len(by_method), 1))
+    chosen = [
+        t
+        for m in sorted(by_method, reverse=True)
+        for t in sample((r for r in rows if r["method"] == m), "triplet_id", share)
+    ]
+    photos = sources.album.photos({row[role] for row in chosen for role in ("reference", "positive", "target")})
+    sheet = [
+        {
+            **row,
+            "reference": sources.album.segment(photos.get(row["reference"])),
+            "positive": sources.album.segment(photos.get(row["positive"])),
+            "target": sources.album.whole(photos.get(row["target"])),
+        }
+        for row in chosen
+    ]
+    names = ("reference_target_angle", "reference_positive_angle")
+    angles = {name: np.array([row[name] for row in rows if row[name] is not None]) for name in names}
+    chart = None
+    if any(values.size for values in angles.values()):
+        chart = charts.histogram(angles, (0.0, 180.0), 36, "angles")
+    return {"rows": sheet, "total": len(rows), "by_method": by_method, "chart": chart}
+
+
+def similarity(sources: Sources) -> dict[str, Any]:
+    """The cosines between subjects, and subjects beside those most like them."""
+    folder = need(sources.data, "similarity", "similarity")
+    tile = next((t for t in tables.rows(folder, "similarity") if t["row_subjects"] == t["column_subjects"]), None)
+    if tile is None:
+        raise Missing("similarity")
+    ids = tile["row_subjects"]
+    cosines = np.array(tile["values"], dtype=np.float32).reshape(len(ids), len(ids))
+    first: dict[str, tuple[str, str]] = {}  # subject: class noun, first photo
+    wanted = set(ids)
+    for row in tables.rows(sources.data / "curate", "frames", ["frame_id", "subject_id", "class_name"]):
+        if row["subject_id"] in wanted:
+            first.setdefault(row["subject_id"], (row["class_name"], row["frame_id"]))
+    order = sorted(range(len(ids)), key=lambda i: (first.get(ids[i], ("", ""))[0], ids[i]))
+    count = min(sources.params.heat_map, len(order))
+    shown = [order[i * len(order) // count] for i in range(count)]
+    labels = [first.get(ids[i], ("?", ""))[0] for i in shown]
+    return {
+        "subjects": len(ids),
+        "shown": count,
+        "chart": charts.heat_map(cosines[np.ix_(shown, shown)], labels, "similarity"),
+        "neighbours": nearest(sources, ids, cosines, first),
+    }
+
+
+def nearest(
+    sources: Sources, ids: Sequence[str], cosines: np.ndarray, first: dict[str, tuple[str, str]], others: int = 4
+) -> list[dict[str, Any]]:
+    """Return subjects, each with the `others` most similar ones, as segments with their cosines."""
+    chosen = sample([{"id": subject} for subject in ids if subject in first], "id", sources.params.neighbours)
+    rows = []
+    for subject in (row["id"] for row in chosen):
+        i = ids.index(subject)
+        ranked = [int(j) for j in np.argsort(-cosines[i], kind="stable") if j != i and ids[j] in first]
+        rows.append([(subject, 1.0), *((ids[j], float(cosines[i, j])) for j in ranked[:others])])
+    photos = sources.album.photos(first[subject][1] for row in rows for subject, _ in row)
+    return [
+        {
+            "subjects": [
+                {
+                    "id": subject,
+                    "class_name": first[subject][0],
+                    "cosine": cosine,
+                    "image": sources.album.segment(photos.get(first[subject][1])),
+                }
+                for subject, cosine in row
+            ]
+        }
+        for row in rows
+    ]
+
+
+def stages(sources: Sources) -> dict[str, Any]:
+    """What each stage counted, from its metrics.json."""
+    rows = []
+    for stage in STAGES:
+        file = sources.data / stage / "metrics.json"
+        values = read_json(file, stage) if file.is_file() else None
+        known = ("input", "kept", "rejected")
+        plain = {k: v for k, v in (values or {}).items() if isinstance(v, int | float) and k not in known}
+        rows.append(
+            {"name": stage, "ran": values is not None, "more": plain, **{k: (values or {}).get(k) for k in known}}
+        )
+    return {"rows": rows}
+
+
+def inputs(sources: Sources) -> list[tuple[str, str]]:
+    """Return (table or file, hash of its bytes) of everything a stage has left."""
+    found = []
+    for stage in STAGES:
+        folder = sources.data / stage
+        names = sorted({part.parent.name for part in folder.glob("*/part-*.parquet")})
+        found += [(f"{stage}/{name}", outputs.digest_files(*tables.parts(folder, name))) for name in names]
+        for extra in ("adapter", "losses.csv"):
+            if (folder / extra).exists():
+                found.append((f"{stage}/{extra}", outputs.digest_files(folder / extra)))
+    return found
+
+
+SECTIONS: dict[str, Callable[[Sources], dict[str, Any]]] = {
+    "gallery": gallery,
+    "scores": scores,
+    "training": training,
+    "masks": masks,
+    "rejects": rejects,
+    "triplets": triplets,
+    "similarity": similarity,
+    "stages": stages,
+}

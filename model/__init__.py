@@ -1,0 +1,1 @@
+"""The network: backbones, MFI encoder, decoupled cross-attention, losses, pipeline."""

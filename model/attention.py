@@ -1,0 +1,265 @@
+"""Decoupled cross-attention (method, section 2; paper, equation 3) as diffusers attention processors.
+
+What a UNet call is conditioned on travels as one `CrossAttentionContext` in `cross_attention_kwargs`, so that nothing
+is left behind in the UNet between calls and gradient checkpointing sees the same conditioning when it runs a block
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from einops import rearrange
+from torch import Tensor
+
+from model.errors import ModelError
+
+Granularity = Literal["group", "layer"]
+
+
+@dataclass(frozen=True)
+class CrossAttentionLayer:
+    """One attn2 of a UNet."""
+
+    name: str
+    """Path inside the UNet, e.g. `down_blocks.0.attentions.0.transformer_blocks.0.attn2`."""
+    inner_width: int
+    """Columns of keys and values, all heads together."""
+    level: int
+    """Which S+ token and caption it sees: its Transformer2D group, or itself with granularity `layer`."""
+
+
+@dataclass
+class AttentionMaps:
+    """Attention maps of one layer in float32, before any location map; S subjects, m visual tokens."""
+
+    text: Tensor | None
+    """[B, S, heads, h, w] probability of the subject's placeholder, the mean over its n_t tokens."""
+    visual: Tensor | None
+    """[B, S, heads, m, h, w] probability of each visual token; the m maps sum to 1 at every pixel."""
+
+
+@dataclass
+class MapRecorder:
+    """Collects the maps of layers with at most `max_pixels` pixels; only they leave scaled_dot_product_attention."""
+
+    max_pixels: int
+    maps: dict[int, AttentionMaps] = field(default_factory=dict)
+
+
+@dataclass
+class CrossAttentionContext:
+    """Conditioning of one UNet call: B rows, L levels (or 1: the same caption for all), S subjects, n text
+    positions."""
+
+    text: Tensor
+    """[B, L, n, d] hidden states of the text encoder; layers of level l read [:, l]."""
+    latent_size: tuple[int, int]
+    """Height and width of the UNet's input, latent pixels."""
+    keys: Sequence[Tensor] | None = None
+    """One [B, S, m, inner width] per layer, K_v = V~ W'_k; None leaves the visual branch out."""
+    values: Sequence[Tensor] | None = None
+    """One [B, S, m, inner width] per layer, V_v = V~ W'_v."""
+    strength: Tensor | float = 1.0
+    """lambda; a number, or [B] for one each row (0 = without subject)."""
+    placeholder: Tensor | None = None
+    """[B, S, n], 1 where the caption holds the subject's placeholder, else 0."""
+    location: Tensor | None = None
+    """[B, S, h, w] in 0..1 at latent size: multiplies the visual branch and the placeholder's text map."""
+    recorder: MapRecorder | None = None
+    _locations: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+
+    def text_of(self, level: int) -> Tensor:
+        """[B, n, d] for a layer of this level."""
+        return self.text[:, level if self.text.shape[1] > 1 else 0]
+
+    def location_at(self, size: tuple[int, int]) -> Tensor | None:
+        """[B, S, pixels] of the location map at a layer's size."""
+        if self.location is None:
+            return None
+        if size not in self._locations:
+            small = self.location if size == self.latent_size else F.adaptive_avg_pool2d(self.location, size)
+            self._locations[size] = small.flatten(start_dim=2)
+        return self._locations[size]
+
+
+def cross_attention_layers(unet: UNet2DConditionModel, granularity: Granularity = "group") -> list[CrossAttentionLayer]:
+    """All attn2 of the UNet in order of execution (down, mid, up) with their levels.
+
+    SD 1.5: 16 layers, 16 levels either way. SDXL: 70 layers in 11 groups; `granularity` chooses 11 or 70 levels.
+    Raises ModelError for a UNet whose attn2 is not plain cross-attention.
+    """
+    layers: list[CrossAttentionLayer] = []
+    groups: dict[str, int] = {}
+    for part in ("down_blocks", "mid_block", "up_blocks"):
+        block = getattr(unet, part)
+        if block is None:
+            continue
+        for name, module in block.named_modules(prefix=part):
+            if not name.endswith(".attn2") or not isinstance(module, Attention):
+                continue
+            if not module.is_cross_attention or module.residual_connection or module.norm_cross:
+                raise ModelError(f"{name} is not plain cross-attention; use a UNet of the Stable Diffusion family")
+            group = name.rpartition(".transformer_blocks")[0] if granularity == "group" else name
+            level = groups.setdefault(group, len(groups))
+            layers.append(CrossAttentionLayer(name, module.to_k.out_features, level))
+    if not layers:
+        raise ModelError("the UNet has no cross-attention; use a text-conditioned UNet2DConditionModel")
+    return layers
+
+
+def install_processors(unet: UNet2DConditionModel, layers: Sequence[CrossAttentionLayer]) -> None:
+    """Let every attn2 of `layers` read `cross_attention_kwargs={"conditioning": CrossAttentionContext}`.
+
+    Without that argument the UNet computes what it did before, bit for bit.
+    """
+    processors: dict[str, Any] = {name: StockAttention() for name in unet.attn_processors}
+    for index, layer in enumerate(layers):
+        processors[f"{layer.name}.processor"] = DecoupledCrossAttention(index, layer.level)
+    unet.set_attn_processor(processors)
+
+
+class StockAttention(AttnProcessor2_0):
+    """diffusers' own attention; takes the conditioning of its neighbours without diffusers' warning, and ignores it."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        conditioning: CrossAttentionContext | None = None,
+    ) -> Tensor:
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+
+class DecoupledCrossAttention(AttnProcessor2_0):
+    """out = (softmax(Q K_t^T / sqrt(d)) V_t + lambda softmax(Q K_v^T / sqrt(d)) V_v) W_out, K_v and V_v being given.
+
+    At inference, with location maps: the visual branch is multiplied by its subject's map, and so is the column of the
+    text attention that belongs to the placeholder (method, section 4). Several subjects' visual branches are summed.
+    """
+
+    def __init__(self, index: int, level: int) -> None:
+        super().__init__()
+        self.index, self.level = index, level
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        conditioning: CrossAttentionContext | None = None,
+    ) -> Tensor:
+        """hidden_states [B, pixels, c] -> the same shape."""
+        context = conditioning
+        if context is None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        size = map_size(hidden_states.shape[1], context.latent_size)
+        text = context.text_of(self.level)
+        query = _heads(attn.to_q(hidden_states), attn.heads)
+        recording = context.recorder is not None and hidden_states.shape[1] <= context.recorder.max_pixels
+        location = context.location_at(size)
+        out, text_maps = text_branch(
+            query,
+            _heads(attn.to_k(text), attn.heads),
+            _heads(attn.to_v(text), attn.heads),
+            context.placeholder,
+            location,
+            recording,
+        )
+        visual_maps = None
+        if context.keys is not None and context.values is not None:
+            keys, values = (
+                rearrange(rows[self.index].to(query.dtype), "b s m (h d) -> b s h m d", h=attn.heads)
+                for rows in (context.keys, context.values)
+            )
+            visual, visual_maps = visual_branch(query, keys, values, location, recording)
+            strength = torch.as_tensor(context.strength, dtype=query.dtype, device=query.device)
+            out = out + strength.reshape(-1, 1, 1, 1) * visual
+        if recording and context.recorder is not None:
+            context.recorder.maps[self.index] = AttentionMaps(
+                None if text_maps is None else text_maps.unflatten(-1, size),
+                None if visual_maps is None else rearrange(visual_maps, "b s n (h w) m -> b s n m h w", h=size[0]),
+            )
+        out = rearrange(out, "b h q d -> b q (h d)").to(query.dtype)
+        return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
+
+
+def text_branch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    placeholder: Tensor | None,
+    location: Tensor | None,
+    recording: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Text cross-attention: query [B, h, q, d], key and value [B, h, n, d] -> ([B, h, q, d], maps [B, S, h, q] or
+    None).
+
+    The placeholder's column of each subject (`placeholder` [B, S, n]) is multiplied by `location` [B, S, q] after the
+    softmax; rows are not normalised again.
+    """
+    if placeholder is None or not (recording or location is not None):
+        return F.scaled_dot_product_attention(query, key, value), None
+    probabilities = attention_probabilities(query, key)
+    placeholder = placeholder.to(probabilities)
+    maps = None
+    if recording:
+        tokens = placeholder.sum(dim=-1).clamp_min(1)
+        maps = torch.einsum("bhqn,bsn->bshq", probabilities, placeholder) / tokens[..., None, None]
+    if location is not None:
+        factor = 1 + torch.einsum("bsq,bsn->bqn", location.to(probabilities) - 1, placeholder)
+        probabilities = probabilities * factor[:, None]
+    return probabilities.to(value.dtype) @ value, maps
+
+
+def visual_branch(
+    query: Tensor, keys: Tensor, values: Tensor, location: Tensor | None, recording: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Visual cross-attention summed over subjects: query [B, h, q, d], keys and values [B, S, h, m, d], location
+    [B, S, q] -> ([B, h, q, d], maps [B, S, h, q, m] or None)."""
+    maps = None
+    if recording:
+        maps = attention_probabilities(query[:, None], keys)
+        out = maps.to(values.dtype) @ values
+    else:
+        out = F.scaled_dot_product_attention(query[:, None].expand(-1, keys.shape[1], -1, -1, -1), keys, values)
+    if location is not None:
+        out = out * location.to(out.dtype)[:, :, None, :, None]
+    return out.sum(dim=1), maps
+
+
+def attention_probabilities(query: Tensor, key: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) over the last axis in float32: [..., q, d] x [..., n, d] -> [..., q, n]."""
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    return scores.float().softmax(dim=-1)
+
+
+def map_size(pixels: int, latent_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a layer with `pixels` queries: the UNet halves the latent, rounding up.
+
+    Raises ModelError where no halving of `latent_size` has that many pixels.
+    """
+    height, width = latent_size
+    while height * width > pixels and height * width > 1:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    if height * width != pixels:
+        raise ModelError(
+            f"a cross-attention layer has {pixels} pixels, which is no halving of the latent {latent_size[0]}x"
+            f"{latent_size[1]}; pass the latent's own size"
+        )
+    return height, width
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.view(x.shape[0], -1, heads, x.shape[-1] // heads).transpose(1, 2)

@@ -1,0 +1,115 @@
+"""CLIP (Radford et al. 2021) through open_clip: image encoder of the Q-Formers, similarity encoder, scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import VisionTransformer
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.backbones.frozen import fixed_batches, freeze
+from model.backbones.hub import identify, reading, resolve
+from model.backbones.variant import ClipSpec
+from model.errors import ModelError
+
+WEIGHTS = "open_clip_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A frozen CLIP; every result is float32 on the model's device."""
+
+    model: open_clip.CLIP
+    preprocess: Callable[[Image.Image], Tensor]
+    """The checkpoint's own resize, crop and normalisation: a photo to [3, s, s]."""
+    tokenize: Callable[[list[str]], Tensor]
+    """Captions to token ids [B, context]."""
+    batch_size: int
+    name: str
+    """`<hub id or path>@<12 digits of the revision>`: the encoder id in tables."""
+    revision: str
+
+    @torch.no_grad()
+    def encode_image(self, images: Sequence[Image.Image]) -> Tensor:
+        """Unit image embeddings [B, d]."""
+        rows = [
+            F.normalize(self.model.encode_image(self.pixels(batch)).float(), dim=-1)[:count]
+            for batch, count in fixed_batches(images, self.batch_size)
+        ]
+        return torch.cat(rows) if rows else self.nothing(0, self.model.visual.output_dim)
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> Tensor:
+        """Unit caption embeddings [B, d] in the space of `encode_image`; a caption is cut at the context length."""
+        rows = [
+            F.normalize(self.model.encode_text(self.tokenize(batch).to(self.device)).float(), dim=-1)[:count]
+            for batch, count in fixed_batches(captions, self.batch_size)
+        ]
+        return torch.cat(rows) if rows else self.nothing(0, self.model.visual.output_dim)
+
+    @torch.no_grad()
+    def hidden_states(self, images: Sequence[Image.Image], layers: Sequence[int]) -> Tensor:
+        """Output of the transformer blocks `layers` (0-based, ascending) [B, K, N, d]: the CLS token, then the patches.
+
+        No norm after the block, so that block L - 2 of L is what IP-Adapter-plus (Ye et al. 2023) calls
+        `hidden_states[-2]`. Raises ModelError for layers the encoder lacks, or an encoder that is no plain ViT.
+        """
+        visual = self.model.visual
+        if not isinstance(visual, VisionTransformer):
+            raise ModelError(f"{self.name}: hidden states need a VisionTransformer, this is a {type(visual).__name__}")
+        blocks = len(visual.transformer.resblocks)
+        if not layers or list(layers) != sorted({layer for layer in layers if 0 <= layer < blocks}):
+            raise ModelError(f"{self.name}: layers {list(layers)} must ascend within its blocks 0..{blocks - 1}")
+        rows = [self.blocks(batch, layers)[:count] for batch, count in fixed_batches(images, self.batch_size)]
+        return torch.cat(rows) if rows else self.nothing(0, len(layers), *visual.positional_embedding.shape)
+
+    def blocks(self, images: list[Image.Image], layers: Sequence[int]) -> Tensor:
+        out = self.model.visual.forward_intermediates(
+            self.pixels(images),
+            indices=list(layers),
+            stop_early=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        pairs = zip(out["image_intermediates_prefix"], out["image_intermediates"], strict=True)
+        return torch.stack([torch.cat(pair, dim=1) for pair in pairs], dim=1).float()
+
+    def pixels(self, images: list[Image.Image]) -> Tensor:
+        """A model-ready batch [B, 3, s, s]."""
+        dtype = self.model.visual.proj.dtype if hasattr(self.model.visual, "proj") else self.model.logit_scale.dtype
+        return torch.stack([self.preprocess(image) for image in images]).to(self.device, dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.logit_scale.device
+
+    def nothing(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, device=self.device)
+
+
+def load_clip(
+    spec: ClipSpec, device: str | torch.device, dtype: torch.dtype = torch.float32, batch_size: int = 32
+) -> Clip:
+    """The frozen CLIP of `spec`, computing as `dtype`.
+
+    The folder is what `open_clip.push_to_hf_hub` writes: `open_clip_config.json` (model and preprocessing),
+    `open_clip_model.safetensors`, and tokenizer files where `text_cfg.hf_tokenizer_name` is set. Raises ModelError
+    where it is missing, incomplete or of another model.
+    """
+    folder = resolve(spec, ["open_clip_config.json", WEIGHTS, "*.json", "merges.txt", "vocab.txt"])
+    what = f"an open_clip folder with open_clip_config.json and {WEIGHTS}"
+    with reading(spec.path, what):
+        if not (folder / WEIGHTS).is_file():
+            raise FileNotFoundError(f"{WEIGHTS} is missing")
+        model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
+        tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
+        preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+    name, revision = identify(spec, [folder / WEIGHTS])
+    return Clip(freeze(model.to(dtype), device), preprocess, tokenize, batch_size, f"{name}@{revision[:12]}", revision)

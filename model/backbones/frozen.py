@@ -1,0 +1,28 @@
+"""How frozen networks are run: without gradients, in batches of one fixed size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+
+
+def freeze(module: M, device: str | torch.device) -> M:
+    """`module` on `device`, in eval mode, no parameter asking for a gradient."""
+    return module.to(device).eval().requires_grad_(False)
+
+
+def fixed_batches(rows: Sequence[T], size: int) -> Iterator[tuple[list[T], int]]:
+    """(batch of exactly `size` rows, how many of them count) over `rows`, the last batch padded with its last row.
+
+    Matrix libraries choose a kernel, and so an order of summation, by the batch size: with one size a row's result does
+    not depend on how many neighbours it has.
+    """
+    for start in range(0, len(rows), size):
+        batch = list(rows[start : start + size])
+        yield batch + batch[-1:] * (size - len(batch)), len(batch)

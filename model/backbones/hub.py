@@ -1,0 +1,113 @@
+"""From a spec to files on this machine, and the words said when that fails."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+from model.backbones.variant import Spec
+from model.errors import ModelError
+
+
+def resolve(spec: Spec, patterns: Sequence[str], hint: str = "") -> Path:
+    """The local file or folder of `spec`, fetched from the hub at the pinned revision where `path` is not a local one.
+
+    Only files that match a glob of `patterns` are fetched. `hint` says where missing local files come from. Raises
+    ModelError that names the path.
+    """
+    if spec.local.exists():
+        return spec.local
+    if spec.revision is None or not spec.is_hub_id:
+        advice = hint or "put the weights there, or name another variant or path"
+        raise ModelError(f"{spec.path}: no such file or folder; {advice}")
+    try:
+        folder = huggingface_hub.snapshot_download(spec.path, revision=spec.revision, allow_patterns=list(patterns))
+    except Exception as error:  # of the hub client and of whatever HTTP library it uses
+        raise ModelError(
+            f"{spec.path}: revision {spec.revision} could not be fetched from the hub ({brief(error)}); connect once,"
+            " or download it elsewhere and set `path` to its folder"
+        ) from error
+    return Path(folder)
+
+
+def identify(spec: Spec, files: Iterable[Path]) -> tuple[str, str]:
+    """(name, revision) of loaded weights, the same on every machine.
+
+    From the hub: the hub id and the commit. Local: the path as written (its last part where it is absolute) and the
+    SHA-256 over the weight files.
+    """
+    if not spec.local.exists() and spec.revision is not None:
+        return spec.path, spec.revision
+    name = Path(spec.path).name if Path(spec.path).expanduser().is_absolute() else spec.path
+    return name, sha256(files)
+
+
+def sha256(files: Iterable[Path]) -> str:
+    """Hex digest over the bytes of `files` in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def reading(path: str, what: str) -> Iterator[None]:
+    """Turn whatever a library raises while it reads `path` as `what` into one sentence."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # for bad files the libraries raise anything, tokenizers a bare Exception
+        raise ModelError(
+            f"{path}: cannot be read as {what} ({brief(error)}); replace it, or correct the variant's JSON"
+        ) from error
+
+
+def from_pretrained(kind: Any, folder: Path, path: str, what: str, **options: Any) -> Any:
+    """A diffusers or transformers model of class `kind` from the safetensors in `folder`, every weight from the file.
+
+    Raises ModelError that names `path`, also for the missing or misshapen weight that both libraries only log.
+    """
+    with reading(path, what), no_progress_bar():
+        model, info = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+        )
+    for fault in ("missing_keys", "mismatched_keys"):
+        if keys := sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get(fault, ())):
+            word = fault.partition("_")[0]
+            raise ModelError(f"{path}: {len(keys)} {word} weights for {what}, first '{keys[0]}'; replace the file")
+    return model
+
+
+def require_vocabulary(folder: Path) -> None:
+    """Raise FileNotFoundError where a tokenizer folder has no words: transformers then makes an empty tokenizer."""
+    choices = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+    if not any(all((folder / name).is_file() for name in names) for names in choices):
+        raise FileNotFoundError("neither tokenizer.json, vocab.txt nor vocab.json with merges.txt is there")
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing a bar for every model it loads."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
+
+
+def brief(error: BaseException) -> str:
+    """The first line of an error, at most 160 characters, without a final dot."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[0].split()) if lines else type(error).__name__
+    return text[:160].rstrip(". :")

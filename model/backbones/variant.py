@@ -1,0 +1,145 @@
+"""Which frozen backbones a model variant is made of: one small JSON per variant beside this file, and its schema.
+
+A `path` is a file or folder, absolute or relative to the repository root, or a hub id `owner/name`. A hub id needs
+`revision`, the 40-hex commit that holds the weights: a branch or tag may move, and with it every number computed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from model.errors import ModelError
+
+ROOT = Path(__file__).resolve().parents[2]
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
+
+class Spec(BaseModel):
+    """Where the weights of one backbone lie."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(min_length=1)
+    """File or folder (absolute, or relative to the repository root), else a hub id; what exists locally wins."""
+    revision: str | None = None
+    """Commit of the hub repository, 40 hex digits; required for a hub id."""
+
+    @property
+    def local(self) -> Path:
+        """Where `path` would be on this machine, whether or not it exists."""
+        return ROOT / Path(self.path).expanduser()
+
+    @property
+    def is_hub_id(self) -> bool:
+        """Whether `path` reads as `owner/name` rather than as a place under weights/ or a weight file."""
+        is_place = self.path.startswith("weights/") or self.path.endswith(WEIGHT_FILES)
+        return HUB_ID.fullmatch(self.path) is not None and not is_place
+
+    @field_validator("revision")
+    @classmethod
+    def revision_is_a_commit(cls, revision: str | None) -> str | None:
+        if revision is not None and not re.fullmatch("[0-9a-f]{40}", revision):
+            raise ValueError(f"'{revision}' is no 40-hex commit; a branch or tag may move, so pin the commit it is at")
+        return revision
+
+    @model_validator(mode="after")
+    def hub_id_is_pinned(self) -> Self:
+        if self.revision is None and self.is_hub_id and not self.local.exists():
+            raise ValueError(f"'{self.path}' is no local path, and as a hub id it needs `revision`, its 40-hex commit")
+        return self
+
+
+class DiffusionSpec(Spec):
+    """A diffusers pipeline folder: StableDiffusionPipeline or StableDiffusionXLPipeline."""
+
+    weights: Literal["fp16"] | None = None
+    """`fp16` reads `*.fp16.safetensors`: half the download, no loss for a model that is frozen in half precision."""
+
+
+class ClipSpec(Spec):
+    """An open_clip folder: `open_clip_config.json` and `open_clip_model.safetensors`."""
+
+
+class ImageEncoderSpec(ClipSpec):
+    """The CLIP whose hidden states the multimodal feature injection encoder reads."""
+
+    layers: tuple[int, ...] = Field(min_length=1)
+    """Transformer blocks whose output is read, 0-based, ascending; of 32 blocks, 30 is the second last."""
+
+    @field_validator("layers")
+    @classmethod
+    def layers_ascend(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if layers[0] < 0 or any(low >= high for low, high in pairwise(layers)):
+            raise ValueError(f"{list(layers)} must be 0-based blocks in ascending order, each once")
+        return layers
+
+
+class DinoSpec(Spec):
+    """A transformers folder of Dinov2Model with its image processor."""
+
+
+class DetectorSpec(Spec):
+    """A transformers folder of GroundingDinoForObjectDetection with its processor."""
+
+
+class SamSpec(Spec):
+    """A published SAM checkpoint (then `size` says which), or a folder with `config.json` and `model.safetensors`."""
+
+    size: Literal["vit_b", "vit_l", "vit_h"] | None = None
+    """Size of the published checkpoint at `path`; None for a folder."""
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """Digest of the checkpoint, checked before it is read."""
+
+
+class Variant(BaseModel):
+    """One model variant: every frozen backbone it needs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    resolution: int = Field(gt=0)
+    """Side of the square images the diffusion model makes, pixels."""
+    diffusion: DiffusionSpec
+    image_encoder: ImageEncoderSpec
+    """Its hidden states feed the visual and textual Q-Formers."""
+    clip: ClipSpec
+    """Its embeddings give the similarity matrix, CLIP-I and CLIP-T."""
+    dino: DinoSpec
+    """Its embeddings give DINO-I."""
+    detector: DetectorSpec
+    sam: SamSpec
+
+
+def load_variant(name: str) -> Variant:
+    """Read `model/backbones/<name>.json`, or the JSON file at the path `name` when it ends in `.json`.
+
+    Raises ModelError, one sentence, for an unknown name, a file that is no JSON, an unknown, missing or wrong key, and
+    a hub id without a pinned revision.
+    """
+    file = Path(name).expanduser() if name.endswith(".json") else Path(__file__).parent / f"{name}.json"
+    try:
+        tree: Any = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(path.stem for path in Path(__file__).parent.glob("*.json")))
+        raise ModelError(f"unknown variant '{name}'; known are {known}, or give the path of a JSON file") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{file.name}: no readable JSON ({error}); correct or replace it") from error
+    try:
+        return Variant.model_validate(tree)
+    except ValidationError as error:
+        raise ModelError(f"{file.name}: {first_fault(error)}") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault pydantic found, as `key: what is wrong`."""
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    what = fault["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what

@@ -1,0 +1,236 @@
+"""Captions with the pseudo-word: the placeholder right after the class noun, one caption per level (method, section 2).
+
+The L captions of a sample differ only in the placeholder's embedding and go through the frozen text encoder in one
+call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from model.errors import ModelError
+
+
+@dataclass(frozen=True)
+class TokenizedCaption:
+    """Token ids of one caption with room for its pseudo-words."""
+
+    ids: tuple[int, ...]
+    """[n], padded to the text encoder's length."""
+    slots: tuple[tuple[int, ...], ...]
+    """Positions of each subject's n_t placeholder tokens; empty where nothing was inserted."""
+    nouns: tuple[tuple[int, ...], ...]
+    """Token ids of each subject's class noun."""
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """What the UNet is given of B captions; L is 1 where all levels see the same caption."""
+
+    hidden: Tensor
+    """[B, L, n, d]: the last hidden state (SD 1.5), or the penultimate ones of both encoders side by side (SDXL)."""
+    pooled: Tensor | None
+    """[B, d] for SDXL, the mean over the L captions [a reading: the UNet takes one]; None with one text encoder."""
+    placeholder: Tensor | None
+    """[B, S, n] 1 at the subject's placeholder; None where no caption holds one."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TextCondition:
+        """`change` applied to every part; it acts on the rows."""
+        return TextCondition(
+            change(self.hidden),
+            None if self.pooled is None else change(self.pooled),
+            None if self.placeholder is None else change(self.placeholder),
+        )
+
+    def after(self, plain: TextCondition) -> TextCondition:
+        """The rows of `plain`, which holds no placeholder and one caption for all levels, then these."""
+        hidden = torch.cat([plain.hidden.expand(-1, self.hidden.shape[1], -1, -1), self.hidden])
+        pooled = placeholder = None
+        if self.pooled is not None and plain.pooled is not None:
+            pooled = torch.cat([plain.pooled, self.pooled])
+        if self.placeholder is not None:
+            blank = self.placeholder.new_zeros(plain.hidden.shape[0], *self.placeholder.shape[1:])
+            placeholder = torch.cat([blank, self.placeholder])
+        return TextCondition(hidden, pooled, placeholder)
+
+
+def encode_captions(
+    text_encoders: Sequence[nn.Module],
+    tokenizers: Sequence[Any],
+    captions: Sequence[str],
+    *,
+    class_nouns: Sequence[Sequence[str]] | None = None,
+    s_plus: Sequence[Tensor] | None = None,
+    insert: Sequence[bool] | None = None,
+    rescale: bool = True,
+) -> TextCondition:
+    """Captions -> text condition.
+
+    Plain captions without `s_plus`: what the stock pipelines compute. With it, `class_nouns[b]` are the S nouns of
+    caption b, `s_plus` one [B, S, L, n_t, d_text] per text encoder, `insert[b]` False leaves caption b as it stands.
+    `rescale` gives each pseudo-word the norm of its class noun's embedding (the mean norm of its tokens) [a reading,
+    NeTI].
+
+    Raises ModelError where a caption has no room for, or does not contain, its class noun.
+    """
+    nouns: Sequence[Sequence[str]] = [()] * len(captions)
+    tokens = 0
+    if s_plus is not None:
+        if class_nouns is None or len(class_nouns) != len(captions):
+            raise ModelError("a pseudo-word needs the class nouns of every caption; pass one list of nouns a caption")
+        tokens = s_plus[0].shape[3]
+        nouns = [row if insert is None or insert[b] else () for b, row in enumerate(class_nouns)]
+    hidden, pooled, placeholder = [], None, None
+    for index, (encoder, tokenizer) in enumerate(zip(text_encoders, tokenizers, strict=True)):
+        length = caption_length(encoder, tokenizer)
+        rows = [tokenize(tokenizer, length, caption, row, tokens) for caption, row in zip(captions, nouns, strict=True)]
+        words = None if s_plus is None else s_plus[index]
+        states, pooled = encode_tokens(encoder, rows, words, rescale=rescale, penultimate=len(text_encoders) > 1)
+        hidden.append(states)
+        if words is not None:
+            marks = slot_marks(rows, words.shape[1], length).to(states.device)
+            if placeholder is not None and not torch.equal(placeholder, marks):
+                raise ModelError(
+                    "the two tokenizers of the base model split a caption differently, so its placeholder has no one"
+                    " position; use a base model whose tokenizers share a vocabulary"
+                )
+            placeholder = marks
+    return TextCondition(torch.cat(hidden, dim=-1), pooled if len(text_encoders) > 1 else None, placeholder)
+
+
+def caption_length(text_encoder: nn.Module, tokenizer: Any) -> int:
+    """Tokens of a caption with its start and end: 77 for every CLIP."""
+    config: Any = text_encoder.config
+    return min(int(tokenizer.model_max_length), int(config.max_position_embeddings))
+
+
+def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], tokens: int) -> TokenizedCaption:
+    """Token ids of `caption` with `tokens` slots after each of `nouns`, padded to `length`.
+
+    The words after the last noun are cut where the caption is too long, as the stock pipelines do.  Raises ModelError
+    where a noun is not in the caption as whole words or would be cut off.
+    """
+    pieces: list[int] = []
+    slots: dict[int, tuple[int, ...]] = {}
+    noun_ids = [tuple(_ids(tokenizer, noun)) for noun in nouns]
+    start = 0
+    for end, subject in sorted((end, subject) for subject, end in enumerate(noun_ends(caption, nouns))):
+        pieces += _ids(tokenizer, caption[start:end])
+        slots[subject] = tuple(range(1 + len(pieces), 1 + len(pieces) + tokens))
+        # Any id will do in a slot, its embedding is replaced; that of the noun is never the end token.
+        pieces += [pieces[-1]] * tokens
+        start = end
+    if len(pieces) > length - 2:
+        raise ModelError(
+            f"caption '{caption}': class noun '{nouns[-1]}' and its pseudo-word need {len(pieces) + 2} tokens and the"
+            f" text encoder has {length}; put the noun nearer to the start"
+        )
+    pieces = [*pieces, *_ids(tokenizer, caption[start:])][: length - 2]
+    ids = [tokenizer.bos_token_id, *pieces, tokenizer.eos_token_id]
+    ids += [tokenizer.pad_token_id] * (length - len(ids))
+    return TokenizedCaption(tuple(ids), tuple(slots[s] for s in range(len(nouns))), tuple(noun_ids))
+
+
+def noun_ends(caption: str, nouns: Sequence[str]) -> list[int]:
+    """Character position after each noun's first occurrence as whole words, case ignored; the k-th of equal nouns
+    gets the k-th occurrence. Raises ModelError that names noun and caption."""
+    ends: list[int] = []
+    for noun in nouns:
+        pattern = rf"(?<!\w){re.escape(noun.strip())}(?!\w)"
+        found = [match.end() for match in re.finditer(pattern, caption, re.IGNORECASE) if match.end() not in ends]
+        if not noun.strip() or not found:
+            raise ModelError(
+                f"caption '{caption}' has no class noun '{noun}' to put the pseudo-word after; write the noun as it"
+                " stands in the caption, once for each subject"
+            )
+        ends.append(found[0])
+    return ends
+
+
+def slot_marks(rows: Sequence[TokenizedCaption], subjects: int, length: int) -> Tensor:
+    """[B, S, n] float, 1 at the placeholder tokens of each subject, all 0 where nothing was inserted."""
+    marks = torch.zeros(len(rows), subjects, length)
+    for b, row in enumerate(rows):
+        for s, slots in enumerate(row.slots):
+            marks[b, s, list(slots)] = 1
+    return marks
+
+
+def encode_tokens(
+    text_encoder: nn.Module,
+    rows: Sequence[TokenizedCaption],
+    s_plus: Tensor | None,
+    *,
+    rescale: bool,
+    penultimate: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """One text encoder over B captions x L levels: s_plus [B, S, L, n_t, d] -> hidden [B, L, n, d], pooled [B, p] or
+    None.
+
+    `penultimate` takes the second last hidden state (SDXL) instead of the last one after its norm (SD 1.5).
+    """
+    device = next(text_encoder.parameters()).device
+    ids = torch.tensor([row.ids for row in rows], device=device)
+    levels = 1 if s_plus is None else s_plus.shape[2]
+    embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
+    words = None
+    if s_plus is not None:
+        words = s_plus.to(device)
+        if rescale:
+            norms = noun_norms(embedding.weight, rows, words.shape[1])
+            words = words * (norms[:, :, None, None, None] / words.norm(dim=-1, keepdim=True).clamp_min(1e-8))
+    with placeholders_filled(embedding, rows, words):
+        out = text_encoder(repeat(ids, "b n -> (b l) n", l=levels), output_hidden_states=penultimate)
+    states = out.hidden_states[-2] if penultimate else out.last_hidden_state
+    embeds = getattr(out, "text_embeds", None)
+    pooled = None if embeds is None else rearrange(embeds, "(b l) d -> b l d", l=levels).mean(dim=1)
+    return rearrange(states, "(b l) n d -> b l n d", l=levels), pooled
+
+
+def noun_norms(embedding: Tensor, rows: Sequence[TokenizedCaption], subjects: int) -> Tensor:
+    """[B, S] float32: mean norm of the class noun's token embeddings; 1 where a caption has no pseudo-word."""
+    norms = torch.ones(len(rows), subjects, device=embedding.device)
+    for b, row in enumerate(rows):
+        for s, noun in enumerate(row.nouns):
+            norms[b, s] = embedding[list(noun)].detach().float().norm(dim=-1).mean()
+    return norms
+
+
+@contextmanager
+def placeholders_filled(embedding: nn.Module, rows: Sequence[TokenizedCaption], words: Tensor | None) -> Iterator[None]:
+    """While inside, the token embedding of B x L captions gives `words` [B, S, L, n_t, d] in their slots.
+
+    CLIPTextModel takes token ids only; replacing the output of its embedding leaves all else, positions, causal mask
+    and the place of the pooled token, to the stock code.
+    """
+    if words is None:
+        yield
+        return
+    batch, _, levels, _, _ = words.shape
+    where = [
+        (b, s, k, p) for b, row in enumerate(rows) for s, slots in enumerate(row.slots) for k, p in enumerate(slots)
+    ]
+    b, s, k, p = torch.tensor(where, dtype=torch.long, device=words.device).reshape(-1, 4).unbind(dim=1)
+
+    def fill(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        filled = rearrange(output, "(b l) n d -> b l n d", b=batch, l=levels).clone()
+        filled[b, :, p] = words[b, s, :, k].to(output.dtype)
+        return rearrange(filled, "b l n d -> (b l) n d")
+
+    hook = embedding.register_forward_hook(fill)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _ids(tokenizer: Callable[..., Any], text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False).input_ids) if text.strip() else []

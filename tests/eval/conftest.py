@@ -1,0 +1,185 @@
+"""A world of three small held-out subjects and some training photos, with tables as the data stages write them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from eval.protocol import ProtocolParams
+from model.backbones.grounded_sam import Detection
+from params import RunParams
+from pipelines import tables
+from pipelines.sources.base import SourceParams
+from pipelines.storage import Roots
+
+SIDE = 24
+HOSTILE = '<script src="http://evil/x.js">"\'&$x_1$</script>'
+TEST_SUBJECTS = {"bench/duck": "duck", "bench/mug": "mug", "bench/ring": "ring"}
+COLOURS = {"duck": (230, 180, 20), "mug": (30, 60, 200), "ring": (200, 30, 60)}
+PROMPTS = [("scene", "a {class} on a beach"), ("scene", "a {class} in snow"), ("style", "a sketch of a {class}")]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunParams:
+    return RunParams(workers=1, threads=1, device="cpu", gpus_per_worker=0, restarts=0, work=str(tmp_path / "work"))
+
+
+@pytest.fixture
+def protocol_params() -> ProtocolParams:
+    return ProtocolParams(
+        reference="first",
+        references={},
+        prompts=None,
+        images=1,
+        reconstructions=2,
+        reconstruction="a photo of a {class}",
+        seed=0,
+    )
+
+
+def draw(colour: tuple[int, int, int], shift: int, ground: tuple[int, int, int]) -> tuple[Image.Image, np.ndarray]:
+    """Return a square on a ground, and its mask."""
+    image, mask = Image.new("RGB", (SIDE, SIDE), ground), Image.new("1", (SIDE, SIDE))
+    box = (4 + shift, 5, 13 + shift, 17)
+    ImageDraw.Draw(image).rectangle(box, fill=colour)
+    ImageDraw.Draw(mask).rectangle(box, fill=1)
+    return image, np.asarray(mask)
+
+
+def png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def frame(frame_id: str, class_name: str, split: str) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(tables.TABLES["frames"].columns)
+    return row | {
+        "frame_id": frame_id,
+        "subject_id": frame_id.rpartition("/")[0],
+        "source": "photos",
+        "class_name": class_name,
+        "caption": f"a {class_name}",
+        "split": split,
+        "path": f"{frame_id}.png",
+        "width": SIDE,
+        "height": SIDE,
+        "sha256": "0" * 64,
+        "phash": 1,
+        "sharpness": 9.0,
+    }
+
+
+def mask_row(frame_id: str, mask: np.ndarray, quality: str = "ok", method: str = "annotated") -> dict[str, Any]:
+    return {
+        "frame_id": frame_id,
+        "phrase": "thing",
+        "method": method,
+        "box": [0.0, 0.0, 1.0, 1.0],
+        "score": 0.9,
+        "height": SIDE,
+        "width": SIDE,
+        "rle": tables.encode_mask(mask),
+        "mask_score": 0.9,
+        "area": float(mask.mean()),
+        "border_contact": 0.0,
+        "quality": quality,
+    }
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Roots:
+    (tmp_path / "photos").mkdir(exist_ok=True)
+    source = SourceParams(name="photos", layout="folder", root=str(tmp_path / "photos"), split="test")
+    return Roots([source])
+
+
+@pytest.fixture
+def data(tmp_path: Path, roots: Roots) -> Path:
+    """The folder of curate's and mask's tables: duck and mug with four photos, ring without a usable mask."""
+    folder, frames, masks, prompts = tmp_path / "data", [], [], []
+    for subject, class_name in TEST_SUBJECTS.items():
+        for number in range(4):
+            frame_id = f"{subject}/{number:02d}"
+            image, mask = draw(COLOURS[class_name], number, (90 + 20 * number, 120, 90))
+            file = tmp_path / "photos" / f"{frame_id}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(png(image))
+            frames.append(frame(frame_id, class_name, "test"))
+            first_is_bad = number == 0 and class_name == "mug"
+            if class_name != "ring":
+                method = "grounded_sam" if number % 2 else "annotated"
+                masks.append(mask_row(frame_id, mask, "border" if first_is_bad else "ok", method))
+        for number, (group, template) in enumerate(PROMPTS):
+            row = {"subject_id": subject, "class_name": class_name, "prompt_id": number}
+            prompts.append(row | {"template": template, "group": group})
+    tables.write(folder / "curate", "frames", tables.from_rows("frames", frames))
+    tables.write(folder / "curate", "prompts", tables.from_rows("prompts", prompts))
+    tables.write(folder / "mask", "masks", tables.from_rows("masks", masks))
+    return folder
+
+
+class FakeEncoders:
+    """Embeds a picture by its mean colour, a text by a fixed direction; finds a subject unless it is drawn in black."""
+
+    @property
+    def grounded_sam(self) -> FakeEncoders:
+        return self
+
+    def similarity(self, pictures: Sequence[Image.Image]) -> dict[str, np.ndarray]:
+        return {"clip_i": self.vectors(pictures), "dino_i": self.vectors(pictures)}
+
+    def controllability(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        return self.vectors(pictures)[:, 0] * np.array([len(prompt) / 100 for prompt in prompts])
+
+    @staticmethod
+    def vectors(pictures: Sequence[Image.Image]) -> np.ndarray:
+        means = np.array([np.asarray(p, dtype=np.float64).mean(axis=(0, 1)) + 1 for p in pictures])
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+    def detect(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[Detection | None]:
+        return [Detection((4, 5, 14, 18), 0.9) if np.asarray(i).max() > 20 else None for i in images]
+
+    def segment(self, images: Sequence[Image.Image], boxes: Any) -> tuple[list[np.ndarray], list[float]]:
+        masks = []
+        for image, (x0, y0, x1, y1) in zip(images, boxes, strict=True):
+            mask = np.zeros((image.height, image.width), dtype=bool)
+            mask[int(y0) : int(y1), int(x0) : int(x1)] = True
+            mask[0, 0] = True  # a speck
+            masks.append(mask)
+        return masks, [0.9] * len(masks)
+
+
+class FakePainter:
+    """Draws the class noun's square, its place and ground by the seed; counts what it was asked for."""
+
+    def __init__(self, die_after: int | None = None) -> None:
+        self.calls: list[SimpleNamespace] = []
+        self.die_after = die_after
+
+    def __call__(self, segment: Any, class_name: str, prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
+        if self.die_after is not None and len(self.calls) >= self.die_after:
+            raise KeyboardInterrupt
+        self.calls.append(SimpleNamespace(class_name=class_name, prompts=list(prompts), seeds=list(seeds)))
+        grounds = [np.random.default_rng(seed).integers(0, 255, 3) for seed in seeds]
+        return [draw(COLOURS[class_name], int(g[0]) % 5, tuple(int(v) for v in g))[0] for g in grounds]
+
+
+@pytest.fixture
+def fakes() -> SimpleNamespace:
+    return SimpleNamespace(
+        Encoders=FakeEncoders, Painter=FakePainter, draw=draw, png=png, frame=frame, mask_row=mask_row, hostile=HOSTILE
+    )

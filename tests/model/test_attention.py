@@ -1,0 +1,252 @@
+"""Decoupled cross-attention against the formula in float64, layer orders of the real UNets, attention maps."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from model.attention import (
+    AttentionMaps,
+    CrossAttentionContext,
+    DecoupledCrossAttention,
+    MapRecorder,
+    cross_attention_layers,
+    install_processors,
+    map_size,
+)
+from model.errors import ModelError
+from model.location import location_map, min_max
+from tests.model.tiny_models import unet as tiny_unet
+
+BATCH, SUBJECTS, TEXT, TOKENS, HEADS, WIDTH, SIZE = 2, 2, 5, 3, 2, 8, (3, 4)
+
+
+@pytest.fixture
+def layer() -> Attention:
+    torch.manual_seed(0)
+    attention = Attention(query_dim=6, cross_attention_dim=7, heads=HEADS, dim_head=WIDTH // HEADS, out_bias=True)
+    attention = attention.double().requires_grad_(False)
+    attention.set_processor(DecoupledCrossAttention(index=0, level=1))
+    return attention
+
+
+def make_context(**changes) -> CrossAttentionContext:
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).double()
+
+    placeholder = torch.zeros(BATCH, SUBJECTS, TEXT)
+    placeholder[:, 0, 1] = 1
+    placeholder[:, 1, 3:5] = 1
+    settings = {
+        "text": random(BATCH, 2, TEXT, 7),
+        "latent_size": SIZE,
+        "keys": [random(BATCH, SUBJECTS, TOKENS, WIDTH)],
+        "values": [random(BATCH, SUBJECTS, TOKENS, WIDTH)],
+        "strength": torch.tensor([0.7, 1.3]),
+        "placeholder": placeholder,
+    }
+    return CrossAttentionContext(**{**settings, **changes})
+
+
+def written_out(layer: Attention, z: Tensor, context: CrossAttentionContext) -> tuple[Tensor, Tensor, Tensor]:
+    """Equation 3 pixel by pixel, with location maps -> output, text maps [B, S, h, q], visual maps [B, S, h, m, q]."""
+    size, pixels = WIDTH // HEADS, z.shape[1]
+    out = torch.zeros(BATCH, pixels, WIDTH).double()
+    text_maps = torch.zeros(BATCH, SUBJECTS, HEADS, pixels).double()
+    visual_maps = torch.zeros(BATCH, SUBJECTS, HEADS, TOKENS, pixels).double()
+    for b in range(BATCH):
+        c = context.text[b, 1]
+        for h in range(HEADS):
+            rows = slice(h * size, (h + 1) * size)
+            for x in range(pixels):
+                q = layer.to_q.weight[rows] @ z[b, x]
+                a = torch.softmax(c @ layer.to_k.weight[rows].T @ q / size**0.5, dim=0)
+                scaled = a.clone()
+                for s in range(SUBJECTS):
+                    mine = context.placeholder[b, s].bool()
+                    text_maps[b, s, h, x] = a[mine].mean()
+                    if context.location is not None:
+                        scaled[mine] *= context.location[b, s].flatten()[x]
+                out[b, x, rows] = scaled @ (c @ layer.to_v.weight[rows].T)
+                for s in range(SUBJECTS):
+                    k, v = context.keys[0][b, s][:, rows], context.values[0][b, s][:, rows]
+                    share = torch.softmax(k @ q / size**0.5, dim=0)
+                    visual_maps[b, s, h, :, x] = share
+                    place = 1.0 if context.location is None else context.location[b, s].flatten()[x]
+                    out[b, x, rows] += context.strength[b] * place * (share @ v)
+    return out @ layer.to_out[0].weight.T + layer.to_out[0].bias, text_maps, visual_maps
+
+
+@pytest.mark.parametrize("located", [False, True])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_decoupled_attention_is_equation_3(layer, located, recorded):
+    context = make_context()
+    if located:
+        context.location = torch.rand(BATCH, SUBJECTS, *SIZE).double()
+    if recorded:
+        context.recorder = MapRecorder(max_pixels=12)
+    z = torch.randn(BATCH, 12, 6).double()
+    expected, text_maps, visual_maps = written_out(layer, z, context)
+    out = layer(z, encoder_hidden_states=context.text[:, 0], conditioning=context)
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+    if recorded:
+        maps = context.recorder.maps[0]
+        torch.testing.assert_close(maps.text.flatten(-2).double(), text_maps, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(maps.visual.flatten(-2).double(), visual_maps, rtol=1e-5, atol=1e-6)
+        assert maps.text.shape[-2:] == SIZE
+
+
+def test_strength_zero_and_no_visual_branch_are_the_text_branch_alone(layer):
+    z = torch.randn(BATCH, 12, 6).double()
+    bare = layer(z, conditioning=make_context(keys=None, values=None))
+    assert torch.equal(layer(z, conditioning=make_context(strength=0.0)), bare)
+
+
+def test_one_caption_serves_all_levels(layer):
+    context = make_context(keys=None, values=None)
+    z = torch.randn(BATCH, 12, 6).double()
+    one = make_context(keys=None, values=None, text=context.text[:, 1:])
+    assert torch.equal(layer(z, conditioning=context), layer(z, conditioning=one))
+
+
+def test_larger_layers_are_not_recorded(layer):
+    context = make_context(recorder=MapRecorder(max_pixels=11))
+    layer(torch.randn(BATCH, 12, 6).double(), conditioning=context)
+    assert not context.recorder.maps
+
+
+def test_without_conditioning_the_unet_computes_what_it_did_before():
+    torch.manual_seed(0)
+    network = tiny_unet(20).eval()
+    z, text = torch.randn(2, 4, 8, 8), torch.randn(2, 6, 20)
+    before = network(z, 7, text).sample
+    install_processors(network, cross_attention_layers(network))
+    assert torch.equal(network(z, 7, text).sample, before)
+    context = CrossAttentionContext(text[:, None], (8, 8))
+    assert torch.equal(network(z, 7, text, cross_attention_kwargs={"conditioning": context}).sample, before)
+
+
+def test_conditioning_gives_no_warning(caplog):
+    network = tiny_unet(20).eval()
+    install_processors(network, cross_attention_layers(network))
+    text = torch.randn(1, 1, 6, 20)
+    context = CrossAttentionContext(text, (8, 8))
+    network(torch.randn(1, 4, 8, 8), 7, text[:, 0], cross_attention_kwargs={"conditioning": context})
+    assert not caplog.records
+
+
+def test_layers_are_numbered_in_the_order_they_run():
+    network = tiny_unet(20).eval()
+    layers = cross_attention_layers(network)
+    ran: list[str] = []
+    for layer in layers:
+        network.get_submodule(layer.name).register_forward_hook(lambda m, i, o, name=layer.name: ran.append(name))
+    network(torch.randn(1, 4, 8, 8), 7, torch.randn(1, 6, 20))
+    assert ran == [layer.name for layer in layers]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5)])
+def test_gradient_checkpointing_changes_neither_output_nor_gradient(size):
+    torch.manual_seed(0)
+    network = tiny_unet(20).requires_grad_(False).train()
+    layers = cross_attention_layers(network)
+    install_processors(network, layers)
+    text, z = torch.randn(1, layers[-1].level + 1, 6, 20), torch.randn(1, 4, *size)
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        keys = [torch.linspace(-1, 1, 2 * layer.inner_width).reshape(1, 1, 2, -1) for layer in layers]
+        keys = [key.requires_grad_() for key in keys]
+        placeholder = torch.eye(6)[[2]][None]
+        context = CrossAttentionContext(text, size, keys, keys, placeholder=placeholder, recorder=MapRecorder(100))
+        out = network(z, 7, text[:, 0], cross_attention_kwargs={"conditioning": context}).sample
+        maps = sum(maps.visual.var() + maps.text.var() for maps in context.recorder.maps.values())
+        (out.square().mean() + maps).backward()
+        found.append((out, *(key.grad for key in keys)))
+    for plain, checkpointed in zip(*found, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+def sd15_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+
+
+def sdxl_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+
+
+def test_stable_diffusion_15_has_16_layers():
+    with torch.device("meta"):
+        network = sd15_unet()
+    layers = cross_attention_layers(network)
+    assert [layer.level for layer in layers] == list(range(16))
+    assert [layer.inner_width for layer in layers] == [320] * 2 + [640] * 2 + [1280] * 6 + [640] * 3 + [320] * 3
+    assert layers[6].name.startswith("mid_block")
+
+
+def test_sdxl_has_70_layers_in_11_groups():
+    with torch.device("meta"):
+        network = sdxl_unet()
+    layers = cross_attention_layers(network)
+    assert len(layers) == 70 and max(layer.level for layer in layers) == 10
+    counts = [sum(layer.level == level for layer in layers) for level in range(11)]
+    assert counts == [2, 2, 10, 10, 10, 10, 10, 10, 2, 2, 2]
+    assert [layer.level for layer in cross_attention_layers(network, "layer")] == list(range(70))
+
+
+def test_unet_without_text_is_one_sentence():
+    bare = SimpleNamespace(down_blocks=torch.nn.Module(), mid_block=None, up_blocks=torch.nn.Module())
+    with pytest.raises(ModelError, match="no cross-attention; use"):
+        cross_attention_layers(bare)  # type: ignore[arg-type]
+
+
+def test_map_size_halves_and_rounds_up():
+    assert [map_size(n, (7, 10)) for n in (70, 20, 6, 2, 1)] == [(7, 10), (4, 5), (2, 3), (1, 2), (1, 1)]
+    with pytest.raises(ModelError, match="64 pixels, which is no halving of the latent 6x6"):
+        map_size(64, (6, 6))
+
+
+def test_location_map_follows_the_subject():
+    subject = torch.zeros(8, 8)
+    subject[2:6, 2:6] = 1
+    noise = torch.rand(1, 1, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.1
+    logits = torch.cat([2 * subject.expand(1, 1, 2, 3, 8, 8), torch.zeros(1, 1, 2, 1, 8, 8)], dim=3)
+    visual = (logits + noise).softmax(dim=3)
+    small = torch.nn.functional.avg_pool2d(subject[None], 2).expand(1, 1, 2, 4, 4)
+    found = location_map([AttentionMaps(0.1 + 0.2 * small, None), AttentionMaps(None, visual)], (8, 8))
+    assert found.shape == (1, 1, 8, 8)
+    assert found[0, 0][subject == 1].mean() > 0.7 and found[0, 0][subject == 0].mean() < 0.2
+    assert found.min() == 0 and found.max() == 1
+
+
+def test_location_map_is_its_recipe_step_by_step():
+    text = torch.rand(1, 1, 2, 4, 4)
+    found = location_map([AttentionMaps(text, None)], (4, 4))[0, 0]
+    mean = text[0, 0].mean(dim=0)
+    mean = (mean - mean.min()) / (mean.max() - mean.min())
+    mean[mean < 0.2] = 0
+    torch.testing.assert_close(found, (mean - mean.min()) / (mean.max() - mean.min()))
+
+
+def test_flat_map_means_everywhere_and_no_map_means_none():
+    assert torch.equal(min_max(torch.full((1, 4, 4), 0.3)), torch.ones(1, 4, 4))
+    assert location_map([], (4, 4)) is None

@@ -1,0 +1,73 @@
+import pytest
+from pydantic import ValidationError
+
+from params import UserError
+from pipelines.sources import LAYOUTS, SourceParams, open_source
+from pipelines.sources.base import class_noun, csv_rows, is_hidden, named_frames, read_captions
+from pipelines.storage import Root
+
+
+def test_a_repeated_stem_keeps_its_suffix_so_that_ids_stay_unique():
+    files = ["1.png", "1.jpg", "0.jpg", ".DS_Store", "Thumbs.db", "1.b.jpg"]
+    assert named_frames(files) == {"0": "0.jpg", "1": "1.jpg", "1.b": "1.b.jpg", "1.png": "1.png"}
+
+
+def test_class_nouns_stand_as_in_captions():
+    assert [class_noun(raw) for raw in (" Toy  duck \r\n", "stuffed_animal", "French fries")] == [
+        "toy duck",
+        "stuffed animal",
+        "french fries",
+    ]
+
+
+@pytest.mark.parametrize("name", [".git", "._1.jpg", "Thumbs.db", "desktop.ini", "__MACOSX"])
+def test_litter_is_hidden(name):
+    assert is_hidden(name)
+
+
+def test_captions_are_optional_and_keyed_by_path(put):
+    root = Root(str(put("x.jpg")))
+    assert read_captions(root) == {}
+    put("captions.csv", content='\ufeffid,caption,path\r\n1,"a mug, red",./a/1.jpg\r\n2,,a/2.jpg\r\n')
+    assert read_captions(root) == {"a/1.jpg": "a mug, red"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path\na.jpg\n", r"captions\.csv has no column 'caption' \(found: path\)"),
+        ("", r"no column 'path' \(found: nothing\)"),
+        ("path,caption\na.jpg,one\nb.jpg\n", r"captions\.csv line 3 has 1 of 2 columns"),
+        ('path,caption\na.jpg,"' + "x" * 200_000, r"captions\.csv line \d+ is not CSV"),
+        (b"path,caption\na.jpg,caf\xe9\n", r"captions\.csv is not UTF-8"),
+    ],
+)
+def test_malformed_captions_are_named(put, content, message):
+    root = Root(str(put("captions.csv", content=content)))
+    with pytest.raises(UserError, match=message):
+        read_captions(root)
+
+
+def test_csv_rows_give_line_numbers_and_empty_cells_for_absent_optional_columns(put):
+    root = Root(str(put("t.csv", content="b,a\n1,2\n\n3,4\n")))
+    assert list(csv_rows(root, "t.csv", ("a", "c?"))) == [(2, ["2", ""]), (4, ["4", ""])]
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_missing_root_is_named_for_every_layout(tmp_path, params, layout):
+    with pytest.raises(UserError, match="does not exist"):
+        open_source(params(layout, tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_empty_root_is_an_error_that_says_what_belongs_there(params, layout):
+    with pytest.raises(UserError, match=r"; "):
+        list(open_source(params(layout)).subjects())
+
+
+@pytest.mark.parametrize("key", [{"layout": "zip"}, {"split": "val"}, {"name": "a/b"}, {"name": ""}, {"colour": 1}])
+def test_source_params_are_strict(key):
+    good = {"name": "a", "layout": "folder", "root": "x", "split": "train"}
+    SourceParams.model_validate(good)
+    with pytest.raises(ValidationError):
+        SourceParams.model_validate(good | key)

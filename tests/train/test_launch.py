@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from params import UserError, load
+from tests.train.tiny_world import write_options
+from train import launch
+from train.recipe import TrainParams
+
+
+@pytest.fixture
+def params(variant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainParams:
+    monkeypatch.setattr(sys, "argv", ["train.launch", *write_options(tmp_path, variant, tmp_path, ranks=2)])
+    return load("train", TrainParams)
+
+
+def test_ranks_on_the_cpu_are_as_many_as_asked_for(params: TrainParams):
+    assert launch.devices(params, "cpu") == ["0", "1"]
+
+
+def test_ranks_on_gpus_are_at_most_one_each_and_divide_the_batch(params: TrainParams, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert launch.devices(params, "cuda") == ["0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    assert launch.devices(params, "cuda") == ["4", "6"]
+    assert launch.devices(params.model_copy(update={"ranks": 3}), "cuda") == ["4", "6"]
+
+
+def test_no_gpu_is_one_sentence(params: TrainParams, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="no GPU is visible"):
+        launch.devices(params, "cuda")
+
+
+def test_batch_that_ranks_do_not_divide_is_refused(params: TrainParams):
+    with pytest.raises(UserError, match=r"train\.batch = 8 does not divide into 3 ranks"):
+        launch.devices(params.model_copy(update={"ranks": 3}), "cpu")
+
+
+def test_ranks_listen_on_loopback_only():
+    found = launch.environment("cpu", 1)
+    assert found["GLOO_SOCKET_IFNAME"] == found["NCCL_SOCKET_IFNAME"]
+    assert found["GLOO_SOCKET_IFNAME"].startswith("lo")
+
+
+def test_second_run_is_told_who_holds_the_stage(tmp_path: Path):
+    with launch.exclusive(tmp_path), pytest.raises(UserError, match=r"already being run by process \d+ on"):
+        with launch.exclusive(tmp_path):
+            pass
+
+
+def test_interrupt_is_noticed_although_another_handler_takes_it():
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        with launch.received_signals() as received:
+            assert received() == b""
+            signal.raise_signal(signal.SIGINT)
+            assert signal.SIGINT in received()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("schedule,last", [("constant", 1e-3), ("cosine", 0.0)])
+def test_learning_rate_warms_up_and_follows_its_schedule(params: TrainParams, schedule: str, last: float):
+    short = params.model_copy(update={"steps": 100, "warmup": 10, "schedule": schedule, "learning_rate": 1e-3})
+    rates = [short.learning_rate_at(step) for step in range(100)]
+    assert rates[:3] == pytest.approx([1e-4, 2e-4, 3e-4])
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(last, abs=1e-6)

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from model.adapter import Adapter
+from pipelines import tables
+from tests.train.processes import (
+    REPOSITORY,
+    die_while_saving_the_second_checkpoint,
+    repeat_the_first_batch,
+    run_ranks,
+)
+from tests.train.tiny_world import World, write_options, write_world
+
+OUTS = ("adapter.safetensors", "adapter.json", "losses.csv", "metrics.json")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A whole run of two ranks through the launcher."""
+
+    world: World
+    words: list[str]
+    stdout: str
+
+    @property
+    def out(self) -> Path:
+        return self.world.data / "train"
+
+
+@pytest.fixture(scope="module")
+def finished(variant: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("run")
+    world = write_world(folder / "data", not_encoded="turn/1/s01/2")
+    words = write_options(folder, variant, world.data)
+    done = subprocess.run(
+        [sys.executable, "-m", "train.launch", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return Finished(world, words, done.stdout)
+
+
+def losses(out: Path) -> list[dict[str, float]]:
+    with (out / "losses.csv").open() as stream:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+
+
+def moved(world: World, folder: Path) -> Path:
+    """A copy of the tables without what was trained."""
+    return Path(shutil.copytree(world.data, folder / "data", ignore=shutil.ignore_patterns("train")))
+
+
+def test_launched_run_writes_adapter_losses_and_metrics(finished: Finished):
+    adapter = Adapter.load(finished.out)
+    assert adapter.config.image_encoder.split("@")[0] == adapter.config.base_model
+    assert adapter.data_hash is not None
+    rows = losses(finished.out)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert list(rows[0])[1:] == [
+        "diffusion", "cscl", "macl", "location", "total", "learning_rate", "gradient_norm"
+    ]  # fmt: skip
+    assert rows[0]["total"] == pytest.approx(
+        rows[0]["diffusion"] + 0.01 * (rows[0]["cscl"] + rows[0]["macl"]) + 0.001 * rows[0]["location"], rel=1e-5
+    )
+    metrics = json.loads((finished.out / "metrics.json").read_text())
+    assert (metrics["steps"], metrics["triplets"], metrics["triplets_dropped"]) == (12, 61, 3)
+    assert metrics["total"] == pytest.approx(rows[-1]["total"], rel=1e-5)
+
+
+def test_launched_run_says_what_it_does(finished: Finished):
+    assert "2 ranks on cpu, ZeRO-2" in finished.stdout
+    assert "61 triplets, 3 dropped" in finished.stdout
+    assert "samples/s" in finished.stdout
+
+
+def test_run_killed_while_saving_resumes_to_the_same_bytes(finished: Finished, variant: Path, tmp_path: Path):
+    data = moved(finished.world, tmp_path)
+    words = write_options(tmp_path, variant, data)
+    codes = run_ranks(2, words, tmp_path / "first", die_while_saving_the_second_checkpoint)
+    assert codes[0] == -9
+    assert not (data / "train").exists()
+    assert run_ranks(2, words, tmp_path / "second") == [0, 0]
+    assert "goes on at step 4 of 12" in (tmp_path / "second").read_text()
+    for name in OUTS:
+        assert (data / "train" / name).read_bytes() == (finished.out / name).read_bytes(), name
+
+
+def test_finished_run_is_not_trained_again(finished: Finished, tmp_path: Path):
+    before = {name: (finished.out / name).read_bytes() for name in OUTS}
+    shutil.rmtree(finished.out)  # as DVC does
+    assert run_ranks(2, finished.words, tmp_path / "output") == [0, 0]
+    assert "goes on at step 12 of 12" in (tmp_path / "output").read_text()
+    assert {name: (finished.out / name).read_bytes() for name in OUTS} == before
+
+
+def test_one_rank_and_zero_3_compute_what_two_ranks_do(finished: Finished, variant: Path, tmp_path: Path):
+    # Dropped conditions leave a rank's location loss with fewer samples, and its mean over ranks is another one.
+    drop = {"image": 0.0, "text": 0.0, "both": 0.0}
+    data = moved(finished.world, tmp_path)
+    found = []
+    for ranks, stage in ((2, 2), (1, 2), (2, 3)):
+        words = write_options(tmp_path, variant, data, steps=3, ranks=ranks, zero_stage=stage, drop=drop)
+        assert run_ranks(ranks, words, tmp_path / "output") == [0] * ranks, (tmp_path / "output").read_text()
+        found.append(losses(data / "train"))
+    # Each has another hash: what lies in the work folder is not gone on from.
+    assert "goes on" not in (tmp_path / "output").read_text()
+    for other in found[1:]:
+        for row, wanted in zip(other, found[0], strict=True):
+            assert row == pytest.approx(wanted, rel=2e-4)
+
+
+def test_adapter_overfits_a_batch(finished: Finished, variant: Path, tmp_path: Path):
+    data = moved(finished.world, tmp_path)
+    objective = {"contrastive_weight": 0.1, "cscl_temperature": 0.5, "macl_temperature": 0.5}
+    words = write_options(
+        tmp_path, variant, data, steps=40, ranks=1, learning_rate=0.01, checkpoint_every=40, objective=objective
+    )
+    assert run_ranks(1, words, tmp_path / "output", repeat_the_first_batch) == [0]
+    rows = losses(data / "train")
+    assert rows[-1]["total"] < 0.9 * rows[0]["total"]
+    assert rows[-1]["diffusion"] < rows[0]["diffusion"]
+
+
+def test_loss_that_is_not_finite_stops_with_step_and_triplet_in_one_sentence(
+    finished: Finished, variant: Path, tmp_path: Path
+):
+    data = moved(finished.world, tmp_path)
+    poison(data / "encode", "one/train/p2/0")
+    words = write_options(tmp_path, variant, data, steps=9, batch=12)
+    codes = run_ranks(2, words, tmp_path / "output")
+    assert codes == [1, 1]
+    said = (tmp_path / "output").read_text()
+    assert said.count("error:") == 1 and "Traceback" not in said
+    assert "for triplets one/train/p2/0; their cached latents or features are not finite" in said
+    assert "step " in said and "diffusion nan" in said
+    assert not (data / "train").exists()
+
+
+def poison(folder: Path, frame_id: str) -> None:
+    rows = tables.read(folder, "latents").to_pylist()
+    for row in rows:
+        if row["frame_id"] == frame_id:
+            row["latent"][0] = float("nan")
+    tables.write(folder, "latents", tables.from_rows("latents", rows))

@@ -1,0 +1,79 @@
+import json
+
+import torch
+from torch import Tensor, nn
+
+from train.toybox import loop
+
+STEPS = 12
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.2), nn.GELU(), nn.Linear(16, 2))
+
+
+def train(run, steps, precision, stop_after=None):
+    """Train the small network; stop_after kills the run in the middle of the step of that number."""
+    model = network()
+    recipe = loop.Recipe(steps=steps, lr=1e-2, warmup=3, precision=precision, log=4, every=0.0)
+
+    def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
+        if draw.step == stop_after:
+            raise KeyboardInterrupt
+        x = torch.from_numpy(draw.rng.standard_normal((8, 6), dtype="float32"))
+        x = (x + 0.1 * torch.randn(x.shape, generator=draw.noise)).to(draw.device, next(model.parameters()).dtype)
+        return (model(x).float() - 1).square().mean(), {"twice": 2.0}
+
+    try:
+        loop.fit(model, loss, recipe, run)
+    except KeyboardInterrupt:
+        return None
+    return {name: value.cpu() for name, value in model.state_dict().items()}
+
+
+def equal(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_killed_run_ends_with_the_same_weights_bit_for_bit(tmp_path):
+    for precision in ("float32", "bfloat16"):
+        whole = train(tmp_path / f"whole-{precision}", STEPS, precision)
+        assert train(tmp_path / f"parts-{precision}", STEPS, precision, stop_after=5) is None
+        assert torch.load(tmp_path / f"parts-{precision}" / "checkpoint.pt", weights_only=True)["step"] == 5
+        parts = train(tmp_path / f"parts-{precision}", STEPS, precision)
+        assert equal(whole, parts)
+        assert not equal(whole, network().state_dict())
+
+
+def test_finished_run_is_not_trained_further(tmp_path):
+    first = train(tmp_path, STEPS, "float32")
+    assert equal(first, train(tmp_path, STEPS, "float32"))
+
+
+def test_zero_minutes_gives_the_average_and_writes_nothing(tmp_path):
+    trained = train(tmp_path, STEPS, "float32")
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    model = network()
+
+    def never(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
+        raise AssertionError("a step was taken")
+
+    loop.fit(model, never, loop.Recipe(steps=2 * STEPS, lr=1e-2), tmp_path, minutes=0)
+    assert equal(trained, {name: value.cpu() for name, value in model.state_dict().items()})
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_every_log_line_is_the_mean_over_its_steps(tmp_path):
+    train(tmp_path, STEPS, "float32")
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    assert all(line["twice"] == 2.0 for line in lines)
+
+
+def test_rate_rises_to_its_peak_and_falls_to_its_floor():
+    recipe = loop.Recipe(steps=100, lr=1.0, warmup=10, floor=0.02)
+    rates = [recipe.rate(step) for step in range(101)]
+    assert rates[9] == 1.0 == max(rates)
+    assert abs(rates[100] - 0.02) < 1e-9
+    assert sorted(rates[10:], reverse=True) == rates[10:]

@@ -1,0 +1,1 @@
+"""Training: tables in, adapter out."""

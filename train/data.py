@@ -1,0 +1,330 @@
+"""Training samples: triplets of encoded frames, and which of them make the batch of a step.
+
+Everything random is a function of (seed, step, place in the global batch), so that a run needs no data position in its
+checkpoints and draws the same samples on any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from model.objective import TrainingBatch
+from model.prompt import noun_ends
+from params import UserError
+from pipelines import tables
+from train.arrays import Arrays
+from train.recipe import DropParams
+
+# First words of the seeds, so that no two uses share a stream.
+EPOCH, DRAW, NOISE = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Triplets whose three frames are encoded, one row each, and where their columns lie in the arrays."""
+
+    triplet_ids: pa.Array
+    class_names: pa.Array
+    captions: pa.Array
+    """Captions of the targets."""
+    subjects: np.ndarray
+    """[n] index of each triplet's subject in `similarity`."""
+    reference: np.ndarray
+    """[n] frame: row // augmentations of `arrays.hidden`."""
+    positive: np.ndarray
+    """[n] as `reference`."""
+    target: np.ndarray
+    """[n] row of `arrays.latents` and `arrays.masks`."""
+    single: np.ndarray
+    """[n] bool: the subject has one photo, so reference and positive are two augmentations of it."""
+    augmentations: int
+    similarity: SubjectSimilarity
+    arrays: Arrays
+    dropped: int
+    """Triplets left out because a frame of theirs is not encoded, or their subject is not compared with others."""
+
+    @classmethod
+    def read(cls, data: Path, arrays: Arrays) -> TrainingSet:
+        """Read the tables under `data`, whose large columns are `arrays`.
+
+        Raises:
+            UserError: no triplet is left, augmentations are missing, or a caption lacks its class noun.
+        """
+        encode = data / "encode"
+        triplets = tables.read(data / "curate", "triplets").combine_chunks()
+        encoded = tables.read(encode, "latents", ["frame_id"])["frame_id"]
+        frames, augmentations = augmented_frames(encode)
+        similarity = SubjectSimilarity.read(data / "similarity", arrays.cosines)
+        rows = {
+            "reference": places(triplets["reference"], frames),
+            "positive": places(triplets["positive"], frames),
+            "target": places(triplets["target"], encoded),
+            "subjects": places(triplets["subject_id"], similarity.subject_ids),
+        }
+        usable = np.all([row >= 0 for row in rows.values()], axis=0)
+        if not usable.any():
+            raise UserError(
+                f"none of the {len(triplets)} triplets in {data / 'curate'} has all its frames encoded; run curate,"
+                " mask, similarity and encode again and read why they dropped the photos"
+            )
+        kept = triplets.filter(pa.array(usable))
+        captions = captions_of(data / "curate", kept["target"])
+        require_nouns(captions, column(kept, "class_name"))
+        return cls(
+            triplet_ids=column(kept, "triplet_id"),
+            class_names=column(kept, "class_name"),
+            captions=captions,
+            single=pc.equal(column(kept, "method"), "augment").to_numpy(zero_copy_only=False),
+            augmentations=augmentations,
+            similarity=similarity,
+            arrays=arrays,
+            dropped=int((~usable).sum()),
+            **{name: row[usable] for name, row in rows.items()},
+        )
+
+    def __len__(self) -> int:
+        return len(self.subjects)
+
+
+@dataclass(frozen=True)
+class SubjectSimilarity:
+    """M: the cosines between the subjects of a group, looked up in the similarity tiles."""
+
+    subject_ids: pa.Array
+    groups: np.ndarray
+    """[groupings, subjects] group of each subject, -1 where it has none."""
+    blocks: np.ndarray
+    """[groupings, subjects] which row of tiles of its group it is in."""
+    positions: np.ndarray
+    """[groupings, subjects] its place in that row of tiles."""
+    tiles: dict[tuple[int, int, int, int], tuple[int, int]]
+    """(grouping, group, row block, column block) -> (where its values start, how many columns it has)."""
+    cosines: np.ndarray
+    """Values of all tiles, one after the other."""
+
+    @classmethod
+    def read(cls, folder: Path, cosines: np.ndarray) -> SubjectSimilarity:
+        """Read the layout of the similarity table, whose values are `cosines`."""
+        names = ["tile_id", "grouping", "group", "row_subjects", "column_subjects"]
+        table = tables.read(folder, "similarity", names)
+        widths = pc.list_value_length(table["column_subjects"]).to_pylist()
+        heights = pc.list_value_length(table["row_subjects"]).to_pylist()
+        ids = pc.unique(pc.list_flatten(table["row_subjects"]))
+        groupings, groups = table["grouping"].to_pylist(), table["group"].to_pylist()
+        where = np.full((3, max(groupings, default=-1) + 1, len(ids)), -1, dtype=np.int32)
+        tiles, start = {}, 0
+        for row, tile_id in enumerate(table["tile_id"].to_pylist()):
+            i, j = map(int, tile_id.split("/")[-2:])
+            tiles[groupings[row], groups[row], i, j] = (start, widths[row])
+            start += heights[row] * widths[row]
+            if j == 0:
+                members = pc.index_in(table["row_subjects"][row].values, value_set=ids).to_numpy()
+                where[0, groupings[row], members] = groups[row]
+                where[1, groupings[row], members] = i
+                where[2, groupings[row], members] = np.arange(len(members))
+        return cls(ids, where[0], where[1], where[2], tiles, cosines)
+
+    def between(self, grouping: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Cosines [R, C] float32 of subjects of one group of `grouping`."""
+        block, position = self.blocks[grouping], self.positions[grouping]
+        values = np.empty((len(rows), len(columns)), dtype=np.float32)
+        for i in np.unique(block[rows]):
+            for j in np.unique(block[columns]):
+                start, width = self.tiles[grouping, int(self.groups[grouping, rows[0]]), int(i), int(j)]
+                down, across = np.flatnonzero(block[rows] == i), np.flatnonzero(block[columns] == j)
+                at = start + position[rows[down]].astype(np.int64)[:, None] * width + position[columns[across]]
+                values[np.ix_(down, across)] = self.cosines[at]
+        return values
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The samples of one step, [C] each over the global batch."""
+
+    grouping: int
+    triplets: np.ndarray
+    """Rows of the TrainingSet, each of another subject, all of one group."""
+    reference_views: np.ndarray
+    """Augmentation of each reference."""
+    positive_views: np.ndarray
+    timesteps: np.ndarray
+    positive_timesteps: np.ndarray
+    drop_image: np.ndarray
+    drop_text: np.ndarray
+
+
+class Sampler:
+    """Which samples make the global batch of a step.
+
+    An epoch puts the subjects of each group in a random order and cuts them into batches; what is left over of a group
+    waits for the next epoch. With several groupings, epochs go round them.
+    """
+
+    def __init__(
+        self, data: TrainingSet, *, batch: int, seed: int, drop: DropParams, timesteps: int, independent: bool
+    ) -> None:
+        """`timesteps` of the diffusion process; `independent`: positives get timesteps of their own.
+
+        Raises:
+            UserError: no group has `batch` subjects.
+        """
+        self.data, self.batch_size, self.seed, self.drop = data, batch, seed, drop
+        self.timesteps, self.independent = timesteps, independent
+        self.order = np.argsort(data.subjects, kind="stable")
+        members, self.starts, self.counts = np.unique(data.subjects[self.order], return_index=True, return_counts=True)
+        self.place = np.full(len(data.similarity.subject_ids), -1, dtype=np.int64)
+        self.place[members] = np.arange(len(members))
+        self.groups = [
+            [members[groups[members] == group] for group in np.unique(groups[members]) if group >= 0]
+            for groups in data.similarity.groups
+        ]
+        self.lengths = [sum(len(group) // batch for group in groups) for groups in self.groups]
+        if not min(self.lengths, default=0):
+            largest = max((len(group) for groups in self.groups for group in groups), default=0)
+            raise UserError(
+                f"train.batch = {batch} needs as many different subjects in one similarity group, and the largest has"
+                f" {largest}; lower train.batch, or add subjects"
+            )
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def epoch_of(self, step: int) -> tuple[int, int]:
+        """(epoch, batch in it) of a step."""
+        rounds, rest = divmod(step, sum(self.lengths))
+        for grouping, length in enumerate(self.lengths):
+            if rest < length:
+                return rounds * len(self.lengths) + grouping, rest
+            rest -= length
+        raise AssertionError
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Subjects [batches, C] of an epoch."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            rng = np.random.default_rng([self.seed, EPOCH, epoch])
+            size = self.batch_size
+            batches = [
+                rng.permutation(group)[: len(group) // size * size].reshape(-1, size)
+                for group in self.groups[epoch % len(self.groups)]
+            ]
+            self._epoch = (epoch, rng.permutation(np.concatenate(batches)))
+        return self._epoch[1]
+
+    def draw(self, step: int) -> Draw:
+        """The global batch of a step."""
+        epoch, number = self.epoch_of(step)
+        places_ = self.place[self.epoch(epoch)[number]]
+        count, views = self.batch_size, self.data.augmentations
+        rng = np.random.default_rng([self.seed, DRAW, step])
+        triplets = self.order[self.starts[places_] + rng.integers(self.counts[places_])]
+        single = self.data.single[triplets]
+        # A plain reference, as at inference, and a placed positive; of a single photo any two augmentations, since the
+        # plain one would repeat the target's pose.
+        reference = np.where(single, rng.integers(views, size=count), 0)
+        positive = (reference + rng.integers(1, views, size=count)) % views
+        timesteps, others = rng.integers(self.timesteps, size=(2, count))
+        chance = rng.random(count)
+        image, text = self.drop.image, self.drop.image + self.drop.text
+        both = (chance >= text) & (chance < text + self.drop.both)
+        return Draw(
+            grouping=epoch % len(self.groups),
+            triplets=triplets,
+            reference_views=reference,
+            positive_views=positive,
+            timesteps=timesteps,
+            positive_timesteps=others if self.independent else timesteps,
+            drop_image=(chance < image) | both,
+            drop_text=((chance >= image) & (chance < text)) | both,
+        )
+
+    def noise(self, step: int, place: int, shape: Sequence[int]) -> np.ndarray:
+        """Standard normal noise of one place of the global batch, float32."""
+        return np.random.default_rng([self.seed, NOISE, step, place]).standard_normal(tuple(shape), dtype=np.float32)
+
+    def batch(self, step: int, rank: int = 0, ranks: int = 1, device: torch.device | str = "cpu") -> TrainingBatch:
+        """The rows of the global batch of `step` that are `rank`'s, in order of place, loaded to `device`."""
+        data, draw = self.data, self.draw(step)
+        size = self.batch_size // ranks
+        mine = slice(rank * size, (rank + 1) * size)
+        triplets = draw.triplets[mine]
+        latents = data.arrays.latents[data.target[triplets]].astype(np.float32)
+        noise = np.stack([self.noise(step, rank * size + place, latents.shape[1:]) for place in range(size)])
+        reference = data.reference[triplets] * data.augmentations + draw.reference_views[mine]
+        positive = data.positive[triplets] * data.augmentations + draw.positive_views[mine]
+        everybody = data.subjects[draw.triplets]
+
+        def tensor(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+        return TrainingBatch(
+            latents=tensor(latents),
+            subject_masks=tensor(data.arrays.masks[data.target[triplets]]).float() / 255,
+            captions=data.captions.take(pa.array(triplets)).to_pylist(),
+            class_nouns=data.class_names.take(pa.array(triplets)).to_pylist(),
+            reference=tensor(data.arrays.hidden[reference]),
+            positive=tensor(data.arrays.hidden[positive]),
+            similarity=tensor(data.similarity.between(draw.grouping, everybody[mine], everybody)),
+            subjects=tensor(everybody[mine].astype(np.int64)),
+            timesteps=tensor(draw.timesteps[mine]),
+            noise=tensor(noise),
+            drop_image=tensor(draw.drop_image[mine]),
+            drop_text=tensor(draw.drop_text[mine]),
+            positive_timesteps=tensor(draw.positive_timesteps[mine]),
+        )
+
+
+def augmented_frames(folder: Path) -> tuple[pa.ChunkedArray, int]:
+    """Frame ids of the features table, one for each frame, and how many augmentations every frame has.
+
+    Raises:
+        UserError: fewer than two, or not the same ones for every frame.
+    """
+    table = tables.read(folder, "features", ["frame_id", "augmentation"])
+    numbers = table["augmentation"].to_numpy()
+    count = int(numbers.max(initial=-1)) + 1
+    whole = len(numbers) % max(count, 1) == 0
+    if not whole or not np.array_equal(numbers, np.tile(np.arange(count), len(numbers) // max(count, 1))):
+        raise UserError(f"{folder / 'features'}: frames differ in their augmentations; run encode again")
+    if count == 1:
+        raise UserError(
+            f"{folder / 'features'} holds plain segments only, and a positive is one placed at random; set"
+            " encode.augmentations to 2 or more and run encode again"
+        )
+    return table["frame_id"].take(pa.array(np.arange(0, len(numbers), max(count, 1)))), count
+
+
+def captions_of(folder: Path, targets: pa.ChunkedArray) -> pa.Array:
+    """Captions of frames, in their order.
+
+    Raises:
+        UserError: a frame is not in the frames table.
+    """
+    frames = tables.read(folder, "frames", ["frame_id", "caption"])
+    rows = places(targets, frames["frame_id"])
+    if (rows < 0).any():
+        missing = targets[int(np.argmin(rows))].as_py()
+        raise UserError(f"{folder / 'frames'}: target '{missing}' of a triplet is missing; run curate again")
+    return column(frames.take(pa.array(rows)), "caption")
+
+
+def require_nouns(captions: pa.Array, nouns: pa.Array) -> None:
+    """Raise ModelError that names the first caption without its class noun; else it would stop the run half-way."""
+    for caption, noun in sorted(set(zip(captions.to_pylist(), nouns.to_pylist(), strict=True))):
+        noun_ends(caption, [noun])
+
+
+def places(values: pa.ChunkedArray, known: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Where each of `values` stands in `known`, -1 where it does not."""
+    known = known.combine_chunks() if isinstance(known, pa.ChunkedArray) else known
+    found = pc.index_in(values, value_set=known)
+    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+
+
+def column(table: pa.Table, name: str) -> pa.Array:
+    """A column as one Arrow array."""
+    return table[name].combine_chunks()

@@ -1,0 +1,146 @@
+"""Stage: tables -> adapter. Starts the ranks of `train.run` on this machine with DeepSpeed's launcher.
+
+`python -m train.launch`. On several machines: `deepspeed --hostfile HOSTS --module train.run`.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from model.backbones.variant import load_variant
+from params import BackbonesParams, RunParams, UserError, cli, load, passed_on
+from train.ranks import LOOPBACK
+from train.recipe import ModelParams, TrainParams
+
+
+def devices(params: TrainParams, kind: str) -> list[str]:
+    """Ids of what the ranks run on, one each: `train.ranks` CPU slots, or that many GPUs where the machine has them.
+
+    With fewer GPUs there are fewer ranks; samples are drawn for the global batch, so the run is the same but for
+    rounding. Raises UserError where the ranks do not divide the batch.
+    """
+    if kind == "cpu":
+        params.rows(params.ranks)
+        return [str(slot) for slot in range(params.ranks)]
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    ids = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    if not ids:
+        raise UserError("run.device is cuda and no GPU is visible; set run.device to auto or cpu")
+    count = max(n for n in range(1, min(params.ranks, len(ids)) + 1) if params.batch % n == 0)
+    return ids[:count]
+
+
+def environment(kind: str, threads: int) -> dict[str, str]:
+    """Variables of the ranks: loopback only, one kind of device, bounded threads, reproducible matrix products."""
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+    return {
+        "DS_ACCELERATOR": kind,
+        "OMP_NUM_THREADS": str(threads),
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def start(module: str, ids: Sequence[str], words: Sequence[str]) -> int:
+    """Run a rank of `module` on each device and return the exit code; this process is their DeepSpeed launcher.
+
+    Raises:
+        KeyboardInterrupt: this process was interrupted; the ranks are gone.
+    """
+    from deepspeed.launcher import launch
+
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": list(ids)}).encode()).decode()
+    options = [f"--world_info={world}", f"--master_addr={LOOPBACK}", f"--master_port={free_port()}"]
+    options += ["--module", "--no_local_rank", "--log_level=critical"]
+    before = sys.argv
+    sys.argv = [launch.__name__, *options, module, *words]
+    with received_signals() as received:
+        try:
+            launch.main()
+        except SystemExit as stop:
+            if signal.SIGINT in received():
+                raise KeyboardInterrupt from None
+            return stop.code if isinstance(stop.code, int) else 1
+        finally:
+            sys.argv = before
+    return 0
+
+
+@contextlib.contextmanager
+def received_signals() -> Iterator[Callable[[], bytes]]:
+    """Give what returns the numbers of the signals that came in meanwhile; DeepSpeed's handlers do not tell."""
+    reader, writer = os.pipe()
+    for end in (reader, writer):
+        os.set_blocking(end, False)
+    before = signal.set_wakeup_fd(writer)
+
+    def received() -> bytes:
+        with contextlib.suppress(BlockingIOError):
+            return os.read(reader, 64)
+        return b""
+
+    try:
+        yield received
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def exclusive(work: Path) -> Iterator[None]:
+    """Hold the lock of the stage; the kernel frees it when this process ends, however it ends."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "train.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise UserError(f"stage train is already being run by {holder}; wait for it or stop it") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+
+
+def main() -> None:
+    params, run = load("train", TrainParams), load("run", RunParams)
+    load("model", ModelParams)
+    load_variant(load("backbones", BackbonesParams).variant)
+    kind = run.torch_device()
+    ids = devices(params, kind)
+    print(f"train: {len(ids)} rank{'s' * (len(ids) > 1)} on {kind}, ZeRO-{params.zero_stage}", flush=True)
+    os.environ.update(environment(kind, run.threads))
+    with exclusive(Path(run.work)):
+        code = start("train.run", ids, passed_on())
+    if code < 0:
+        raise UserError(
+            f"a rank of the training was killed by signal {-code}; if that was for memory, lower train.batch; the same"
+            " command goes on from the last checkpoint"
+        )
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    cli(main)

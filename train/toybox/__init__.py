@@ -1,0 +1,1 @@
+"""Trains the embedded world's small backbones, in the formats in which the large ones are published."""

@@ -1,0 +1,254 @@
+"""The pictures the small backbones learn from, rendered once into memory-mapped arrays.
+
+A set is a folder of `.work/toybox-train`: `images.npy` uint8 [N, 64, 64, 3], `regions.npy` uint8 [N, 64, 64] and
+`attributes.npy` int16 [N, 7]. What a picture shows is a pure function of (set, index), so captions need no file.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from params import UserError, cli
+from pipelines.toybox import world
+from pipelines.toybox.render import Item, render
+
+WORK = Path(".work/toybox-train")
+SIZE = 64
+"""Side of every picture, pixels."""
+
+BLOCK = 480
+"""Pictures rendered between two marks of progress; a multiple of the renderer's own chunk."""
+
+BACKGROUND, SUBJECT, WORN = 0, 1, 2
+"""Values of `regions`: the subject is 1, what it wears is 2."""
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "family": world.FAMILIES,
+    "colour": world.COLOURS,
+    "second": world.COLOURS,
+    "pattern": world.PATTERNS,
+    "scene": world.SCENES,
+    "style": world.STYLES,
+    "dress": ("none", *world.ACCESSORIES),
+    "shape": ("own", *world.SHAPES),
+}
+"""Columns of `attributes` and the names of their values; `colour` is the main one, `second` the pattern's."""
+
+
+@dataclass(frozen=True)
+class SetSpec:
+    """What one set holds.
+
+    views: pictures of each subject, consecutive in the arrays. held_out: only the subjects kept for evaluation, or only
+    the others. style, shape, accessory: probabilities as in `world.sample_look`.
+    """
+
+    name: str
+    seed: int
+    subjects: int
+    views: int
+    held_out: bool
+    style: float
+    shape: float
+    accessory: float
+
+    def __len__(self) -> int:
+        return self.subjects * self.views
+
+    def item(self, index: int) -> Item:
+        """Subject, view and look of one picture."""
+        which, view = divmod(index, self.views)
+        subject = world.sample_subject(np.random.default_rng([self.seed, which]), kept=self.held_out)
+        rng = np.random.default_rng([self.seed, which, 1 + view])
+        look = world.sample_look(
+            rng, style=self.style, shape=self.shape, accessory=self.accessory, family=subject.family
+        )
+        return subject, world.sample_view(rng), look
+
+
+SETS: dict[str, SetSpec] = {
+    spec.name: spec
+    for spec in (
+        SetSpec("pictures", 11, 40_800, 1, False, style=0.25, shape=0.10, accessory=0.20),
+        SetSpec("views", 12, 6_000, 6, False, style=0.10, shape=0.0, accessory=0.15),
+        SetSpec("pictures-test", 13, 1_920, 1, True, style=0.25, shape=0.10, accessory=0.20),
+        SetSpec("views-test", 14, 480, 4, True, style=0.0, shape=0.0, accessory=0.0),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One rendered set, memory-mapped.
+
+    images: uint8 [N, 64, 64, 3], sRGB. regions: uint8 [N, 64, 64], see `SUBJECT`. attributes: int16
+    [N, len(ATTRIBUTES)], indices into the names of `ATTRIBUTES`. digest: SHA-256 of the images.
+    """
+
+    spec: SetSpec
+    images: NDArray[np.uint8]
+    regions: NDArray[np.uint8]
+    attributes: NDArray[np.int16]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.spec)
+
+    def column(self, name: str) -> NDArray[np.int16]:
+        """One attribute of every picture, int16 [N]."""
+        return self.attributes[:, list(ATTRIBUTES).index(name)]
+
+    def captions(self, index: int) -> list[str]:
+        """Every way to say what a picture shows: templates x details, details varying fastest."""
+        subject, _, look = self.spec.item(index)
+        return [
+            world.caption(subject, look, variant=variant, detail=cast(world.Detail, detail))
+            for variant in range(len(world.TEMPLATES))
+            for detail in DETAILS
+        ]
+
+
+DETAILS = ("full", "colour", "noun")
+
+
+def open_set(name: str, work: Path = WORK) -> Pictures:
+    """Memory-map a set; raises UserError where it was not rendered to its end."""
+    spec, folder = SETS[name], work / name
+    done = folder / "set.json"
+    if not done.exists():
+        raise UserError(f"{done} is missing; render the pictures with `python -m train.toybox.data`")
+    card = json.loads(done.read_text())
+    if card["spec"] != asdict(spec):
+        raise UserError(f"{done} describes another set '{name}'; delete {folder} and run `python -m train.toybox.data`")
+    images, regions, attributes = (
+        np.load(folder / f"{part}.npy", mmap_mode="r") for part in ("images", "regions", "attributes")
+    )
+    return Pictures(spec, images, regions, attributes, card["sha256"])
+
+
+def batch(
+    sets: list[Pictures], count: int, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int16]]:
+    """Images, regions and attributes of random pictures of several sets, each mirrored or not."""
+    bounds = np.cumsum([0, *map(len, sets)])
+    drawn = np.sort(rng.integers(bounds[-1], size=count))
+    parts = []
+    for one, low, high in zip(sets, bounds[:-1], bounds[1:], strict=True):
+        rows = drawn[(drawn >= low) & (drawn < high)] - low
+        parts.append((one.images[rows], one.regions[rows], one.attributes[rows]))
+    images, regions, attributes = (np.concatenate(column) for column in zip(*parts, strict=True))
+    mirrored = rng.random(count) < 0.5
+    images[mirrored] = images[mirrored, :, ::-1]
+    regions[mirrored] = regions[mirrored, :, ::-1]
+    return images, regions, attributes
+
+
+def renderer_digest() -> str:
+    """SHA-256 of the renderer's sources, to tell by which version a set was drawn."""
+    sources = sorted(Path(world.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+def attribute_row(item: Item) -> list[int]:
+    """The values of `ATTRIBUTES` for one picture."""
+    subject, _, look = item
+    names = (
+        subject.family,
+        subject.colours[0],
+        subject.colours[1],
+        subject.pattern,
+        look.scene,
+        look.style,
+        look.accessory or "none",
+        look.shape or "own",
+    )
+    return [values.index(name) for name, values in zip(names, ATTRIBUTES.values(), strict=True)]
+
+
+def prepare(spec: SetSpec, work: Path = WORK, processes: int = 2) -> None:
+    """Render a set, going on where a killed run stopped; a finished set is left alone."""
+    folder = work / spec.name
+    if (folder / "set.json").exists():
+        card = json.loads((folder / "set.json").read_text())
+        if card["spec"] == asdict(spec):
+            if card["renderer"] != renderer_digest():
+                print(f"{spec.name}: kept, though pipelines/toybox changed since; delete {folder} to draw it anew")
+            return
+        raise UserError(f"{folder} holds another set '{spec.name}'; delete it and run again")
+    (folder / "done").mkdir(parents=True, exist_ok=True)
+    count = len(spec)
+    shapes: dict[str, tuple[tuple[int, ...], type]] = {
+        "images": ((count, SIZE, SIZE, 3), np.uint8),
+        "regions": ((count, SIZE, SIZE), np.uint8),
+        "attributes": ((count, len(ATTRIBUTES)), np.int16),
+    }
+    for part, (shape, kind) in shapes.items():
+        if not (folder / f"{part}.npy").exists():
+            np.lib.format.open_memmap(folder / f"{part}.npy", "w+", kind, shape).flush()
+    todo = [start for start in range(0, count, BLOCK) if not (folder / "done" / str(start)).exists()]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    started, jobs = time.monotonic(), [(spec, start, folder, device) for start in todo]
+    for finished, _ in enumerate(_each(jobs, 1 if device == "cuda" else processes), 1):
+        if finished % 10 == 0 or finished == len(todo):
+            rate = finished * BLOCK / (time.monotonic() - started)
+            print(f"{spec.name}: block {finished} of {len(todo)}, {rate:.0f} pictures/s", flush=True)
+    digest = hashlib.sha256(np.load(folder / "images.npy", mmap_mode="r").tobytes()).hexdigest()
+    card = {"spec": asdict(spec), "sha256": digest, "renderer": renderer_digest()}
+    temporary = folder / "set.json.tmp"
+    temporary.write_text(json.dumps(card, indent=1) + "\n")
+    temporary.replace(folder / "set.json")
+
+
+Job = tuple[SetSpec, int, Path, str]
+
+
+def _each(jobs: list[Job], processes: int) -> Iterator[None]:
+    if processes == 1 or len(jobs) < 2:
+        yield from map(_block, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.imap_unordered(_block, jobs)
+
+
+def _block(job: Job) -> None:
+    """Render one block into its place in the arrays, then mark it done."""
+    spec, start, folder, device = job
+    rows = slice(start, min(start + BLOCK, len(spec)))
+    items = [spec.item(index) for index in range(rows.start, rows.stop)]
+    drawn = render(items, SIZE, device)
+    regions = torch.where(drawn.subject_masks, SUBJECT, torch.where(drawn.masks, WORN, BACKGROUND)).to(torch.uint8)
+    parts = {
+        "images": drawn.images.cpu().numpy(),
+        "regions": regions.cpu().numpy(),
+        "attributes": np.array([attribute_row(item) for item in items], np.int16),
+    }
+    for part, values in parts.items():
+        target = np.load(folder / f"{part}.npy", mmap_mode="r+")
+        target[rows] = values
+        target.flush()
+    (folder / "done" / str(start)).touch()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Render the pictures the small backbones learn from.")
+    parser.add_argument("sets", nargs="*", default=list(SETS), help=f"some of {', '.join(SETS)}; all by default")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    for name in options.sets:
+        if name not in SETS:
+            raise UserError(f"there is no set '{name}'; choose from {', '.join(SETS)}")
+        prepare(SETS[name], processes=options.processes)
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,203 @@
+"""Trains the small Stable Diffusion: a UNet on the autoencoder's latents and its text encoder, together."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from params import UserError, cli
+from train.toybox import cards, data, loop
+from train.toybox.augment import to_planes
+from train.toybox.tokens import LENGTH, write_tokenizer
+
+RECIPE = loop.Recipe(
+    steps=16000,
+    lr=2e-3,
+    warmup=500,
+    average=0.999,
+    weight_decay=0.01,
+    precision="bfloat16",
+    muon=True,
+    seed=61,
+    every=4,
+)
+BATCH = 32
+DROP = 0.1
+"""Share of captions left empty, for classifier-free guidance."""
+
+SAID = {"full": 0.7, "colour": 0.15, "noun": 0.15}
+"""How often a caption names colour and pattern, the colour alone, or neither."""
+
+EARLY = 0.75
+"""Power of the uniform draw of the time: below 1, the noisy end is seen more often."""
+
+FOLDER = Path("weights/toybox/diffusion")
+RUN = data.WORK / "runs" / "text_to_image"
+
+
+def build_scheduler() -> Any:
+    """Stable Diffusion's schedule, ending in pure noise (Lin et al. 2024), for a network that predicts v."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,  # the default cuts unit-variance latents at 1, which turns colours round
+        set_alpha_to_one=True,
+    )
+
+
+class TextToImage(nn.Module):
+    """UNet and text encoder, trained as one."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.unet: Any = UNet2DConditionModel(
+            sample_size=data.SIZE // 4,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(48, 96, 160),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=128,
+            attention_head_dim=(2, 2, 4),  # heads, in spite of its name
+            norm_num_groups=8,
+        )
+        self.text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=words,
+                hidden_size=128,
+                intermediate_size=384,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                max_position_embeddings=LENGTH,
+                hidden_act="gelu",
+                bos_token_id=words - 2,
+                eos_token_id=words - 1,
+                pad_token_id=words - 1,
+            )
+        )
+
+    def forward(self, noisy: Tensor, steps: Tensor, words: Tensor) -> Tensor:
+        """v [B, 4, h, w] for noisy latents of the same shape, time steps [B] and token ids [B, LENGTH]."""
+        states = self.text(input_ids=words).last_hidden_state
+        found: Tensor = self.unet(noisy, steps, encoder_hidden_states=states, return_dict=False)[0]
+        return found
+
+
+@torch.no_grad()
+def latents_of(vae: Any, pictures: data.Pictures, stamp: str) -> NDArray[np.float16]:
+    """Scaled latents [N, 4, 16, 16] of a set, computed once for each autoencoder (`stamp`)."""
+    path = data.WORK / "latents" / f"{pictures.spec.name}-{stamp}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        device = loop.best_device()
+        vae.to(device, torch.bfloat16)
+        parts = []
+        for start in range(0, len(pictures), 64):
+            pixels = to_planes(torch.tensor(pictures.images[start : start + 64])) / 127.5 - 1
+            mean = vae.encode(pixels.to(device, torch.bfloat16)).latent_dist.mean
+            parts.append((mean.float() * vae.config.scaling_factor).half().cpu().numpy())
+            if start % 6400 == 0:
+                print(f"latents: {pictures.spec.name} {start} of {len(pictures)}", flush=True)
+        vae.to("cpu", torch.float32)
+        temporary = path.with_suffix(".tmp.npy")
+        np.save(temporary, np.concatenate(parts))
+        temporary.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
+def words_of(tokenizer: CLIPTokenizer, pictures: data.Pictures) -> NDArray[np.int16]:
+    """Token ids [N, templates, details, LENGTH] of every caption of a set."""
+    stamp = hashlib.sha256("".join(sorted(tokenizer.get_vocab())).encode()).hexdigest()[:12]
+    path = data.WORK / "latents" / f"{pictures.spec.name}-words-{stamp}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parts = []
+        for start in range(0, len(pictures), 2048):
+            said = [line for i in range(start, min(start + 2048, len(pictures))) for line in pictures.captions(i)]
+            ids = tokenizer(said, padding="max_length", max_length=LENGTH, truncation=True)["input_ids"]
+            parts.append(np.array(ids, np.int16))
+        table = np.concatenate(parts).reshape(len(pictures), -1, len(data.DETAILS), LENGTH)
+        temporary = path.with_suffix(".tmp.npy")
+        np.save(temporary, table)
+        temporary.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
+def load_vae() -> tuple[Any, str]:
+    """The trained autoencoder and a digest of its encoder."""
+    weights = FOLDER / "vae" / "diffusion_pytorch_model.safetensors"
+    if not weights.exists():
+        raise UserError(f"{weights} is missing; train the autoencoder first with `python -m train.toybox.vae`")
+    vae: Any = AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32)
+    vae.requires_grad_(False)
+    parts = [p.numpy().tobytes() for name, p in sorted(vae.named_parameters()) if name.startswith(("encoder", "quant"))]
+    return vae, hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+
+
+def main() -> None:
+    recipe, minutes = loop.options("Train the small Stable Diffusion.", RECIPE)
+    torch.manual_seed(recipe.seed)
+    vae, stamp = load_vae()
+    tokenizer = write_tokenizer(FOLDER / "tokenizer")
+    model = TextToImage(len(tokenizer))
+    scheduler = build_scheduler()
+    sets = [data.open_set("pictures")]
+    if minutes != 0:
+        latents = np.concatenate([latents_of(vae, one, stamp) for one in sets])
+        words = np.concatenate([words_of(tokenizer, one) for one in sets])
+    empty = torch.tensor(tokenizer("", padding="max_length", max_length=LENGTH)["input_ids"])
+
+    def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
+        rows = draw.rng.integers(0, len(latents), BATCH)
+        clean = torch.from_numpy(latents[rows]).float()
+        detail = draw.rng.choice(len(SAID), BATCH, p=list(SAID.values()))
+        said = torch.from_numpy(words[rows, draw.rng.integers(0, words.shape[1], BATCH), detail].astype(np.int64))
+        said[torch.from_numpy(draw.rng.random(BATCH) < DROP)] = empty
+        noise = torch.randn(clean.shape, generator=draw.noise)
+        # One time from each of BATCH spans: less noise in the loss than independent draws. The power favours the noisy
+        # end, where the shape is decided; the fine end is the autoencoder's detail.
+        share = ((np.arange(BATCH) + draw.rng.random(BATCH)) / BATCH) ** EARLY
+        steps = torch.from_numpy((share * scheduler.config.num_train_timesteps).astype(np.int64))
+        noisy, target = scheduler.add_noise(clean, noise, steps), scheduler.get_velocity(clean, noise, steps)
+        drawn = model(noisy.to(draw.device, model.unet.dtype), steps.to(draw.device), said.to(draw.device)).float()
+        each = (drawn - target.to(draw.device)).square().mean((1, 2, 3))
+        third = BATCH // 3
+        notes = {"early": each[:third].mean().item(), "late": each[-third:].mean().item()}
+        return each.mean(), notes
+
+    loop.fit(model, loss, recipe, RUN, minutes)
+    export(model, vae, tokenizer, sets, recipe)
+
+
+def export(
+    model: TextToImage, vae: Any, tokenizer: CLIPTokenizer, sets: list[data.Pictures], recipe: loop.Recipe
+) -> None:
+    """Write the pipeline folder that stock diffusers loads."""
+    pipeline: Any = StableDiffusionPipeline(
+        vae=vae.half(),
+        text_encoder=model.text.half(),
+        tokenizer=tokenizer,
+        unet=model.unet.half(),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(FOLDER)
+    write_tokenizer(FOLDER / "tokenizer")
+    cards.write(FOLDER, RUN, recipe, BATCH, sets, {})
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,204 @@
+"""The training loop: a frozen backbone, a DeepSpeed engine around the adapter, all randomness in the sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import deepspeed
+import torch
+
+from model.adapter import Adapter
+from model.backbones.clip import WEIGHTS as CLIP_WEIGHTS
+from model.backbones.diffusion import Diffusion, load_diffusion
+from model.backbones.hub import identify, reading
+from model.backbones.variant import ImageEncoderSpec, Variant
+from model.objective import training_losses
+from params import UserError
+from train.checkpoint import Checkpoints
+from train.data import Sampler, TrainingSet
+from train.log import LOSSES, LossLog, Progress
+from train.ranks import Ranks
+from train.recipe import ModelParams, TrainParams
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Trainer:
+    """One rank's part of a run."""
+
+    params: TrainParams
+    diffusion: Diffusion
+    engine: Any
+    """DeepSpeedEngine around the Adapter."""
+    sampler: Sampler
+    ranks: Ranks
+
+    def fit(self, checkpoints: Checkpoints, log_file: Path) -> LossLog:
+        """Train up to `params.steps`, from the newest checkpoint where there is one, and return the losses."""
+        log = LossLog(self.params.log_every)
+        start, state = checkpoints.restore(self.engine)
+        if state is not None:
+            log.restore(state)
+            self.ranks.say(f"train: goes on at step {start} of {self.params.steps}")
+        progress = Progress(start, self.params.steps, self.params.batch, log_file) if self.ranks.rank == 0 else None
+        for step in range(start, self.params.steps):
+            values = self.step(step)
+            log.add(step, values)
+            last = step + 1 == self.params.steps
+            if last:
+                log.close(step)
+            if progress is not None:
+                progress.advance(dict(zip(LOSSES, values, strict=False)))
+            if last or (step + 1) % self.params.checkpoint_every == 0:
+                checkpoints.save(self.engine, step + 1, log.state())
+                if progress is not None:
+                    progress.note(samples_per_second=round(progress.rate(), 2))
+        if progress is not None:
+            progress.close()
+        return log
+
+    def step(self, step: int) -> list[float]:
+        """One update of the weights; returns the values of log.COLUMNS, means over the ranks.
+
+        Raises:
+            UserError: a loss or the gradient is not finite; names step, losses and triplets.
+        """
+        batch = self.sampler.batch(step, self.ranks.rank, self.ranks.world, self.ranks.device)
+        adapter = self.engine.module
+        losses = training_losses(batch, self.engine, adapter.config, self.diffusion, self.params.objective.config())
+        means = self.ranks.mean(torch.stack([losses[name] for name in LOSSES])).tolist()
+        named = dict(zip(LOSSES, means, strict=True))
+        self.require_finite(step, named)
+        rate = self.params.learning_rate_at(step)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        self.engine.backward(losses["total"])
+        self.engine.step()
+        norm = float(self.engine.get_global_grad_norm())
+        # In fp16 the loss scaler skips such a step and tries a smaller scale.
+        if self.params.precision != "fp16":
+            self.require_finite(step, named | {"gradient norm": norm})
+        return [*means, rate, norm]
+
+    def require_finite(self, step: int, values: dict[str, float]) -> None:
+        """Raise UserError where one of `values` is not finite."""
+        if torch.tensor(list(values.values())).isfinite().all():
+            return
+        found = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        triplets, broken = self.suspects(step)
+        advice = (
+            "their cached latents or features are not finite: run encode again"
+            if broken
+            else "lower train.learning_rate or train.objective.contrastive_weight, or use another train.precision"
+        )
+        raise UserError(f"step {step} is not finite ({found}) for triplets {', '.join(triplets)}; {advice}")
+
+    def suspects(self, step: int) -> tuple[list[str], bool]:
+        """Ids of the triplets of a step, only those with input that is not finite where there are some (then True)."""
+        whole = self.sampler.batch(step)
+        finite = torch.stack(
+            [rows.float().flatten(1).isfinite().all(dim=1) for rows in (whole.latents, whole.reference, whole.positive)]
+        ).all(dim=0)
+        ids = [self.sampler.data.triplet_ids[int(row)].as_py() for row in self.sampler.draw(step).triplets]
+        broken = [name for name, fine in zip(ids, finite.tolist(), strict=True) if not fine]
+        return broken or ids, bool(broken)
+
+    def save(self, folder: Path, data_hash: str) -> None:
+        """Write the adapter from rank 0, in the precision it was trained in. Collective: ZeRO-3 gathers it."""
+        adapter = self.engine.module
+        with deepspeed.zero.GatheredParameters(list(adapter.parameters())):
+            if self.ranks.rank == 0:
+                adapter.save(folder, data_hash)
+        self.ranks.barrier()
+
+
+def build(
+    params: TrainParams, model: ModelParams, variant: Variant, data: TrainingSet, ranks: Ranks, threads: int
+) -> Trainer:
+    """Load the backbone, make the adapter and put the engine around it."""
+    if params.precision == "fp16" and ranks.device.type == "cpu":
+        raise UserError("train.precision fp16 needs a GPU; use fp32 or bf16, or set run.device to cuda")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(params.deterministic, warn_only=True)
+    diffusion = load_diffusion(variant.diffusion, DTYPES[params.precision], ranks.device)
+    vae, unet, scheduler = (cast(Any, part) for part in (diffusion.vae, diffusion.unet, diffusion.scheduler))
+    vae.to("meta")  # latents are cached; only its configuration is read
+    if params.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    sampler = Sampler(
+        data,
+        batch=params.batch,
+        seed=params.seed,
+        drop=params.drop,
+        timesteps=scheduler.config.num_train_timesteps,
+        independent=params.positive_timesteps == "independent",
+    )
+    adapter = make_adapter(model, variant, diffusion, data, params.seed)
+    engine, *_ = deepspeed.initialize(
+        model=adapter,
+        optimizer=torch.optim.AdamW(adapter.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay),
+        config=engine_config(params, params.rows(ranks.world), sum(p.numel() for p in adapter.parameters())),
+    )
+    return Trainer(params, diffusion, engine, sampler, ranks)
+
+
+def make_adapter(model: ModelParams, variant: Variant, diffusion: Diffusion, data: TrainingSet, seed: int) -> Adapter:
+    """A new adapter for the backbone and the cached features, installed in the UNet; `seed` draws its initial weights.
+
+    Raises:
+        UserError: latents or features were made by another backbone.
+    """
+    _, channels, _, _ = data.arrays.latents.shape
+    _, layers, _, width = data.arrays.hidden.shape
+    encoder = variant.image_encoder
+    unet = cast(Any, diffusion.unet)
+    for found, expected, what in (
+        (channels, unet.config.in_channels, "latent channels"),
+        (layers, len(encoder.layers), "image-encoder layers"),
+    ):
+        if found != expected:
+            raise UserError(
+                f"the encoded tables have {found} {what} and variant '{variant.name}' {expected}; run encode again"
+            )
+    torch.manual_seed(seed)
+    adapter = Adapter.for_unet(
+        unet,
+        base_model=diffusion.name,
+        base_revision=diffusion.revision,
+        image_encoder=encoder_name(encoder),
+        feature_layers=encoder.layers,
+        feature_width=width,
+        text_widths=[text.config.hidden_size for text in diffusion.text_encoders],
+        **model.model_dump(),
+    )
+    adapter.install(unet)
+    return adapter
+
+
+def encoder_name(spec: ImageEncoderSpec) -> str:
+    """What `Clip.name` would be, without loading the encoder: its hidden states are cached."""
+    with reading(spec.path, f"an open_clip folder with {CLIP_WEIGHTS}"):
+        name, revision = identify(spec, [spec.local / CLIP_WEIGHTS])
+    return f"{name}@{revision[:12]}"
+
+
+def engine_config(params: TrainParams, rows: int, weights: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for `rows` samples a rank and so many trained `weights`."""
+    # Its buckets are made anew each step; the default of 500 million numbers is 2 GB for any adapter.
+    bucket = min(weights, 50_000_000)
+    return {
+        "train_micro_batch_size_per_gpu": rows,
+        "gradient_clipping": params.gradient_clipping,
+        "zero_optimization": {
+            "stage": params.zero_stage,
+            "overlap_comm": False,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
+        "bf16": {"enabled": params.precision == "bf16"},
+        "fp16": {"enabled": params.precision == "fp16"},
+        "steps_per_print": 10**9,
+    }
