@@ -18,7 +18,7 @@ from pydantic import Field
 
 from eval import outputs, protocol
 from eval.resume import Tally, Task, run_tasks
-from model.adapter import Adapter
+from model.adapter import DESCRIPTION, WEIGHTS, Adapter
 from model.backbones.clip import load_clip
 from model.backbones.diffusion import load_diffusion
 from model.backbones.variant import Variant, load_variant
@@ -27,7 +27,6 @@ from params import BackbonesParams, RunParams, Section, UserError, cli, data_dir
 from pipelines.storage import Roots, SourceParams
 
 HERE = Path(__file__).parent
-ADAPTER = "adapter"
 CODE = (HERE / "generate.py", HERE / "protocol.py", HERE.parent / "model")
 
 
@@ -146,7 +145,7 @@ def tasks(plan: Sequence[tuple[protocol.Subject, list[protocol.Job]]]) -> Iterat
 def main() -> None:
     params, run = load("generate", GenerateParams), load("run", RunParams)
     variant, sources = load_variant(load("backbones", BackbonesParams).variant), load("sources", list[SourceParams])
-    data, out, adapter = data_dir(), data_dir() / "generate", data_dir() / "train" / ADAPTER
+    data, out, adapter = data_dir(), data_dir() / "generate", data_dir() / "train" / "adapter"
     prompts = protocol.prompts_by_subject(data)
     plan = [
         (subject, protocol.jobs(subject, prompts.get(subject.subject_id, []), params.protocol))
@@ -157,12 +156,13 @@ def main() -> None:
         raise UserError(
             f"none of the {len(plan)} held-out subjects has a usable mask; see the masks table in {data / 'mask'}"
         )
-    if not (adapter / "adapter.json").is_file():
-        raise UserError(f"{adapter} holds no adapter.json; run the train stage first")
+    files = [adapter / name for name in (DESCRIPTION, WEIGHTS)]
+    if not all(file.is_file() for file in files):
+        raise UserError(f"{adapter} holds no adapter ({DESCRIPTION} and {WEIGHTS}); run the train stage first")
     weights = {
         "diffusion": outputs.weights_name(variant.diffusion),
         "image encoder": outputs.weights_name(variant.image_encoder),
-        "adapter": f"{ADAPTER}@{outputs.digest_files(adapter)[:12]}",
+        "adapter": f"adapter@{outputs.digest_files(*files)[:12]}",
     }
     tally = run_tasks(
         "generate",

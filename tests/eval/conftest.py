@@ -17,8 +17,7 @@ from eval.protocol import ProtocolParams
 from model.backbones.grounded_sam import Detection
 from params import RunParams
 from pipelines import tables
-from pipelines.sources.base import SourceParams
-from pipelines.storage import Roots
+from pipelines.storage import Roots, SourceParams
 
 SIDE = 24
 HOSTILE = '<script src="http://evil/x.js">"\'&$x_1$</script>'

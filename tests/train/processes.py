@@ -60,7 +60,9 @@ def rank_main(words: Sequence[str], output: Path, variables: dict[str, str], bef
 def die_while_saving_the_second_checkpoint(rank: int) -> None:
     from train import checkpoint
 
-    def sync(folder: Path, calls: list[Path] = []) -> None:  # noqa: B006
+    calls = []
+
+    def sync(folder: Path) -> None:
         calls.append(folder)
         if len(calls) == 3:  # each save syncs its own folder and the run's
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,22 +1,14 @@
 from __future__ import annotations
 
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from params import UserError, load
-from tests.train.tiny_world import write_options
+from params import UserError
 from train import launch
 from train.recipe import TrainParams
-
-
-@pytest.fixture
-def params(variant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainParams:
-    monkeypatch.setattr(sys, "argv", ["train.launch", *write_options(tmp_path, variant, tmp_path, ranks=2)])
-    return load("train", TrainParams)
 
 
 def test_ranks_on_the_cpu_are_as_many_as_asked_for(params: TrainParams):
@@ -65,12 +57,3 @@ def test_interrupt_is_noticed_although_another_handler_takes_it():
             assert signal.SIGINT in received()
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.parametrize("schedule,last", [("constant", 1e-3), ("cosine", 0.0)])
-def test_learning_rate_warms_up_and_follows_its_schedule(params: TrainParams, schedule: str, last: float):
-    short = params.model_copy(update={"steps": 100, "warmup": 10, "schedule": schedule, "learning_rate": 1e-3})
-    rates = [short.learning_rate_at(step) for step in range(100)]
-    assert rates[:3] == pytest.approx([1e-4, 2e-4, 3e-4])
-    assert max(rates) == pytest.approx(1e-3)
-    assert rates[-1] == pytest.approx(last, abs=1e-6)

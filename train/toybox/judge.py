@@ -12,7 +12,9 @@ from params import UserError, cli
 from train.toybox import cards, data, loop
 from train.toybox.augment import degrade, to_planes
 
-RECIPE = loop.Recipe(steps=1500, lr=2e-3, warmup=150, average=0.995, weight_decay=0.05, precision="bfloat16", seed=91)
+RECIPE = loop.Recipe(
+    steps=800, lr=2e-3, warmup=80, average=0.99, weight_decay=0.05, precision="bfloat16", muon=True, seed=91
+)
 BATCH = 64
 FOLDER = Path("weights/toybox/judge")
 RUN = data.WORK / "runs" / "judge"

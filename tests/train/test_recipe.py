@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from params import load
+from tests.train.tiny_world import write_world
+from train.recipe import DropParams, ModelParams, TrainParams, input_digest, run_digest
+
+
+@pytest.mark.parametrize("schedule,last", [("constant", 1e-3), ("cosine", 0.0)])
+def test_learning_rate_warms_up_and_follows_its_schedule(params: TrainParams, schedule: str, last: float):
+    short = params.model_copy(update={"steps": 100, "warmup": 10, "schedule": schedule, "learning_rate": 1e-3})
+    rates = [short.learning_rate_at(step) for step in range(100)]
+    assert rates[:3] == pytest.approx([1e-4, 2e-4, 3e-4])
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(last, abs=1e-6)
+
+
+def test_run_is_named_by_what_its_weights_depend_on_and_nothing_else(params: TrainParams):
+    model = load("model", ModelParams)
+    name = run_digest(params, model, data="a")
+    assert run_digest(params.model_copy(update={"checkpoint_every": 7}), model, data="a") == name
+    others = [
+        run_digest(params.model_copy(update={"seed": 5}), model, data="a"),
+        run_digest(params, model.model_copy(update={"width": 32}), data="a"),
+        run_digest(params, model, data="b"),
+    ]
+    assert len({name, *others}) == 4
+
+
+def test_input_digest_changes_with_any_byte_of_a_table(tmp_path: Path):
+    data = write_world(tmp_path / "data", views=2, single=0).data
+    before = input_digest(data)
+    assert input_digest(data) == before
+    part = data / "encode" / "latents" / "part-00000.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    assert input_digest(data) != before
+
+
+def test_conditions_cannot_be_dropped_more_than_always():
+    with pytest.raises(pydantic.ValidationError, match="add up to 1.2"):
+        DropParams(image=0.4, text=0.4, both=0.4)
