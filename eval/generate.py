@@ -25,6 +25,7 @@ from model.backbones.variant import Variant, load_variant
 from model.pipeline import build_pipeline
 from params import BackbonesParams, RunParams, Section, UserError, cli, data_dir, load
 from pipelines.storage import Roots, SourceParams
+from stage import digest_files, write_json
 
 HERE = Path(__file__).parent
 CODE = (HERE / "generate.py", HERE / "protocol.py", HERE.parent / "model")
@@ -162,20 +163,20 @@ def main() -> None:
     weights = {
         "diffusion": outputs.weights_name(variant.diffusion),
         "image encoder": outputs.weights_name(variant.image_encoder),
-        "adapter": f"adapter@{outputs.digest_files(*files)[:12]}",
+        "adapter": f"adapter@{digest_files(*files)[:12]}",
     }
     tally = run_tasks(
         "generate",
         "generations",
         tasks(plan),
         sum(len(jobs) for _, jobs in plan),
-        identity=[params.model_dump(), outputs.digest_files(*CODE), weights],
+        identity=[params.model_dump(), digest_files(*CODE), weights],
         start=partial(load_generator, params, variant, adapter, sources, run.torch_device()),
         out=out,
         run=run,
     )
     settings = {"variant": variant.name, "resolution": variant.resolution, "weights": weights}
-    outputs.write_json(out / "protocol.json", {**settings, **params.model_dump(exclude={"threads", "batch_size"})})
+    write_json(out / "protocol.json", {**settings, **params.model_dump(exclude={"threads", "batch_size"})})
     report(out, plan, tally, bare)
 
 
@@ -188,7 +189,7 @@ def report(
         for job in jobs:
             groups[job.group] = groups.get(job.group, 0) + 1
     counts = {"subjects": tally.subjects, "subjects_without_mask": len(bare), "pictures": tally.pictures}
-    outputs.write_json(out / "metrics.json", {**counts, "groups": groups})
+    write_json(out / "metrics.json", {**counts, "groups": groups})
     rate = f", {tally.computed / tally.seconds:.2f} a second" if tally.computed else ""
     print(
         f"generate: {tally.pictures} pictures of {tally.subjects} subjects, {tally.done_before} subjects done before; "

@@ -11,11 +11,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval import outputs
 from eval.pictures import Album
 from eval.sections import SECTIONS, Missing, ReportParams, Sources, inputs, read_json
 from params import cli, data_dir, load
 from pipelines.storage import Roots, SourceParams
+from stage import write_text
 
 TEMPLATE = "report.html.j2"
 
@@ -92,7 +92,7 @@ def main() -> None:
     sources = Sources(data, Album(data, roots, params.side), params)
     text = page(sources)
     file = data / "report" / "index.html"
-    outputs.write_text(file, text)
+    write_text(file, text)
     print(f"report: {file}, {len(text.encode()) / 1e6:.1f} MB")
 
 

@@ -5,11 +5,7 @@ What `pipelines.shards` is to many small photos on many workers, this is to a fe
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from eval.outputs import Progress, digest
-from params import RunParams, UserError
+from params import RunParams
 from pipelines import tables
+from stage import Progress, digest, exclusive
 
 # As the parts of the data stages: few files, each still quick to read whole.
 PART_BYTES = 64 * 2**20
@@ -110,23 +106,6 @@ def gather(out: Path, table: str, files: Sequence[Path]) -> None:
         tables.write_part(temporary / f"part-{number:05d}.parquet", table, tables.sort(table, pa.concat_tables(rows)))
     shutil.rmtree(out / table, ignore_errors=True)
     temporary.rename(out / table)
-
-
-@contextlib.contextmanager
-def exclusive(stage: str, work: Path) -> Iterator[None]:
-    """Hold the stage's lock; the kernel frees it when the process ends, however it ends."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / f"{stage}.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise UserError(f"stage {stage} is already being run by {holder}; wait for it or stop it") from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        yield
 
 
 def _bins(files: Sequence[Path]) -> Iterator[list[Path]]:

@@ -22,6 +22,7 @@ from model.backbones.variant import Variant, load_variant
 from params import BackbonesParams, RunParams, UserError, cli, data_dir, load, option_parser
 from pipelines import tables
 from pipelines.storage import SourceParams
+from stage import digest_files, write_json
 
 HERE = Path(__file__).parent
 CODE = (
@@ -104,13 +105,13 @@ def main() -> None:
         "scores",
         tasks(subjects, questions, params),
         total,
-        identity=[params.model_dump(), photos_only, outputs.digest_files(*CODE), used],
+        identity=[params.model_dump(), photos_only, digest_files(*CODE), used],
         start=partial(load_scorer, params, variant, sources, run.torch_device(), photos_only),
         out=out,
         run=run,
     )
     settings = {"variant": variant.name, "encoders": used, **params.model_dump(exclude={"threads", "batch_size"})}
-    outputs.write_json(out / "protocol.json", settings)
+    write_json(out / "protocol.json", settings)
     report(out, subjects, params, tally)
 
 
@@ -122,7 +123,7 @@ def report(out: Path, subjects: Sequence[protocol.Subject], params: ScoreParams,
     wanted = ", ".join(params.photo_quality)
     bare = [subject.subject_id for subject in subjects if not comparable(subject, params)]
     counts = {"photos": photos, "photos_compared": compared, "subjects_without_photos": len(bare)}
-    outputs.write_json(out / "metrics.json", {**scores, **counts})
+    write_json(out / "metrics.json", {**scores, **counts})
     header = ("method", "group", "metric", "value")
     outputs.write_csv(out / "groups.csv", header, group_rows(scores))
     print(

@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from eval import charts, metrics, outputs
+from eval import charts, metrics
 from eval.pictures import Album, Picture, inline, present, sample
 from eval.protocol import RECONSTRUCTION
 from params import Section, UserError
 from pipelines import tables
+from stage import digest_files
 
 PUBLISHED = Path(__file__).parent / "published.json"
 STAGES = ("curate", "mask", "similarity", "encode", "train", "generate", "score")
@@ -328,10 +329,10 @@ def inputs(sources: Sources) -> list[tuple[str, str]]:
     for stage in STAGES:
         folder = sources.data / stage
         names = sorted({part.parent.name for part in folder.glob("*/part-*.parquet")})
-        found += [(f"{stage}/{name}", outputs.digest_files(*tables.parts(folder, name))) for name in names]
+        found += [(f"{stage}/{name}", digest_files(*tables.parts(folder, name))) for name in names]
         for extra in ("adapter", "losses.csv"):
             if (folder / extra).exists():
-                found.append((f"{stage}/{extra}", outputs.digest_files(folder / extra)))
+                found.append((f"{stage}/{extra}", digest_files(folder / extra)))
     return found
 
 

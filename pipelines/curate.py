@@ -17,6 +17,7 @@ from params import RunParams, Section, cli, data_dir, load
 from pipelines import filters, shards, tables, triplets
 from pipelines.sources import Photo, Subject, open_source
 from pipelines.storage import DecodeError, Root, Roots, SourceParams, decode_image
+from stage import digest, digest_files
 
 CODE = ("curate.py", "filters.py", "triplets.py", "shards.py", "tables.py", "storage.py", "sources")
 
@@ -130,7 +131,7 @@ def fingerprint(subject: Subject, root: Root) -> str:
     cost as much as the stage. It only decides what is computed again, never what comes out.
     """
     stats = [root.info(photo.path) if photo.reject != "missing_file" else None for photo in subject.photos]
-    return shards.digest(asdict(subject), stats)
+    return digest(asdict(subject), stats)
 
 
 def main() -> None:
@@ -151,7 +152,7 @@ def main() -> None:
         "curate",
         items,
         partial(CurateWorker, params, sources),
-        identity=[params.model_dump(), shards.digest_files(*(Path(__file__).parent / name for name in CODE))],
+        identity=[params.model_dump(), digest_files(*(Path(__file__).parent / name for name in CODE))],
         kept="frames",
         others=["triplets"],
         out=out,

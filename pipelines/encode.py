@@ -23,6 +23,7 @@ from model.segment import on_white, place_on_white, square_crop
 from params import BackbonesParams, RunParams, Section, UserError, cli, data_dir, load
 from pipelines import segments, shards, subjects, tables
 from pipelines.storage import Roots, SourceParams
+from stage import digest_files
 
 CODE = ("encode.py", "segments.py", "subjects.py", "shards.py", "tables.py", "storage.py")
 # Sizes differ by model only; one forward pass on a blank picture tells them before the run.
@@ -191,7 +192,7 @@ def main() -> None:
         partial(EncodeWorker, params, variant_name, sources, run.torch_device()),
         identity=[
             params.model_dump(exclude={"max_gigabytes", "shard_subjects"}),
-            shards.digest_files(*code),
+            digest_files(*code),
             [shards.digest_spec(spec) for spec in (variant.diffusion, variant.image_encoder)],
         ],
         kept="latents",

@@ -20,6 +20,7 @@ from model.segment import mask_box
 from params import BackbonesParams, RunParams, Section, cli, data_dir, load
 from pipelines import masks, shards, subjects, tables
 from pipelines.storage import DecodeError, Roots, SourceParams, decode_image, decode_mask_image
+from stage import digest_files
 
 CODE = ("mask.py", "masks.py", "subjects.py", "shards.py", "tables.py", "storage.py")
 COLUMNS = ("source", "class_name", "path", "mask_path")
@@ -145,7 +146,7 @@ def main() -> None:
     here = Path(__file__).parent
     identity = [
         params.model_dump(),
-        shards.digest_files(*(here / name for name in CODE), here.parent / "model" / "backbones"),
+        digest_files(*(here / name for name in CODE), here.parent / "model" / "backbones"),
         [shards.digest_spec(spec) for spec in (variant.detector, variant.sam)],
     ]
     summary = shards.run_stage(

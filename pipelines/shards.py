@@ -7,16 +7,12 @@ params alone, not on the number of workers, the order in which they finish, or h
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import logging
 import os
 import shutil
-import socket
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
@@ -25,11 +21,11 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from model.errors import ModelError
 from params import RunParams, UserError
 from pipelines import tables
+from stage import Progress, digest, digest_files, exclusive, write_json
 
 # Parts of this size keep a table of millions of rows in few files, each still quick to read whole.
 PART_BYTES = 64 * 2**20
@@ -72,25 +68,6 @@ class Summary:
     shards_done_before: int = 0
     items_computed: int = 0
     seconds: float = 0.0
-
-
-def digest(*values: Any) -> str:
-    """Return 16 hex digits that identify JSON-like values."""
-    text = json.dumps(values, sort_keys=True, default=str, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def digest_files(*paths: Path) -> str:
-    """Return 16 hex digits that identify the bytes of files and of all files in folders (caches of Python left out)."""
-    state = hashlib.blake2b(digest_size=8)
-    for path in paths:
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        for file in files:
-            if "__pycache__" not in file.parts:
-                state.update(str(file.relative_to(path.parent)).encode())
-                with file.open("rb") as stream:
-                    state.update(hashlib.file_digest(stream, "blake2b").digest())
-    return state.hexdigest()
 
 
 def digest_spec(spec: Any) -> str:
@@ -163,23 +140,6 @@ def run_stage(
     return summary
 
 
-@contextlib.contextmanager
-def exclusive(stage: str, work: Path) -> Iterator[None]:
-    """Hold the stage's lock; the kernel frees it when the process ends, however it ends."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / f"{stage}.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise UserError(f"stage {stage} is already being run by {holder}; wait for it or stop it") from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        yield
-
-
 class _Shard:
     """A run of items and the folder its tables are in once they are complete."""
 
@@ -216,7 +176,7 @@ class _Index:
 
     def __init__(self, work: Path) -> None:
         self.place: dict[tuple[str, str], tuple[Path, int]] = {}
-        for file in sorted(work.glob("*/items.json")):
+        for file in sorted(work.glob("[!.]*/items.json")):  # a killed run leaves half-written .<shard>.<pid>.tmp
             for position, (item_id, fingerprint, _) in enumerate(json.loads(file.read_text())["items"]):
                 self.place[item_id, fingerprint] = (file.parent, position)
 
@@ -243,8 +203,6 @@ def _load_shard(folder: Path) -> dict[str, tuple[list[int], pa.Table]]:
 
 def _compute(stage: str, missing: Sequence[_Shard], index: _Index, worker: Callable[[], Worker], run: RunParams) -> int:
     """Compute the missing shards on Ray actors; return how many items were not known before."""
-    import ray
-
     known = {s.folder: {i.id: rows for i in s.items if (rows := index.rows(i)) is not None} for s in missing}
     todo = {s.folder: [i for i in s.items if i.id not in known[s.folder]] for s in missing}
     total = sum(map(len, todo.values()))
@@ -253,17 +211,34 @@ def _compute(stage: str, missing: Sequence[_Shard], index: _Index, worker: Calla
     print(
         f"{stage}: {total} items in {len(missing)} shards, {actors} worker{'s' * (actors > 1)} on {device}", flush=True
     )
-    connect(run)
+    started = connect(run)
+    import ray
+
+    deaths = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
+    alive: list[Any] = []
 
     def start() -> Any:
         options = {"num_cpus": run.threads, "num_gpus": run.gpus_per_worker if device == "cuda" else 0}
-        return ray.remote(_Actor).options(**options).remote(worker, run.threads)
+        alive.append(ray.remote(_Actor).options(**options).remote(worker, run.threads))
+        return alive[-1]
+
+    def survives(items: Sequence[Item]) -> bool:
+        """Whether a fresh worker lives through these items; an exception is no death."""
+        probe = start()
+        try:
+            ray.get(probe.compute.remote(items))
+        except ray.exceptions.RayTaskError:
+            pass
+        except deaths:
+            return False
+        ray.kill(probe)
+        return True
 
     queue = list(reversed(missing))
     poison: dict[Path, set[str]] = {}
     attempts: dict[Path, int] = {}
     pending: dict[Any, tuple[Any, _Shard]] = {}
-    bar = Progress(stage, total)
+    bar = Progress(stage, total, "item")
 
     def submit(actor: Any) -> None:
         shard = queue.pop()
@@ -283,7 +258,7 @@ def _compute(stage: str, missing: Sequence[_Shard], index: _Index, worker: Calla
                 bar.advance(len(todo[shard.folder]))
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, (UserError, ModelError)) else error) from None
-            except ray.exceptions.RayActorError as error:
+            except deaths as error:
                 attempts[shard.folder] = attempts.get(shard.folder, 0) + 1
                 if attempts[shard.folder] > run.restarts:
                     raise UserError(
@@ -291,14 +266,16 @@ def _compute(stage: str, missing: Sequence[_Shard], index: _Index, worker: Calla
                         f"({' '.join(str(error).split())[:200]}); give it more memory or lower run.workers"
                     ) from None
                 if attempts[shard.folder] == 2:
-                    poison[shard.folder] = {item.id for item in _find_poison(start, todo[shard.folder])}
+                    poison[shard.folder] = {item.id for item in _find_poison(survives, todo[shard.folder])}
                 queue.append(shard)
                 actor = start()
             if queue:
                 submit(actor)
     finally:
         bar.close()
-        if not os.environ.get("RAY_ADDRESS"):
+        for actor in alive:
+            ray.kill(actor)
+        if started:
             ray.shutdown()
     return total
 
@@ -312,11 +289,10 @@ class _Actor:
 
     def compute(self, items: Sequence[Item]) -> list[Rows]:
         if self.worker is None:  # not in __init__, where Ray would turn a missing weight file into a dead actor
-            import torch
-
-            torch.set_num_threads(self.threads)
+            if torch := sys.modules.get("torch"):  # loaded with the worker's module; curate does without
+                torch.set_num_threads(self.threads)
             self.worker = self.make_worker()
-        return self.worker.compute([item.payload for item in items])
+        return self.worker.compute([item.payload for item in items]) if items else []
 
     def run(self, shard: _Shard, todo: Sequence[Item], known: dict[str, Rows]) -> None:
         results = dict(known)
@@ -324,43 +300,45 @@ class _Actor:
             results |= {item.id: rows for item, rows in zip(todo, self.compute(todo), strict=True)}
         shard.save([results[item.id] for item in shard.items])
 
-    def probe(self, items: Sequence[Item]) -> None:
-        self.compute(items)
 
+def _find_poison(survives: Callable[[Sequence[Item]], bool], items: Sequence[Item]) -> list[Item]:
+    """Return the items that kill their worker; none where it is the worker that dies, whatever it is given."""
 
-def _find_poison(start: Callable[[], Any], items: Sequence[Item]) -> list[Item]:
-    """Return the items that kill their worker, found by halving."""
-    import ray
+    def halve(some: Sequence[Item]) -> list[Item]:
+        if not some or survives(some):
+            return []
+        if len(some) == 1:
+            return list(some)
+        middle = len(some) // 2
+        return halve(some[:middle]) + halve(some[middle:])
 
-    if not items:
+    if not survives([]):
         return []
-    actor = start()
-    try:
-        ray.get(actor.probe.remote(items))
-        ray.kill(actor)
-        return []
-    except ray.exceptions.RayActorError:
-        if len(items) == 1:
-            return list(items)
-        half = len(items) // 2
-        return _find_poison(start, items[:half]) + _find_poison(start, items[half:])
+    found = halve(items)
+    return found if len(found) < max(len(items), 2) else []
 
 
 def _crashed(stage: str, item: Item) -> Rows:
     return {"rejects": [tables.reject(frame_id, stage, "crashed") for frame_id in item.frame_ids]}
 
 
-def connect(run: RunParams) -> None:
-    """Join the cluster named by RAY_ADDRESS, or start Ray on this machine, on loopback, telling nobody."""
+def connect(run: RunParams) -> bool:
+    """Join the cluster named by RAY_ADDRESS, or start Ray on this machine, on loopback, telling nobody.
+
+    Return whether Ray was started or joined here, and so is to be left here.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not os.environ.get("RAY_ADDRESS"):
+        # Ray's name for its loopback-only mode; without it, 127.0.0.1 below is replaced by the machine's address.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
 
     if ray.is_initialized():
-        return
+        return False
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        return
+        return True
     ray.init(
         address="local",
         num_cpus=max(run.workers * run.threads, 1),
@@ -370,27 +348,7 @@ def connect(run: RunParams) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
-
-
-class Progress:
-    """A bar on a terminal, a plain line now and then elsewhere."""
-
-    def __init__(self, label: str, total: int, unit: str = "item", every: float = 15.0) -> None:
-        self.label, self.total, self.every, self.unit = label, total, every, unit
-        self.done, self.last = 0, time.monotonic()
-        self.bar = tqdm(total=total, desc=label, unit=unit) if sys.stderr.isatty() else None
-
-    def advance(self, count: int = 1) -> None:
-        self.done += count
-        if self.bar is not None:
-            self.bar.update(count)
-        elif time.monotonic() - self.last > self.every:
-            self.last = time.monotonic()
-            print(f"{self.label}: {self.done} of {self.total} {self.unit}s", flush=True)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    return True
 
 
 def _gather(out: Path, name: str, files: Sequence[Path]) -> None:
@@ -420,14 +378,6 @@ def _gather(out: Path, name: str, files: Sequence[Path]) -> None:
     temporary.rename(out / name)
 
 
-def write_metrics(out: Path, values: dict[str, Any]) -> None:
-    """Write `metrics.json` for `dvc metrics show`, sorted and without anything that differs from run to run."""
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / ".metrics.json.tmp"
-    temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(out / "metrics.json")
-
-
 def report(stage: str, summary: Summary, out: Path, extra: dict[str, Any] | None = None) -> None:
     """Print what a run did and write its metrics; raise when a photo is unaccounted for.
 
@@ -445,4 +395,4 @@ def report(stage: str, summary: Summary, out: Path, extra: dict[str, Any] | None
     for reason, count in summary.rejects.items():
         print(f"  {count:6d} {reason}: {tables.REJECT_REASONS[reason]}")
     values = {"input": summary.input, "kept": summary.kept, "rejected": rejected, "reasons": summary.rejects}
-    write_metrics(out, values | (extra or {}))
+    write_json(out / "metrics.json", values | (extra or {}))

@@ -20,6 +20,7 @@ from model.segment import on_white
 from params import BackbonesParams, RunParams, Section, cli, data_dir, load
 from pipelines import segments, shards, subjects, tables
 from pipelines.storage import Roots, SourceParams
+from stage import digest_files
 
 CODE = ("similarity.py", "segments.py", "subjects.py", "shards.py", "tables.py", "storage.py")
 
@@ -128,7 +129,7 @@ def main() -> None:
         "similarity",
         subjects.items(data_dir() / "curate", segments.FRAME_COLUMNS, usable),
         partial(SimilarityWorker, params, variant_name, sources, run.torch_device()),
-        identity=[embedding, shards.digest_files(*code), shards.digest_spec(spec)],
+        identity=[embedding, digest_files(*code), shards.digest_spec(spec)],
         kept="embeddings",
         others=[],
         out=out,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import shards, tables
+from stage import digest
 
 
 def items(folder: Path, columns: Sequence[str], extra: dict[str, Any] | None = None) -> list[shards.Item]:
@@ -26,5 +27,5 @@ def items(folder: Path, columns: Sequence[str], extra: dict[str, Any] | None = N
             frames = [{**row, "extra": extra[row["frame_id"]]} for row in frames if row["frame_id"] in extra]
         if frames:
             ids = tuple(row["frame_id"] for row in frames)
-            result.append(shards.Item(subject_id, shards.digest(frames), ids, frames))
+            result.append(shards.Item(subject_id, digest(frames), ids, frames))
     return result

@@ -293,11 +293,17 @@ def check(name: str, table: pa.Table, origin: str) -> pa.Table:
                 f"{origin}: column '{column}' is {found}, expected {wanted.type}; "
                 f"run the stage that writes '{name}' again"
             )
-        if not wanted.nullable and table[column].null_count:
-            raise TableError(f"{origin}: column '{column}' has nulls; run the stage that writes '{name}' again")
     extra = [c for c in table.column_names if c not in TABLES[name].columns]
     if extra:
         raise TableError(f"{origin}: unknown column '{extra[0]}'; run the stage that writes '{name}' again")
+    return no_nulls(name, table, origin)
+
+
+def no_nulls(name: str, table: pa.Table, origin: str) -> pa.Table:
+    """Return `table`, some or all columns of table `name`, if nulls are only where they may be."""
+    for column in table.column_names:
+        if not TABLES[name].columns[column].nullable and table[column].null_count:
+            raise TableError(f"{origin}: column '{column}' has nulls; run the stage that writes '{name}' again")
     return table
 
 
@@ -339,10 +345,11 @@ def read_part(file: Path, name: str, columns: Sequence[str] | None = None) -> pa
     try:
         with pq.ParquetFile(file) as parquet:
             check(name, parquet.schema_arrow.empty_table(), str(file))
-            return parquet.read(columns=list(columns) if columns is not None else None)
+            table = parquet.read(columns=list(columns) if columns is not None else None)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise TableError(f"{file} is not a readable Parquet file ({reason}); run its stage again") from None
+    return no_nulls(name, table, str(file))
 
 
 def read(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:

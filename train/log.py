@@ -104,10 +104,3 @@ class Progress:
 def rounded(value: float) -> float:
     """Six significant digits."""
     return float(f"{value:.6g}")
-
-
-def write_metrics(file: Path, values: dict[str, Any]) -> None:
-    """Write `metrics.json` for `dvc metrics show`, sorted and without anything that differs from run to run."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(file)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,6 +12,7 @@ from model.losses import Factor, Similarity
 from model.objective import ObjectiveConfig
 from params import Section, UserError
 from pipelines import tables
+from stage import digest, digest_files
 
 TABLES = {
     "triplets": "curate",
@@ -125,33 +123,17 @@ def input_digest(data: Path) -> str:
 
     Raises TableError where one is missing.
     """
-    return digest_files(part for name, stage in TABLES.items() for part in tables.parts(data / stage, name))
+    return digest_files(*(part for name, stage in TABLES.items() for part in tables.parts(data / stage, name)))
 
 
 def code_digest() -> str:
     """16 hex digits that identify the code a run's numbers come from."""
     root = Path(__file__).parent
     model = sorted((root.parent / "model").rglob("*.py"))
-    return digest_files([*sorted(root.glob("*.py")), *model])
+    return digest_files(*sorted(root.glob("*.py")), *model)
 
 
 def run_digest(train: TrainParams, model: ModelParams, **others: Any) -> str:
     """16 hex digits that name a run: its parameters, its input and everything else its weights depend on."""
     recipe = train.model_dump(exclude={"checkpoint_every", "ranks"})
     return digest([recipe, model.model_dump(), others])
-
-
-def digest(value: Any) -> str:
-    """16 hex digits that identify a JSON-like value."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def digest_files(files: Iterable[Path]) -> str:
-    """16 hex digits that identify the names (with those of their folders) and bytes of files, in this order."""
-    state = hashlib.blake2b(digest_size=8)
-    for file in files:
-        state.update(f"{file.parent.name}/{file.name}".encode())
-        with file.open("rb") as stream:
-            state.update(hashlib.file_digest(stream, "blake2b").digest())
-    return state.hexdigest()

@@ -9,11 +9,11 @@ import torch.distributed as dist
 
 from model.backbones.variant import load_variant
 from params import BackbonesParams, RunParams, cli, data_dir, load
+from stage import write_json
 from train import arrays
 from train.arrays import Arrays
 from train.checkpoint import Checkpoints
 from train.data import TrainingSet
-from train.log import write_metrics
 from train.ranks import Ranks, die_with_parent
 from train.recipe import ModelParams, TrainParams, code_digest, input_digest, run_digest
 
@@ -41,11 +41,11 @@ def train(ranks: Ranks) -> None:
     folder = work / identity
     folder.mkdir(parents=True, exist_ok=True)
     log = trainer.fit(Checkpoints(folder, ranks), folder / "log.jsonl")
-    trainer.save(out, data_hash)
+    trainer.save(out / "adapter", data_hash)
     if ranks.rank == 0:
         log.write(out / "losses.csv")
         counts = {"steps": params.steps, "triplets": len(samples), "triplets_dropped": samples.dropped}
-        write_metrics(out / "metrics.json", counts | log.final())
+        write_json(out / "metrics.json", counts | log.final())
 
 
 def main() -> None:

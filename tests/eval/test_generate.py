@@ -86,7 +86,7 @@ def test_another_prompt_costs_only_the_subject_that_has_it(make, fakes, data):
 def test_two_runs_at_once_are_refused(make, fakes, run):
     from pathlib import Path
 
-    from eval.resume import exclusive
+    from stage import exclusive
 
     with exclusive("generate", Path(run.work)), pytest.raises(UserError, match="already being run"):
         make(fakes.Painter())

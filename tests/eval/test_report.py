@@ -5,10 +5,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from eval import metrics, outputs, report, sections
+from eval import metrics, report, sections
 from eval.pictures import Album, inline, outlined
 from params import UserError
 from pipelines import tables
+from stage import write_json, write_text
 
 PARAMS = sections.ReportParams(
     title="A run", side=48, subjects=9, pictures=9, masks=4, triplets=4, heat_map=9, neighbours=2, rejects=2
@@ -73,7 +74,7 @@ def full(sources, data, fakes):
         )
         for prompt_id, group in keys
     ])  # fmt: skip
-    outputs.write_json(data / "score" / "protocol.json", {"miss": "zero", "encoders": {"clip": f"{bad}@abc"}})
+    write_json(data / "score" / "protocol.json", {"miss": "zero", "encoders": {"clip": f"{bad}@abc"}})
     write(data / "curate", "rejects", [tables.reject(f"{bad}/1", "curate", "blurred", bad)])
     triplet = {
         "triplet_id": f"{bad}/0",
@@ -90,9 +91,9 @@ def full(sources, data, fakes):
     tile = {"tile_id": "0", "grouping": 0, "group": 0, "values": np.array([1, 0.5, 0.5, 1], np.float16)}
     ids = ["bench/duck", "bench/mug"]
     write(data / "similarity", "similarity", [tile | {"row_subjects": ids, "column_subjects": ids}])
-    outputs.write_json(data / "curate" / "metrics.json", {"input": 3, "kept": 2, "rejected": 1, bad: 7})
+    write_json(data / "curate" / "metrics.json", {"input": 3, "kept": 2, "rejected": 1, bad: 7})
     losses = ["step,diffusion,cscl,macl,location,total"] + [f"{s},{1 / s},1,1,0,2" for s in range(1, 40)]
-    outputs.write_text(data / "train" / "losses.csv", "\n".join(losses) + "\n")
+    write_text(data / "train" / "losses.csv", "\n".join(losses) + "\n")
     return sources
 
 

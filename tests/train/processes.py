@@ -35,7 +35,7 @@ def run_ranks(
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(timeout=60)
+        rank.join(timeout=240)  # the first waits for the imports
     codes = [rank.exitcode for rank in ranks]
     for rank in ranks:
         rank.kill()

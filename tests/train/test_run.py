@@ -20,7 +20,7 @@ from tests.train.processes import (
 )
 from tests.train.tiny_world import World, write_options, write_world
 
-OUTS = ("adapter.safetensors", "adapter.json", "losses.csv", "metrics.json")
+OUTS = ("adapter/adapter.safetensors", "adapter/adapter.json", "losses.csv", "metrics.json")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def moved(world: World, folder: Path) -> Path:
 
 
 def test_launched_run_writes_adapter_losses_and_metrics(finished: Finished):
-    adapter = Adapter.load(finished.out)
+    adapter = Adapter.load(finished.out / "adapter")
     assert adapter.config.image_encoder.split("@")[0] == adapter.config.base_model
     assert adapter.data_hash is not None
     rows = losses(finished.out)
