@@ -68,7 +68,8 @@ def select(subject_id: str, class_name: str, views: Sequence[View], params: Trip
     """Return `per_subject` rows of the triplets table, the same ones for the same subject, frames and params.
 
     Targets go round the frames. For reference and positive a distance is drawn uniformly from the band, and the frame
-    nearest to it is taken, so that angles spread over the band and a subject with few views still gets its best ones.
+    nearest to it is taken, those inside the band first, so that angles spread over the band and a subject with few
+    views still gets its best ones.
     The three frames differ where the subject has three; with two, positive and target coincide; with one, all do.
 
     Args:
@@ -113,9 +114,12 @@ def select(subject_id: str, class_name: str, views: Sequence[View], params: Trip
 def _at_distance(
     distance: np.ndarray, band: tuple[float, float], rng: np.random.Generator, avoid: tuple[int, ...]
 ) -> int:
-    """Return the frame at the distance nearest to one drawn from `band`, not one of `avoid` where that can be."""
-    wanted = rng.uniform(*band)
-    ranked = np.argsort(np.abs(distance - wanted), kind="stable")
+    """Return the frame at the distance nearest to one drawn from `band`: inside the band and none of `avoid` if it can.
+
+    Where no frame is inside, the nearest one is taken, whatever its distance.
+    """
+    outside = (distance < band[0]) | (distance > band[1])
+    ranked = np.lexsort((np.abs(distance - rng.uniform(*band)), outside))
     for banned in (avoid, avoid[:1], ()):
         allowed = [int(i) for i in ranked if i not in banned]
         if allowed:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from model.backbones.variant import load_variant
 from params import BackbonesParams, RunParams, UserError, cli, load, passed_on
+from stage import exclusive
 from train.ranks import LOOPBACK
 from train.recipe import ModelParams, TrainParams
 
@@ -107,23 +107,6 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@contextlib.contextmanager
-def exclusive(work: Path) -> Iterator[None]:
-    """Hold the lock of the stage; the kernel frees it when this process ends, however it ends."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "train.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise UserError(f"stage train is already being run by {holder}; wait for it or stop it") from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        yield
-
-
 def main() -> None:
     params, run = load("train", TrainParams), load("run", RunParams)
     load("model", ModelParams)
@@ -132,7 +115,7 @@ def main() -> None:
     ids = devices(params, kind)
     print(f"train: {len(ids)} rank{'s' * (len(ids) > 1)} on {kind}, ZeRO-{params.zero_stage}", flush=True)
     os.environ.update(environment(kind, run.threads))
-    with exclusive(Path(run.work)):
+    with exclusive("train", Path(run.work)):
         code = start("train.run", ids, passed_on())
     if code < 0:
         raise UserError(

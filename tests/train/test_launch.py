@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from params import UserError
+from stage import exclusive
 from train import launch
 from train.recipe import TrainParams
 
@@ -43,8 +44,8 @@ def test_ranks_listen_on_loopback_only():
 
 
 def test_second_run_is_told_who_holds_the_stage(tmp_path: Path):
-    with launch.exclusive(tmp_path), pytest.raises(UserError, match=r"already being run by process \d+ on"):
-        with launch.exclusive(tmp_path):
+    with exclusive("train", tmp_path), pytest.raises(UserError, match=r"already being run by process \d+ on"):
+        with exclusive("train", tmp_path):
             pass
 
 

@@ -1,0 +1,123 @@
+"""params.yaml is read strictly, and what is wrong is said in one sentence that names the key."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import params
+from params import Section, UserError
+
+
+class Inner(Section):
+    low: float
+    high: float
+
+
+class Demo(Section):
+    count: int
+    inner: Inner
+
+
+GOOD = "demo: {count: 3, inner: {low: 0.5, high: 1.0}}\nother: {a: 1}\n"
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Run with a params.yaml of this text and these command line words."""
+
+    def use(text: str, *words: str) -> None:
+        params._tree.cache_clear()
+        (tmp_path / "params.yaml").write_text(text)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["stage", *words])
+
+    yield use
+    params._tree.cache_clear()
+
+
+def test_section_is_read_with_overlays_and_single_values(command, tmp_path: Path):
+    (tmp_path / "more.yaml").write_text("demo: {inner: {low: 0.25}}\n")
+    command(GOOD, "--params", str(tmp_path / "more.yaml"), "--set", "demo.count=7")
+    demo = params.load("demo", Demo)
+    assert (demo.count, demo.inner.low, demo.inner.high) == (7, 0.25, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "said"),
+    [
+        (GOOD.replace("low", "lwo"), (), "unknown key 'demo.inner.lwo'|key 'demo.inner.low' is missing"),
+        (GOOD.replace("low: 0.5, ", ""), (), "key 'demo.inner.low' is missing; add it"),
+        (GOOD.replace("3", "three"), (), "'demo.count' is 'three'"),
+        ("other: {a: 1}\n", (), "no section 'demo'"),
+        ("demo: [", (), "not valid YAML"),
+        ("- 1\n", (), "holds no sections"),
+        (GOOD, ("--set", "demo.cuont=1"), "unknown key 'cuont'"),
+        (GOOD, ("--set", "demo.count"), "write KEY=VALUE"),
+        (GOOD, ("--params", "nowhere.yaml"), "nowhere.yaml does not exist"),
+    ],
+)
+def test_wrong_params_are_one_sentence(command, text: str, words: tuple[str, ...], said: str):
+    command(text, *words)
+    with pytest.raises(UserError, match=said) as error:
+        params.load("demo", Demo)
+    assert "\n" not in str(error.value)
+
+
+def test_resolved_params_are_a_copy(command):
+    command(GOOD)
+    params.resolved()["demo"]["count"] = 9
+    assert params.load("demo", Demo).count == 3
+
+
+def test_options_are_passed_on(command):
+    command(GOOD, "--data", "elsewhere", "--set", "demo.count=4")
+    assert params.passed_on() == ["--data", "elsewhere", "--set", "demo.count=4"]
+    assert params.data_dir() == Path("elsewhere")
+
+
+def test_main_ends_with_one_sentence_and_exit_code_1(capsys: pytest.CaptureFixture[str]):
+    def main() -> None:
+        raise UserError("data/x is empty; run curate first")
+
+    with pytest.raises(SystemExit) as stop:
+        params.cli(main)
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "error: data/x is empty; run curate first\n"
+
+
+def test_repository_params_are_valid_for_every_stage(monkeypatch: pytest.MonkeyPatch):
+    from eval.generate import GenerateParams
+    from eval.report import ReportParams
+    from eval.scorer import ScoreParams
+    from pipelines.curate import CurateParams
+    from pipelines.encode import EncodeParams
+    from pipelines.mask import MaskParams
+    from pipelines.similarity import SimilarityParams
+    from pipelines.storage import SourceParams
+    from pipelines.toybox.write import ToyboxParams
+    from train.recipe import ModelParams, TrainParams
+
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    params._tree.cache_clear()
+    models = {
+        "sources": list[SourceParams],
+        "backbones": params.BackbonesParams,
+        "run": params.RunParams,
+        "toybox": ToyboxParams,
+        "curate": CurateParams,
+        "mask": MaskParams,
+        "similarity": SimilarityParams,
+        "encode": EncodeParams,
+        "model": ModelParams,
+        "train": TrainParams,
+        "generate": GenerateParams,
+        "score": ScoreParams,
+        "report": ReportParams,
+    }
+    assert set(models) == set(params.resolved())
+    for section, model in models.items():
+        params.load(section, model)
