@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v p
 UV_VERSION := 0.13.8
 BIN := .venv/bin
 
-.PHONY: repro test lint lock clean
+.PHONY: repro test lint lock clean toybox toybox-check
 .DEFAULT_GOAL := repro
 
 repro: .venv/installed
@@ -33,3 +33,11 @@ lock:
 
 clean:
 	rm -rf data .work
+
+# Train the toybox's small backbones again, from nothing; goes on where it was stopped.
+toybox: .venv/installed
+	$(BIN)/python -m train.toybox.all
+
+# What the toybox's backbones can do, against targets and chance.
+toybox-check: .venv/installed
+	$(BIN)/python -m train.toybox.check

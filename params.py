@@ -1,4 +1,7 @@
-"""The one reader of `params.yaml`: strict, and the home of what every command line shares."""
+"""The one reader of `params.yaml`: strict, and the home of what every command line shares.
+
+`python -m params FILE` lays a file such as `configs/sd15.yaml` over params.yaml for good, comments kept.
+"""
 
 from __future__ import annotations
 
@@ -168,3 +171,26 @@ def _overlay(tree: dict[str, Any], patch: dict[str, Any], origin: str) -> None:
             _overlay(tree[key], value, origin)
         else:
             tree[key] = value
+
+
+def main() -> None:
+    """Lay the files of the command line over params.yaml, in place."""
+    from ruamel.yaml import YAML  # keeps comments, which PyYAML drops
+
+    if not sys.argv[1:]:
+        raise UserError("name a file to lay over params.yaml, such as configs/sd15.yaml")
+    _read(PARAMS_FILE)
+    yaml_with_comments = YAML()
+    yaml_with_comments.preserve_quotes = True
+    yaml_with_comments.width = 4096
+    yaml_with_comments.indent(mapping=2, sequence=4, offset=2)
+    tree = yaml_with_comments.load(PARAMS_FILE)
+    for file in sys.argv[1:]:
+        _overlay(tree, _read(Path(file)), file)
+    with PARAMS_FILE.open("w", encoding="utf-8") as stream:
+        yaml_with_comments.dump(tree, stream)
+    print(f"{PARAMS_FILE}: {', '.join(sys.argv[1:])} laid over it; git diff {PARAMS_FILE} shows the changes")
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -262,9 +262,10 @@ def _compute(stage: str, missing: Sequence[_Shard], index: _Index, worker: Calla
             except deaths as error:
                 attempts[shard.folder] = attempts.get(shard.folder, 0) + 1
                 if attempts[shard.folder] > run.restarts:
+                    cause = " ".join(str(error).strip().splitlines()[-1].split())[:300]
                     raise UserError(
-                        f"stage {stage}: a worker died {run.restarts + 1} times on one shard "
-                        f"({' '.join(str(error).split())[:200]}); give it more memory or lower run.workers"
+                        f"stage {stage}: a worker died {run.restarts + 1} times on one shard ({cause}); "
+                        "give it more memory or lower run.workers"
                     ) from None
                 if attempts[shard.folder] == 2:
                     poison[shard.folder] = {item.id for item in _find_poison(survives, todo[shard.folder])}

@@ -88,7 +88,8 @@ def test_main_ends_with_one_sentence_and_exit_code_1(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == "error: data/x is empty; run curate first\n"
 
 
-def test_repository_params_are_valid_for_every_stage(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("words", [(), ("--params", "configs/sd15.yaml"), ("--params", "configs/sdxl.yaml")])
+def test_repository_params_are_valid_for_every_stage(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
     from eval.generate import GenerateParams
     from eval.report import ReportParams
     from eval.scorer import ScoreParams
@@ -101,7 +102,7 @@ def test_repository_params_are_valid_for_every_stage(monkeypatch: pytest.MonkeyP
     from train.recipe import ModelParams, TrainParams
 
     monkeypatch.chdir(Path(__file__).parents[1])
-    monkeypatch.setattr(sys, "argv", ["stage"])
+    monkeypatch.setattr(sys, "argv", ["stage", *words])
     params._tree.cache_clear()
     models = {
         "sources": list[SourceParams],
@@ -121,3 +122,11 @@ def test_repository_params_are_valid_for_every_stage(monkeypatch: pytest.MonkeyP
     assert set(models) == set(params.resolved())
     for section, model in models.items():
         params.load(section, model)
+
+
+def test_file_is_laid_over_params_for_good_with_comments_kept(command, tmp_path: Path):
+    (tmp_path / "more.yaml").write_text("demo: {inner: {low: 0.25}}\n")
+    text = "# top\ndemo:\n  count: 3 # why\n  inner:\n    low: 0.5 # low\n    high: 1.0\n"
+    command(text, str(tmp_path / "more.yaml"))
+    params.main()
+    assert (tmp_path / "params.yaml").read_text() == text.replace("low: 0.5", "low: 0.25")

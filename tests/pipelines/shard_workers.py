@@ -1,0 +1,132 @@
+"""A stage small enough to be killed and counted; Ray's worker processes import it by name.
+
+`python -m shard_workers FOLDER` runs it as the driver that a test kills.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from model.errors import ModelError
+from params import RunParams, UserError
+from pipelines import shards, tables
+
+SHARD_ITEMS = 4
+FRAMES = 3
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What a worker gets: the subject, and what befalls the worker that computes it."""
+
+    subject_id: str
+    fate: str = ""  # die, user_error, model_error, bug, or the path of a file to wait for
+    seed: int = 0
+
+
+class EmbeddingWorker:
+    """Makes up embeddings, rejects one frame in five, and leaves a trace of every item it computes."""
+
+    def __init__(self, trace: Path, dies_at_birth: bool = False) -> None:
+        if dies_at_birth:
+            os._exit(1)
+        self.trace = trace
+
+    def compute(self, payloads: Sequence[Payload]) -> list[shards.Rows]:
+        return [self.embed(payload) for payload in payloads]
+
+    def embed(self, payload: Payload) -> shards.Rows:
+        with (self.trace / payload.subject_id.replace("/", "_")).open("ab") as stream:
+            stream.write(b".")
+        match payload.fate:
+            case "":
+                pass
+            case "die":
+                os._exit(1)
+            case "user_error":
+                raise UserError("photo 7 is upside down; turn it")
+            case "model_error":
+                raise ModelError("weights/nothing is missing; fetch it")
+            case "bug":
+                raise ZeroDivisionError("a fault of the stage")
+            case gate:
+                while not Path(gate).exists():
+                    time.sleep(0.02)
+        rows: shards.Rows = {"embeddings": [], "rejects": [], "features": []}
+        for index in range(FRAMES):
+            frame_id = f"{payload.subject_id}/{index}"
+            code = hashlib.sha256(f"{frame_id} {payload.seed}".encode()).digest()
+            if code[0] % 5 == 0:
+                rows["rejects"].append(tables.reject(frame_id, "count", "blurred", f"{code[0]}"))
+                continue
+            vector = [value / 256 for value in code[:8]]
+            rows["embeddings"].append(
+                {"frame_id": frame_id, "subject_id": payload.subject_id, "encoder": "sha256", "vector": vector}
+            )
+            for augmentation in range(2):
+                sizes = {"layers": 1, "tokens": 1, "width": 8}
+                rows["features"].append(
+                    {"frame_id": frame_id, "augmentation": augmentation, "hidden": vector[augmentation:], **sizes}
+                )
+        return rows
+
+
+def item(subject_id: str, fate: str = "", seed: int = 0) -> shards.Item:
+    """An item whose fingerprint tells the seed, but not its fate."""
+    frame_ids = tuple(f"{subject_id}/{index}" for index in range(FRAMES))
+    return shards.Item(subject_id, str(seed), frame_ids, Payload(subject_id, fate, seed))
+
+
+def some_items(count: int, fates: dict[int, str] | None = None) -> list[shards.Item]:
+    """Items `set/00`, `set/01`, ..., some of them with a fate."""
+    return [item(f"set/{number:02d}", (fates or {}).get(number, "")) for number in range(count)]
+
+
+def run(
+    items: Sequence[shards.Item],
+    run_params: RunParams,
+    out: Path,
+    trace: Path,
+    identity: Any = "params",
+    dies_at_birth: bool = False,
+) -> shards.Summary:
+    """Run the stage over `items`."""
+    trace.mkdir(parents=True, exist_ok=True)
+    return shards.run_stage(
+        "count",
+        items,
+        partial(EmbeddingWorker, trace, dies_at_birth),
+        identity=identity,
+        kept="embeddings",
+        others=["features"],
+        out=out,
+        run=run_params,
+        shard_items=SHARD_ITEMS,
+    )
+
+
+def counts(trace: Path) -> dict[str, int]:
+    """How often each item was computed."""
+    return {file.name.replace("_", "/"): file.stat().st_size for file in trace.iterdir()}
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file under `folder` and its bytes."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+if __name__ == "__main__":
+    import shard_workers  # under its own name: Ray unpickles the worker class by it
+
+    here = Path(sys.argv[1])
+    settings = {"workers": 1, "threads": 1, "device": "cpu", "gpus_per_worker": 0.0, "restarts": 3}
+    stuck = shard_workers.some_items(int(sys.argv[2]), {int(sys.argv[3]): str(here / "gate")})
+    shard_workers.run(stuck, RunParams(**settings, work=str(here / "work")), here / "out", here / "trace")

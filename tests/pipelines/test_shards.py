@@ -1,0 +1,286 @@
+"""The promises of the engine, kept with a stage that only makes up numbers."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import shard_workers
+from hypothesis import given
+from hypothesis import strategies as st
+from shard_workers import SHARD_ITEMS, counts, folder_bytes, item, some_items
+
+from model.errors import ModelError
+from params import UserError
+from pipelines import shards, tables
+
+REPOSITORY = Path(__file__).parents[2]
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def reference(ray_started, tmp_path_factory) -> Path:
+    """Folder of a finished run over `some_items(COUNT)` with one worker: work, trace and out."""
+    from params import RunParams
+
+    folder = tmp_path_factory.mktemp("reference")
+    settings = {"threads": 1, "device": "cpu", "gpus_per_worker": 0.0, "restarts": 3, "work": str(folder / "work")}
+    summary = shard_workers.run(some_items(COUNT), RunParams(workers=1, **settings), folder / "out", folder / "trace")
+    assert summary.items_computed == COUNT and summary.shards > 3
+    shards.report("count", summary, folder / "out")
+    return folder
+
+
+def shard_of(items: list[shards.Item], subject_id: str) -> list[str]:
+    """Ids of the items in one shard with `subject_id`."""
+    cut = shards.cut(items, SHARD_ITEMS)
+    return next([i.id for i in shard] for shard in cut if any(i.id == subject_id for i in shard))
+
+
+def rejected(out: Path, reason: str) -> list[str]:
+    return [row["id"] for row in tables.rows(out, "rejects") if row["reason"] == reason]
+
+
+def test_tables_are_the_same_bytes_for_two_workers_and_shuffled_items(reference, run_params, tmp_path):
+    items = some_items(COUNT)
+    random.Random(1).shuffle(items)
+    summary = shard_workers.run(items, run_params(workers=2), tmp_path / "out", tmp_path / "trace")
+    shards.report("count", summary, tmp_path / "out")
+    assert folder_bytes(tmp_path / "out") == folder_bytes(reference / "out")
+
+
+def test_every_photo_is_in_the_kept_table_or_rejected_and_rows_are_in_path_order(reference):
+    kept = [row["frame_id"] for row in tables.rows(reference / "out", "embeddings")]
+    dropped = rejected(reference / "out", "blurred")
+    assert dropped and kept
+    assert sorted(kept + dropped) == [frame for i in some_items(COUNT) for frame in i.frame_ids]
+    assert kept == sorted(kept, key=tables.path_order)
+
+
+def test_killed_driver_resumes_to_the_same_bytes_and_recomputes_only_what_is_missing(reference, run_params, tmp_path):
+    """Meanwhile a second run says who holds the lock."""
+    stuck = f"set/{COUNT // 2:02d}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])}
+    command = [sys.executable, "-m", "shard_workers", str(tmp_path), str(COUNT), str(COUNT // 2)]
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment) as driver:
+        trace = tmp_path / "trace"
+        deadline = time.monotonic() + 120
+        while not (trace / stuck.replace("/", "_")).exists():
+            assert driver.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        with pytest.raises(UserError, match=f"already being run by process {driver.pid} on "):
+            shard_workers.run(some_items(COUNT), run_params(), tmp_path / "out", trace)
+        assert not (tmp_path / "out").exists()
+        driver.send_signal(signal.SIGKILL)
+    (tmp_path / "gate").touch()
+    before = counts(trace)
+    summary = shard_workers.run(some_items(COUNT), run_params(), tmp_path / "out", trace)
+    again = {subject for subject, count in counts(trace).items() if count > 1}
+    assert 0 < summary.shards_done_before < summary.shards
+    assert again <= set(shard_of(some_items(COUNT), stuck))
+    assert summary.items_computed == COUNT - len(before) + len(again)
+    shards.report("count", summary, tmp_path / "out")
+    assert folder_bytes(tmp_path / "out") == folder_bytes(reference / "out")
+
+
+def test_finished_run_repeated_computes_nothing_and_needs_no_worker(reference, run_params, monkeypatch, tmp_path):
+    monkeypatch.setattr(shards, "connect", None)
+    run = run_params(work=reference / "work")
+    summary = shard_workers.run(some_items(COUNT), run, tmp_path / "out", reference / "trace")
+    assert (summary.items_computed, summary.shards_done_before) == (0, summary.shards)
+    written = {name: data for name, data in folder_bytes(reference / "out").items() if name != "metrics.json"}
+    assert folder_bytes(tmp_path / "out") == written
+
+
+def test_new_and_changed_items_cost_only_themselves_and_other_params_share_nothing(reference, run_params, tmp_path):
+    """Rows taken from earlier shards make the same bytes as rows computed afresh."""
+    run, trace = run_params(work=reference / "work"), tmp_path / "trace"
+    items = [*some_items(COUNT), item("set/07-new")]
+    items[15] = item("set/15", seed=1)
+    assert len(shard_of(items, "set/07-new")) > 1
+    summary = shard_workers.run(items, run, tmp_path / "grown", trace)
+    assert counts(trace) == {"set/07-new": 1, "set/15": 1}
+    assert summary.items_computed == 2
+    assert summary.shards - summary.shards_done_before == 2
+    other = shard_workers.run(items, run, tmp_path / "other", tmp_path / "trace2", identity="other params")
+    assert other.items_computed == len(items) and other.shards_done_before == 0
+    assert folder_bytes(tmp_path / "other") == folder_bytes(tmp_path / "grown")
+
+
+def test_poisonous_photo_becomes_a_crashed_reject_and_all_others_are_kept(reference, run_params, tmp_path):
+    poisoned = some_items(COUNT, {9: "die"})
+    assert len(shard_of(poisoned, "set/09")) > 2
+    summary = shard_workers.run(poisoned, run_params(workers=2), tmp_path / "out", tmp_path / "trace")
+    shards.report("count", summary, tmp_path / "out")
+    assert rejected(tmp_path / "out", "crashed") == ["set/09/0", "set/09/1", "set/09/2"]
+    for table in ("embeddings", "features"):
+        expected = [row for row in tables.rows(reference / "out", table) if not row["frame_id"].startswith("set/09/")]
+        assert list(tables.rows(tmp_path / "out", table)) == expected
+    again = shard_workers.run(poisoned, run_params(), tmp_path / "out", tmp_path / "trace")
+    assert again.items_computed == 0
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_worker_that_dies_on_everything_ends_with_one_sentence(ray_started, run_params, tmp_path, count):
+    """One photo alone may be poison; a worker that dies before it sees one, or on each of several, is at fault."""
+    single = count == 1
+    items = some_items(count, {} if single else dict.fromkeys(range(count), "die"))
+    with pytest.raises(UserError, match="a worker died 3 times on one shard") as caught:
+        shard_workers.run(items, run_params(restarts=2), tmp_path / "out", tmp_path / "trace", dies_at_birth=single)
+    assert "\n" not in str(caught.value)
+
+
+def test_error_of_a_worker_comes_as_itself_and_finished_shards_are_kept(ray_started, run_params, tmp_path):
+    last = COUNT - 1
+    for fate, kind, message in (
+        ("user_error", UserError, "photo 7 is upside down; turn it"),
+        ("model_error", ModelError, "weights/nothing is missing; fetch it"),
+    ):
+        with pytest.raises(kind) as caught:
+            shard_workers.run(some_items(COUNT, {last: fate}), run_params(), tmp_path / "out", tmp_path / "trace")
+        assert type(caught.value) is kind and str(caught.value) == message
+    summary = shard_workers.run(some_items(COUNT), run_params(), tmp_path / "out", tmp_path / "trace")
+    assert summary.shards_done_before == summary.shards - 1
+    in_the_last_shard = shard_of(some_items(COUNT), f"set/{last:02d}")
+    assert all(count == 1 for subject, count in counts(tmp_path / "trace").items() if subject not in in_the_last_shard)
+
+
+def test_what_a_killed_run_left_half_written_does_no_harm(reference, run_params, tmp_path):
+    work = tmp_path / "work" / "count" / shards.digest("count", "params")
+    for folder in (work / ".0123456789abcdef.99.tmp", work / ".fedcba9876543210.98.tmp"):
+        folder.mkdir(parents=True)
+        (folder / "embeddings.parquet").write_bytes(b"PAR1")
+    (folder / "items.json").write_text('{"tables": ["embed')
+    half = tmp_path / "out" / ".embeddings.tmp"
+    half.mkdir(parents=True)
+    (half / "part-00009.parquet").write_bytes(b"PAR1")
+    summary = shard_workers.run(some_items(COUNT), run_params(), tmp_path / "out", tmp_path / "trace")
+    shards.report("count", summary, tmp_path / "out")
+    assert folder_bytes(tmp_path / "out") == folder_bytes(reference / "out")
+
+
+def test_ray_listens_on_loopback_only_and_a_running_one_is_left_alone(ray_started, run_params):
+    import ray
+
+    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
+    assert shards.connect(run_params()) is False
+
+
+def test_lost_photo_is_an_error_that_counts(tmp_path):
+    summary = shards.Summary(input=4, kept=2, rejects={"blurred": 1})
+    with pytest.raises(RuntimeError, match=r"2 kept \+ 1 rejected != 4"):
+        shards.report("count", summary, tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_report_names_reasons_on_the_terminal_and_writes_nothing_that_differs(tmp_path, capsys):
+    for seconds in (1.0, 2.0):
+        summary = shards.Summary(input=4, kept=3, rejects={"blurred": 1}, shards=2, seconds=seconds)
+        shards.report("count", summary, tmp_path / str(seconds))
+    assert "1 blurred: sharpness is below" in capsys.readouterr().out
+    assert folder_bytes(tmp_path / "1.0") == folder_bytes(tmp_path / "2.0")
+
+
+def embedding(number: int, width: int) -> dict:
+    noise = random.Random(number)
+    vector = [noise.random() for _ in range(width)]
+    return {"frame_id": f"s/{number:03d}", "subject_id": "s", "encoder": "e", "vector": vector}
+
+
+def test_large_shards_are_linked_and_small_ones_joined_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "PART_BYTES", 20_000)
+    widths = [8, 8, 20_000, 20_000, 8, 8, 4000, 4000, 4000, 8]
+    files = []
+    for number, width in enumerate(widths):
+        files.append(tmp_path / "work" / f"{number}.parquet")
+        tables.write_part(files[-1], "embeddings", tables.from_rows("embeddings", [embedding(number, width)]))
+    shards._gather(tmp_path / "out", "embeddings", files)
+    parts = tables.parts(tmp_path / "out", "embeddings")
+    numbers = [[int(row[2:]) for row in tables.read_part(part, "embeddings")["frame_id"].to_pylist()] for part in parts]
+    assert numbers == [[0, 1], [2], [3], [4, 5, 6], [7, 8], [9]] or sum(numbers, []) == list(range(10))
+    linked = [part for part in parts if part.stat().st_nlink == 2]
+    assert [f.stat().st_ino for f in files if f.stat().st_size >= 20_000] == [
+        part.stat().st_ino for part in linked if part.stat().st_size >= 20_000
+    ]
+    small = [part for part, inside in zip(parts, numbers, strict=True) if len(inside) > 1]
+    assert small and all(part.stat().st_size < 2 * 20_000 for part in small)
+
+
+def test_no_shards_make_an_empty_table_and_old_parts_are_gone(tmp_path):
+    (tmp_path / "rejects").mkdir()
+    (tmp_path / "rejects" / "part-00007.parquet").write_bytes(b"old")
+    shards._gather(tmp_path, "rejects", [])
+    assert tables.read(tmp_path, "rejects").num_rows == 0
+    assert [part.name for part in tables.parts(tmp_path, "rejects")] == ["part-00000.parquet"]
+
+
+def test_digest_tells_values_and_files_apart(tmp_path):
+    assert shards.digest("a", "b") != shards.digest("ab")
+    assert shards.digest({"a": 1, "b": 2}) == shards.digest({"b": 2, "a": 1})
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"1")
+    first = shards.digest_files(folder)
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "a.pyc").write_bytes(b"1")
+    assert shards.digest_files(folder) == first
+    (folder / "a").rename(folder / "b")
+    assert shards.digest_files(folder) != first
+
+
+names = st.lists(st.integers(0, 5000), unique=True, min_size=1, max_size=120)
+
+
+@given(names, st.integers(1, 12))
+def test_shards_hold_all_items_in_order_and_are_bounded(numbers, mean):
+    items = [item(f"s/{number:04d}") for number in sorted(numbers)]
+    cut = shards.cut(items, mean)
+    assert [i for shard in cut for i in shard] == items
+    assert all(1 <= len(shard) <= 4 * mean for shard in cut)
+
+
+def test_shards_are_as_large_as_asked_on_average():
+    cut = shards.cut([item(f"s/{number:05d}") for number in range(8000)], 16)
+    assert 12 < 8000 / len(cut) < 20
+
+
+@given(names, st.integers(0, 5000), st.integers(1, 12))
+def test_new_item_leaves_all_shards_as_they_are_but_those_up_to_the_next_boundary(numbers, new, mean):
+    """A boundary is where an id's hash ends a shard; only the size limit makes more than one shard between two."""
+    old = [item(f"s/{number:04d}") for number in sorted(set(numbers) - {new})]
+    added = item(f"s/{new:04d}")
+    grown = sorted([*old, added], key=lambda i: i.id)
+    ends = [i.id for i in old if int(shards.digest(i.id), 16) % mean == 0]
+    low = max((end for end in ends if end < added.id), default="")
+    high = min((end for end in ends if end > added.id), default="t")
+    before = {tuple(i.id for i in shard) for shard in shards.cut(old, mean)}
+    changed = [shard for shard in shards.cut(grown, mean) if tuple(i.id for i in shard) not in before]
+    assert changed
+    assert all(low < i.id <= high for shard in changed for i in shard)
+    if len(changed) > 2:
+        assert any(len(shard) == 4 * mean for shard in changed)
+
+
+def test_index_of_rows_survives_tables_of_any_length(tmp_path):
+    """An item without rows in a table does not shift those of its neighbours."""
+    items = tuple(some_items(3))
+    shard = shards._Shard(tmp_path / "work", items, ("embeddings", "rejects"))
+    results = [
+        {"embeddings": [embedding(1, 8), embedding(2, 8)]},
+        {"rejects": [tables.reject("set/01/0", "count", "empty")]},
+        {"embeddings": [embedding(3, 8)]},
+    ]
+    shard.save(results)
+    index = shards._Index(tmp_path / "work")
+    for one, result in zip(items, results, strict=True):
+        found = index.rows(one)
+        assert found is not None
+        assert {name: len(rows) for name, rows in found.items() if rows} == {k: len(v) for k, v in result.items()}
+        wanted = pa.concat_tables([tables.from_rows(name, rows) for name, rows in result.items()][:1])
+        assert tables.from_rows(next(iter(result)), found[next(iter(result))]).equals(wanted)
+    assert index.rows(item("set/00", seed=9)) is None
