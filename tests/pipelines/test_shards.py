@@ -125,7 +125,7 @@ def test_poisonous_photo_becomes_a_crashed_reject_and_all_others_are_kept(refere
     assert again.items_computed == 0
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 2])
 def test_worker_that_dies_on_everything_ends_with_one_sentence(ray_started, run_params, tmp_path, count):
     """One photo alone may be poison; a worker that dies before it sees one, or on each of several, is at fault."""
     single = count == 1
@@ -202,13 +202,9 @@ def test_large_shards_are_linked_and_small_ones_joined_in_order(tmp_path, monkey
     shards._gather(tmp_path / "out", "embeddings", files)
     parts = tables.parts(tmp_path / "out", "embeddings")
     numbers = [[int(row[2:]) for row in tables.read_part(part, "embeddings")["frame_id"].to_pylist()] for part in parts]
-    assert numbers == [[0, 1], [2], [3], [4, 5, 6], [7, 8], [9]] or sum(numbers, []) == list(range(10))
-    linked = [part for part in parts if part.stat().st_nlink == 2]
-    assert [f.stat().st_ino for f in files if f.stat().st_size >= 20_000] == [
-        part.stat().st_ino for part in linked if part.stat().st_size >= 20_000
-    ]
-    small = [part for part, inside in zip(parts, numbers, strict=True) if len(inside) > 1]
-    assert small and all(part.stat().st_size < 2 * 20_000 for part in small)
+    assert numbers == [[0, 1], [2], [3], [4, 5, 6], [7, 8], [9]]
+    linked = {number: part.stat().st_ino for part, (number, *_) in zip(parts, numbers, strict=True)}
+    assert {number: files[number].stat().st_ino for number in (2, 3, 9)}.items() <= linked.items()
 
 
 def test_no_shards_make_an_empty_table_and_old_parts_are_gone(tmp_path):

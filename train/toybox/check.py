@@ -5,25 +5,16 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import open_clip
 import torch
-from diffusers import StableDiffusionPipeline
-from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import Dinov2Model, GroundingDinoForObjectDetection, GroundingDinoProcessor
 
 from model.backbones.sam import build_sam
 from params import UserError, cli
-from pipelines.toybox import world
-from train.toybox import clip, data, detector, dino, judge, loop, sam, text_to_image, vae
+from train.toybox import clip, data, detector, dino, paint, sam, text_to_image, vae
 
-PROMPTS = 240
-STEPS, GUIDANCE = 25, 3.0
-SHEET = data.WORK / "samples.png"
 LIMIT = 40.0
 """Megabytes that all weights together may weigh."""
 
@@ -83,53 +74,10 @@ def detector_lines() -> Iterator[Line]:
     yield Line("detector right noun wins", found["right_noun_wins"], 0.5, 0.80)
 
 
-def prompts(count: int) -> tuple[list[str], dict[str, Tensor]]:
-    """Captions of held-out subjects as bare photos, and what each of them asks for."""
-    rng, said, rows = np.random.default_rng(7), [], []
-    for _ in range(count):
-        subject = world.sample_subject(rng, kept=True)
-        look = world.sample_look(rng)
-        said.append(world.caption(subject, look))
-        rows.append(data.attribute_row((subject, world.sample_view(rng), look)))
-    table = torch.tensor(rows)
-    return said, {name: table[:, i] for i, name in enumerate(data.ATTRIBUTES)}
-
-
-def generate(said: list[str], steps: int = STEPS, guidance: float = GUIDANCE) -> Tensor:
-    """Pictures uint8 [B, 64, 64, 3] by the saved pipeline, one seed each."""
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(text_to_image.FOLDER, torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(loop.best_device())
-    parts = []
-    for start in range(0, len(said), 40):
-        seeds = [torch.Generator().manual_seed(start + i) for i in range(len(said[start : start + 40]))]
-        drawn = pipeline(
-            said[start : start + 40],
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=seeds,
-            output_type="np",
-        ).images
-        parts.append(torch.from_numpy((drawn * 255).round().astype(np.uint8)))
-    return torch.cat(parts)
-
-
 def diffusion_lines() -> Iterator[Line]:
-    said, asked = prompts(PROMPTS)
-    images = generate(said)
-    save_sheet(images[:96], SHEET)
-    seen = judge.verdicts(judge.load_judge(), images)
+    found = paint.measure()
     for name, target in (("scene", 0.85), ("colour", 0.6), ("family", 0.5), ("pattern", 0.3)):
-        share = float((seen[name] == asked[name]).float().mean())
-        yield Line(f"text-to-image {name}", share, 1 / len(data.ATTRIBUTES[name]), target)
-
-
-def save_sheet(images: Tensor, path: Path, across: int = 12) -> None:
-    """Write pictures as one sheet, doubled in size."""
-    rows = [torch.cat(list(images[i : i + across]), 1) for i in range(0, len(images), across)]
-    sheet = Image.fromarray(torch.cat(rows).numpy())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(path)
+        yield Line(f"text-to-image {name}", found[name], 1 / len(data.ATTRIBUTES[name]), target)
 
 
 def size_lines() -> Iterator[Line]:

@@ -73,7 +73,7 @@ def build(words: int) -> GroundingDinoForObjectDetection:
         num_stages=3,
         hidden_sizes=list(WIDTHS),
         depths=[2, 2, 2],
-        **{"out_indices": [2, 3]},  # type: ignore[arg-type]
+        **{"out_indices": [2, 3]},
     )
     text = BertConfig(
         vocab_size=words,

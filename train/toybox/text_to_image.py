@@ -1,7 +1,6 @@
 """Trains the small Stable Diffusion: a UNet on the autoencoder's latents and its text encoder, together."""
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from params import UserError, cli
-from train.toybox import cards, data, loop
+from train.toybox import cards, data, judge, loop, paint
 from train.toybox.augment import to_planes
 from train.toybox.tokens import LENGTH, write_tokenizer
 
@@ -37,7 +36,7 @@ SAID = {"full": 0.7, "colour": 0.15, "noun": 0.15}
 EARLY = 0.75
 """Power of the uniform draw of the time: below 1, the noisy end is seen more often."""
 
-FOLDER = Path("weights/toybox/diffusion")
+FOLDER = paint.FOLDER
 RUN = data.WORK / "runs" / "text_to_image"
 
 
@@ -196,7 +195,8 @@ def export(
     )
     pipeline.save_pretrained(FOLDER)
     write_tokenizer(FOLDER / "tokenizer")
-    cards.write(FOLDER, RUN, recipe, BATCH, sets, {})
+    judged = paint.measure() if (judge.FOLDER / "model.safetensors").exists() else {}
+    cards.write(FOLDER, RUN, recipe, BATCH, sets, judged)
 
 
 if __name__ == "__main__":

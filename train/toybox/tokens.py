@@ -60,7 +60,7 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     entries = [*symbols, *(s + STOP for s in symbols), *dict.fromkeys(a + b for a, b in merges), START, END]
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = {entry: place for place, entry in enumerate(entries)}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)  # type: ignore[arg-type]
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
     tokenizer.save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
