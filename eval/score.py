@@ -123,7 +123,9 @@ def report(out: Path, subjects: Sequence[protocol.Subject], params: ScoreParams,
     wanted = ", ".join(params.photo_quality)
     bare = [subject.subject_id for subject in subjects if not comparable(subject, params)]
     counts = {"photos": photos, "photos_compared": compared, "subjects_without_photos": len(bare)}
-    write_json(out / "metrics.json", {**scores, **counts})
+    # Groups go to the plot alone: as metrics they would be fifty columns.
+    overall = {method: {k: v for k, v in values.items() if k != "groups"} for method, values in scores.items()}
+    write_json(out / "metrics.json", {**overall, **counts})
     header = ("method", "group", "metric", "value")
     outputs.write_csv(out / "groups.csv", header, group_rows(scores))
     print(

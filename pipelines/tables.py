@@ -313,7 +313,8 @@ def write_part(file: Path, name: str, table: pa.Table) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as stream:
-        pq.write_table(table.cast(TABLES[name].schema), stream, row_group_size=ROW_GROUP, compression="zstd")
+        whole = table.cast(TABLES[name].schema).combine_chunks()  # Parquet's pages would show how it was put together
+        pq.write_table(whole, stream, row_group_size=ROW_GROUP, compression="zstd")
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(file)

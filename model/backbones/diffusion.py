@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -148,10 +148,10 @@ def scheduler(spec: DiffusionSpec, folder: Path) -> SchedulerMixin:
     place = f"{spec.path}/scheduler"
     with reading(place, "a diffusers scheduler"):
         config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-        kind = getattr(diffusers, config["_class_name"])
+        kind: Any = getattr(diffusers, config["_class_name"])
         if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
             raise ModelError(f"{place}: '{config['_class_name']}' is no diffusers scheduler; correct the file")
-        found: SchedulerMixin = kind.from_config(config)
+        found: SchedulerMixin = cast(Any, kind).from_config(config)
     return found
 
 

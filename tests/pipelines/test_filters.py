@@ -34,7 +34,7 @@ def flat(value: int) -> Image.Image:
 
 
 BROKEN: dict[str, tuple[Callable, Callable[[], Candidate]]] = {
-    "too small": (filters.too_small, lambda: candidate(photo(200, 63))),
+    "too small": (filters.too_small, lambda: candidate(photo(180, 63))),
     "too long": (filters.bad_aspect, lambda: candidate(photo(400, 100))),
     "black": (filters.bad_exposure, lambda: candidate(flat(2))),
     "white": (filters.bad_exposure, lambda: candidate(flat(253))),

@@ -15,6 +15,9 @@ from hypothesis.extra import numpy as arrays
 from pipelines import tables
 from pipelines.tables import TABLES, TableError
 
+FINITE_HALVES = st.builds(
+    lambda bits, sign: sign * float(np.uint16(bits).view(np.float16)), st.integers(0, 0x7BFF), st.sampled_from([1, -1])
+)
 SCALARS = {
     pa.string(): st.text(max_size=12),
     pa.binary(): st.binary(max_size=12),
@@ -24,7 +27,7 @@ SCALARS = {
     pa.uint64(): st.integers(0, 2**64 - 1),
     pa.uint8(): st.integers(0, 255),
     pa.float32(): st.floats(width=32, allow_nan=False),
-    pa.float16(): st.floats(width=16, allow_nan=False),
+    pa.float16(): FINITE_HALVES,
 }
 IDS = st.text(alphabet=string.ascii_lowercase + "/- .~é", max_size=8)
 
@@ -62,7 +65,7 @@ def some_row(name: str) -> dict:
 
 
 @pytest.mark.parametrize("name", TABLES)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_every_table_comes_back_as_written_and_the_same_rows_are_the_same_bytes(name, data, tmp_path):
     rows = data.draw(rows_of(name))
@@ -71,8 +74,8 @@ def test_every_table_comes_back_as_written_and_the_same_rows_are_the_same_bytes(
     back = tables.read(tmp_path, name)
     assert back.equals(table)
     assert list(tables.rows(tmp_path, name)) == back.to_pylist()
-    unordered = sorted(rows, key=repr)
-    assert sorted(back.to_pylist(), key=repr) == unordered
+    by_keys = {tuple(row[key] for key in TABLES[name].keys): row for row in back.to_pylist()}
+    assert by_keys == {tuple(row[key] for key in TABLES[name].keys): row for row in rows}
     part = tmp_path / name / "part-00000.parquet"
     first = part.read_bytes()
     shuffled = data.draw(st.permutations(rows))
@@ -203,7 +206,7 @@ def test_masks_come_back_from_their_run_lengths(mask):
     assert back.dtype == bool and np.array_equal(back, mask)
 
 
-@given(arrays.arrays(np.float16, st.tuples(st.integers(1, 5), st.integers(1, 7)), elements=SCALARS[pa.float16()]))
+@given(arrays.arrays(np.float16, st.tuples(st.integers(1, 5), st.integers(1, 7)), elements=FINITE_HALVES))
 @settings(deadline=None)
 def test_halves_come_back_from_a_column(matrix):
     column = pa.chunked_array([tables.halves(matrix[:2]), tables.halves(matrix[2:])])
@@ -225,7 +228,7 @@ def test_every_reason_in_the_code_is_in_the_list_and_every_one_of_the_list_is_in
     folder = Path(tables.__file__).parent
     files = [file for file in folder.rglob("*.py") if file.name != "tables.py" and "toybox" not in file.parts]
     code = "\n".join(file.read_text(encoding="utf-8") for file in files)
-    used = set(re.findall(r'(?:reject=|DecodeError\(|"(?:mask|curate)", )"(\w+)"', code))
+    used = set(re.findall(r'(?:reject=|DecodeError\(|\], "(?:mask|curate)", )"(\w+)"', code))
     assert used <= tables.REJECT_REASONS.keys()
     assert {reason for reason in tables.REJECT_REASONS if f'"{reason}"' not in code} == set()
 

@@ -13,7 +13,7 @@ from train.toybox import cards, data, loop
 from train.toybox.augment import degrade, to_planes
 
 RECIPE = loop.Recipe(
-    steps=800, lr=2e-3, warmup=80, average=0.99, weight_decay=0.05, precision="bfloat16", muon=True, seed=91
+    steps=1600, lr=2e-3, warmup=80, average=0.99, weight_decay=0.05, precision="bfloat16", muon=True, seed=91
 )
 BATCH = 64
 FOLDER = Path("weights/toybox/judge")
@@ -62,7 +62,7 @@ def verdicts(judge: Judge, images: Tensor) -> dict[str, Tensor]:
 def main() -> None:
     recipe, minutes = loop.options("Train the judge of text-to-image.", RECIPE)
     torch.manual_seed(recipe.seed)
-    judge, sets = Judge(), [data.open_set("pictures")]
+    judge, sets = Judge(), [data.open_set("pictures"), data.open_set("views")]
 
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
         images, _, attributes = data.batch(sets, BATCH, draw.rng)
@@ -78,10 +78,11 @@ def main() -> None:
 
 
 def measure(judge: Judge) -> dict[str, float]:
-    """Share of right verdicts on held-out subjects."""
+    """Share of right verdicts on bare photos of held-out subjects: what a perfect painter would reach."""
     held = data.open_set("pictures-test")
-    found = verdicts(judge, torch.tensor(held.images))
-    return {name: round(float((answer.numpy() == held.column(name)).mean()), 4) for name, answer in found.items()}
+    bare = np.flatnonzero(np.all([held.column(name) == 0 for name in ("style", "dress", "shape")], axis=0))
+    found = verdicts(judge, torch.tensor(held.images[bare]))
+    return {name: round(float((answer.numpy() == held.column(name)[bare]).mean()), 4) for name, answer in found.items()}
 
 
 if __name__ == "__main__":

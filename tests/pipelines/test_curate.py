@@ -1,0 +1,182 @@
+"""The curate worker on a small folder of good and bad photos, without Ray."""
+
+import io
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from pipelines import curate, tables
+from pipelines.curate import CurateParams, CurateWorker, caption_of
+from pipelines.sources import Pose, open_source
+from pipelines.storage import Root, SourceParams
+
+
+def photo(seed: int, width: int = 120, height: int = 90) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(30, 226, (height // 6 + 1, width // 6 + 1, 3)).repeat(6, 0).repeat(6, 1)
+    return Image.fromarray(blocks[:height, :width].astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that declares a size and ends where its pixels would begin."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+
+
+PHOTOS = {
+    "mug/red/0.png": encoded(photo(0)),
+    "mug/red/1.png": encoded(photo(1)),
+    "mug/red/2.jpg": encoded(photo(2), "JPEG"),
+    "mug/red/blurred.png": encoded(photo(3).filter(ImageFilter.GaussianBlur(15))),
+    "mug/red/copy.png": encoded(photo(1).resize((100, 75))),
+    "mug/red/cut.jpg": encoded(photo(4), "JPEG")[:900],
+    "mug/red/empty.png": b"",
+    "mug/red/huge.png": png_header(20_000, 20_000),
+    "mug/red/long.png": encoded(photo(5, 400, 70)),
+    "mug/red/notes.txt": b"not a photo",
+    "mug/red/small.png": encoded(photo(6, 60, 60)),
+    "mug/red/text.png": b"not a photo either",
+    "mug/red/white.png": encoded(Image.new("RGB", (100, 100), "white")),
+    "mug/blue/0.png": encoded(photo(7)),
+    "mug/blue/1.png": b"",
+    "pen/one/0.png": encoded(photo(8)),
+}
+REASONS = {
+    "mug/red/blurred": "blurred",
+    "mug/red/copy": "near_duplicate",
+    "mug/red/cut": "unreadable",
+    "mug/red/empty": "empty",
+    "mug/red/huge": "huge",
+    "mug/red/long": "bad_aspect",
+    "mug/red/notes": "not_an_image",
+    "mug/red/small": "too_small",
+    "mug/red/text": "unreadable",
+    "mug/red/white": "bad_exposure",
+    "mug/blue/0": "too_few_views",
+    "mug/blue/1": "empty",
+}
+
+
+@pytest.fixture
+def source(tmp_path) -> SourceParams:
+    for name, data in PHOTOS.items():
+        file = tmp_path / "photos" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    return SourceParams(name="own", layout="folder", root=str(tmp_path / "photos"), split="train")
+
+
+@pytest.fixture(scope="module")
+def params(section) -> CurateParams:
+    return section("curate", CurateParams)
+
+
+def rows_of(worker: CurateWorker, source: SourceParams) -> dict[str, list]:
+    """The rows of all subjects, by table."""
+    found = worker.compute(list(open_source(source).subjects()))
+    return {table: [row for rows in found for row in rows[table]] for table in ("frames", "rejects", "triplets")}
+
+
+def test_bad_photos_are_rejected_with_their_reason_and_none_vanishes(source, params):
+    rows = rows_of(CurateWorker(params, [source]), source)
+    assert {row["id"].removeprefix("own/"): row["reason"] for row in rows["rejects"]} == REASONS
+    kept = [row["frame_id"].removeprefix("own/") for row in rows["frames"]]
+    assert kept == ["mug/red/0", "mug/red/1", "mug/red/2", "pen/one/0"]
+    assert len(rows["frames"]) + len(rows["rejects"]) == len(PHOTOS)
+    for name, table in rows.items():
+        tables.from_rows(name, table)
+
+
+def test_rejects_tell_what_was_measured(source, params):
+    rejects = {row["id"]: row["detail"] for row in rows_of(CurateWorker(params, [source]), source)["rejects"]}
+    assert rejects["own/mug/red/small"] == "60 px"
+    assert rejects["own/mug/red/copy"] == "own/mug/red/1"
+    assert rejects["own/mug/red/huge"].startswith("20000 x 20000 px")
+    assert rejects["own/mug/blue/0"] == "1 of 2"
+
+
+def test_frames_hold_what_later_stages_need(source, params):
+    frames = rows_of(CurateWorker(params, [source]), source)["frames"]
+    first = frames[0]
+    assert (first["width"], first["height"], first["split"]) == (120, 90, "train")
+    assert (first["path"], first["caption"]) == ("mug/red/0.png", "a photo of a mug")
+    assert first["rotation"] is None and first["box"] is None
+    assert len({frame["sha256"] for frame in frames}) == len(frames)
+
+
+def test_triplets_are_made_of_kept_frames_of_one_subject_and_for_training_only(source, params):
+    rows = rows_of(CurateWorker(params, [source]), source)
+    kept = {row["frame_id"] for row in rows["frames"]}
+    assert len(rows["triplets"]) == 2 * params.triplets.per_subject
+    for row in rows["triplets"]:
+        assert {row["reference"], row["positive"], row["target"]} <= kept
+        assert all(row[role].startswith(row["subject_id"] + "/") for role in ("reference", "positive", "target"))
+    assert {row["method"] for row in rows["triplets"] if row["subject_id"] == "own/pen/one"} == {"augment"}
+    test_photos = source.model_copy(update={"split": "test"})
+    assert rows_of(CurateWorker(params, [test_photos]), test_photos)["triplets"] == []
+
+
+def test_unwanted_classes_are_rejected_photo_by_photo(source, params):
+    rows = rows_of(CurateWorker(params.model_copy(update={"classes": ("pen",)}), [source]), source)
+    assert [row["frame_id"] for row in rows["frames"]] == ["own/pen/one/0"]
+    reasons = {row["id"]: row["reason"] for row in rows["rejects"]}
+    assert reasons.pop("own/mug/red/notes") == "not_an_image"
+    assert set(reasons.values()) == {"class_not_wanted"}
+
+
+def test_photo_that_went_away_after_the_listing_is_rejected(source, params):
+    subjects = list(open_source(source).subjects())
+    Path(source.root, "pen/one/0.png").unlink()
+    rows = CurateWorker(params, [source]).compute(subjects)
+    assert [row["reason"] for row in rows[-1]["rejects"]] == ["missing_file"]
+
+
+def test_box_and_pose_of_a_photo_reach_its_frame(source, params):
+    subject = next(s for s in open_source(source).subjects() if s.subject_id == "own/pen/one")
+    pose = Pose((1, 0, 0, 0, 1, 0, 0, 0, 1), (0, 0, 2), (50, 51), (60, 45))
+    posed = replace(subject.photos[0], pose=pose, box=(0.1, 0.2, 0.5, 0.6), caption="My Pen, on a desk")
+    worker = CurateWorker(params, [source])
+    (frame,) = worker.curate(replace(subject, photos=(posed,), centre=(0.0, 0.0, 1.0)))["frames"]
+    assert (frame["rotation"], frame["translation"]) == ([1, 0, 0, 0, 1, 0, 0, 0, 1], [0, 0, 2])
+    assert (frame["focal"], frame["centre"], frame["object_centre"]) == ([50, 51], [60, 45], [0.0, 0.0, 1.0])
+    assert (frame["box"], frame["caption"]) == ([0.1, 0.2, 0.5, 0.6], "my pen, on a desk")
+    tiny = replace(posed, box=(0.1, 0.2, 0.15, 0.3))
+    assert worker.curate(replace(subject, photos=(tiny,)))["rejects"][0]["reason"] == "subject_small"
+
+
+def test_fingerprint_changes_with_a_photo_and_with_its_metadata(source):
+    subject = next(iter(open_source(source).subjects()))
+    root = Root(source.root)
+    first = curate.fingerprint(subject, root)
+    assert first == curate.fingerprint(subject, Root(source.root))
+    assert first != curate.fingerprint(replace(subject, class_name="cup"), root)
+    Path(source.root, subject.photos[0].path).write_bytes(encoded(photo(99)))
+    assert first != curate.fingerprint(subject, root)
+
+
+@pytest.mark.parametrize(
+    ("caption", "class_name", "expected"),
+    [
+        ("A red Mug on a table", "mug", "a red mug on a table"),
+        ("teddy bear in snow", "teddy bear", "teddy bear in snow"),
+        ("a catalogue on a table", "cat", "a photo of a cat"),
+        ("two mugs", "mug", "a photo of a mug"),
+        ("a bear in snow", "teddy bear", "a photo of a teddy bear"),
+        ("", "mug", "a photo of a mug"),
+        (None, "mug", "a photo of a mug"),
+        ("a mug.", "mug", "a mug."),
+    ],
+)
+def test_caption_holds_the_class_noun_as_whole_words(caption, class_name, expected):
+    assert caption_of(caption, class_name, "a photo of a {class}") == expected

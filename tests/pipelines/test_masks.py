@@ -1,0 +1,104 @@
+"""The cleaning rule and the quality flags of masks."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from pipelines import masks
+from pipelines.mask import MaskParams
+
+SIDE = 100
+
+
+@pytest.fixture(scope="module")
+def limits(section) -> masks.QualityParams:
+    return section("mask", MaskParams).quality
+
+
+def disc(radius: float, row: float = SIDE / 2, column: float = SIDE / 2) -> np.ndarray:
+    rows, columns = np.indices((SIDE, SIDE)) + 0.5
+    return (rows - row) ** 2 + (columns - column) ** 2 <= radius**2
+
+
+def test_specks_go_and_a_piece_cut_off_by_a_finger_stays(limits):
+    body, handle = disc(20), disc(8, column=85)
+    assert handle.sum() > limits.min_piece * body.sum()
+    speck = disc(2, row=5, column=5)
+    assert np.array_equal(masks.clean(body | handle | speck, limits), body | handle)
+
+
+def test_pieces_that_touch_at_a_corner_are_one(limits):
+    mask = disc(20)
+    tail = np.zeros_like(mask)
+    last = np.flatnonzero(np.diag(mask))[-1]
+    for step in range(1, 4):
+        tail[last + step, last + step] = True
+    assert np.array_equal(masks.clean(mask | tail, limits), mask | tail)
+
+
+def test_pinholes_are_filled_and_the_hole_of_a_ring_stays(limits):
+    ring = disc(30) & ~disc(12)
+    pinhole = np.zeros_like(ring)
+    pinhole[50, 71] = True
+    assert ring[pinhole].all()
+    assert np.array_equal(masks.clean(ring & ~pinhole, limits), ring)
+
+
+def test_speck_in_the_hole_of_a_ring_goes_and_the_hole_stays(limits):
+    ring = disc(30) & ~disc(12)
+    assert np.array_equal(masks.clean(ring | disc(3), limits), ring)
+
+
+def test_hole_open_to_the_outside_is_no_hole(limits):
+    cup = disc(30)
+    cup[:50, 50] = False
+    assert np.array_equal(masks.clean(cup, limits), cup)
+
+
+def test_empty_and_full_masks_stay(limits):
+    for value in (False, True):
+        mask = np.full((7, 9), value)
+        assert np.array_equal(masks.clean(mask, limits), mask)
+
+
+@given(arrays.arrays(bool, arrays.array_shapes(min_dims=2, max_dims=2, max_side=24)))
+@settings(deadline=None)
+def test_cleaning_keeps_something_of_every_mask_and_pieces_are_whole_or_gone(mask):
+    params = masks.QualityParams(
+        min_area=0.01, max_area=0.85, max_border_contact=0.25, min_score=0.15, min_piece=0.1, max_hole=0.005
+    )
+    cleaned = masks.clean(mask, params)
+    assert cleaned.shape == mask.shape and cleaned.dtype == bool
+    assert cleaned.any() == mask.any()
+    largest = mask & cleaned
+    assert not mask.any() or largest.sum() >= mask.sum() / max(1, mask.size)
+    assert np.array_equal(masks.clean(mask.T, params), cleaned.T)
+
+
+def test_border_contact_is_the_share_of_the_outline_on_the_photos_border():
+    inside, cut = disc(20), disc(30, column=0)
+    assert masks.border_contact(inside) == 0
+    assert 0.3 < masks.border_contact(cut) < 0.5
+    assert masks.border_contact(np.ones((9, 9), dtype=bool)) == 1
+    assert masks.border_contact(np.zeros((9, 9), dtype=bool)) == 0
+    square = np.zeros((10, 10), dtype=bool)
+    square[:4, 3:7] = True  # an outline of 12 pixels, 4 of them on the upper border
+    assert masks.border_contact(square) == pytest.approx(4 / 12)
+
+
+@pytest.mark.parametrize(
+    ("area", "contact", "score", "flag"),
+    [
+        (0.3, 0.0, 1.0, "ok"),
+        (0.009, 0.9, 0.0, "small"),
+        (0.9, 0.9, 0.0, "large"),
+        (0.3, 0.26, 0.0, "border"),
+        (0.3, 0.0, 0.14, "low_score"),
+        (0.01, 0.25, 0.15, "ok"),
+        (0.85, 0.25, 0.15, "ok"),
+    ],
+)
+def test_quality_is_the_first_rule_that_a_mask_breaks(area, contact, score, flag, limits):
+    assert masks.quality(area, contact, score, limits) == flag
