@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
 UV_VERSION := 0.13.8
 BIN := .venv/bin
+# The stages are commands of this environment, whether or not it is active.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: repro test lint lock clean toybox toybox-check
 .DEFAULT_GOAL := repro

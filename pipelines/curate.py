@@ -119,7 +119,7 @@ class CurateWorker:
 
 def caption_of(caption: str | None, class_name: str, template: str) -> str:
     """Return the caption if it holds the class noun as whole words, else the template's; the pseudo-word follows it."""
-    if caption and re.search(rf"\b{re.escape(class_name)}\b", caption.lower()):
+    if caption and re.search(rf"(?<!\w){re.escape(class_name)}(?!\w)", caption.lower()):
         return caption.lower()
     return template.replace("{class}", class_name)
 

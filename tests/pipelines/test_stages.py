@@ -1,0 +1,206 @@
+"""The four data stages as commands, on a world of four subjects."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from shard_workers import folder_bytes
+
+import params
+from pipelines import curate, encode, mask, similarity, tables
+from pipelines.toybox.write import ToyboxParams, write_world
+
+REPOSITORY = Path(__file__).parents[2]
+STAGES = {"curate": curate, "mask": mask, "similarity": similarity, "encode": encode}
+SUBJECTS, VIEWS, SINGLES = 3, 4, 1
+
+
+class World(NamedTuple):
+    """A toybox world and the command-line words that make it the source of every stage."""
+
+    root: Path
+    words: list[str]
+
+
+@pytest.fixture(scope="module")
+def world(section, tmp_path_factory) -> World:
+    root = tmp_path_factory.mktemp("world") / "toybox"
+    sizes = {"mvimgnet_subjects": SUBJECTS, "mvimgnet_views": VIEWS, "openimages_photos": SINGLES}
+    write_world(root, section("toybox", ToyboxParams, **sizes, dreambench_subjects=1, dreambench_photos=1))
+    sources = [
+        {"name": "views", "layout": "mvimgnet", "root": str(root / "mvimgnet"), "split": "train"},
+        {"name": "single", "layout": "openimages", "root": str(root / "openimages"), "split": "train"},
+        {"name": "bench", "layout": "dreambench", "root": str(root / "dreambench"), "split": "test"},
+    ]
+    words = ["--set", f"sources={json.dumps(sources)}", "--set", "run.device=cpu"]
+    for stage in STAGES:
+        words += ["--set", f"{stage}.shard_subjects=2"]
+    return World(root, words)
+
+
+def run_here(stage: ModuleType, words: list[str]) -> None:
+    """Run a stage's `main` in this process with this command line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        patch.setattr(sys, "argv", [f"pipelines/{stage.__name__}.py", *words])
+        stage.main()
+
+
+def run_command(stage: str, words: list[str], **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"pipelines.{stage}", *words]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True, timeout=200
+    )
+
+
+@pytest.fixture(scope="module")
+def tables_of_one_worker(ray_started, world, tmp_path_factory) -> Path:
+    """The data folder after all four stages with one worker."""
+    data = tmp_path_factory.mktemp("one")
+    words = [*world.words, "--data", str(data), "--set", "run.workers=1", "--set", f"run.work={data / 'work'}"]
+    for stage in STAGES.values():
+        run_here(stage, words)
+    return data
+
+
+def test_two_workers_write_the_same_bytes_as_one(tables_of_one_worker, world, tmp_path):
+    """The second run starts as a command that joins a running cluster."""
+    import ray
+
+    words = [*world.words, "--data", str(tmp_path), "--set", "run.workers=2", "--set", f"run.work={tmp_path / 'work'}"]
+    done = run_command("curate", words, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    assert done.returncode == 0, done.stderr
+    assert f"curate: {SUBJECTS * VIEWS + SINGLES + 1} of" in done.stdout
+    for name in ("mask", "similarity", "encode"):
+        run_here(STAGES[name], words)
+    for name in STAGES:
+        assert folder_bytes(tmp_path / name) == folder_bytes(tables_of_one_worker / name), name
+        assert not list((tmp_path / name).glob(".*"))
+
+
+def test_tables_of_all_stages_fit_together(tables_of_one_worker):
+    data = tables_of_one_worker
+    frames = list(tables.rows(data / "curate", "frames"))
+    triplets = list(tables.rows(data / "curate", "triplets"))
+    masks = list(tables.rows(data / "mask", "masks"))
+    assert len(frames) == SUBJECTS * VIEWS + SINGLES + 1
+    assert [row["frame_id"] for row in masks] == [row["frame_id"] for row in frames]
+    usable = {row["frame_id"] for row in masks if row["quality"] == "ok"}
+    assert {row["frame_id"] for row in tables.rows(data / "similarity", "embeddings")} == usable
+    (tile,) = tables.rows(data / "similarity", "similarity")
+    assert set(tile["row_subjects"]) == {f["subject_id"] for f in frames if f["frame_id"] in usable}
+    whole = [row for row in triplets if {row["reference"], row["positive"], row["target"]} <= usable]
+    needed = {row[role] for row in whole for role in ("reference", "positive", "target")}
+    assert needed and {row["frame_id"] for row in tables.rows(data / "encode", "latents")} == needed
+    features = list(tables.rows(data / "encode", "features", ["frame_id", "augmentation"]))
+    assert len(features) == 3 * len(needed)
+    assert {row["method"] for row in triplets} == {"pose", "augment"}
+    assert not any(row["subject_id"].startswith("bench/") for row in triplets)
+    assert tables.read(data / "curate", "prompts").num_rows == 25
+    dropped = json.loads((data / "encode" / "metrics.json").read_text())["triplets_dropped_for_masks"]
+    assert dropped == len(triplets) - len(whole)
+
+
+def test_masks_shipped_with_the_world_come_through_unchanged(tables_of_one_worker, world):
+    from pipelines.storage import Root, decode_mask_image
+
+    shipped = {row["frame_id"]: row["mask_path"] for row in tables.rows(tables_of_one_worker / "curate", "frames")}
+    root = Root(str(world.root / "mvimgnet"))
+    compared = 0
+    for row in tables.rows(tables_of_one_worker / "mask", "masks"):
+        if row["frame_id"].startswith("views/"):
+            truth = decode_mask_image(root.read(shipped[row["frame_id"]]))
+            found = tables.decode_mask(row["rle"], row["height"], row["width"])
+            assert (found & truth).sum() >= 0.98 * (found | truth).sum()
+            compared += 1
+    assert compared == SUBJECTS * VIEWS
+
+
+def test_metrics_count_every_photo_and_nothing_that_differs_from_run_to_run(tables_of_one_worker):
+    for stage in STAGES:
+        metrics = json.loads((tables_of_one_worker / stage / "metrics.json").read_text())
+        assert metrics["input"] == metrics["kept"] + metrics["rejected"]
+        assert not {"seconds", "rate", "date"} & metrics.keys()
+
+
+def sentence(run: Callable[[], None], capsys) -> str:
+    """What a command says that ends with exit code 1: one sentence on stderr."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        params.cli(run)
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert said.startswith("error: ") and said.count("\n") == 1 and "Traceback" not in said
+    return said
+
+
+def test_missing_root_folder_ends_a_command_with_one_sentence(world, tmp_path):
+    missing = json.dumps([{"name": "own", "layout": "folder", "root": "no/photos", "split": "train"}])
+    done = run_command("curate", ["--set", f"sources={missing}", "--data", str(tmp_path)])
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: folder 'no/photos' does not exist; ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("curate.min_vews=3", "unknown key 'min_vews'"),
+        ("curate.min_views=many", "'curate.min_views' is 'many'"),
+        ("curate.filters.brightness=[1]", "'curate.filters.brightness"),
+        ("sources=[{name: own, layout: pile, root: x, split: train}]", "'sources.0.layout' is 'pile'"),
+        ("sources=[{name: own, layout: folder, root: x}]", "'sources.0.split' is missing"),
+        ("run.workers", "write KEY=VALUE"),
+    ],
+)
+def test_wrong_setting_is_named_in_one_sentence(setting, message, capsys, tmp_path):
+    said = sentence(lambda: run_here(curate, ["--set", setting, "--data", str(tmp_path)]), capsys)
+    assert message in said
+
+
+def test_wrong_table_and_missing_table_are_named_with_file_and_column(tables_of_one_worker, world, capsys, tmp_path):
+    words = [*world.words, "--data", str(tmp_path), "--set", f"run.work={tmp_path / 'work'}"]
+    assert "holds no table 'frames'" in sentence(lambda: run_here(mask, words), capsys)
+    assert "holds no table 'masks'" in sentence(lambda: run_here(similarity, words), capsys)
+    frames = tables.read(tables_of_one_worker / "curate", "frames")
+    part = tmp_path / "curate" / "frames" / "part-00000.parquet"
+    part.parent.mkdir(parents=True)
+    pq.write_table(frames.drop_columns(["sha256"]), part)
+    assert f"{part}: column 'sha256' is missing" in sentence(lambda: run_here(mask, words), capsys)
+    part.write_bytes(b"")
+    assert f"{part} is not a readable Parquet file" in sentence(lambda: run_here(mask, words), capsys)
+
+
+def test_missing_weights_are_named_in_one_sentence(tables_of_one_worker, world, capsys, tmp_path):
+    variant = json.loads((REPOSITORY / "model" / "backbones" / "toybox.json").read_text())
+    variant["image_encoder"]["path"] = "weights/nowhere"
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(variant))
+    words = [*world.words, "--data", str(tables_of_one_worker), "--set", f"backbones.variant={file}"]
+    words += ["--set", f"run.work={tmp_path / 'work'}"]
+    before = folder_bytes(tables_of_one_worker / "encode")
+    assert "weights/nowhere" in sentence(lambda: run_here(encode, words), capsys)
+    assert folder_bytes(tables_of_one_worker / "encode") == before
+
+
+def test_budget_for_the_cache_is_kept_before_anything_is_written(tables_of_one_worker, world, capsys, tmp_path):
+    words = [*world.words, "--data", str(tables_of_one_worker), "--set", "encode.max_gigabytes=0.00001"]
+    said = sentence(lambda: run_here(encode, [*words, "--set", f"run.work={tmp_path / 'work'}"]), capsys)
+    assert "encode.max_gigabytes" in said
+    assert not (tmp_path / "work").exists()
+
+
+def test_similarity_tile_is_the_cosines_of_the_prototypes(tables_of_one_worker):
+    ids, vectors = similarity.prototypes(tables_of_one_worker / "similarity")
+    (tile,) = tables.rows(tables_of_one_worker / "similarity", "similarity")
+    assert tile["row_subjects"] == ids
+    values = np.array(tile["values"]).reshape(len(ids), len(ids))
+    assert values == pytest.approx(vectors @ vectors.T, abs=1e-3)
