@@ -143,7 +143,10 @@ def _tree(words: tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = setting.partition("=")
         if not equals:
             raise UserError(f"--set {setting}: write KEY=VALUE, as in train.steps=100")
-        patch: Any = yaml.safe_load(value)
+        try:
+            patch: Any = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {setting}: the value is not YAML ({' '.join(str(error).split())[:120]})") from None
         for part in reversed(key.split(".")):
             patch = {part: patch}
         _overlay(tree, patch, "--set")

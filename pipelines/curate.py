@@ -19,7 +19,7 @@ from pipelines.sources import Photo, Subject, open_source
 from pipelines.storage import DecodeError, Root, Roots, SourceParams, decode_image
 from stage import digest, digest_files
 
-CODE = ("curate.py", "filters.py", "triplets.py", "shards.py", "tables.py", "storage.py", "sources")
+CODE = ("../stage.py", "curate.py", "filters.py", "triplets.py", "shards.py", "tables.py", "storage.py", "sources")
 
 
 class CurateParams(Section):

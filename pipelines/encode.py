@@ -25,7 +25,7 @@ from pipelines import segments, shards, subjects, tables
 from pipelines.storage import Roots, SourceParams
 from stage import digest_files
 
-CODE = ("encode.py", "segments.py", "subjects.py", "shards.py", "tables.py", "storage.py")
+CODE = ("../stage.py", "encode.py", "segments.py", "subjects.py", "shards.py", "tables.py", "storage.py")
 # Sizes differ by model only; one forward pass on a blank picture tells them before the run.
 BLANK = Image.new("RGB", (64, 64), "white")
 

@@ -22,7 +22,7 @@ from pipelines import masks, shards, subjects, tables
 from pipelines.storage import DecodeError, Roots, SourceParams, decode_image, decode_mask_image
 from stage import digest_files
 
-CODE = ("mask.py", "masks.py", "subjects.py", "shards.py", "tables.py", "storage.py")
+CODE = ("../stage.py", "mask.py", "masks.py", "subjects.py", "shards.py", "tables.py", "storage.py")
 COLUMNS = ("source", "class_name", "path", "mask_path")
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from params import UserError
 from pipelines import tables
-from pipelines.storage import Roots, decode_image
+from pipelines.storage import DecodeError, Roots, decode_image
 
 FRAME_COLUMNS = ("source", "path")
 
@@ -22,8 +23,16 @@ def usable_masks(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_segment(roots: Roots, frame: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
-    """Return the photo [RGB] and the mask (bool [H, W]) of a frame row with its mask row under `extra`."""
-    image = decode_image(roots[frame["source"]].read(frame["path"]))
+    """Return the photo [RGB] and the mask (bool [H, W]) of a frame row with its mask row under `extra`.
+
+    Raises:
+        UserError: the photo is gone or broken since the mask stage read it.
+    """
+    try:
+        image = decode_image(roots[frame["source"]].read(frame["path"]))
+    except (DecodeError, OSError) as error:
+        name = roots[frame["source"]].name(frame["path"])
+        raise UserError(f"{name} cannot be read any more ({error}); run curate and mask again") from None
     mask = frame["extra"]
     return image, tables.decode_mask(mask["rle"], mask["height"], mask["width"])
 

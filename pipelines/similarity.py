@@ -22,7 +22,7 @@ from pipelines import segments, shards, subjects, tables
 from pipelines.storage import Roots, SourceParams
 from stage import digest_files
 
-CODE = ("similarity.py", "segments.py", "subjects.py", "shards.py", "tables.py", "storage.py")
+CODE = ("../stage.py", "similarity.py", "segments.py", "subjects.py", "shards.py", "tables.py", "storage.py")
 
 
 class SimilarityParams(Section):

@@ -56,6 +56,7 @@ def test_section_is_read_with_overlays_and_single_values(command, tmp_path: Path
         ("- 1\n", (), "holds no sections"),
         (GOOD, ("--set", "demo.cuont=1"), "unknown key 'cuont'"),
         (GOOD, ("--set", "demo.count"), "write KEY=VALUE"),
+        (GOOD, ("--set", "demo.count={"), "the value is not YAML"),
         (GOOD, ("--params", "nowhere.yaml"), "nowhere.yaml does not exist"),
     ],
 )

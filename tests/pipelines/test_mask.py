@@ -36,7 +36,7 @@ def shape(width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
 
 @pytest.fixture
 def frame(tmp_path):
-    """`frame("0", mask)` is the row of a photo whose shipped mask is an array, bytes, None, or `...`: named, missing."""
+    """`frame("0", mask)` is the row of a photo whose shipped mask is an array, bytes, None, or missing (`...`)."""
     photo = encoded(Image.effect_noise((WIDTH, HEIGHT), 60).convert("RGB"))
 
     def make(name: str, mask=None, data: bytes = photo) -> dict:
