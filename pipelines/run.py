@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import yaml
 
 from params import UserError, cli, option_parser, passed_on
 from pipelines.storage import Root
@@ -39,13 +40,16 @@ def main() -> None:
     root = options.root if "://" in options.root else str(Path(options.root).expanduser().resolve())
     name = options.name or options.layout
     source = {"name": name, "layout": options.layout, "root": root, "split": options.split}
-    words = [*passed_on(), "--set", f"sources={json.dumps([source])}"]
+    overlay = Path(options.data) / "sources.yaml"
+    overlay.parent.mkdir(parents=True, exist_ok=True)
+    overlay.write_text(yaml.safe_dump({"sources": [source]}, sort_keys=False), encoding="utf-8")
+    words = [*passed_on(), "--params", str(overlay)]
     for stage in options.stages:
         command = [sys.executable, "-m", f"pipelines.{stage}", *words]
         code = subprocess.run(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}).returncode
         if code:
             sys.exit(code)
-    print(f"tables: {options.data}")
+    print(f"tables: {options.data}; other commands read them with --data {options.data} --params {overlay}")
 
 
 if __name__ == "__main__":
