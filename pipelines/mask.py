@@ -89,10 +89,15 @@ class MaskWorker:
                 batch_size=self.params.batch_size,
                 dtype=getattr(torch, self.params.dtype),
             )
-        phrases = [self.params.phrase.replace("{class}", frame["class_name"]) for _, frame, _ in queue]
-        detections = self.model.detect([image for _, _, image in queue], phrases)
-        found = []
-        for (rows, frame, image), detection in zip(queue, detections, strict=True):
+        asked, found = [], []
+        for rows, frame, image in queue:
+            if self.model.reads(self.phrase(frame)):
+                asked.append((rows, frame, image))
+            else:
+                row = tables.reject(frame["frame_id"], "mask", "phrase_too_long", self.phrase(frame))
+                rows["rejects"].append(row)
+        detections = self.model.detect([image for _, _, image in asked], [self.phrase(frame) for _, frame, _ in asked])
+        for (rows, frame, image), detection in zip(asked, detections, strict=True):
             if detection is None or detection.score < self.params.min_detection:
                 detail = "nothing found" if detection is None else f"best score {detection.score:.3f}"
                 rows["rejects"].append(tables.reject(frame["frame_id"], "mask", "mask_missing", detail))
@@ -103,6 +108,10 @@ class MaskWorker:
         cut, scores = self.model.segment([image for _, _, image, _ in found], [d.box for _, _, _, d in found])
         for (rows, frame, _, detection), mask, score in zip(found, cut, scores, strict=True):
             self.keep(rows, frame, mask, "grounded_sam", detection.box, detection.score, float(score))
+
+    def phrase(self, frame: dict[str, Any]) -> str:
+        """Return what the detector is asked for in this photo."""
+        return self.params.phrase.replace("{class}", frame["class_name"])
 
     def keep(
         self,
@@ -123,7 +132,7 @@ class MaskWorker:
         rows["masks"].append(
             {
                 "frame_id": frame["frame_id"],
-                "phrase": self.params.phrase.replace("{class}", frame["class_name"]),
+                "phrase": self.phrase(frame),
                 "method": method,
                 "box": [float(v) for v in (mask_box(mask) if box is None else box)],
                 "score": score,

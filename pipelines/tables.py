@@ -46,6 +46,7 @@ REJECT_REASONS: dict[str, str] = {
     "mask_unreadable": "the shipped mask cannot be read or has another shape than the photo",
     "mask_missing": "no mask was shipped and none was found",
     "mask_empty": "the mask has no pixel",
+    "phrase_too_long": "the class noun has more tokens than the detector reads",
     # decided by the engine
     "crashed": "the photo made its worker die each time it was tried",
 }

@@ -108,14 +108,24 @@ class Detector:
         pixels: Tensor = out["pixel_values"][0]
         return pixels
 
+    def reads(self, phrase: str) -> bool:
+        """Whether `phrase` is within the text encoder's length."""
+        return len(self.encoded(phrase)) <= self.model.config.max_text_len
+
     def tokens(self, phrase: str) -> list[int]:
         """Token ids of `phrase`, lower-case and closed by a dot, as Grounding DINO was trained."""
+        ids = self.encoded(phrase)
+        if not self.reads(phrase):
+            limit = self.model.config.max_text_len
+            raise ModelError(f"phrase '{phrase}' has {len(ids)} tokens and {self.name} reads {limit}; shorten it")
+        return ids
+
+    def encoded(self, phrase: str) -> list[int]:
+        """Token ids of `phrase`, however long."""
         words = " ".join(phrase.lower().replace(".", " ").split())
         if not words:
             raise ModelError(f"phrase '{phrase}' holds no word; give the subject's class noun")
         ids: list[int] = self.processor.tokenizer(f"{words}.")["input_ids"]
-        if len(ids) > (limit := self.model.config.max_text_len):
-            raise ModelError(f"phrase '{phrase}' has {len(ids)} tokens and {self.name} reads {limit}; shorten it")
         return ids
 
     def edges(self) -> tuple[int, int] | tuple[None, None]:
@@ -143,6 +153,10 @@ class GroundedSam:
     ) -> list[Detection | None]:
         """See `Detector.detect`."""
         return self.detector.detect(images, phrases, threshold)
+
+    def reads(self, phrase: str) -> bool:
+        """Whether the detector can be asked for `phrase`."""
+        return self.detector.reads(phrase)
 
     def segment(self, images: Sequence[Image.Image], boxes: Sequence[Box]) -> tuple[list[np.ndarray], list[float]]:
         """See `Segmenter.segment`."""

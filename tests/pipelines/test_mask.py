@@ -73,6 +73,9 @@ class FakeGroundedSam:
     mask_score: float = 0.9
     phrases: list[str] = field(default_factory=list)
 
+    def reads(self, phrase):
+        return len(phrase) < 40
+
     def detect(self, images, phrases):
         self.phrases += phrases
         return [self.detections.pop(0) for _ in images]
@@ -130,6 +133,14 @@ def test_photo_that_went_bad_after_curate_is_a_reject(worker, frame, tmp_path):
 def test_shipped_mask_without_a_pixel_is_a_reject(worker, frame):
     (rows,) = worker().compute([[frame("0", np.zeros((HEIGHT, WIDTH), dtype=bool))]])
     assert reasons(rows) == ["mask_empty"]
+
+
+def test_class_noun_that_the_detector_cannot_read_is_a_reject(worker, frame):
+    long = {**frame("0"), "class_name": "mounted head of an animal that nobody has named yet"}
+    model = FakeGroundedSam([Detection((3.0, 4.0, 33.0, 34.0), 0.8)])
+    (rows,) = worker(model=model).compute([[long, frame("1")]])
+    assert reasons(rows) == ["phrase_too_long"] and rows["rejects"][0]["detail"] == long["class_name"]
+    assert [row["frame_id"] for row in rows["masks"]] == [frame("1")["frame_id"]]
 
 
 def test_photo_without_a_shipped_mask_goes_to_grounded_sam_and_the_others_do_not(worker, frame):
