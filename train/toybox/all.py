@@ -1,7 +1,7 @@
 """Retrains every small backbone, one after the other, and measures them: what `make toybox` runs.
 
 Each step is a command of its own that goes on where it stopped, so a killed run is started again with the same command;
-a step whose checkpoint is finished only exports. About 4 hours on a free core with bfloat16 units, minutes on a GPU.
+a step whose checkpoint is finished only exports. Hours on two cores: no run from nothing has been timed yet.
 """
 
 import argparse
