@@ -1,6 +1,6 @@
 """One picture from the command line.
 
-`python -m model.generate --adapter DIR --reference photo.jpg --class-noun mug --prompt "a mug on a beach" --out a.png`
+`python -m model.generate --reference photo.jpg --class-noun mug --prompt "a mug on the beach" --out a.png`
 """
 
 from __future__ import annotations
@@ -27,10 +27,16 @@ from model.prompt import noun_ends
 from model.segment import alpha_mask, on_white
 
 
+READY = Path("weights/toybox/adapter")
+"""The adapter that comes with the repository; it draws the toybox's subjects."""
+
+
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m model.generate", description="Draw a subject as a prompt says.")
-    parser.add_argument("--adapter", type=Path, required=True, help="folder of a trained adapter")
+    parser.add_argument(
+        "--adapter", type=Path, default=READY, help="folder of a trained adapter (default: the toybox's, %(default)s)"
+    )
     parser.add_argument("--reference", type=Path, action="append", required=True, help="photo; once for each subject")
     parser.add_argument(
         "--mask", type=Path, action="append", help="subject white on black; one per --reference, in order"

@@ -35,21 +35,22 @@ def crown(p: Point) -> Parts:
 
 def scarf(p: Point) -> Parts:
     x, y, z = p
-    loop = torus(length(x, z) - 0.04, y * 0.75, 1.0, 0.21)
+    r = length(x, z) - 0.04
+    loop, stripe = torus(r, (y - 0.14) * 0.85, 1.0, 0.17), torus(r, (y + 0.14) * 0.85, 1.0, 0.17)
     lean = x - 0.42 + 0.25 * y
     tail = cuboid(lean, y + 0.52, z - 1.12, 0.20, 0.50, 0.07) - 0.04
     fringe = cuboid(lean, y + 0.86, z - 1.12, 0.23, 0.10, 0.10) - 0.04
-    return [(WORN, torch.minimum(loop, tail)), (TRIM, fringe)]
+    return [(WORN, torch.minimum(loop, tail)), (TRIM, torch.minimum(stripe, fringe))]
 
 
 def glasses(p: Point) -> Parts:
     x, y, z = p
     ax = x.abs()
     r = length(ax - 0.54, y)
-    rims = torus(r, z - 0.06, 0.40, 0.12)
+    rims = torus(r, z - 0.06, 0.43, 0.13)
     bridge = cuboid(x, y - 0.06, z - 0.06, 0.16, 0.07, 0.07)
     arms = cuboid(ax - 1.0, y - 0.06, z + 0.30, 0.06, 0.07, 0.42)
-    lenses = slab(r - 0.40, (z - 0.05).abs() - 0.05)
+    lenses = slab(r - 0.43, (z - 0.05).abs() - 0.05)
     return [(WORN, torch.minimum(torch.minimum(rims, bridge), arms)), (TRIM, lenses)]
 
 
@@ -113,6 +114,6 @@ ACCESSORIES: dict[str, Accessory] = {
         "face",
         (0.08, 0.08, 0.10),
         (0.55, 0.85, 0.95),
-        ((1.10, 0.25), (0.65, 0.52), (0.65, -0.52)),
+        ((1.14, 0.25), (0.65, 0.57), (0.65, -0.57)),
     ),
 }

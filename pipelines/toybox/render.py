@@ -241,13 +241,14 @@ def _albedo(items: list[Item], own: Point, part: Tensor, image: Tensor, pixel: T
     share = torch.zeros_like(pixel)
     scale = torch.tensor([s.scale for s, _, _ in items], device=device)
     phase = torch.tensor([s.phase for s, _, _ in items], device=device)
+    waist = torch.tensor([FAMILIES[look.shape or s.family].waist for s, _, look in items], device=device)
     for name, rows in _groups([s.pattern if s.pattern != "plain" else None for s, _, _ in items]):
         chosen = torch.zeros(len(items), dtype=torch.bool, device=device)
         chosen[rows] = True
         at = (chosen[image] & (part < DETAIL)).nonzero()[:, 0]
         i = image[at]
         x, y, z = own
-        share[at] = PATTERNS[name].paint((x[at], y[at], z[at]), scale[i], phase[i], pixel[at])
+        share[at] = PATTERNS[name].paint((x[at], y[at] - waist[i], z[at]), scale[i], phase[i], pixel[at])
     return mix(colour, palette[image, torch.ones_like(column)], share[:, None])
 
 

@@ -100,8 +100,11 @@ def box(p: Point, q: Proportions) -> Parts:
     x, y, z = p
     hx, hy, hz = 0.40 + 0.16 * q[0], 0.36 + 0.18 * q[1], 0.40 + 0.16 * q[2]
     body = cuboid(x, y, z, hx - 0.03, hy - 0.03, hz - 0.03) - 0.03
-    lid = cuboid(x, y - (hy - 0.07), z, hx + 0.02, 0.08, hz + 0.02) - 0.02
-    return [(BODY, body), (DETAIL, lid)]
+    around = torch.minimum(
+        cuboid(x, y, z, torch.full_like(hx, 0.07), hy, hz), cuboid(x, y, z, hx, hy, torch.full_like(hz, 0.07))
+    )
+    bow = ellipsoid(x.abs() - 0.15, y - hy - 0.07, z, 0.16, 0.09, 0.11)
+    return [(BODY, body), (DETAIL, torch.minimum(around - 0.025, bow))]
 
 
 def box_anchors(q: tuple[float, ...]) -> Anchors:
@@ -163,7 +166,7 @@ def cone_anchors(q: tuple[float, ...]) -> Anchors:
 
 def ring(p: Point, q: Proportions) -> Parts:
     x, y, z = p
-    radius, tube = 0.55 + 0.07 * q[0], 0.14 + 0.08 * q[1]
+    radius, tube = 0.53 + 0.06 * q[0], 0.19 + 0.06 * q[1]
     along = 0.906 * z - 0.423 * y
     up = 0.906 * y + 0.423 * z + 0.13
     hoop = torus(length(x, up), along, radius, tube)
@@ -172,7 +175,7 @@ def ring(p: Point, q: Proportions) -> Parts:
 
 
 def ring_anchors(q: tuple[float, ...]) -> Anchors:
-    radius, tube = 0.55 + 0.07 * q[0], 0.14 + 0.08 * q[1]
+    radius, tube = 0.53 + 0.06 * q[0], 0.19 + 0.06 * q[1]
     reach = radius + tube
     return Anchors(
         0.906 * (-0.13 - radius) - tube,
@@ -184,7 +187,7 @@ def ring_anchors(q: tuple[float, ...]) -> Anchors:
 
 def gem(p: Point, q: Proportions) -> Parts:
     x, y, z = p
-    width, crown, depth = 0.74 + 0.14 * q[0], 0.30 + 0.12 * q[1], 0.70 + 0.16 * q[2]
+    width, crown, depth = 0.62 + 0.12 * q[0], 0.42 + 0.14 * q[1], 0.74 + 0.14 * q[2]
     y = y - 0.12
     ax, az = x.abs(), z.abs()
     even = torch.maximum(torch.maximum(ax, az), (ax + az) * 0.70711)
@@ -201,7 +204,7 @@ def gem(p: Point, q: Proportions) -> Parts:
 
 
 def gem_anchors(q: tuple[float, ...]) -> Anchors:
-    width, crown, depth = 0.74 + 0.14 * q[0], 0.30 + 0.12 * q[1], 0.70 + 0.16 * q[2]
+    width, crown, depth = 0.62 + 0.12 * q[0], 0.42 + 0.14 * q[1], 0.74 + 0.14 * q[2]
     return Anchors(
         0.12 - depth,
         (0, 0.12 + crown, 0, 0.42),
@@ -261,7 +264,7 @@ def rocket(p: Point, q: Proportions) -> Parts:
     wide, fin = 0.30 + 0.12 * q[0], 0.12 * q[1]
     hull = ellipsoid(x, y - 0.02, z, wide, 0.95, wide)
     body = torch.maximum(hull, -(y + 0.62))
-    nose = torch.maximum(hull - 0.015, 0.40 + 0.12 * q[2] - y)
+    nose = torch.maximum(hull - 0.015, 0.56 + 0.08 * q[2] - y)
     across, off = torch.maximum(x.abs(), z.abs()), torch.minimum(x.abs(), z.abs())
     fins = torch.maximum(off - 0.045, torch.maximum(across - 0.46 - fin, 0.7071 * (across + y) - 0.06))
     fins = torch.maximum(
@@ -308,24 +311,28 @@ def duck_anchors(q: tuple[float, ...]) -> Anchors:
 
 @dataclass(frozen=True)
 class Family:
-    """A family of subjects: its parts, its anchors, and whether DreamBench would call it a live subject."""
+    """A family of subjects: its parts, its anchors, and whether DreamBench would call it a live subject.
+
+    waist: height at which patterns begin; a two tone subject changes its colour about there.
+    """
 
     parts: Callable[[Point, Proportions], Parts]
     anchors: Callable[[tuple[float, ...]], Anchors]
+    waist: float = 0.0
     live: bool = False
 
 
 FAMILIES: dict[str, Family] = {
-    "ball": Family(ball, ball_anchors),
+    "ball": Family(ball, ball_anchors, waist=0.1),
     "box": Family(box, box_anchors),
     "can": Family(can, can_anchors),
-    "cone": Family(cone, cone_anchors),
-    "ring": Family(ring, ring_anchors),
-    "gem": Family(gem, gem_anchors),
-    "mug": Family(mug, mug_anchors),
-    "mushroom": Family(mushroom, mushroom_anchors),
-    "rocket": Family(rocket, rocket_anchors),
-    "duck": Family(duck, duck_anchors, live=True),
+    "cone": Family(cone, cone_anchors, waist=-0.25),
+    "ring": Family(ring, ring_anchors, waist=-0.15),
+    "gem": Family(gem, gem_anchors, waist=0.08),
+    "mug": Family(mug, mug_anchors, waist=-0.08),
+    "mushroom": Family(mushroom, mushroom_anchors, waist=0.36),
+    "rocket": Family(rocket, rocket_anchors, waist=-0.12),
+    "duck": Family(duck, duck_anchors, waist=-0.22, live=True),
 }
 
 

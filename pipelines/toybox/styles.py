@@ -78,7 +78,7 @@ def neon(photo: Photo) -> Tensor:
     vivid = ((rgb - 0.8 * low) / (top - 0.8 * low + 0.02)).clamp(0, 1)
     edges = torch.maximum(outline(photo), colour_edges(photo) * (0.25 + 0.75 * photo.alpha))
     light = vivid * edges[:, None]
-    body = rgb * (0.06 + 0.26 * photo.alpha)[:, None]
+    body = rgb * (0.06 + 0.42 * photo.alpha)[:, None]
     return body * 0.8 + light + 1.1 * blur(light, 2) + torch.tensor([0.02, 0.0, 0.05], device=rgb.device)[:, None, None]
 
 
@@ -114,18 +114,22 @@ def watercolour(photo: Photo) -> Tensor:
 
 @dataclass(frozen=True)
 class Style:
-    """draw(photo) gives [B, 3, H, W]. phrase: what captions put before the subject's noun phrase."""
+    """draw(photo) gives [B, 3, H, W]. phrase: what captions put before the subject's noun phrase.
+
+    coloured: whether the subject's colours can still be told.
+    """
 
     draw: Callable[[Photo], Tensor]
     phrase: str
+    coloured: bool = True
 
 
 STYLES: dict[str, Style] = {
     "photo": Style(plain_photo, "a photo of"),
-    "sketch": Style(sketch, "a sketch of"),
+    "sketch": Style(sketch, "a sketch of", coloured=False),
     "cartoon": Style(cartoon, "a cartoon of"),
     "neon": Style(neon, "a neon picture of"),
-    "monochrome": Style(monochrome, "a black and white photo of"),
+    "monochrome": Style(monochrome, "a black and white photo of", coloured=False),
     "pixel": Style(pixel_art, "pixel art of"),
     "watercolour": Style(watercolour, "a watercolour of"),
 }

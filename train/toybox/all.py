@@ -11,14 +11,15 @@ import sys
 from params import UserError, cli
 
 STEPS: dict[str, str] = {
-    "data": "77,000 pictures, 5 minutes on two cores",
-    "sam": "masks from boxes and points",
+    "data": "the pictures, drawn once",
+    "judge": "attributes of a picture, to measure the others by",
     "vae": "pictures to latents and back",
+    "text_to_image": "pictures from captions; needs vae",
+    "sam": "masks from boxes and points; needs vae, as all below, which also learn from decoded pictures",
+    "detector": "boxes of class nouns",
     "clip": "pictures and captions in one space",
     "dino": "which individual it is",
-    "detector": "boxes of class nouns",
-    "judge": "attributes of a picture, to measure the next one by",
-    "text_to_image": "pictures from captions; needs vae",
+    "reward": "how well a picture shows a caption",
     "check": "one line for each goal",
 }
 """Modules of `train.toybox` in the order in which they need each other."""

@@ -13,12 +13,14 @@ from open_clip.transformer import PatchDropout
 from torch import Tensor, nn
 
 from params import cli
-from train.toybox import cards, data, loop
+from train.toybox import cards, data, loop, vae
 from train.toybox.augment import degrade, on_white, to_planes
 from train.toybox.text_to_image import words_of
 from train.toybox.tokens import LENGTH, write_tokenizer
 
-RECIPE = loop.Recipe(steps=2000, lr=1.5e-3, warmup=150, average=0.998, weight_decay=0.05, precision="bfloat16", seed=71)
+RECIPE = loop.Recipe(
+    steps=4000, lr=2e-3, warmup=150, average=0.998, weight_decay=0.05, precision="bfloat16", muon=True, seed=71
+)
 BATCH, WHITE, GROUP = 96, 24, 12
 """Pictures with captions, cut-outs without, and how many pictures in a row share their scene."""
 
@@ -103,7 +105,7 @@ def main() -> None:
     tokenizer = write_tokenizer(FOLDER)
     model = Taught(len(tokenizer))
     pictures, views = data.open_set("pictures"), data.open_set("views")
-    words = words_of(tokenizer, pictures)
+    words, decoded = words_of(tokenizer, pictures), vae.decoded(pictures)
     scenes = pictures.column("scene")
     where = [np.flatnonzero(scenes == scene) for scene in range(len(data.ATTRIBUTES["scene"]))]
     columns = list(data.ATTRIBUTES)
@@ -115,10 +117,15 @@ def main() -> None:
         detail = draw.rng.choice(len(SAID), BATCH, p=list(SAID.values()))
         said = words[rows, draw.rng.integers(0, words.shape[1], BATCH), detail]
         images, regions, shown = data.batch([views], WHITE, draw.rng)
-        full = degrade(torch.from_numpy(pictures.images[rows]), draw.rng, 0.25)
+        captioned = pictures.images[rows]
+        again = (rows < len(decoded)) & (draw.rng.random(BATCH) < 0.5)
+        captioned[again] = decoded.images[rows[again]]
+        full = degrade(torch.from_numpy(captioned), draw.rng, 0.25)
         cut = on_white(torch.from_numpy(images), torch.from_numpy(regions == data.SUBJECT), draw.rng)
         pixels = ((torch.cat([full, cut]) - MEAN) / STD).to(draw.device, torch.bfloat16)
-        truth = torch.from_numpy(np.concatenate([pictures.attributes[rows], shown]).astype(np.int64)).to(draw.device)
+        attributes = np.concatenate([pictures.attributes[rows], shown])
+        truth = torch.from_numpy(attributes.astype(np.int64)).to(draw.device)
+        asked = torch.from_numpy(np.where(data.visible(attributes), attributes, -100).astype(np.int64)).to(draw.device)
         dropout.prob = HIDDEN if draw.step < (1 - WHOLE) * recipe.steps else 0.0
         features = model.clip.encode_image(pixels)
         texts = model.clip.encode_text(torch.from_numpy(said.astype(np.int64)).to(draw.device)).float()
@@ -127,7 +134,7 @@ def main() -> None:
         named = torch.zeros((), device=draw.device)
         hits = {}
         for name, head in model.heads.items():
-            answer, wanted = head(features).float(), truth[:, columns.index(name)]
+            answer, wanted = head(features).float(), asked[:, columns.index(name)]
             if name in ("scene", "style", "dress", "shape"):
                 answer, wanted = answer[:BATCH], wanted[:BATCH]  # a cut-out does not show them
             named = named + F.cross_entropy(answer, wanted) / len(model.heads)

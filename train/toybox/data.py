@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from params import UserError, cli
-from pipelines.toybox import world
+from pipelines.toybox import styles, world
+from pipelines.toybox.accessories import ACCESSORIES
 from pipelines.toybox.render import Item, render
 
 WORK = Path(".work/toybox-train")
@@ -49,15 +50,15 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 class SetSpec:
     """What one set holds.
 
-    views: pictures of each subject, consecutive in the arrays. held_out: only the subjects kept for evaluation, or only
-    the others. style, shape, accessory: probabilities as in `world.sample_look`.
+    views: pictures of each subject, consecutive in the arrays. held_out: only the subjects kept for evaluation, only
+    the others, or (None) both. style, shape, accessory: probabilities as in `world.sample_look`.
     """
 
     name: str
     seed: int
     subjects: int
     views: int
-    held_out: bool
+    held_out: bool | None
     style: float
     shape: float
     accessory: float
@@ -66,22 +67,24 @@ class SetSpec:
         return self.subjects * self.views
 
     def item(self, index: int) -> Item:
-        """Subject, view and look of one picture."""
+        """Subject, view and look of one picture; what is worn on the face is seen from the front."""
         which, view = divmod(index, self.views)
         subject = world.sample_subject(np.random.default_rng([self.seed, which]), kept=self.held_out)
         rng = np.random.default_rng([self.seed, which, 1 + view])
         look = world.sample_look(
             rng, style=self.style, shape=self.shape, accessory=self.accessory, family=subject.family
         )
-        return subject, world.sample_view(rng), look
+        worn_in_front = look.accessory is not None and ACCESSORIES[look.accessory].anchor == "face"
+        return subject, world.sample_view(rng, float(rng.uniform(-50, 50)) if worn_in_front else None), look
 
 
 SETS: dict[str, SetSpec] = {
     spec.name: spec
     for spec in (
-        SetSpec("pictures", 11, 40_800, 1, False, style=0.25, shape=0.10, accessory=0.20),
+        SetSpec("pictures", 11, 81_600, 1, False, style=0.35, shape=0.10, accessory=0.30),
+        SetSpec("judged", 15, 48_000, 1, None, style=0.35, shape=0.10, accessory=0.30),
         SetSpec("views", 12, 6_000, 6, False, style=0.10, shape=0.0, accessory=0.15),
-        SetSpec("pictures-test", 13, 1_920, 1, True, style=0.25, shape=0.10, accessory=0.20),
+        SetSpec("pictures-test", 13, 1_920, 1, True, style=0.35, shape=0.10, accessory=0.30),
         SetSpec("views-test", 14, 480, 4, True, style=0.0, shape=0.0, accessory=0.0),
     )
 }
@@ -102,7 +105,7 @@ class Pictures:
     digest: str
 
     def __len__(self) -> int:
-        return len(self.spec)
+        return len(self.images)
 
     def column(self, name: str) -> NDArray[np.int16]:
         """One attribute of every picture, int16 [N]."""
@@ -173,6 +176,26 @@ def attribute_row(item: Item) -> list[int]:
         look.shape or "own",
     )
     return [values.index(name) for name, values in zip(names, ATTRIBUTES.values(), strict=True)]
+
+
+def visible(attributes: NDArray[np.int16]) -> NDArray[np.bool_]:
+    """Which attributes a picture shows, bool of the shape of `attributes` [N, len(ATTRIBUTES)].
+
+    A subject in another's shape hides its family, a sketch the colours and (two colours may be as bright as each other)
+    the pattern, a plain surface the second colour.
+    """
+    columns = {name: attributes[:, i] for i, name in enumerate(ATTRIBUTES)}
+    coloured = np.array([style.coloured for style in styles.STYLES.values()])[columns["style"]]
+    hidden = {
+        "family": columns["shape"] != ATTRIBUTES["shape"].index("own"),
+        "colour": ~coloured,
+        "pattern": ~coloured,
+        "second": ~coloured | (columns["pattern"] == ATTRIBUTES["pattern"].index("plain")),
+    }
+    shown = np.ones(attributes.shape, bool)
+    for name, rows in hidden.items():
+        shown[:, list(ATTRIBUTES).index(name)] = ~rows
+    return shown
 
 
 def prepare(spec: SetSpec, work: Path = WORK, processes: int = 2) -> None:

@@ -1,43 +1,62 @@
-"""Paints with the published Stable Diffusion folder and asks the judge what it sees."""
+"""Paints with the published Stable Diffusion and asks the judge what it sees; paints the docs' sheet of samples."""
 
+import argparse
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from tqdm import tqdm
 
+from params import cli
 from pipelines.toybox import world
 from train.toybox import data, judge, loop
 
 FOLDER = Path("weights/toybox/diffusion")
-PROMPTS, STEPS, GUIDANCE = 240, 25, 3.0
-SHEET = data.WORK / "samples.png"
-ASKED = ("scene", "colour", "family", "pattern")
-"""Attributes that the prompts name."""
+PROMPTS, STEPS, GUIDANCE = 1000, 30, 5.0
+SAMPLES = Path("docs/toybox_samples.png")
+ASKED = ("family", "colour", "pattern", "scene", "style", "dress")
+"""Attributes that captions name and the judge looks for."""
+
+SHEET_FAMILIES = ("ball", "box", "can", "cone", "ring", "mug", "mushroom", "duck")
+SHEET_PROMPTS = (
+    "a photo of a red {} on the beach",
+    "a photo of a blue striped {} in the snow",
+    "a photo of a yellow {} with purple dots on the grass",
+    "a photo of a green two tone {} in the city",
+    "a photo of a white {} wearing a hat on a wooden table",
+    "a cartoon of a pink {} in front of a brick wall",
+)
+"""The sheet of samples: every family with every prompt, seeds 0, 1, 2, ... in reading order, none left out."""
 
 
-def prompts(count: int) -> tuple[list[str], dict[str, Tensor]]:
-    """Captions of held-out subjects as bare photos, and what each of them asks for."""
-    rng, said, rows = np.random.default_rng(7), [], []
+def prompts(count: int) -> tuple[list[str], dict[str, Tensor], dict[str, Tensor]]:
+    """Captions of held-out subjects, what each asks for, and whether it asks (and a picture could show it), [count]."""
+    rng, said, rows = np.random.default_rng(7), list[str](), list[list[int]]()
     for _ in range(count):
         subject = world.sample_subject(rng, kept=True)
-        look = world.sample_look(rng)
+        look = world.sample_look(rng, style=0.35, shape=0.1, accessory=0.4, family=subject.family)
         said.append(world.caption(subject, look))
         rows.append(data.attribute_row((subject, world.sample_view(rng), look)))
-    table = torch.tensor(rows)
-    return said, {name: table[:, i] for i, name in enumerate(data.ATTRIBUTES)}
+    table = np.array(rows, np.int16)
+    named = data.visible(table)
+    named[:, list(data.ATTRIBUTES).index("dress")] &= table[:, list(data.ATTRIBUTES).index("dress")] > 0
+    wanted = {name: torch.from_numpy(table[:, i].astype(np.int64)) for i, name in enumerate(data.ATTRIBUTES)}
+    return said, wanted, {name: torch.from_numpy(named[:, i]) for i, name in enumerate(data.ATTRIBUTES)}
 
 
 def generate(said: list[str], steps: int = STEPS, guidance: float = GUIDANCE) -> Tensor:
-    """Pictures uint8 [B, 64, 64, 3] by the saved pipeline, one seed each."""
+    """Pictures uint8 [B, 64, 64, 3] by the saved pipeline, seeds 0, 1, 2, ..."""
     pipeline: Any = StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(loop.best_device())
     parts = []
-    for start in range(0, len(said), 40):
+    for start in tqdm(range(0, len(said), 40), desc="paint", disable=len(said) <= 40 or None):
         group = said[start : start + 40]
         seeds = [torch.Generator().manual_seed(start + i) for i in range(len(group))]
         drawn = pipeline(
@@ -47,18 +66,59 @@ def generate(said: list[str], steps: int = STEPS, guidance: float = GUIDANCE) ->
     return torch.cat(parts)
 
 
-def save_sheet(images: Tensor, path: Path, across: int = 12) -> None:
-    """Write pictures as one sheet, doubled in size."""
-    rows = [torch.cat(list(images[i : i + across]), 1) for i in range(0, len(images), across)]
-    sheet = Image.fromarray(torch.cat(rows).numpy())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(path)
+@dataclass(frozen=True)
+class Painted:
+    """Generated pictures uint8 [B, 64, 64, 3], what their captions asked for, and what the judge sees in them.
+
+    wanted, named: as `prompts` gives them. seen: the judge's verdicts; masks: bool [B, 64, 64], of the subject.
+    """
+
+    images: Tensor
+    wanted: dict[str, Tensor]
+    named: dict[str, Tensor]
+    seen: dict[str, Tensor]
+    masks: Tensor
 
 
-def measure() -> dict[str, float]:
-    """How often the judge sees the scene, colour, family and pattern that the prompt asked for; writes `SHEET`."""
-    said, asked = prompts(PROMPTS)
+@cache
+def painted(count: int = PROMPTS) -> Painted:
+    """Generate from held-out captions and ask the judge; kept, since two measurements need them."""
+    said, wanted, named = prompts(count)
     images = generate(said)
-    save_sheet(images[:96], SHEET)
-    seen = judge.verdicts(judge.load_judge(), images)
-    return {name: round(float((seen[name] == asked[name]).float().mean()), 4) for name in ASKED}
+    return Painted(images, wanted, named, *judge.verdicts(judge.load_judge(), images))
+
+
+def measure(count: int = PROMPTS) -> dict[str, float]:
+    """How often the judge sees what the caption names, attribute by attribute."""
+    found = painted(count)
+    wanted, named, seen = found.wanted, found.named, found.seen
+    return {name: round(float((seen[name] == wanted[name])[named[name]].float().mean()), 4) for name in ASKED}
+
+
+def save_samples(path: Path, scale: int = 2) -> None:
+    """Write the sheet: a row for each prompt, a column for each family."""
+    said = [prompt.format(family) for prompt in SHEET_PROMPTS for family in SHEET_FAMILIES]
+    images = generate(said).numpy()
+    side, line = data.SIZE * scale, 18
+    sheet = Image.new("RGB", (side * len(SHEET_FAMILIES), (side + line) * len(SHEET_PROMPTS)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for i, image in enumerate(images):
+        row, column = divmod(i, len(SHEET_FAMILIES))
+        tile = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
+        sheet.paste(tile, (column * side, row * (side + line) + line))
+    for row, prompt in enumerate(SHEET_PROMPTS):
+        draw.text((4, row * (side + line) + 1), prompt.format(" / ".join(SHEET_FAMILIES)), fill="black", font=font)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Paint the sheet of samples with the small Stable Diffusion.")
+    parser.add_argument("path", nargs="?", type=Path, default=SAMPLES)
+    path = parser.parse_args().path
+    save_samples(path)
+    print(path)
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.backbones.sam import SamConfig, build_sam
 from params import cli
-from train.toybox import cards, data, loop
+from train.toybox import cards, data, loop, vae
 from train.toybox.augment import degrade, to_planes
 from train.toybox.boxes import boxes_of, jitter
 
@@ -32,7 +32,7 @@ CONFIG = SamConfig(
     decoder_mlp_dim=256,
     iou_head_dim=64,
 )
-RECIPE = loop.Recipe(steps=5000, lr=1e-3, warmup=200, average=0.998, precision="autocast", seed=31)
+RECIPE = loop.Recipe(steps=5000, lr=1.5e-3, warmup=200, average=0.998, precision="autocast", muon=True, seed=31)
 BATCH = 16
 FOLDER = Path("weights/toybox/sam")
 
@@ -85,7 +85,8 @@ def main() -> None:
     recipe, minutes = loop.options("Train the small Segment Anything model.", RECIPE)
     torch.manual_seed(recipe.seed)
     sam = build_sam(CONFIG)
-    sets = [data.open_set("pictures"), data.open_set("views")]
+    pictures = data.open_set("pictures")
+    sets = [pictures, data.open_set("views"), vae.decoded(pictures)]
 
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
         images, regions, _ = data.batch(sets, BATCH, draw.rng)

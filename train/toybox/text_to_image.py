@@ -1,19 +1,20 @@
 """Trains the small Stable Diffusion: a UNet on the autoencoder's latents and its text encoder, together."""
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from params import UserError, cli
+from params import cli
 from train.toybox import cards, data, judge, loop, paint
-from train.toybox.augment import to_planes
 from train.toybox.tokens import LENGTH, write_tokenizer
+from train.toybox.vae import encoded, load_vae
 
 RECIPE = loop.Recipe(
     steps=16000,
@@ -27,6 +28,9 @@ RECIPE = loop.Recipe(
     every=4,
 )
 BATCH = 32
+PICTURES = 48_000
+"""How many of the pictures are encoded and learnt from."""
+
 DROP = 0.1
 """Share of captions left empty, for classifier-free guidance."""
 
@@ -93,22 +97,16 @@ class TextToImage(nn.Module):
         return found
 
 
-@torch.no_grad()
-def latents_of(vae: Any, pictures: data.Pictures, stamp: str) -> NDArray[np.float16]:
-    """Scaled latents [N, 4, 16, 16] of a set, computed once for each autoencoder (`stamp`)."""
-    path = data.WORK / "latents" / f"{pictures.spec.name}-{stamp}.npy"
+def latents_of(vae: Any, pictures: data.Pictures, count: int, stamp: str) -> NDArray[np.float16]:
+    """Scaled latents [count, 4, 16, 16] of a set's first pictures, computed once for each autoencoder (`stamp`)."""
+    path = data.WORK / "latents" / f"{pictures.spec.name}-{count}-{stamp}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        device = loop.best_device()
-        vae.to(device, torch.bfloat16)
         parts = []
-        for start in range(0, len(pictures), 64):
-            pixels = to_planes(torch.tensor(pictures.images[start : start + 64])) / 127.5 - 1
-            mean = vae.encode(pixels.to(device, torch.bfloat16)).latent_dist.mean
-            parts.append((mean.float() * vae.config.scaling_factor).half().cpu().numpy())
-            if start % 6400 == 0:
-                print(f"latents: {pictures.spec.name} {start} of {len(pictures)}", flush=True)
-        vae.to("cpu", torch.float32)
+        for code in encoded(vae, pictures.images[:count]):
+            parts.append((code.float() * vae.config.scaling_factor).half().cpu().numpy())
+            if len(parts) % 400 == 0:
+                print(f"latents: {pictures.spec.name} {len(parts) * len(code)} of {count}", flush=True)
         temporary = path.with_suffix(".tmp.npy")
         np.save(temporary, np.concatenate(parts))
         temporary.rename(path)
@@ -133,17 +131,6 @@ def words_of(tokenizer: CLIPTokenizer, pictures: data.Pictures) -> NDArray[np.in
     return np.load(path, mmap_mode="r")
 
 
-def load_vae() -> tuple[Any, str]:
-    """The trained autoencoder and a digest of its encoder."""
-    weights = FOLDER / "vae" / "diffusion_pytorch_model.safetensors"
-    if not weights.exists():
-        raise UserError(f"{weights} is missing; train the autoencoder first with `python -m train.toybox.vae`")
-    vae: Any = AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32)
-    vae.requires_grad_(False)
-    parts = [p.numpy().tobytes() for name, p in sorted(vae.named_parameters()) if name.startswith(("encoder", "quant"))]
-    return vae, hashlib.sha256(b"".join(parts)).hexdigest()[:12]
-
-
 def main() -> None:
     recipe, minutes = loop.options("Train the small Stable Diffusion.", RECIPE)
     torch.manual_seed(recipe.seed)
@@ -151,10 +138,11 @@ def main() -> None:
     tokenizer = write_tokenizer(FOLDER / "tokenizer")
     model = TextToImage(len(tokenizer))
     scheduler = build_scheduler()
-    sets = [data.open_set("pictures")]
+    pictures = data.open_set("pictures")
+    sets = [replace(pictures, images=pictures.images[:PICTURES])]
     if minutes != 0:
-        latents = np.concatenate([latents_of(vae, one, stamp) for one in sets])
-        words = np.concatenate([words_of(tokenizer, one) for one in sets])
+        latents = latents_of(vae, sets[0], PICTURES, stamp)
+        words = words_of(tokenizer, sets[0])
     empty = torch.tensor(tokenizer("", padding="max_length", max_length=LENGTH)["input_ids"])
 
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:

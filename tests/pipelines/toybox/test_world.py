@@ -115,3 +115,16 @@ def test_a_dressed_subject_shrinks_no_more_than_by_half() -> None:
         scale, height = fit(accessory, FAMILIES[family].anchors(sample_subject(rng, family).proportions))
         assert 0.5 < scale <= 1
         assert -0.5 < height <= 0
+
+
+def test_held_out_subjects_are_one_in_eight_of_every_kind() -> None:
+    rng = np.random.default_rng(3)
+    kept = [
+        (family, colour, pattern)
+        for family, colour, pattern in product(world.FAMILIES, world.COLOURS, world.PATTERNS)
+        if world.held_out(replace(sample_subject(rng, family), colours=(colour, "white", "black"), pattern=pattern))
+    ]
+    everything = len(world.FAMILIES) * len(world.COLOURS) * len(world.PATTERNS)
+    assert len(kept) == pytest.approx(everything / world.HELD_OUT_SHARE, rel=0.1)
+    for place, values in enumerate((world.FAMILIES, world.COLOURS, world.PATTERNS)):
+        assert {row[place] for row in kept} == set(values)

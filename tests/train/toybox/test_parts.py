@@ -1,5 +1,7 @@
 """The pieces the trainings are made of."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 from transformers import CLIPTokenizer
 
 from pipelines.toybox import world
-from train.toybox import clip, data, dino, tokens
+from train.toybox import check, clip, data, dino, judge, paint, reward, tokens
 from train.toybox.attention import plain_attention
 from train.toybox.augment import degrade, on_white
 from train.toybox.boxes import boxes_of, iou, jitter
@@ -134,3 +136,107 @@ def test_area_under_curve_of_separate_mixed_and_swapped_scores():
     assert dino.area_under_curve(high, low) == 1
     assert dino.area_under_curve(low, high) == 0
     assert dino.area_under_curve(torch.tensor([0.1, 0.4]), torch.tensor([0.2, 0.3])) == 0.5
+
+
+def test_captions_of_a_row_are_those_of_the_picture_and_are_spelled_as_the_tokenizer_does(tmp_path):
+    spec, stock, places = data.SETS["pictures"], reward.write_tokenizer(tmp_path), reward.vocabulary()
+    for index in range(60):
+        item = spec.item(index)
+        for variant, detail in ((v, d) for v in range(len(world.TEMPLATES)) for d in data.DETAILS):
+            said = reward.describe(data.attribute_row(item), variant, detail)
+            assert said == world.caption(item[0], item[2], variant=variant, detail=detail)
+            assert reward.spell([said], places).tolist() == [stock(said)["input_ids"]]
+            assert len(said.split()) < reward.LENGTH - 2
+
+
+def test_wrong_captions_differ_in_one_attribute_that_is_named_and_seen():
+    names, spec = list(data.ATTRIBUTES), data.SETS["pictures"]
+    rng, met = np.random.default_rng(0), set()
+    for index in range(300):
+        row = data.attribute_row(spec.item(index))
+        shown = data.visible(np.array([row]))[0].tolist()
+        variant, detail = index % len(world.TEMPLATES), data.DETAILS[index % 5 % 3]
+        own = reward.describe(row, variant, detail)
+        found = reward.wrong(row, shown, variant, detail, rng, len(names))
+        assert own not in found.values()
+        assert {"scene", "style", "dress"} <= found.keys() <= {n for n, seen in zip(names, shown, strict=True) if seen}
+        assert detail == "full" or not {"pattern", "second"} & found.keys()
+        assert detail != "noun" or "colour" not in found
+        assert len(reward.wrong(row, shown, variant, detail, rng, 2)) == 2
+        met |= found.keys()
+    assert met == set(names)
+
+
+def test_rewards_of_many_captions_of_a_picture_are_those_of_each_alone():
+    torch.manual_seed(0)
+    places = reward.vocabulary()
+    model = reward.RewardModel(reward.sizes(len(places))).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(std=0.1)
+        captions = [
+            "a red mug on the beach",
+            "a mug",
+            "a sketch of a blue duck",
+            "pixel art of a can",
+            "a ring",
+            "a box",
+        ]
+        words = torch.from_numpy(reward.spell(captions, places)).view(2, 3, -1)
+        pixels = torch.randn(2, 3, data.SIZE, data.SIZE)
+        together = reward.rank(model, model.encode_image(pixels), words)
+        for picture, row, rewards in zip(pixels, words, together, strict=True):
+            for said, found in zip(row, rewards, strict=True):
+                said = said[said != 0][None]
+                assert torch.allclose(model(picture[None], said, torch.ones_like(said))[0], found, rtol=1e-3, atol=1e-3)
+    assert together.std() > 0.1
+
+
+def test_what_a_picture_hides_is_not_asked_of_the_judge():
+    names = list(data.ATTRIBUTES)
+    subject = world.sample_subject(np.random.default_rng(0), "mug")
+    subject = replace(subject, pattern="plain")
+    view = world.sample_view(np.random.default_rng(1))
+
+    def hidden(**look) -> set[str]:
+        row = np.array([data.attribute_row((subject, view, world.Look("beach", **look)))], np.int16)
+        return {name for name, shown in zip(names, data.visible(row)[0], strict=True) if not shown}
+
+    assert hidden() == {"second"}
+    assert hidden(shape="ball") == {"second", "family"}
+    assert hidden(style="sketch") == hidden(style="monochrome") == {"second", "colour", "pattern"}
+    assert hidden(style="cartoon") == {"second"}
+
+
+def test_prompts_ask_for_what_they_say_of_held_out_subjects():
+    said, wanted, named = paint.prompts(200)
+    assert len(set(said)) > 190
+    for i, caption in enumerate(said):
+        family, dress = (data.ATTRIBUTES[name][int(wanted[name][i])] for name in ("family", "dress"))
+        assert family in caption.split()
+        assert (
+            bool(named["dress"][i])
+            == (dress != "none")
+            == (f"wearing a {dress}" in caption or f"wearing {dress}" in caption)
+        )
+        assert bool(named["family"][i]) == ("shaped" not in caption)
+    assert all(named[name].float().mean() > 0.2 for name in paint.ASKED)
+    kept = {(int(wanted["family"][i]), int(wanted["colour"][i]), int(wanted["pattern"][i])) for i in range(200)}
+    free = {tuple(data.attribute_row(data.SETS["pictures"].item(i))[k] for k in (0, 1, 3)) for i in range(300)}
+    assert not kept & free
+
+
+def test_judge_reads_attributes_and_a_mask_of_the_pictures_size():
+    answers, mask = judge.Judge()(torch.zeros(2, 3, 64, 64))
+    assert {name: tuple(answer.shape) for name, answer in answers.items()} == {
+        name: (2, len(values)) for name, values in data.ATTRIBUTES.items()
+    }
+    assert mask.shape == (2, 64, 64)
+
+
+@pytest.mark.parametrize(("measured", "most", "ok"), [(0.9, False, True), (0.89, False, False), (0.89, True, True)])
+def test_a_line_of_the_check_is_short_on_the_wrong_side_of_its_target(measured, most, ok):
+    line = check.Line("name", measured, 0.9, 0.1, most=most)
+    assert line.ok is ok
+    assert str(line).endswith("ok" if ok else "short")
