@@ -6,8 +6,10 @@ work of the data stages only through this module.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from params import UserError
 
 # Small enough that a reader of one subject decodes little, large enough that Parquet's per-group cost does not show.
 ROW_GROUP = 4096
+# Parts of this size keep a table of millions of rows in few files, each still quick to read whole.
+PART_BYTES = 64 * 2**20
 
 REJECT_REASONS: dict[str, str] = {
     # decided from metadata by a source reader
@@ -321,13 +325,40 @@ def write_part(file: Path, name: str, table: pa.Table) -> None:
     temporary.replace(file)
 
 
+@contextlib.contextmanager
+def replacing(folder: Path, name: str) -> Iterator[Callable[[int], Path]]:
+    """Give the path of part 0, 1, ... of a new table; left without an error, it takes the old one's place."""
+    temporary = folder / f".{name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield lambda number: temporary / f"part-{number:05d}.parquet"
+        shutil.rmtree(folder / name, ignore_errors=True)
+        temporary.rename(folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write(folder: Path, name: str, table: pa.Table) -> None:
     """Write a whole table as one part under `folder/name`, replacing what is there."""
-    target = folder / name
-    target.mkdir(parents=True, exist_ok=True)
-    for old in target.glob("part-*.parquet"):
-        old.unlink()
-    write_part(target / "part-00000.parquet", name, sort(name, table))
+    with replacing(folder, name) as part:
+        write_part(part(0), name, sort(name, table))
+
+
+def write_pieces(folder: Path, name: str, pieces: Iterable[pa.Table]) -> None:
+    """Write a table that does not fit in memory, replacing what is there: pieces in key order, each sorted.
+
+    Pieces are joined to parts of about `PART_BYTES`; the same pieces give the same bytes.
+    """
+    with replacing(folder, name) as part:
+        number, held = 0, [from_rows(name, [])]
+        for piece in pieces:
+            held.append(piece)
+            if sum(table.nbytes for table in held) >= PART_BYTES:
+                write_part(part(number), name, pa.concat_tables(held))
+                number, held = number + 1, []
+        if held:
+            write_part(part(number), name, pa.concat_tables(held))
 
 
 def parts(folder: Path, name: str) -> list[Path]:
@@ -344,13 +375,8 @@ def parts(folder: Path, name: str) -> list[Path]:
 
 def read_part(file: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Return one part file, checked. `columns` limits what is read."""
-    try:
-        with pq.ParquetFile(file) as parquet:
-            check(name, parquet.schema_arrow.empty_table(), str(file))
-            table = parquet.read(columns=list(columns) if columns is not None else None)
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise TableError(f"{file} is not a readable Parquet file ({reason}); run its stage again") from None
+    with _opened(file, name) as parquet:
+        table = parquet.read(columns=list(columns) if columns is not None else None)
     return no_nulls(name, table, str(file))
 
 
@@ -363,10 +389,31 @@ def read(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Ta
     return pa.concat_tables([read_part(part, name, columns) for part in parts(folder, name)])
 
 
+def pieces(folder: Path, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield a table by its row groups, checked, in key order: what a table that does not fit in memory is read by."""
+    for file in parts(folder, name):
+        with _opened(file, name) as parquet:
+            for group in range(parquet.num_row_groups):
+                table = parquet.read_row_group(group, columns=list(columns) if columns is not None else None)
+                yield no_nulls(name, table, str(file))
+
+
 def rows(folder: Path, name: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a table as dictionaries, part by part."""
-    for part in parts(folder, name):
-        yield from read_part(part, name, columns).to_pylist()
+    """Yield the rows of a table as dictionaries, holding one row group of it at a time."""
+    for piece in pieces(folder, name, columns):
+        yield from piece.to_pylist()
+
+
+@contextlib.contextmanager
+def _opened(file: Path, name: str) -> Iterator[pq.ParquetFile]:
+    """Give a part file with its schema checked; what goes wrong while it is read names it."""
+    try:
+        with pq.ParquetFile(file) as parquet:
+            check(name, parquet.schema_arrow.empty_table(), str(file))
+            yield parquet
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise TableError(f"{file} is not a readable Parquet file ({reason}); run its stage again") from None
 
 
 def reject(frame_id: str, stage: str, reason: str, detail: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from shard_workers import SHARD_ITEMS, counts, folder_bytes, item, some_items
 from model.errors import ModelError
 from params import UserError
 from pipelines import shards, tables
+from pipelines.work import WorkFolder
 
 REPOSITORY = Path(__file__).parents[2]
 COUNT = 24
@@ -193,24 +194,28 @@ def embedding(number: int, width: int) -> dict:
 
 
 def test_large_shards_are_linked_and_small_ones_joined_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "PART_BYTES", 20_000)
+    monkeypatch.setattr(tables, "PART_BYTES", 20_000)
+    work = WorkFolder(str(tmp_path / "work"))
     widths = [8, 8, 20_000, 20_000, 8, 8, 4000, 4000, 4000, 8]
-    files = []
     for number, width in enumerate(widths):
-        files.append(tmp_path / "work" / f"{number}.parquet")
-        tables.write_part(files[-1], "embeddings", tables.from_rows("embeddings", [embedding(number, width)]))
-    shards._gather(tmp_path / "out", "embeddings", files)
+        with work.writing(f"{number}") as folder:
+            table = tables.from_rows("embeddings", [embedding(number, width)])
+            tables.write_part(folder / "embeddings.parquet", "embeddings", table)
+            (folder / "items.json").touch()
+    sizes = {shard: files["embeddings.parquet"] for shard, files in sorted(work.sizes().items())}
+    shards._gather(tmp_path / "out", "embeddings", work, sizes)
     parts = tables.parts(tmp_path / "out", "embeddings")
     numbers = [[int(row[2:]) for row in tables.read_part(part, "embeddings")["frame_id"].to_pylist()] for part in parts]
     assert numbers == [[0, 1], [2], [3], [4, 5, 6], [7], [8, 9]]
     linked = {number: part.stat().st_ino for part, (number, *_) in zip(parts, numbers, strict=True)}
-    assert {number: files[number].stat().st_ino for number in (2, 3, 7)}.items() <= linked.items()
+    files = {number: tmp_path / "work" / f"{number}" / "embeddings.parquet" for number in (2, 3, 7)}
+    assert {number: file.stat().st_ino for number, file in files.items()}.items() <= linked.items()
 
 
 def test_no_shards_make_an_empty_table_and_old_parts_are_gone(tmp_path):
     (tmp_path / "rejects").mkdir()
     (tmp_path / "rejects" / "part-00007.parquet").write_bytes(b"old")
-    shards._gather(tmp_path, "rejects", [])
+    shards._gather(tmp_path, "rejects", WorkFolder(str(tmp_path / "work")), {})
     assert tables.read(tmp_path, "rejects").num_rows == 0
     assert [part.name for part in tables.parts(tmp_path, "rejects")] == ["part-00000.parquet"]
 
@@ -264,19 +269,28 @@ def test_new_item_leaves_all_shards_as_they_are_but_those_up_to_the_next_boundar
 
 def test_index_of_rows_survives_tables_of_any_length(tmp_path):
     """An item without rows in a table does not shift those of its neighbours."""
-    items = tuple(some_items(3))
-    shard = shards._Shard(tmp_path / "work", items, ("embeddings", "rejects"))
+    keys = shards.Spool(some_items(3), tmp_path).keys
+    shard = shards.Shard(tuple(keys), ("embeddings", "rejects"))
     results = [
         {"embeddings": [embedding(1, 8), embedding(2, 8)]},
         {"rejects": [tables.reject("set/01/0", "count", "empty")]},
         {"embeddings": [embedding(3, 8)]},
     ]
-    shard.save(results)
-    index = shards._Index(tmp_path / "work")
-    for one, result in zip(items, results, strict=True):
-        found = index.rows(one)
-        assert found is not None
+    work = WorkFolder(str(tmp_path / "work"))
+    shard.save(work, results)
+    assert list(work.sizes()) == [shard.name]
+    index = shards._Index(work, [shard.name])
+    for key, result in zip(keys, results, strict=True):
+        found = index.rows(key)
         assert {name: len(rows) for name, rows in found.items() if rows} == {k: len(v) for k, v in result.items()}
         wanted = pa.concat_tables([tables.from_rows(name, rows) for name, rows in result.items()][:1])
         assert tables.from_rows(next(iter(result)), found[next(iter(result))]).equals(wanted)
-    assert index.rows(item("set/00", seed=9)) is None
+    assert keys[0]._replace(fingerprint="other") not in index
+
+
+def test_spooled_items_come_back_whole_and_in_path_order(tmp_path):
+    items = [item(name, seed=number) for number, name in enumerate(("s/b", "s/a/1", "s/a", "s-1/a"))]
+    spool = shards.Spool((one for one in items), tmp_path)
+    assert [key.id for key in spool.keys] == ["s/a", "s/a/1", "s/b", "s-1/a"]
+    assert sorted(map(spool.read, spool.keys), key=items.index) == items
+    assert not list(tmp_path.iterdir())
