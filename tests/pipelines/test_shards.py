@@ -1,5 +1,6 @@
 """The promises of the engine, kept with a stage that only makes up numbers."""
 
+import json
 import os
 import random
 import signal
@@ -67,7 +68,8 @@ def test_killed_driver_resumes_to_the_same_bytes_and_recomputes_only_what_is_mis
     """Meanwhile a second run says who holds the lock."""
     stuck = f"set/{COUNT // 2:02d}"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])}
-    command = [sys.executable, "-m", "shard_workers", str(tmp_path), str(COUNT), str(COUNT // 2)]
+    fates = json.dumps({COUNT // 2: str(tmp_path / "gate")})
+    command = [sys.executable, "-m", "shard_workers", str(tmp_path), str(COUNT), fates]
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment) as driver:
         trace = tmp_path / "trace"
         deadline = time.monotonic() + 120
@@ -163,6 +165,7 @@ def test_what_a_killed_run_left_half_written_does_no_harm(reference, run_params,
     summary = shard_workers.run(some_items(COUNT), run_params(), tmp_path / "out", tmp_path / "trace")
     shards.report("count", summary, tmp_path / "out")
     assert folder_bytes(tmp_path / "out") == folder_bytes(reference / "out")
+    assert not list(work.glob(".*.tmp"))
 
 
 def test_ray_listens_on_loopback_only_and_a_running_one_is_left_alone(ray_started, run_params):
