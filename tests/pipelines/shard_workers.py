@@ -127,6 +127,6 @@ if __name__ == "__main__":
     import shard_workers  # under its own name: Ray unpickles the worker class by it
 
     here = Path(sys.argv[1])
-    settings = {"workers": 1, "threads": 1, "device": "cpu", "gpus_per_worker": 0.0, "restarts": 3}
+    settings = {"workers": 1, "threads": 1, "decoders": 1, "device": "cpu", "gpus_per_worker": 0.0, "restarts": 3}
     stuck = shard_workers.some_items(int(sys.argv[2]), {int(sys.argv[3]): str(here / "gate")})
     shard_workers.run(stuck, RunParams(**settings, work=str(here / "work")), here / "out", here / "trace")
