@@ -7,6 +7,7 @@ work of the data stages only through this module.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from params import UserError
 
 # Small enough that a reader of one subject decodes little, large enough that Parquet's per-group cost does not show.
 ROW_GROUP = 4096
+# Parts of this size keep a table of millions of rows in few files, each still quick to read whole.
+PART_BYTES = 64 * 2**20
 
 REJECT_REASONS: dict[str, str] = {
     # decided from metadata by a source reader
@@ -165,7 +168,21 @@ TABLES: dict[str, TableSpec] = {
             "mask_score": Column(_f32, "predicted IoU of the mask, 0..1; 1 for an annotation"),
             "area": Column(_f32, "fraction of the photo"),
             "border_contact": Column(_f32, "fraction of the mask's outline that lies on the photo's border"),
-            "quality": Column(_text, "ok, or the first rule it breaks: small, large, border, low_score"),
+            "quality": Column(_text, "ok, or the first rule it breaks: small, large, border, off_box, low_score"),
+        },
+    ),
+    "agreement": TableSpec(
+        row="a photo with a shipped mask that Grounded SAM cut out as well",
+        keys=("frame_id",),
+        columns={
+            "frame_id": _frame_id,
+            "class_name": _class_name,
+            "height": Column(_i32, "px"),
+            "width": Column(_i32, "px"),
+            "annotated": Column(pa.binary(), "the shipped mask, cleaned; as masks.rle"),
+            "found": Column(pa.binary(), "Grounded SAM's, cleaned; null where it gave none", nullable=True),
+            "score": Column(_f32, "of the detection, 0..1; null where there was none", nullable=True),
+            "iou": Column(_f32, "intersection over union of both masks, 0..1; null with found", nullable=True),
         },
     ),
     "embeddings": TableSpec(
@@ -190,6 +207,15 @@ TABLES: dict[str, TableSpec] = {
             "values": Column(_half, "cosines -1..1, row-major"),
         },
     ),
+    "neighbours": TableSpec(
+        row="a subject with the subjects most like it, of those it shares a similarity group with",
+        keys=("subject_id",),
+        columns={
+            "subject_id": _subject_id,
+            "neighbours": Column(pa.list_(_text), "subject_ids, most similar first"),
+            "cosines": Column(_half, "of the neighbours, -1..1"),
+        },
+    ),
     "latents": TableSpec(
         row="a target photo",
         keys=("frame_id",),
@@ -203,7 +229,7 @@ TABLES: dict[str, TableSpec] = {
         },
     ),
     "features": TableSpec(
-        row="an augmentation of a segmented photo",
+        row="an augmentation of a segmented reference or positive photo",
         keys=("frame_id", "augmentation"),
         columns={
             "frame_id": _frame_id,
@@ -330,6 +356,27 @@ def write(folder: Path, name: str, table: pa.Table) -> None:
     write_part(target / "part-00000.parquet", name, sort(name, table))
 
 
+def write_parts(folder: Path, name: str, pieces: Iterable[pa.Table]) -> None:
+    """Write a table of any length whose `pieces` come in key order, replacing what is there; memory holds one part.
+
+    A part ends with the piece that fills it, so that the bytes depend on the pieces alone.
+    """
+    temporary = folder / f".{name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    number, held, size = 0, [from_rows(name, [])], 0
+    for piece in pieces:
+        held.append(piece.cast(TABLES[name].schema))
+        size += piece.nbytes
+        if size >= PART_BYTES:
+            write_part(temporary / f"part-{number:05d}.parquet", name, pa.concat_tables(held))
+            number, held, size = number + 1, held[:1], 0
+    if size or number == 0:
+        write_part(temporary / f"part-{number:05d}.parquet", name, pa.concat_tables(held))
+    shutil.rmtree(folder / name, ignore_errors=True)
+    temporary.rename(folder / name)
+
+
 def parts(folder: Path, name: str) -> list[Path]:
     """Return the part files of a table, in order.
 
@@ -367,6 +414,14 @@ def rows(folder: Path, name: str, columns: Sequence[str] | None = None) -> Itera
     """Yield the rows of a table as dictionaries, part by part."""
     for part in parts(folder, name):
         yield from read_part(part, name, columns).to_pylist()
+
+
+def batches(folder: Path, name: str, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+    """Yield `size` rows at a time of a table whose rows are large: a reader that stops early decodes no more."""
+    for part in parts(folder, name):
+        read_part(part, name, [])
+        with pq.ParquetFile(part) as parquet:
+            yield from parquet.iter_batches(batch_size=size, columns=list(columns))
 
 
 def reject(frame_id: str, stage: str, reason: str, detail: str = "") -> dict[str, Any]:

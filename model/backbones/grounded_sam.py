@@ -299,7 +299,7 @@ def canvas(height: int, width: int, shortest: int | None, longest: int | None) -
 
 
 def within(size: tuple[int, int], box: Sequence[float], score: float) -> Detection | None:
-    """`box` (corners relative to the photo) in pixels of `size` (height, width), cut to it; None where nothing is left."""
+    """`box` (corners relative to the photo) in pixels, cut to `size` (height, width); None where nothing is left."""
     x0, x1 = (min(max(x, 0.0), 1.0) * size[1] for x in (box[0], box[2]))
     y0, y1 = (min(max(y, 0.0), 1.0) * size[0] for y in (box[1], box[3]))
     return Detection((x0, y0, x1, y1), score) if x1 > x0 and y1 > y0 else None
