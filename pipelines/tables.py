@@ -416,6 +416,11 @@ def rows(folder: Path, name: str, columns: Sequence[str] | None = None) -> Itera
         yield from read_part(part, name, columns).to_pylist()
 
 
+def count(folder: Path, name: str) -> int:
+    """Return how many rows a table has."""
+    return sum(pq.read_metadata(part).num_rows for part in parts(folder, name))
+
+
 def batches(folder: Path, name: str, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
     """Yield `size` rows at a time of a table whose rows are large: a reader that stops early decodes no more."""
     for part in parts(folder, name):
