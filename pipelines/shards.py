@@ -253,19 +253,27 @@ def _compute(
     todo = {shard.name: [key for key in shard.keys if key not in index] for shard in missing}
     total = sum(map(len, todo.values()))
     device = run.torch_device()
-    actors = min(run.workers, len(missing))
+    started = connect(run)
+    import ray
+
+    options = reservation(run, device)
+    actors = min(run.workers, len(missing), room(ray.nodes(), options))
+    if actors == 0:
+        if started:
+            ray.shutdown()
+        raise UserError(
+            f"stage {stage}: no machine has {options['num_cpus']} CPUs and {options['num_gpus']} GPUs for a worker;"
+            " lower run.threads, run.decoders or run.gpus_per_worker, or set run.device"
+        )
     print(
         f"{stage}: {total} items in {len(missing)} shards, {actors} worker{'s' * (actors > 1)} on {device}", flush=True
     )
-    started = connect(run)
-    import ray
 
     deaths = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
     alive: list[Any] = []
 
-    def start(cpus: int = run.threads) -> Any:
-        options = {"num_cpus": cpus, "num_gpus": run.gpus_per_worker if device == "cuda" else 0}
-        alive.append(ray.remote(_Actor).options(**options).remote(worker, run.threads))
+    def start(**other: float) -> Any:
+        alive.append(ray.remote(_Actor).options(**options | other).remote(worker, run.threads))
         return alive[-1]
 
     def stop(actor: Any) -> None:
@@ -274,7 +282,7 @@ def _compute(
 
     def survives(items: Sequence[Item]) -> bool:
         """Whether a fresh worker lives through these items; an exception is no death."""
-        probe = start(cpus=0)  # the others hold theirs until they are given work, which waits for this answer
+        probe = start(num_cpus=0)  # the others hold theirs until they are given work, which waits for this answer
         try:
             ray.get(probe.compute.remote(items))
         except ray.exceptions.RayTaskError:
@@ -333,6 +341,21 @@ def _compute(
         if started:
             ray.shutdown()
     return total
+
+
+def reservation(run: RunParams, device: str) -> dict[str, float]:
+    """Return what an actor reserves: beside a GPU its CPU work is decoding, without one the model's."""
+    return {
+        "num_cpus": max(run.threads, run.decoders),
+        "num_gpus": run.gpus_per_worker if device == "cuda" else 0,
+    }
+
+
+def room(nodes: Sequence[dict[str, Any]], options: dict[str, float]) -> int:
+    """Return how many actors fit on the machines of `ray.nodes()`: one more would wait for ever, with its shard."""
+    needs = {name: amount for name, amount in zip(("CPU", "GPU"), options.values(), strict=True) if amount}
+    machines = [node["Resources"] for node in nodes if node["Alive"]]
+    return sum(min(int(m.get(name, 0) / need + 1e-6) for name, need in needs.items()) for m in machines)
 
 
 class _Actor:
@@ -396,7 +419,7 @@ def connect(run: RunParams) -> bool:
         return True
     ray.init(
         address="local",
-        num_cpus=max(run.workers * run.threads, 1),
+        num_cpus=max(run.workers * max(run.threads, run.decoders), 1),
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
         object_store_memory=128 * 2**20,  # only items and paths travel through it

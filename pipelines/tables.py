@@ -169,7 +169,21 @@ TABLES: dict[str, TableSpec] = {
             "mask_score": Column(_f32, "predicted IoU of the mask, 0..1; 1 for an annotation"),
             "area": Column(_f32, "fraction of the photo"),
             "border_contact": Column(_f32, "fraction of the mask's outline that lies on the photo's border"),
-            "quality": Column(_text, "ok, or the first rule it breaks: small, large, border, low_score"),
+            "quality": Column(_text, "ok, or the first rule it breaks: small, large, border, off_box, low_score"),
+        },
+    ),
+    "agreement": TableSpec(
+        row="a photo with a shipped mask that Grounded SAM cut out as well",
+        keys=("frame_id",),
+        columns={
+            "frame_id": _frame_id,
+            "class_name": _class_name,
+            "height": Column(_i32, "px"),
+            "width": Column(_i32, "px"),
+            "annotated": Column(pa.binary(), "the shipped mask, cleaned; as masks.rle"),
+            "found": Column(pa.binary(), "Grounded SAM's, cleaned; null where it gave none", nullable=True),
+            "score": Column(_f32, "of the detection, 0..1; null where there was none", nullable=True),
+            "iou": Column(_f32, "intersection over union of both masks, 0..1; null with found", nullable=True),
         },
     ),
     "embeddings": TableSpec(
@@ -194,6 +208,15 @@ TABLES: dict[str, TableSpec] = {
             "values": Column(_half, "cosines -1..1, row-major"),
         },
     ),
+    "neighbours": TableSpec(
+        row="a subject with the subjects most like it, of those it shares a similarity group with",
+        keys=("subject_id",),
+        columns={
+            "subject_id": _subject_id,
+            "neighbours": Column(pa.list_(_text), "subject_ids, most similar first"),
+            "cosines": Column(_half, "of the neighbours, -1..1"),
+        },
+    ),
     "latents": TableSpec(
         row="a target photo",
         keys=("frame_id",),
@@ -207,7 +230,7 @@ TABLES: dict[str, TableSpec] = {
         },
     ),
     "features": TableSpec(
-        row="an augmentation of a segmented photo",
+        row="an augmentation of a segmented reference or positive photo",
         keys=("frame_id", "augmentation"),
         columns={
             "frame_id": _frame_id,
@@ -345,20 +368,25 @@ def write(folder: Path, name: str, table: pa.Table) -> None:
         write_part(part(0), name, sort(name, table))
 
 
-def write_pieces(folder: Path, name: str, pieces: Iterable[pa.Table]) -> None:
-    """Write a table that does not fit in memory, replacing what is there: pieces in key order, each sorted.
+def write_parts(folder: Path, name: str, pieces: Iterable[pa.Table]) -> int:
+    """Write a table of any length whose `pieces` come in key order, replacing what is there; memory holds one part.
 
-    Pieces are joined to parts of about `PART_BYTES`; the same pieces give the same bytes.
+    A part ends with the piece that fills it, so that the bytes depend on the pieces alone. Return the number of rows.
     """
+    total = number = size = 0
+    empty = from_rows(name, [])
+    held = [empty]
     with replacing(folder, name) as part:
-        number, held = 0, [from_rows(name, [])]
         for piece in pieces:
-            held.append(piece)
-            if sum(table.nbytes for table in held) >= PART_BYTES:
+            held.append(piece.cast(empty.schema))
+            size += piece.nbytes
+            total += piece.num_rows
+            if size >= PART_BYTES:
                 write_part(part(number), name, pa.concat_tables(held))
-                number, held = number + 1, []
-        if held:
+                number, held, size = number + 1, [empty], 0
+        if len(held) > 1 or number == 0:
             write_part(part(number), name, pa.concat_tables(held))
+    return total
 
 
 def parts(folder: Path, name: str) -> list[Path]:
@@ -389,18 +417,17 @@ def read(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Ta
     return pa.concat_tables([read_part(part, name, columns) for part in parts(folder, name)])
 
 
-def pieces(folder: Path, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield a table by its row groups, checked, in key order: what a table that does not fit in memory is read by."""
+def stream(folder: Path, name: str, columns: Sequence[str] | None = None, size: int = ROW_GROUP) -> Iterator[pa.Table]:
+    """Yield a table `size` rows at a time, checked, in key order, for those who need not hold it whole."""
     for file in parts(folder, name):
         with _opened(file, name) as parquet:
-            for group in range(parquet.num_row_groups):
-                table = parquet.read_row_group(group, columns=list(columns) if columns is not None else None)
-                yield no_nulls(name, table, str(file))
+            for batch in parquet.iter_batches(batch_size=size, columns=list(columns) if columns is not None else None):
+                yield no_nulls(name, pa.Table.from_batches([batch]), str(file))
 
 
 def rows(folder: Path, name: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a table as dictionaries, holding one row group of it at a time."""
-    for piece in pieces(folder, name, columns):
+    """Yield the rows of a table as dictionaries, holding a row group of it at a time."""
+    for piece in stream(folder, name, columns):
         yield from piece.to_pylist()
 
 
@@ -414,6 +441,19 @@ def _opened(file: Path, name: str) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise TableError(f"{file} is not a readable Parquet file ({reason}); run its stage again") from None
+
+
+def count(folder: Path, name: str) -> int:
+    """Return how many rows a table has."""
+    return sum(pq.read_metadata(part).num_rows for part in parts(folder, name))
+
+
+def batches(folder: Path, name: str, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+    """Yield `size` rows at a time of a table whose rows are large: a reader that stops early decodes no more."""
+    for part in parts(folder, name):
+        read_part(part, name, [])
+        with pq.ParquetFile(part) as parquet:
+            yield from parquet.iter_batches(batch_size=size, columns=list(columns))
 
 
 def reject(frame_id: str, stage: str, reason: str, detail: str = "") -> dict[str, Any]:

@@ -137,7 +137,7 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
 
     def tile() -> None:
         ids, vectors = similarity.prototypes(similar)
-        tables.write_pieces(similar, "similarity", grouped(similarity.tiles(ids, vectors, tiling)))
+        tables.write_parts(similar, "similarity", grouped(similarity.tiles(ids, vectors, tiling)))
 
     for name, work in (("triplets", choose), ("items", embed), ("tiles", tile)):
         made[name] = seconds(work)

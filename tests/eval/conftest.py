@@ -33,7 +33,9 @@ def one_thread() -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunParams:
-    return RunParams(workers=1, threads=1, device="cpu", gpus_per_worker=0, restarts=0, work=str(tmp_path / "work"))
+    return RunParams(
+        workers=1, threads=1, decoders=1, device="cpu", gpus_per_worker=0, restarts=0, work=str(tmp_path / "work")
+    )
 
 
 @pytest.fixture

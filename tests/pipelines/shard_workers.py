@@ -156,7 +156,14 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 def main() -> None:
     here, count, fates = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
     workers = int(sys.argv[4]) if len(sys.argv) > 4 else 1
-    settings = {"threads": 1, "device": "cpu", "gpus_per_worker": 0.0, "restarts": 3, "work": str(here / "work")}
+    settings = {
+        "threads": 1,
+        "decoders": 1,
+        "device": "cpu",
+        "gpus_per_worker": 0.0,
+        "restarts": 3,
+        "work": str(here / "work"),
+    }
     items = some_items(count, {int(number): fate for number, fate in fates.items()})
     summary = run(items, RunParams(workers=workers, **settings), here / "out", here / "trace")
     shards.report("count", summary, here / "out")

@@ -44,8 +44,9 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
 def undisturbed(ray_started: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    settings = {"threads": 1, "device": "cpu", "gpus_per_worker": 0.0, "restarts": 3, "work": str(folder / "work")}
-    summary = shard_workers.run(some_items(COUNT), RunParams(workers=2, **settings), folder / "out", folder / "trace")
+    settings = {"workers": 2, "threads": 1, "decoders": 1, "device": "cpu", "gpus_per_worker": 0.0, "restarts": 3}
+    run = RunParams(**settings, work=str(folder / "work"))
+    summary = shard_workers.run(some_items(COUNT), run, folder / "out", folder / "trace")
     shards.report("count", summary, folder / "out")
     return folder_bytes(folder / "out")
 

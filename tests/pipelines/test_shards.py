@@ -31,7 +31,14 @@ def reference(ray_started, tmp_path_factory) -> Path:
     from params import RunParams
 
     folder = tmp_path_factory.mktemp("reference")
-    settings = {"threads": 1, "device": "cpu", "gpus_per_worker": 0.0, "restarts": 3, "work": str(folder / "work")}
+    settings = {
+        "threads": 1,
+        "decoders": 1,
+        "device": "cpu",
+        "gpus_per_worker": 0.0,
+        "restarts": 3,
+        "work": str(folder / "work"),
+    }
     summary = shard_workers.run(some_items(COUNT), RunParams(workers=1, **settings), folder / "out", folder / "trace")
     assert summary.items_computed == COUNT and summary.shards > 3
     shards.report("count", summary, folder / "out")
