@@ -148,9 +148,10 @@ class Root:
     def find(self, path: str = "") -> list[str]:
         """Return the paths of all files below a folder, sorted."""
         tree, full = self._place(path)
-        above = path.removesuffix(full) if tree is not self._tree else ""
-        below = "" if tree is not self._tree else self._base
-        return sorted(above + name[len(below) :].lstrip("/") for name in tree.find(full))
+        if tree is not self._tree:
+            archive = path.partition("/")[0]
+            return [f"{archive}/{name}" for name in tree.find(full)]
+        return sorted(name[len(self._base) :].lstrip("/") for name in tree.find(full))
 
     def exists(self, path: str) -> bool:
         """Whether there is a file or folder at `path`."""

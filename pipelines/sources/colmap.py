@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -90,7 +90,7 @@ class Model:
     images: tuple[Image, ...]
     read_points: Callable[[], np.ndarray]
 
-    @cached_property
+    @property
     def points(self) -> np.ndarray:
         """[N, 3] in world units, none where there is no file of them; ColmapError where it is cut off or malformed."""
         return self.read_points()

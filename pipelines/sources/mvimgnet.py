@@ -1,6 +1,6 @@
 """MVImgNet: `<class id>/<video id>/{images,masks,sparse/0}` and `mvimgnet_category.txt`.
 
-The set is published by class and as numbered parts, which overlap, with the masks in archives of their own. They may lie
+The set is published by class and as numbered parts, which overlap, with the masks in archives of their own; they may lie
 side by side, unpacked or not, `<archive>/<class id>/<video id>/...`: folders of the same class and video are one subject,
 whose frames, masks and sparse model each come from the first archive with them (unpacked ones first, then by name).
 Where a video folder of an archive holds pictures itself and no `images`, those are its masks.
@@ -120,7 +120,7 @@ class MVImgNet:
                     poses = colmap.poses(model)
                     by_name = {PurePosixPath(name).name: pose for name, pose in sorted(poses.items())}
                     by_stem = {PurePosixPath(name).stem: pose for name, pose in by_name.items()}
-                    return by_stem | by_name, colmap.object_centre(poses.values(), lambda: model.points)
+                    return by_stem | by_name, colmap.object_centre(poses.values(), model.read_points)
             except colmap.ColmapError as error:  # the photos are good without poses
                 _log.warning("%s: used without poses: %s", folder, error)
         return {}, None

@@ -4,8 +4,9 @@ Every box is a subject of its own with one photo, for Open Images does not say w
 subject is `<source>/<split>/<ImageID>/<BoxID>`, or ends with the number of the box in the photo where the segmentation
 file lacks it; its photo is `<subject>/0`. A photo without boxes is the subject `<source>/<split>/<ImageID>`.
 
-Only splits whose photo folder exists are read. The photos and masks of a split may lie in several folders or archives, as
-they are published: `train_0`, `train_0.tar`, `train-masks-0.zip`. Files and columns: https://storage.googleapis.com/openimages/web/
+Only splits whose photo folder exists are read. The photos and masks of a split may lie in several folders or archives,
+as they are published: `train_0`, `train_0.tar`, `train-masks-0.zip`. Files and columns:
+https://storage.googleapis.com/openimages/web/
 """
 
 from __future__ import annotations
