@@ -1,7 +1,7 @@
 """The filters of the curate stage: each takes a photo and returns why it is dropped, or nothing.
 
-A filter is one function here, one reason in `tables.REJECT_REASONS` and its thresholds in `params.yaml`; docs/filters.md
-says what they do to real photos.
+A filter is one function here, one reason in `tables.REJECT_REASONS` and its thresholds in `params.yaml`;
+docs/filters.md says what they do to real photos.
 """
 
 from __future__ import annotations

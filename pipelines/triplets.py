@@ -214,7 +214,7 @@ def _pick(
         return np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
 
     def nearest(distance: np.ndarray, stream: int, itself: np.ndarray, repeated: np.ndarray | None) -> np.ndarray:
-        even = (_uniform(keys, np.array(-1 - stream)) + 0.0)[:, None] + samples * _STEPS[stream]
+        even = _uniform(keys, np.array([-1 - stream]))[:, None] + samples * _STEPS[stream]
         drawn = band[0] + (band[1] - band[0]) * (even % 1.0)
         rounded = distance.round(_GRAIN)
         cost = np.abs(rounded - drawn[:, :, None]).round(_GRAIN) + chance[:, None] * 10.0**-_GRAIN

@@ -1,9 +1,9 @@
 """MVImgNet: `<class id>/<video id>/{images,masks,sparse/0}` and `mvimgnet_category.txt`.
 
-The set is published by class and as numbered parts, which overlap, with the masks in archives of their own; they may lie
-side by side, unpacked or not, `<archive>/<class id>/<video id>/...`: folders of the same class and video are one subject,
-whose frames, masks and sparse model each come from the first archive with them (unpacked ones first, then by name).
-Where a video folder of an archive holds pictures itself and no `images`, those are its masks.
+The set is published by class and as numbered parts, which overlap, with the masks in archives of their own; they may
+lie side by side, unpacked or not, `<archive>/<class id>/<video id>/...`: folders of the same class and video are one
+subject, whose frames, masks and sparse model each come from the first archive with them (unpacked ones first, then by
+name). Where a video folder of an archive holds pictures itself and no `images`, those are its masks.
 Layout: README of GAP-LAB-CUHK-SZ/MVImgNet and, for the masks, of luyues/MVImgNet2.0.
 """
 
