@@ -133,8 +133,7 @@ def run_stage(
     """
     started = time.monotonic()
     names = (kept, "rejects", *others)
-    # A lock wants a file system of this machine; runs of two machines into one URL only do some work twice.
-    here = out if is_url(run.work) else Path(run.work)
+    here = lock_folder(run, out)
     with exclusive(stage, here), room_on_disk(here):
         work = WorkFolder(run.work, stage, digest(stage, identity))
         work.sweep()
@@ -154,6 +153,14 @@ def run_stage(
     summary.input = sum(key.photos for key in spool.keys)
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def lock_folder(run: RunParams, out: Path) -> Path:
+    """Return where a stage's lock lies: beside the tables where the work folder is a URL, which cannot be locked.
+
+    Runs of two machines into one URL do some work twice, and no harm: what they write under one name is the same.
+    """
+    return out if is_url(run.work) else Path(run.work)
 
 
 class Key(NamedTuple):

@@ -240,7 +240,7 @@ def main() -> None:
     variant = load("backbones", BackbonesParams).variant
     sources = load("sources", list[SourceParams])
     out, here = data_dir() / "similarity", Path(__file__).parent
-    usable = segments.usable_masks(data_dir() / "mask")
+    usable = segments.usable(data_dir() / "mask")
     embedding = params.model_dump(include={"encoder", "weights", "margin", "batch_size"})
     model = here.parent / "model"
     code = [*(here / name for name in CODE), model / "backbones", model / "segment.py"]

@@ -31,20 +31,28 @@ REJECT_REASONS: dict[str, str] = {
     "no_annotation": "the photo has no box in the annotations",
     "missing_file": "the annotations name a photo that is not there",
     "bad_box": "the box is empty or outside the photo",
-    "group_of": "the box holds a group, not one subject",
-    "depiction": "the box holds a picture of the subject",
     "not_an_image": "the file is not an image",
+    # decided by curate from the annotations, before the photo is opened
     "class_not_wanted": "the class is not among the wanted ones",
-    # decided by curate
+    "occluded": "annotators say that something hides part of the subject",
+    "truncated": "annotators say that the subject goes on outside the photo",
+    "group_of": "annotators say that the box holds a group, not one subject",
+    "depiction": "annotators say that the box holds a picture of the subject",
+    "inside": "annotators say that the photo was taken inside the subject",
+    "several_instances": "the photo holds more boxes of the class than curate.filters.max_instances",
+    "subject_small": "the box covers less than curate.filters.min_subject_area",
+    "subject_large": "the box covers more than curate.filters.max_subject_area",
+    "subject_cut": "the box touches more sides of the photo than curate.filters.max_cut_sides",
+    # decided by curate from the pixels
     "empty": "the file has no bytes",
     "unreadable": "the file cannot be decoded as an image",
     "huge": "the photo has more pixels than curate.max_pixels",
-    "too_small": "the shorter side is below curate.min_side",
-    "bad_aspect": "the longer side is more than curate.max_aspect times the shorter",
-    "blurred": "sharpness is below curate.min_sharpness",
+    "too_small": "the shorter side is below curate.filters.min_side",
+    "bad_aspect": "the longer side is more than curate.filters.max_aspect times the shorter",
+    "blurred": "sharpness is below curate.filters.min_sharpness",
     "bad_exposure": "the photo is nearly black, nearly white or without contrast",
     "near_duplicate": "a frame of the same subject looks the same",
-    "subject_small": "the box covers less than curate.min_subject_area",
+    "duplicate": "a photo of another subject is the same picture",
     "too_few_views": "the subject has fewer good frames than curate.min_views",
     # decided by mask
     "mask_unreadable": "the shipped mask cannot be read or has another shape than the photo",
@@ -102,6 +110,9 @@ TABLES: dict[str, TableSpec] = {
             "source": Column(_text, "name of the source in params.yaml"),
             "class_name": _class_name,
             "caption": Column(_text, "holds class_name as whole words"),
+            "caption_origin": Column(_text, "shipped with the photo, template, or captioner"),
+            "noun_start": Column(_i32, "where class_name begins in the caption, characters"),
+            "noun_end": Column(_i32, "where it ends: the pseudo-word goes there"),
             "split": Column(_text, "train or test; whole subjects"),
             "path": Column(_text, "of the photo, relative to the root of its source"),
             "mask_path": Column(_text, "of the mask shipped with the photo, relative to the root", nullable=True),
@@ -109,8 +120,8 @@ TABLES: dict[str, TableSpec] = {
             "width": Column(_i32, "px, after EXIF rotation"),
             "height": Column(_i32, "px, after EXIF rotation"),
             "sha256": Column(_text, "of the file's bytes, hex"),
-            "phash": Column(pa.uint64(), "64-bit DCT perceptual hash"),
-            "sharpness": Column(_f32, "variance of the Laplacian at curate.sharpness_side px"),
+            "phash": Column(pa.binary(32), "256-bit DCT perceptual hash"),
+            "sharpness": Column(_f32, "variance of the Laplacian at curate.filters.sharpness_side px"),
             "rotation": Column(pa.list_(_f32, 9), "world to camera, row-major (COLMAP axes)", nullable=True),
             "translation": Column(pa.list_(_f32, 3), "world to camera", nullable=True),
             "focal": Column(pa.list_(_f32, 2), "fx, fy, px", nullable=True),
@@ -126,6 +137,9 @@ TABLES: dict[str, TableSpec] = {
             "stage": Column(_text, "the stage that dropped it"),
             "reason": Column(_text, "a key of REJECT_REASONS"),
             "detail": Column(_text, "the measured value or the decoder's message"),
+            "source": Column(_text, "name of the source in params.yaml, where a photo is meant", nullable=True),
+            "path": Column(_text, "of the photo, relative to the root of its source", nullable=True),
+            "box": Column(pa.list_(_f32, 4), "annotated x0, y0, x1, y1, fractions of the photo's sides", nullable=True),
         },
     ),
     "triplets": TableSpec(
@@ -417,7 +431,9 @@ def read(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Ta
     return pa.concat_tables([read_part(part, name, columns) for part in parts(folder, name)])
 
 
-def stream(folder: Path, name: str, columns: Sequence[str] | None = None, size: int = ROW_GROUP) -> Iterator[pa.Table]:
+def stream(
+    folder: Path, name: str, columns: Sequence[str] | None = None, size: int = 16 * ROW_GROUP
+) -> Iterator[pa.Table]:
     """Yield a table `size` rows at a time, checked, in key order, for those who need not hold it whole."""
     for file in parts(folder, name):
         with _opened(file, name) as parquet:
@@ -427,7 +443,7 @@ def stream(folder: Path, name: str, columns: Sequence[str] | None = None, size: 
 
 def rows(folder: Path, name: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table as dictionaries, holding a row group of it at a time."""
-    for piece in stream(folder, name, columns):
+    for piece in stream(folder, name, columns, ROW_GROUP):
         yield from piece.to_pylist()
 
 
@@ -456,11 +472,23 @@ def batches(folder: Path, name: str, columns: Sequence[str], size: int) -> Itera
             yield from parquet.iter_batches(batch_size=size, columns=list(columns))
 
 
-def reject(frame_id: str, stage: str, reason: str, detail: str = "") -> dict[str, Any]:
-    """Return a row of the rejects table; `reason` must be a key of REJECT_REASONS."""
+def reject(
+    frame_id: str,
+    stage: str,
+    reason: str,
+    detail: str = "",
+    source: str | None = None,
+    path: str | None = None,
+    box: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Return a row of the rejects table; `reason` must be a key of REJECT_REASONS.
+
+    source, path and box let the report show a photo that has no row in the frames table.
+    """
     if reason not in REJECT_REASONS:
         raise KeyError(f"'{reason}' is not in REJECT_REASONS")
-    return {"id": frame_id, "stage": stage, "reason": reason, "detail": detail}
+    row = {"id": frame_id, "stage": stage, "reason": reason, "detail": detail}
+    return row | {"source": source, "path": path, "box": list(box) if box else None}
 
 
 def encode_mask(mask: np.ndarray) -> bytes:

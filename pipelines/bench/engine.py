@@ -15,7 +15,8 @@ from params import RunParams
 from pipelines import shards, tables
 from pipelines.bench import photos
 from pipelines.bench.measure import Line, Setting
-from pipelines.curate import CurateWorker
+from pipelines.curate import CurateWorker, pack, unpack
+from pipelines.sources import Subject
 
 ITEMS = 4  # in a shard of the engine's part: enough for rows to have an order
 
@@ -37,9 +38,10 @@ class TimedWorker:
         results = []
         with (self.trace / str(os.getpid())).open("a") as stream:
             for payload in payloads:
+                photos = len(unpack(payload).photos)
                 began = time.monotonic()
                 results += self.worker.compute([payload])
-                print(began, time.monotonic(), len(payload.photos), file=stream)
+                print(began, time.monotonic(), photos, file=stream)
         return results
 
 
@@ -52,7 +54,7 @@ def run(work: Path, settings: RunParams, worker: Callable[[], shards.Worker], it
         worker,
         identity="bench",
         kept="frames",
-        others=["triplets"],
+        others=[],
         out=work / "out",
         run=settings.model_copy(update={"work": str(work / "shards"), "device": "cpu"}),
         shard_items=mean,
@@ -84,10 +86,7 @@ def idle_items(count: int) -> Iterator[shards.Item]:
 def workers(setting: Setting) -> Iterator[Line]:
     """Photos a second of two workers over one, while all of them work."""
     source, work = photos.source(setting), setting.sizes.work / "workers"
-    items = [
-        shards.Item(subject.subject_id, "", tuple(photo.frame_id for photo in subject.photos), subject)
-        for subject in photos.subjects(source, setting.sizes.photos)
-    ]
+    items = subject_items(photos.subjects(source, setting.sizes.photos))
     two = setting.run.model_copy(update={"workers": 2, "threads": 1})
     started = shards.connect(two)
     try:
@@ -98,7 +97,7 @@ def workers(setting: Setting) -> Iterator[Line]:
                 trace = setting.sizes.work / "trace"
                 shutil.rmtree(trace, ignore_errors=True)
                 trace.mkdir(parents=True)
-                worker = partial(TimedWorker, partial(CurateWorker, setting.curate, [source]), trace)
+                worker = partial(TimedWorker, partial(CurateWorker, setting.curate, [source], "cpu"), trace)
                 run(work, two.model_copy(update={"workers": count}), worker, items, 1)
                 rates.append(busy_rate([file.read_text() for file in sorted(trace.iterdir())]))
             turns.append((rates[0], rates[1]))
@@ -107,6 +106,11 @@ def workers(setting: Setting) -> Iterator[Line]:
     one, both = (statistics.median(column) for column in zip(*turns, strict=True))
     detail = f"{both:.0f} and {one:.0f} photos/s, {os.cpu_count()} cores"
     yield Line("two workers over one", statistics.median(b / a for a, b in turns), 1.7, detail=detail)
+
+
+def subject_items(some: Sequence[Subject]) -> list[shards.Item]:
+    """Return the curate stage's items of subjects."""
+    return [shards.Item(s.subject_id, "", tuple(photo.frame_id for photo in s.photos), pack(s)) for s in some]
 
 
 def busy_rate(traces: Sequence[str]) -> float:

@@ -32,8 +32,8 @@ def others(setting: Setting) -> Iterator[Line]:
     chosen = photos.subjects(source, setting.sizes.photos)
     files = [str(Path(source.root) / photo.path) for subject in chosen for photo in subject.photos]
     two = setting.run.model_copy(update={"workers": 2, "threads": 1})
-    items = [shards.Item(s.subject_id, "", tuple(p.frame_id for p in s.photos), s) for s in chosen]
-    worker = partial(CurateWorker, setting.curate, [source])
+    items = engine.subject_items(chosen)
+    worker = partial(CurateWorker, setting.curate, [source], "cpu")
     started = shards.connect(two)
     ways: dict[str, Callable[[Path], Any]] = {
         "this repository, 2 workers": lambda out: engine.run(out, two, worker, items, setting.curate.shard_subjects),
@@ -61,12 +61,12 @@ def others(setting: Setting) -> Iterator[Line]:
 
 def examine(data: bytes, params: CurateParams) -> dict[str, Any]:
     """Return what the curate stage finds out about one photo, as one would write it down without a schema."""
-    row: dict[str, Any] = {"sha256": hashlib.sha256(data).hexdigest(), "reason": "", "phash": 0, "sharpness": 0.0}
+    row: dict[str, Any] = {"sha256": hashlib.sha256(data).hexdigest(), "reason": "", "phash": b"", "sharpness": 0.0}
     try:
-        photo = filters.Candidate(decode_image(data, params.max_pixels), None, params.filters.sharpness_side)
+        photo = filters.Candidate(decode_image(data, params.max_pixels), params.filters.sharpness_side)
     except DecodeError as error:
         return row | {"reason": error.reason}
-    reason = filters.first_reason(photo, params.filters)
+    reason = filters.first_reason(photo, filters.OF_PIXELS, params.filters)
     return row | {"reason": reason[0] if reason else "", "phash": photo.phash, "sharpness": photo.sharpness}
 
 
@@ -98,7 +98,7 @@ def write(rows: list[dict[str, Any]], file: Path) -> None:
 
 
 def kind(value: Any) -> pa.DataType:
-    return {str: pa.string(), int: pa.uint64(), float: pa.float32()}[type(value)]
+    return {str: pa.string(), bytes: pa.binary(), float: pa.float32()}[type(value)]
 
 
 def ray_data(files: Sequence[str], params: CurateParams, out: Path) -> None:

@@ -1,26 +1,25 @@
-"""Metadata without photos, at the size of MVImgNet: triplets, the next stage's items, prototypes and tiles.
+"""Metadata without photos, at the size of MVImgNet: frames, duplicates, triplets, the next stage's items, tiles.
 
 `python -m pipelines.bench.scale ROWS FOLDER` is one measurement, in a process of its own: its peak memory counts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from itertools import groupby
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from params import RunParams, load, passed_on
-from pipelines import shards, similarity, subjects, tables, triplets
+from pipelines import duplicates, shards, similarity, subjects, tables, triplets
 from pipelines.bench.measure import Line, Setting, seconds
 from pipelines.curate import CurateParams
 from pipelines.similarity import SimilarityParams
@@ -32,18 +31,10 @@ GIGABYTES = 4.0
 
 
 class ViewWorker:
-    """Makes up the frames of subjects, on a ring around them, and chooses triplets as curate does."""
-
-    def __init__(self, params: triplets.TripletParams) -> None:
-        self.params = params
+    """Makes up the frames of subjects, seen from a ring around them."""
 
     def compute(self, payloads: Sequence[tuple[str, int]]) -> list[shards.Rows]:
-        results: list[shards.Rows] = []
-        for subject_id, count in payloads:
-            frames = [frame(subject_id, view, count) for view in range(count)]
-            rows = triplets.select(subject_id, "ball", triplets.viewing_directions(frames), self.params)
-            results.append({"frames": frames, "triplets": rows})
-        return results
+        return [{"frames": [frame(subject, view, count) for view in range(count)]} for subject, count in payloads]
 
 
 class VectorWorker:
@@ -63,6 +54,9 @@ def frame(subject_id: str, view: int, count: int) -> dict[str, Any]:
         "source": "bench",
         "class_name": "ball",
         "caption": "a photo of a ball",
+        "caption_origin": "template",
+        "noun_start": 13,
+        "noun_end": 17,
         "split": "train",
         "path": f"{subject_id}/images/{view:03d}.jpg",
         "mask_path": None,
@@ -70,7 +64,7 @@ def frame(subject_id: str, view: int, count: int) -> dict[str, Any]:
         "width": 1080,
         "height": 1920,
         "sha256": f"{zlib.crc32(subject_id.encode()):056x}{view:08x}",
-        "phash": view,
+        "phash": hashlib.sha256(f"{subject_id}/{view}".encode()).digest(),
         "sharpness": 100.0,
         "rotation": rotation.reshape(-1).tolist(),
         "translation": [0.0, 0.0, 2.0],
@@ -119,33 +113,35 @@ def scale(setting: Setting) -> Iterator[Line]:
 
 
 def measure(rows: int, folder: Path) -> dict[str, Any]:
-    """Run curate's, the next stage's and similarity's bookkeeping over `rows` made-up frames."""
+    """Run the bookkeeping of curate and similarity over `rows` made-up frames."""
     shutil.rmtree(folder, ignore_errors=True)
     run = load("run", RunParams).model_copy(update={"work": str(folder / "work"), "device": "cpu"})
-    pairing, tiling = load("curate", CurateParams).triplets, load("similarity", SimilarityParams)
+    curating, tiling = load("curate", CurateParams), load("similarity", SimilarityParams)
     common: dict[str, Any] = {"identity": "bench", "run": run, "shard_items": SHARD}
     made: dict[str, float] = {}
     curate, similar = folder / "curate", folder / "similarity"
 
-    def choose() -> None:
-        worker = partial(ViewWorker, pairing)
-        shards.run_stage("pair", items(rows), worker, kept="frames", others=["triplets"], out=curate, **common)
+    def frames() -> None:
+        shards.run_stage("frames", items(rows), ViewWorker, kept="frames", others=[], out=curate, **common)
 
     def embed() -> None:
-        frames = subjects.items(curate, ["source", "path"])
-        shards.run_stage("embed", frames, VectorWorker, kept="embeddings", others=[], out=similar, **common)
+        again = subjects.items(curate, ["source", "path"])
+        shards.run_stage("embed", again, VectorWorker, kept="embeddings", others=[], out=similar, **common)
 
     def tile() -> None:
         ids, vectors = similarity.prototypes(similar)
-        tables.write_parts(similar, "similarity", grouped(similarity.tiles(ids, vectors, tiling)))
+        tables.write_parts(similar, "similarity", similarity.tiles(ids, vectors, tiling))
 
-    for name, work in (("triplets", choose), ("items", embed), ("tiles", tile)):
-        made[name] = seconds(work)
+    made["frames"] = seconds(frames)
+    made["duplicates"] = seconds(lambda: across_subjects(curate, curating.filters.duplicate_bits))
+    made["triplets"] = seconds(lambda: triplets.write(curate, curating.triplets))
+    made["items"] = seconds(embed)
+    made["tiles"] = seconds(tile)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     values = {
         "subjects": max(round(rows / VIEWS), 1),
-        "triplets": sum(1 for _ in tables.rows(curate, "triplets", ["triplet_id"])),
-        "tiles": sum(1 for _ in tables.rows(similar, "similarity", ["tile_id"])),
+        "triplets": tables.count(curate, "triplets"),
+        "tiles": tables.count(similar, "similarity"),
         "seconds": made,
         "gigabytes": peak / 1e9,
     }
@@ -153,10 +149,9 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
     return values
 
 
-def grouped(rows: Iterable[dict[str, Any]]) -> Iterator[Any]:
-    """Yield the tiles of each group as a table."""
-    for _, group in groupby(rows, key=lambda row: (row["grouping"], row["group"])):
-        yield tables.from_rows("similarity", list(group))
+def across_subjects(curate: Path, max_bits: int) -> None:
+    """Look for photos that subjects share; made-up ones do not."""
+    duplicates.drop(curate, max_bits, 1, {})
 
 
 if __name__ == "__main__":

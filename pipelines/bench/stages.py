@@ -11,7 +11,7 @@ from model.backbones.variant import load_variant
 from pipelines import similarity
 from pipelines.bench import forwards, photos
 from pipelines.bench.measure import Line, Setting, ratio
-from pipelines.curate import CurateWorker
+from pipelines.curate import CurateWorker, pack
 from pipelines.mask import MaskWorker
 from pipelines.shards import Worker
 from pipelines.similarity import SimilarityWorker
@@ -22,7 +22,8 @@ def decode(setting: Setting) -> Iterator[Line]:
     """The curate stage's worker over reading and decoding the same files."""
     source = photos.source(setting)
     chosen = photos.subjects(source, setting.sizes.photos)
-    worker, roots = CurateWorker(setting.curate, [source]), Roots([source])
+    worker, roots = CurateWorker(setting.curate, [source], "cpu"), Roots([source])
+    payloads = [pack(subject) for subject in chosen]
     paths = [photo.path for subject in chosen for photo in subject.photos if photo.reject is None]
 
     def bare() -> None:
@@ -30,27 +31,29 @@ def decode(setting: Setting) -> Iterator[Line]:
             decode_image(roots[source.name].read(path), setting.curate.max_pixels)
 
     repeats = setting.sizes.repeats
-    yield ratio("decode+filter over decode", lambda: worker.compute(chosen), bare, len(paths), "photo", 0.8, repeats)
+    yield ratio("decode+filter over decode", lambda: worker.compute(payloads), bare, len(paths), "photo", 0.8, repeats)
 
 
 def mask(setting: Setting) -> Iterator[Line]:
     """The mask stage's worker, cutting out all photos, over the forward passes it makes."""
     source, frames = at_resolution(setting)
     params = setting.mask.model_copy(update={"method": "grounded_sam"})
-    worker = MaskWorker(params, setting.variant, [source], setting.run.torch_device())
+    run = setting.run
+    worker = MaskWorker(params, setting.variant, [source], run.torch_device(), run.decoders)
     yield over_forwards("mask over forward", worker, frames, params.shard_subjects, setting)
 
 
 def embed(setting: Setting) -> Iterator[Line]:
     """The similarity stage's worker over the forward passes it makes."""
     source, frames = at_resolution(setting)
-    params = setting.mask.model_copy(update={"method": "annotated"})
+    params = setting.mask.model_copy(update={"method": "annotated", "compare": 0.0})
     masks = MaskWorker(params, setting.variant, [source], "cpu").compute(frames)
     segmented = [
         [{**frame, "extra": row} for frame, row in zip(rows, made["masks"], strict=True)]
         for rows, made in zip(frames, masks, strict=True)
     ]
-    worker = SimilarityWorker(setting.similarity, setting.variant, [source], setting.run.torch_device())
+    run = setting.run
+    worker = SimilarityWorker(setting.similarity, setting.variant, [source], run.torch_device(), run.decoders)
     yield over_forwards("embed over forward", worker, segmented, setting.similarity.shard_subjects, setting)
 
 
@@ -58,7 +61,9 @@ def at_resolution(setting: Setting) -> tuple[SourceParams, list[list[dict[str, A
     """Return photos of the size that the variant's models were made for, and their frame rows by subject."""
     side = load_variant(setting.variant).resolution
     source = photos.drawn(setting.sizes.work, setting.sizes.model_photos, (side, side))
-    rows = CurateWorker(setting.curate, [source]).compute(photos.subjects(source, setting.sizes.model_photos))
+    rows = CurateWorker(setting.curate, [source], "cpu").compute(
+        [pack(subject) for subject in photos.subjects(source, setting.sizes.model_photos)]
+    )
     return source, [made["frames"] for made in rows if made["frames"]]
 
 

@@ -74,12 +74,15 @@ def frame(frame_id: str, class_name: str, split: str) -> dict[str, Any]:
         "source": "photos",
         "class_name": class_name,
         "caption": f"a {class_name}",
+        "caption_origin": "template",
+        "noun_start": 2,
+        "noun_end": 2 + len(class_name),
         "split": split,
         "path": f"{frame_id}.png",
         "width": SIDE,
         "height": SIDE,
         "sha256": "0" * 64,
-        "phash": 1,
+        "phash": bytes(32),
         "sharpness": 9.0,
     }
 

@@ -43,6 +43,12 @@ def ray_started() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes of archives go to a folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def run_params(tmp_path: Path) -> Callable[..., params.RunParams]:
     """`run_params(workers=2)`: how a stage is run, with a work folder of the test's own."""

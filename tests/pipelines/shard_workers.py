@@ -165,7 +165,7 @@ def main() -> None:
         "work": str(here / "work"),
     }
     items = some_items(count, {int(number): fate for number, fate in fates.items()})
-    summary = run(items, RunParams(workers=workers, **settings), here / "out", here / "trace")
+    summary = run(items, RunParams(**settings, workers=workers, work=str(here / "work")), here / "out", here / "trace")
     shards.report("count", summary, here / "out")
 
 

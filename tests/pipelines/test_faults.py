@@ -23,8 +23,7 @@ from shard_workers import SHARD_ITEMS, counts, folder_bytes, some_items
 
 from params import RunParams, UserError
 from pipelines import shards, tables
-from pipelines.curate import CurateParams, CurateWorker
-from pipelines.sources import open_source
+from pipelines.curate import CurateParams, CurateWorker, items_of
 from pipelines.storage import SourceParams
 
 REPOSITORY = Path(__file__).parents[2]
@@ -171,14 +170,11 @@ def test_photo_that_crashes_the_decoder(ray_started, section, run_params, tmp_pa
     def curate(worker: type[CurateWorker], out: Path, workers: int) -> None:
         summary = shards.run_stage(
             "curate",
-            [
-                shards.Item(s.subject_id, "", tuple(p.frame_id for p in s.photos), s)
-                for s in open_source(source).subjects()
-            ],
-            partial(worker, params, [source]),
+            items_of(source),
+            partial(worker, params, [source], "cpu"),
             identity=[worker.__name__],
             kept="frames",
-            others=["triplets"],
+            others=[],
             out=out,
             run=run_params(workers=workers, work=out / "work"),
             shard_items=params.shard_subjects,
@@ -190,10 +186,9 @@ def test_photo_that_crashes_the_decoder(ray_started, section, run_params, tmp_pa
     curate(CurateWorker, tmp_path / "unread", 1)
     crashed = [(row["id"], row["reason"]) for row in tables.rows(tmp_path / "crash1", "rejects")]
     assert crashed == [("own/mug/2/0", "crashed"), ("own/mug/2/1", "crashed")]
-    for name in ("frames", "triplets"):
-        rows = [row for row in tables.rows(tmp_path / "unread", name) if row["subject_id"] != "own/mug/2"]
-        assert rows and list(tables.rows(tmp_path / "crash1", name)) == rows
-        assert folder_bytes(tmp_path / "crash1" / name) == folder_bytes(tmp_path / "crash2" / name)
+    rows = [row for row in tables.rows(tmp_path / "unread", "frames") if row["subject_id"] != "own/mug/2"]
+    assert len(rows) == 6 and list(tables.rows(tmp_path / "crash1", "frames")) == rows
+    assert folder_bytes(tmp_path / "crash1" / "frames") == folder_bytes(tmp_path / "crash2" / "frames")
 
 
 def test_two_runs_at_once(undisturbed, driver, tmp_path):
