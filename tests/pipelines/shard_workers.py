@@ -1,6 +1,6 @@
 """A stage small enough to be killed and counted; Ray's worker processes import it by name.
 
-`python -m shard_workers FOLDER COUNT FATES [WORKERS]` runs it as the driver that a test kills or starves.
+`python -m shard_workers FOLDER COUNT FATES [WORKERS [WORK]]` runs it as the driver that a test kills or starves.
 """
 
 from __future__ import annotations
@@ -156,6 +156,7 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 def main() -> None:
     here, count, fates = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
     workers = int(sys.argv[4]) if len(sys.argv) > 4 else 1
+    work = sys.argv[5] if len(sys.argv) > 5 else str(here / "work")
     settings = {
         "threads": 1,
         "decoders": 1,
@@ -165,7 +166,7 @@ def main() -> None:
         "work": str(here / "work"),
     }
     items = some_items(count, {int(number): fate for number, fate in fates.items()})
-    summary = run(items, RunParams(**settings, workers=workers, work=str(here / "work")), here / "out", here / "trace")
+    summary = run(items, RunParams(**settings, workers=workers, work=work), here / "out", here / "trace")
     shards.report("count", summary, here / "out")
 
 

@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import re
+import secrets
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,6 +32,7 @@ from pipelines.curate import CurateParams, CurateWorker, items_of
 from pipelines.storage import SourceParams
 
 REPOSITORY = Path(__file__).parents[2]
+RAY = Path(sys.executable).with_name("ray")
 COUNT = 24
 PATIENCE = 300  # seconds, for a machine that has other work; a test takes a few
 
@@ -209,3 +215,108 @@ def test_two_runs_at_once(undisturbed, driver, tmp_path):
     assert other.wait(PATIENCE) == 0
     assert set(counts(tmp_path / "trace").values()) == {1}
     assert folder_bytes(tmp_path / "out") == undisturbed
+
+
+class Cluster:
+    """A head on loopback that wants a token, with a dashboard that takes jobs."""
+
+    def __init__(self, folder: Path) -> None:
+        gcs, dashboard, client, agent = free_ports(4)
+        self.address = f"http://127.0.0.1:{dashboard}"
+        path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
+        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "PYTHONPATH": path}
+        command = [str(RAY), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
+        command += ["--node-ip-address=127.0.0.1", f"--port={gcs}", f"--ray-client-server-port={client}"]
+        command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+        command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}"]
+        self.process = subprocess.Popen(command, env=self.environment, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + PATIENCE
+        while self.run("job", "list", f"--address={self.address}").returncode:
+            assert self.process.poll() is None and time.monotonic() < deadline
+            time.sleep(1)
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of Ray's."""
+        return subprocess.run([str(RAY), *words], env=self.environment, capture_output=True, text=True, cwd=REPOSITORY)
+
+    def end(self) -> None:
+        self.process.send_signal(signal.SIGTERM)  # --block ends what it started, and nothing else on the machine
+        self.process.wait(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: sockets lie in it
+        running = Cluster(Path(folder))
+        yield running
+        running.end()
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in sockets]
+
+
+def dvc_stage(folder: Path, cluster: Cluster, command: str) -> subprocess.Popen[str]:
+    """Start `dvc repro` of a stage that submits `command` as a job."""
+    submit = f"{sys.executable} -m pipelines.submit --address {cluster.address} --working-dir {folder / 'code'}"
+    (folder / "code").mkdir()
+    stage = {"cmd": f"{submit} --env PYTHONPATH -- {command}"}
+    (folder / "dvc.yaml").write_text(json.dumps({"stages": {"count": stage}}))
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "--no-scm", "--quiet"], cwd=folder, check=True)
+    return subprocess.Popen(
+        [*dvc, "repro"],
+        cwd=folder,
+        env=cluster.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_job_without_the_token_is_refused(cluster):
+    environment = cluster.environment | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    command = [sys.executable, "-m", "pipelines.submit", "--address", cluster.address, "--", "true"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert f"the cluster at {cluster.address} takes no job" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_submitted_job_writes_the_bytes_of_a_run_here(undisturbed, cluster, tmp_path):
+    environment = json.dumps({"env_vars": {"PYTHONPATH": cluster.environment["PYTHONPATH"]}})
+    command = [sys.executable, "-m", "shard_workers", str(tmp_path), str(COUNT), "{}", "2"]
+    done = cluster.run(
+        "job", "submit", f"--address={cluster.address}", f"--runtime-env-json={environment}", "--", *command
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert folder_bytes(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "code"), [("true", 0), ("false", 1)])
+def test_dvc_stage_ends_as_its_job_ends(cluster, tmp_path, command, code):
+    process = dvc_stage(tmp_path, cluster, command)
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert (process.returncode == 0) == (code == 0), said
+    assert ("is failed" in said) == (code != 0)
+
+
+@pytest.mark.slow
+def test_dvc_stage_fails_when_its_job_is_stopped(cluster, tmp_path):
+    process = dvc_stage(tmp_path, cluster, f"touch {tmp_path / 'begun'} && sleep 600".join(["sh -c '", "'"]))
+    deadline = time.monotonic() + PATIENCE
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    jobs = cluster.run("job", "list", f"--address={cluster.address}").stdout
+    (job,) = re.findall(r"submission_id='(\w+)'[^)]*RUNNING", jobs)
+    assert cluster.run("job", "stop", f"--address={cluster.address}", job).returncode == 0
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode != 0
+    assert f"job {job} is stopped" in said
