@@ -7,7 +7,7 @@ BIN := .venv/bin
 # The stages are commands of this environment, whether or not it is active.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lint lock clean toybox toybox-check
+.PHONY: repro test lint lock clean toybox toybox-check bench-data
 .DEFAULT_GOAL := repro
 
 repro: .venv/installed
@@ -45,3 +45,7 @@ toybox: .venv/installed
 # What the toybox's backbones can do, against targets and chance.
 toybox-check: .venv/installed
 	$(BIN)/python -m train.toybox.check
+
+# What the data stages cost beside the work itself, against goals; PARTS="decode tile" or OPTIONS="--repeats 3" for less.
+bench-data: .venv/installed
+	$(BIN)/python -m pipelines.bench $(PARTS) $(OPTIONS)

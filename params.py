@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import pydantic
 import yaml
+from pydantic import Field
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -37,6 +38,7 @@ class RunParams(Section):
 
     workers: int  # Ray actors of a data stage
     threads: int  # CPU threads of one actor
+    decoders: int = Field(ge=0)  # further threads of an actor that read and decode photos while its model computes
     device: str  # cpu, cuda, or auto: cuda where there is one
     gpus_per_worker: float  # share of a GPU one actor reserves; counts only on cuda
     restarts: int  # how often a dead actor is started again before the run ends

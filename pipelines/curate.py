@@ -6,20 +6,28 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from pydantic import TypeAdapter
+
 from params import RunParams, Section, cli, data_dir, load
-from pipelines import filters, shards, tables, triplets
+from pipelines import captions, duplicates, filters, shards, tables, triplets
 from pipelines.sources import Photo, Subject, open_source
 from pipelines.storage import DecodeError, Root, Roots, SourceParams, decode_image
-from stage import digest, digest_files
+from stage import digest, digest_files, exclusive
 
-CODE = ("../stage.py", "curate.py", "filters.py", "triplets.py", "shards.py", "tables.py", "storage.py", "sources")
+# What the rows of a photo depend on; duplicates and triplets are found anew in each run.
+CODE = (
+    *("../stage.py", "archives.py", "captioner.py", "captions.py", "curate.py", "filters.py", "shards.py"),
+    *("sources", "storage.py", "tables.py"),
+)
+_SUBJECT = TypeAdapter(Subject)
 
 
 class CurateParams(Section):
@@ -28,57 +36,67 @@ class CurateParams(Section):
     classes: tuple[str, ...]  # wanted class nouns, lower case; empty: all
     max_pixels: int
     min_views: int  # a subject photographed more than once must keep so many frames
-    caption: str  # for photos without one; {class} is the class noun
+    captions: captions.CaptionParams
     filters: filters.FilterParams
     triplets: triplets.TripletParams
     shard_subjects: int
 
 
 class CurateWorker:
-    """Decodes the photos of subjects, filters them and chooses triplets."""
+    """Decodes the photos of subjects, filters them and captions them."""
 
-    def __init__(self, params: CurateParams, sources: Sequence[SourceParams]) -> None:
+    def __init__(self, params: CurateParams, sources: Sequence[SourceParams], device: str = "cpu") -> None:
         self.params = params
         self.roots = Roots(sources)
+        self.captioner = None
+        if params.captions.captioner is not None:
+            from pipelines.captioner import Captioner  # loads torch, which nothing else here needs
 
-    def compute(self, payloads: Sequence[Subject]) -> list[shards.Rows]:
-        return [self.curate(subject) for subject in payloads]
+            self.captioner = Captioner(params.captions.captioner, device)
+
+    def compute(self, payloads: Sequence[bytes]) -> list[shards.Rows]:
+        return [self.curate(unpack(payload)) for payload in payloads]
 
     def curate(self, subject: Subject) -> shards.Rows:
-        """Return the rows of frames, rejects and triplets of one subject."""
-        class_name = subject.class_name
+        """Return the rows of frames and rejects of one subject."""
         frames: list[dict[str, Any]] = []
         rejects: list[dict[str, Any]] = []
-        hashes: dict[str, int] = {}
-        wanted = not self.params.classes or class_name in self.params.classes
+        hashes: dict[str, bytes] = {}
+        waiting: list[tuple[dict[str, Any], Image.Image]] = []
         for photo in subject.photos:
-            reason: filters.Reason | None = ("class_not_wanted", class_name) if not wanted else None
-            if photo.reject:
-                reason = (photo.reject, photo.reject_detail)
-            row = None
-            if reason is None:
-                reason, row = self.examine(subject, photo, class_name, hashes)
+            reason, found = self.examine(subject, photo, hashes)
             if reason is not None:
-                rejects.append(tables.reject(photo.frame_id, "curate", *reason))
-            elif row is not None:
+                rejects.append(tables.reject(photo.frame_id, "curate", *reason, subject.source, photo.path, photo.box))
+            elif found is not None:
+                row, image = found
                 hashes[photo.frame_id] = row["phash"]
                 frames.append(row)
+                if self.captioner is not None and not photo.caption:
+                    waiting.append((row, image))
+                    if len(waiting) == self.captioner.params.batch_size:
+                        self.caption(subject.class_name, waiting)
+        self.caption(subject.class_name, waiting)
         if len(subject.photos) > 1 and 0 < len(frames) < self.params.min_views:
             detail = f"{len(frames)} of {len(subject.photos)}"
-            rejects += [tables.reject(f["frame_id"], "curate", "too_few_views", detail) for f in frames]
+            for row in frames:
+                of = (subject.source, row["path"], row["box"])
+                rejects.append(tables.reject(row["frame_id"], "curate", "too_few_views", detail, *of))
             frames = []
         rejects.sort(key=lambda row: tables.path_order(row["id"]))
-        pairs: list[dict[str, Any]] = []
-        if frames and subject.split == "train":
-            views = triplets.viewing_directions(frames)
-            pairs = triplets.select(subject.subject_id, class_name, views, self.params.triplets)
-        return {"frames": frames, "rejects": rejects, "triplets": pairs}
+        return {"frames": frames, "rejects": rejects}
 
     def examine(
-        self, subject: Subject, photo: Photo, class_name: str, hashes: dict[str, int]
-    ) -> tuple[filters.Reason | None, dict[str, Any] | None]:
-        """Return (reason, None) for a photo to drop, (None, frame row) for one to keep."""
-        limits = self.params.filters
+        self, subject: Subject, photo: Photo, hashes: dict[str, bytes]
+    ) -> tuple[filters.Reason | None, tuple[dict[str, Any], Image.Image] | None]:
+        """Return (reason, None) for a photo to drop, (None, (frame row, pixels)) for one to keep."""
+        limits, wanted = self.params.filters, self.params.classes
+        if photo.reject:
+            return (photo.reject, photo.reject_detail), None
+        if wanted and subject.class_name not in wanted:
+            return ("class_not_wanted", subject.class_name), None
+        reason = filters.first_reason(photo, filters.OF_ANNOTATIONS, limits)
+        if reason is not None:
+            return reason, None
         try:
             data = self.roots[subject.source].read(photo.path)
             image = decode_image(data, self.params.max_pixels)
@@ -86,20 +104,21 @@ class CurateWorker:
             return ("missing_file", photo.path), None
         except DecodeError as error:
             return (error.reason, error.detail), None
-        candidate = filters.Candidate(image, photo.box, limits.sharpness_side)
-        reason = filters.first_reason(candidate, limits)
+        candidate = filters.Candidate(image, limits.sharpness_side)
+        reason = filters.first_reason(candidate, filters.OF_PIXELS, limits)
         if reason is not None:
             return reason, None
         twin = filters.near_duplicate(candidate.phash, hashes, limits.duplicate_bits)
         if twin is not None:
             return ("near_duplicate", twin), None
         pose = photo.pose
-        return None, {
+        caption = captions.caption(subject.class_name, self.params.captions, photo.caption)
+        row = {
             "frame_id": photo.frame_id,
             "subject_id": subject.subject_id,
             "source": subject.source,
-            "class_name": class_name,
-            "caption": caption_of(photo.caption, class_name, self.params.caption),
+            "class_name": subject.class_name,
+            **caption_columns(caption),
             "split": subject.split,
             "path": photo.path,
             "mask_path": photo.mask_path,
@@ -115,13 +134,36 @@ class CurateWorker:
             "centre": list(pose.centre) if pose else None,
             "object_centre": list(subject.centre) if subject.centre else None,
         }
+        return None, (row, image)
+
+    def caption(self, noun: str, waiting: list[tuple[dict[str, Any], Image.Image]]) -> None:
+        """Give the waiting rows captions of the captioner, and let them go."""
+        if self.captioner is not None and waiting:
+            prompt = captions.template(noun, self.params.captions)
+            texts = self.captioner.captions([image for _, image in waiting], prompt)
+            for (row, _), text in zip(waiting, texts, strict=True):
+                row |= caption_columns(captions.caption(noun, self.params.captions, text, "captioner"))
+        waiting.clear()
 
 
-def caption_of(caption: str | None, class_name: str, template: str) -> str:
-    """Return the caption if it holds the class noun as whole words, else the template's; the pseudo-word follows it."""
-    if caption and re.search(rf"(?<!\w){re.escape(class_name)}(?!\w)", caption.lower()):
-        return caption.lower()
-    return template.replace("{class}", class_name)
+def caption_columns(caption: captions.Caption) -> dict[str, Any]:
+    """Return the columns of the frames table that hold a caption."""
+    return {
+        "caption": caption.text,
+        "caption_origin": caption.origin,
+        "noun_start": caption.start,
+        "noun_end": caption.end,
+    }
+
+
+def pack(subject: Subject) -> bytes:
+    """Return a subject in a tenth of the memory of its objects: the driver holds all of a run."""
+    return zlib.compress(_SUBJECT.dump_json(subject), 1)
+
+
+def unpack(payload: bytes) -> Subject:
+    """Return the subject that `pack` was given."""
+    return _SUBJECT.validate_json(zlib.decompress(payload))
 
 
 def fingerprint(subject: Subject, root: Root) -> str:
@@ -131,43 +173,73 @@ def fingerprint(subject: Subject, root: Root) -> str:
     cost as much as the stage. It only decides what is computed again, never what comes out.
     """
     stats = [root.info(photo.path) if photo.reject != "missing_file" else None for photo in subject.photos]
-    return digest(asdict(subject), stats)
+    return digest(_SUBJECT.dump_json(subject).decode(), stats)
+
+
+def items_of(source_params: SourceParams) -> Iterator[shards.Item]:
+    """Yield an item for each subject of a source."""
+    root = Root(source_params.root)
+    for s in open_source(source_params).subjects():
+        yield shards.Item(s.subject_id, fingerprint(s, root), tuple(photo.frame_id for photo in s.photos), pack(s))
+
+
+def settle(summary: shards.Summary, out: Path) -> None:
+    """Count again what the tables hold, after photos went from one to the other."""
+    reasons = (reason for part in tables.stream(out, "rejects", ["reason"]) for reason in part["reason"].to_pylist())
+    summary.rejects = tables.count_by(reasons)
+    summary.kept = sum(part.num_rows for part in tables.stream(out, "frames", ["source"]))
 
 
 def main() -> None:
     params, run = load("curate", CurateParams), load("run", RunParams)
     sources = load("sources", list[SourceParams])
-    out = data_dir() / "curate"
-    items: list[shards.Item] = []
-    prompts: list[dict[str, Any]] = []
-    for source_params in sources:
-        source = open_source(source_params)
-        root = Root(source_params.root)
-        for subject in source.subjects():
-            frame_ids = tuple(photo.frame_id for photo in subject.photos)
-            items.append(shards.Item(subject.subject_id, fingerprint(subject, root), frame_ids, subject))
-        for prompt in source.prompts():
-            prompts.append(asdict(prompt))
+    out, captioner = data_dir() / "curate", params.captions.captioner
+    photos: dict[str, int] = {}
+
+    def items() -> Iterator[shards.Item]:
+        for source in sources:
+            for item in items_of(source):
+                photos[item.id] = len(item.frame_ids)
+                yield item
+
+    weights = []
+    if captioner is not None:
+        from pipelines.captioner import spec
+
+        weights = [shards.digest_spec(spec(captioner))]
     summary = shards.run_stage(
         "curate",
-        items,
-        partial(CurateWorker, params, sources),
-        identity=[params.model_dump(), digest_files(*(Path(__file__).parent / name for name in CODE))],
+        items(),
+        partial(CurateWorker, params, sources, run.torch_device() if captioner else "cpu"),
+        identity=[
+            params.model_dump(exclude={"triplets"}),
+            digest_files(*(Path(__file__).parent / name for name in CODE)),
+            weights,
+        ],
         kept="frames",
-        others=["triplets"],
+        others=[],
         out=out,
         run=run,
         shard_items=params.shard_subjects,
     )
-    tables.write(out, "prompts", tables.from_rows("prompts", prompts))
-    frames = tables.read(out, "frames", ["subject_id", "source"])
-    extra = {
-        "subjects": len(set(frames["subject_id"].to_pylist())),
+    with exclusive("curate-tables", shards.lock_folder(run, out)):
+        duplicates.drop(out, params.filters.duplicate_bits, params.min_views, photos)
+        triplets.write(out, params.triplets)
+        prompts = [asdict(prompt) for source in sources for prompt in open_source(source).prompts()]
+        tables.write(out, "prompts", tables.from_rows("prompts", prompts))
+    settle(summary, out)
+    shards.report("curate", summary, out, metrics(out) | {"prompts": len(prompts)})
+
+
+def metrics(out: Path) -> dict[str, Any]:
+    """Return what the stage counts beside photos kept and rejected."""
+    frames = tables.read(out, "frames", ["subject_id", "source", "caption_origin"])
+    return {
+        "subjects": len(frames["subject_id"].unique()),
         "frames_by_source": tables.count_by(frames["source"].to_pylist()),
+        "captions": tables.count_by(frames["caption_origin"].to_pylist()),
         "triplets_by_method": tables.count_by(tables.read(out, "triplets", ["method"])["method"].to_pylist()),
-        "prompts": len(prompts),
     }
-    shards.report("curate", summary, out, extra)
 
 
 if __name__ == "__main__":

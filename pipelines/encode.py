@@ -5,104 +5,115 @@
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from open_clip.model import CLIPVisionCfg
 from PIL import Image
+from pydantic import Field
 
 from model.backbones.clip import load_clip
 from model.backbones.diffusion import load_vae
+from model.backbones.encoders import after_preparing
 from model.backbones.frozen import fixed_batches
-from model.backbones.variant import load_variant
+from model.backbones.hub import reading, resolve
+from model.backbones.variant import Variant, load_variant
 from model.segment import on_white, place_on_white, square_crop
-from params import BackbonesParams, RunParams, Section, UserError, cli, data_dir, load
+from params import BackbonesParams, RunParams, Section, cli, data_dir, load
 from pipelines import segments, shards, subjects, tables
+from pipelines.prefetch import prefetch
 from pipelines.storage import Roots, SourceParams
 from stage import digest_files
 
-CODE = ("../stage.py", "encode.py", "segments.py", "subjects.py", "shards.py", "tables.py", "storage.py")
-# Sizes differ by model only; one forward pass on a blank picture tells them before the run.
-BLANK = Image.new("RGB", (64, 64), "white")
+CODE = ("../stage.py", "encode.py", "segments.py", "prefetch.py", "subjects.py", "shards.py", "tables.py", "storage.py")
+TABLES = ("latents", "features")
 
 
 class EncodeParams(Section):
     """What is cached for training, and how much of it."""
 
-    augmentations: int  # per photo: the plain segment, and this many less one placed at random on white
+    latents: bool  # VAE latents of targets
+    hidden_states: bool  # of the image encoder, of references and positives
+    augmentations: int = Field(ge=1)  # per photo: the plain segment, and this many less one placed at random on white
     margin: float  # white border of the plain segment, fraction of its longer side
     scale: tuple[float, float]  # longer side of a placed segment, fraction of the canvas
     single_photo_rotation: float  # degrees; turns (and flips) stand in for other views where there is one photo
-    max_gigabytes: float  # a run that would write more stops before it starts
+    max_gigabytes: float  # hidden states that would take more are left out
     seed: int
     batch_size: int
     shard_subjects: int
 
 
-class EncodeWorker:
-    """Encodes the photos of subjects."""
+@dataclass(frozen=True)
+class Views:
+    """What is encoded of a photo.
 
-    def __init__(self, params: EncodeParams, variant: str, sources: Sequence[SourceParams], device: str) -> None:
-        self.params, self.device, self.roots = params, device, Roots(sources)
+    Attributes:
+        crop: the square that the diffusion model learns from, and its mask; None where the photo is no target.
+        segments: the augmentations of its subject, as the image encoder reads them; none where it is a target only.
+    """
+
+    crop: tuple[Image.Image, np.ndarray] | None
+    segments: list[torch.Tensor]
+
+
+class EncodeWorker:
+    """Encodes the photos of subjects; `decoders` threads make the next ones ready while the models compute."""
+
+    def __init__(
+        self, params: EncodeParams, variant: str, sources: Sequence[SourceParams], device: str, decoders: int = 0
+    ) -> None:
+        self.params, self.device, self.decoders, self.roots = params, device, decoders, Roots(sources)
         self.variant = load_variant(variant)
-        spec = self.variant.image_encoder
-        self.encoder = load_clip(spec, device, batch_size=params.batch_size)
+        self.encoder = load_clip(self.variant.image_encoder, device, batch_size=params.batch_size)
         self.vae = load_vae(self.variant.diffusion, torch.float32, device)
 
     def compute(self, payloads: Sequence[list[dict[str, Any]]]) -> list[shards.Rows]:
+        results: list[shards.Rows] = [{"latents": [], "features": []} for _ in payloads]
+        places = [rows for rows, frames in zip(results, payloads, strict=True) for _ in frames]
         frames = [frame for payload in payloads for frame in payload]
-        photos = segments.read_segments(self.roots, frames)
-        latents = iter(self.latent_rows(frames, photos))
-        features = iter(self.feature_rows(frames, photos))
-        count = self.params.augmentations
-        return [
-            {
-                "latents": [next(latents) for _ in payload],
-                "features": [next(features) for _ in range(count * len(payload))],
-            }
-            for payload in payloads
-        ]
+        for source in {frame["source"] for frame in frames}:
+            self.roots[source]  # opened here, not by several threads at once
+        latents, features = Batches(self.params.batch_size), Batches(self.params.batch_size)
+        prepared = prefetch(self.prepare, frames, self.decoders, 2 * self.params.batch_size)
+        for rows, frame, views in zip(places, frames, prepared, strict=True):
+            if views.crop is not None:
+                latents.add((rows["latents"], frame["frame_id"], *views.crop))
+            for index, pixels in enumerate(views.segments):
+                features.add((rows["features"], frame["frame_id"], index, pixels))
+            self.encode(latents.full(), features.full())
+        self.encode(latents.rest(), features.rest())
+        return results
 
-    def latent_rows(
-        self, frames: Sequence[dict[str, Any]], photos: Sequence[tuple[Image.Image, np.ndarray]]
-    ) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the latents table."""
-        crops = [square_crop(image, mask, self.variant.resolution) for image, mask in photos]
-        latents = encode_latents(self.vae, [image for image, _ in crops], self.params.batch_size, self.device)
-        for frame, latent, (_, mask) in zip(frames, latents, crops, strict=True):
-            channels, height, width = latent.shape
-            yield {
-                "frame_id": frame["frame_id"],
-                "latent": latent.astype(np.float16).reshape(-1),
-                "channels": channels,
-                "height": height,
-                "width": width,
-                "subject_mask": shrink(mask, height, width).reshape(-1),
-            }
+    def prepare(self, frame: dict[str, Any]) -> Views:
+        """Read a photo and make what the models read of it; for threads."""
+        image, mask = segments.read_segment(self.roots, frame)
+        roles, count = frame["extra"], self.params.augmentations
+        return Views(
+            square_crop(image, mask, self.variant.resolution) if roles["target"] else None,
+            [self.encoder.preprocess(self.augment(frame, image, mask, index)) for index in range(count)]
+            if roles["input"]
+            else [],
+        )
 
-    def feature_rows(
-        self, frames: Sequence[dict[str, Any]], photos: Sequence[tuple[Image.Image, np.ndarray]]
-    ) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the features table: augmentation 0 is the plain segment."""
-        views = [
-            (frame["frame_id"], index, self.augment(frame, image, mask, index))
-            for frame, (image, mask) in zip(frames, photos, strict=True)
-            for index in range(self.params.augmentations)
-        ]
-        hidden = self.encoder.hidden_states([view for _, _, view in views], self.variant.image_encoder.layers)
-        for (frame_id, index, _), states in zip(views, hidden.cpu().numpy(), strict=True):
-            yield {
-                "frame_id": frame_id,
-                "augmentation": index,
-                "hidden": states.astype(np.float16).reshape(-1),
-                "layers": states.shape[0],
-                "tokens": states.shape[1],
-                "width": states.shape[2],
-            }
+    def encode(self, crops: Sequence[Any], views: Sequence[Any]) -> None:
+        """Add the rows of `crops` (rows, frame_id, image, mask) and `views` (rows, frame_id, index, pixels)."""
+        if crops:
+            latents = encode_latents(self.vae, [c[2] for c in crops], self.params.batch_size, self.device)
+            for (rows, frame_id, _, mask), latent in zip(crops, latents, strict=True):
+                rows.append(latent_row(frame_id, latent, mask))
+        if views:
+            ready = after_preparing(self.encoder)
+            hidden = ready.hidden_states([v[3] for v in views], self.variant.image_encoder.layers).cpu().numpy()
+            for (rows, frame_id, index, _), states in zip(views, hidden, strict=True):
+                rows.append(feature_row(frame_id, index, states))
 
     def augment(self, frame: dict[str, Any], image: Image.Image, mask: np.ndarray, index: int) -> Image.Image:
         """Return augmentation `index` of a photo, the same one whenever it is asked for."""
@@ -138,8 +149,60 @@ def shrink(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(grey.resize((width, height), Image.Resampling.BOX))
 
 
+def latent_row(frame_id: str, latent: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+    """Return a row of the latents table: `latent` [C, h, w], `mask` of the crop it was made of."""
+    channels, height, width = latent.shape
+    return {
+        "frame_id": frame_id,
+        "latent": latent.astype(np.float16).reshape(-1),
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "subject_mask": shrink(mask, height, width).reshape(-1),
+    }
+
+
+def feature_row(frame_id: str, augmentation: int, states: np.ndarray) -> dict[str, Any]:
+    """Return a row of the features table: `states` [K, N, d]."""
+    layers, tokens, width = states.shape
+    return {
+        "frame_id": frame_id,
+        "augmentation": augmentation,
+        "hidden": states.astype(np.float16).reshape(-1),
+        "layers": layers,
+        "tokens": tokens,
+        "width": width,
+    }
+
+
+class Batches:
+    """Items that wait until they fill a batch."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.waiting: list[Any] = []
+
+    def add(self, item: Any) -> None:
+        self.waiting.append(item)
+
+    def full(self) -> list[Any]:
+        """Take whole batches; what is over waits on."""
+        count = len(self.waiting) // self.size * self.size
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        return taken
+
+    def rest(self) -> list[Any]:
+        """Take what is left."""
+        taken, self.waiting = self.waiting, []
+        return taken
+
+
 def needed_frames(curate: Path, mask: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """Return, by frame_id, mask and role of the frames of triplets with usable masks, and how many triplets are not."""
+    """Return, by frame_id, mask and roles of the frames of triplets with usable masks, and how many triplets are not.
+
+    `target`: its latent is needed; `input`: it is a reference or positive, so its hidden states are; `single`: it is
+    the one photo of its subject.
+    """
     usable = segments.usable_masks(mask)
     needed: dict[str, dict[str, Any]] = {}
     dropped = 0
@@ -148,32 +211,76 @@ def needed_frames(curate: Path, mask: Path) -> tuple[dict[str, dict[str, Any]], 
         if not all(frame in usable for frame in frames):
             dropped += 1
             continue
-        for frame in frames:
-            needed[frame] = {**usable[frame], "single": row["method"] == "augment"}
+        for role, frame in zip(("input", "input", "target"), frames, strict=True):
+            roles = {"input": False, "target": False, "single": row["method"] == "augment"}
+            needed.setdefault(frame, {**usable[frame], **roles})[role] = True
     return needed, dropped
 
 
-def tell_size(worker: EncodeWorker, count: int, limit: float) -> None:
-    """Print what the tables of `count` photos take.
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a row."""
+
+    latent: int
+    """A target's latent (fp16) and mask."""
+    hidden: int
+    """One augmentation's hidden states (fp16)."""
+
+
+def sizes(variant: Variant) -> Sizes:
+    """Return what rows take, from the models' configurations: nothing is loaded, and only these files are fetched.
 
     Raises:
-        UserError: more than `limit` gigabytes.
+        ModelError: a configuration is missing or is none.
     """
-    states = worker.encoder.hidden_states([BLANK], worker.variant.image_encoder.layers).numel()
-    side = worker.variant.resolution
-    latent = encode_latents(worker.vae, [BLANK.resize((side, side))], 1, worker.device).size
-    features_bytes, latents_bytes = 2 * states * worker.params.augmentations, 3 * latent
-    total = count * (features_bytes + latents_bytes) / 1e9
-    print(
-        f"encode: {count} photos x ({latents_bytes / 1e3:.0f} KB latent and mask + {features_bytes / 1e3:.0f} KB "
-        f"hidden states) = {total:.2f} GB at most",
-        flush=True,
-    )
-    if total > limit:
-        raise UserError(
-            f"encode would write {total:.1f} GB, more than encode.max_gigabytes = {limit}; raise it, lower "
-            "encode.augmentations or curate fewer photos"
+    spec = variant.image_encoder
+    folder = resolve(spec, ["open_clip_config.json"])
+    with reading(spec.path, "an open_clip folder with open_clip_config.json"):
+        config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+        vision = CLIPVisionCfg(**config["model_cfg"]["vision_cfg"])
+        tokens = 1 + int(np.prod(np.broadcast_to(vision.image_size, 2) // np.broadcast_to(vision.patch_size, 2)))
+    folder = resolve(variant.diffusion, ["vae/config.json"])
+    with reading(variant.diffusion.path, "a diffusers folder with vae/config.json"):
+        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        side = variant.resolution // 2 ** (len(vae["block_out_channels"]) - 1)
+        channels = vae["latent_channels"]
+    return Sizes(latent=side**2 * (2 * channels + 1), hidden=2 * len(spec.layers) * tokens * vision.width)
+
+
+def within_budget(params: EncodeParams, row: Sizes, needed: Mapping[str, Mapping[str, Any]]) -> EncodeParams:
+    """Print what the tables will take at most, and return `params` without what is not to be written."""
+    targets, inputs = (sum(frame[role] for frame in needed.values()) for role in ("target", "input"))
+    latents = targets * row.latent / 1e9
+    hidden = inputs * params.augmentations * row.hidden / 1e9
+    said = f"encode: latents of {targets} targets x {row.latent / 1e3:.1f} KB = {latents:.2f} GB"
+    print(said if params.latents else f"{said}, switched off by encode.latents")
+    said = f"encode: hidden states of {inputs} references and positives x {params.augmentations} augmentations"
+    said = f"{said} x {row.hidden / 1e3:.1f} KB = {hidden:.2f} GB"
+    fits = hidden <= params.max_gigabytes
+    if not params.hidden_states:
+        said = f"{said}, switched off by encode.hidden_states"
+    elif not fits:
+        said = (
+            f"{said}, left out: more than encode.max_gigabytes = {params.max_gigabytes}; training reads them, so raise "
+            "it, lower encode.augmentations or curate fewer photos"
         )
+    print(said, flush=True)
+    return params.model_copy(update={"hidden_states": params.hidden_states and fits})
+
+
+def wanted(params: EncodeParams, needed: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the frames of `needed` of which something is to be written, with the roles that matter for it."""
+    result = {}
+    for frame_id, frame in needed.items():
+        roles = {"target": frame["target"] and params.latents, "input": frame["input"] and params.hidden_states}
+        if any(roles.values()):
+            result[frame_id] = {**frame, **roles}
+    return result
+
+
+def encoded_frames(out: Path) -> int:
+    """Return how many photos have a latent or hidden states."""
+    return len(set().union(*(tables.read(out, name, ["frame_id"])["frame_id"].to_pylist() for name in TABLES)))
 
 
 def main() -> None:
@@ -183,15 +290,15 @@ def main() -> None:
     variant = load_variant(variant_name)
     out, here = data_dir() / "encode", Path(__file__).parent
     needed, dropped = needed_frames(data_dir() / "curate", data_dir() / "mask")
-    tell_size(EncodeWorker(params, variant_name, sources, "cpu"), len(needed), params.max_gigabytes)
+    params = within_budget(params, sizes(variant), needed)
     model = here.parent / "model"
     code = [*(here / name for name in CODE), model / "backbones", model / "segment.py"]
     summary = shards.run_stage(
         "encode",
-        subjects.items(data_dir() / "curate", segments.FRAME_COLUMNS, needed),
-        partial(EncodeWorker, params, variant_name, sources, run.torch_device()),
+        subjects.items(data_dir() / "curate", segments.FRAME_COLUMNS, wanted(params, needed)),
+        partial(EncodeWorker, params, variant_name, sources, run.torch_device(), run.decoders),
         identity=[
-            params.model_dump(exclude={"max_gigabytes", "shard_subjects"}),
+            params.model_dump(exclude={"max_gigabytes", "shard_subjects", "latents", "hidden_states"}),
             digest_files(*code),
             [shards.digest_spec(spec) for spec in (variant.diffusion, variant.image_encoder)],
         ],
@@ -201,7 +308,12 @@ def main() -> None:
         run=run,
         shard_items=params.shard_subjects,
     )
-    shards.report("encode", summary, out, {"triplets_dropped_for_masks": dropped})
+    summary.kept = encoded_frames(out)  # a photo may be a target, an input or both
+    extra = {
+        "triplets_dropped_for_masks": dropped,
+        **{name: tables.count(out, name) for name in TABLES},
+    }
+    shards.report("encode", summary, out, extra)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """The filters of the curate stage: each takes a photo and returns why it is dropped, or nothing.
 
-A filter is one function here, one reason in `tables.REJECT_REASONS` and its thresholds in `params.yaml`.
+A filter is one function here, one reason in `tables.REJECT_REASONS` and its thresholds in `params.yaml`;
+docs/filters.md says what they do to real photos.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, TypeVar
 
 import imagehash
 import numpy as np
@@ -15,32 +17,34 @@ from PIL import Image
 from scipy import ndimage
 
 from params import Section
+from pipelines.sources.base import Photo
+
+# Nearer than this to a side of the photo, of its length, a box touches it: annotators do not hit the last pixel.
+_TOUCH = 0.005
 
 
 class FilterParams(Section):
     """Thresholds; each one's reason stands beside its value in params.yaml."""
 
+    attributes: tuple[Literal["occluded", "truncated", "group_of", "depiction", "inside"], ...]  # that rule a box out
+    max_instances: int  # boxes of the subject's class in the photo
+    min_subject_area: float  # of the annotated box, fraction of the photo
+    max_subject_area: float
+    max_cut_sides: int  # sides of the photo that the annotated box touches
     min_side: int  # px
     max_aspect: float  # longer side over shorter side
     sharpness_side: int  # px; a longer shorter side is reduced to it before sharpness is measured
     min_sharpness: float  # variance of the Laplacian of grey values 0..255
     min_contrast: float  # standard deviation of grey values 0..255
     brightness: tuple[float, float]  # allowed mean grey value 0..255
-    min_subject_area: float  # of the annotated box, fraction of the photo
-    duplicate_bits: int  # frames of one subject whose perceptual hashes differ in at most so many of 64 bits
+    duplicate_bits: int  # photos whose perceptual hashes differ in at most so many of 256 bits are the same picture
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A decoded photo with what the filters look at.
-
-    Attributes:
-        image: RGB.
-        box: annotated x0, y0, x1, y1 as fractions of the sides, or None.
-    """
+    """A decoded photo (RGB) with what the filters look at."""
 
     image: Image.Image
-    box: tuple[float, float, float, float] | None
     sharpness_side: int
 
     @cached_property
@@ -56,12 +60,44 @@ class Candidate:
         return float(ndimage.laplace(self.grey).var())
 
     @cached_property
-    def phash(self) -> int:
-        """64-bit DCT perceptual hash."""
-        return int(str(imagehash.phash(self.image)), 16)
+    def phash(self) -> bytes:
+        """256-bit DCT perceptual hash; of 64 bits, different views of a plain object often agree in all."""
+        return np.packbits(imagehash.phash(self.image, hash_size=16).hash).tobytes()
 
 
 Reason = tuple[str, str]
+T = TypeVar("T")
+
+
+def unwanted_attribute(photo: Photo, params: FilterParams) -> Reason | None:
+    """What annotators say of the box may rule it out."""
+    return next(((name, "annotated") for name in params.attributes if name in photo.attributes), None)
+
+
+def several_instances(photo: Photo, params: FilterParams) -> Reason | None:
+    """Of several objects of a class, the class noun in the caption does not say which is meant."""
+    return ("several_instances", str(photo.instances)) if photo.instances > params.max_instances else None
+
+
+def subject_small(photo: Photo, params: FilterParams) -> Reason | None:
+    """A tiny subject gives an embedding of its upscaling."""
+    area = _area(photo)
+    return ("subject_small", f"{area:.4f}") if area is not None and area < params.min_subject_area else None
+
+
+def subject_large(photo: Photo, params: FilterParams) -> Reason | None:
+    """A box as large as the photo shows a texture or a detail, not an object."""
+    area = _area(photo)
+    return ("subject_large", f"{area:.4f}") if area is not None and area > params.max_subject_area else None
+
+
+def subject_cut(photo: Photo, params: FilterParams) -> Reason | None:
+    """A subject that leaves the photo on many sides has no shape to learn."""
+    if photo.box is None:
+        return None
+    x0, y0, x1, y1 = photo.box
+    sides = sum((x0 < _TOUCH, y0 < _TOUCH, x1 > 1 - _TOUCH, y1 > 1 - _TOUCH))
+    return ("subject_cut", f"{sides} sides") if sides > params.max_cut_sides else None
 
 
 def too_small(photo: Candidate, params: FilterParams) -> Reason | None:
@@ -90,30 +126,73 @@ def blurred(photo: Candidate, params: FilterParams) -> Reason | None:
     return ("blurred", f"{photo.sharpness:.1f}") if photo.sharpness < params.min_sharpness else None
 
 
-def subject_small(photo: Candidate, params: FilterParams) -> Reason | None:
-    """A tiny subject gives an embedding of its upscaling."""
-    if photo.box is None:
-        return None
-    x0, y0, x1, y1 = photo.box
-    area = (x1 - x0) * (y1 - y0)
-    return ("subject_small", f"{area:.4f}") if area < params.min_subject_area else None
-
-
-# In the order they are asked; the first reason counts.
-FILTERS: tuple[Callable[[Candidate, FilterParams], Reason | None], ...] = (
+# In the order they are asked; the first reason counts. Those of the first row need no pixels, and save decoding.
+OF_ANNOTATIONS: tuple[Callable[[Photo, FilterParams], Reason | None], ...] = (
+    unwanted_attribute,
+    several_instances,
+    subject_small,
+    subject_large,
+    subject_cut,
+)
+OF_PIXELS: tuple[Callable[[Candidate, FilterParams], Reason | None], ...] = (
     too_small,
     bad_aspect,
     bad_exposure,
     blurred,
-    subject_small,
 )
 
 
-def first_reason(photo: Candidate, params: FilterParams) -> Reason | None:
-    """Return the first reason to drop the photo, or None."""
-    return next((reason for f in FILTERS if (reason := f(photo, params))), None)
+def first_reason(
+    photo: T, some: Sequence[Callable[[T, FilterParams], Reason | None]], params: FilterParams
+) -> Reason | None:
+    """Return the first reason that one of the filters has to drop the photo, or None."""
+    return next((reason for f in some if (reason := f(photo, params))), None)
 
 
-def near_duplicate(phash: int, seen: dict[str, int], max_bits: int) -> str | None:
+def near_duplicate(phash: bytes, seen: dict[str, bytes], max_bits: int) -> str | None:
     """Return the id of a frame in `seen` whose hash differs in at most `max_bits` bits, or None."""
-    return next((frame for frame, other in seen.items() if (phash ^ other).bit_count() <= max_bits), None)
+    number = int.from_bytes(phash)
+    return next((f for f, other in seen.items() if (number ^ int.from_bytes(other)).bit_count() <= max_bits), None)
+
+
+def box_agreement(mask: np.ndarray, box: Sequence[float]) -> float:
+    """Return how well a mask [H, W] fits an annotated box (fractions of the sides): IoU of the box around the mask with
+    it, 0..1; 0 for an empty mask. A mask that took a neighbour, or part of the subject, lies low."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return 0.0
+    height, width = mask.shape
+    x0, y0, x1, y1 = box
+    left, right = columns[0] / width, (columns[-1] + 1) / width
+    top, bottom = rows[0] / height, (rows[-1] + 1) / height
+    across, down = min(right, x1) - max(left, x0), min(bottom, y1) - max(top, y0)
+    shared = max(across, 0.0) * max(down, 0.0)
+    return float(shared / ((right - left) * (bottom - top) + (x1 - x0) * (y1 - y0) - shared))
+
+
+def same_subject(
+    subjects: Sequence[str], others: Sequence[str], cosines: Sequence[float], min_cosine: float
+) -> dict[str, tuple[str, float]]:
+    """Return {subject: (the earlier subject it repeats, cosine)} of pairs of nearest neighbours.
+
+    The second step after the hash: two captures of one object share no picture, but their prototypes nearly agree. Of a
+    pair the one first in `subjects` order by id stays, and what stays is never dropped for what was dropped.
+
+    Args:
+        subjects, others, cosines: a row for each pair of the neighbour table.
+    """
+    pairs = {
+        (*sorted((a, b)), c) for a, b, c in zip(subjects, others, cosines, strict=True) if a != b and c >= min_cosine
+    }
+    dropped: dict[str, tuple[str, float]] = {}
+    for first, second, cosine in sorted(pairs):
+        if first not in dropped and second not in dropped:
+            dropped[second] = (first, cosine)
+    return dropped
+
+
+def _area(photo: Photo) -> float | None:
+    if photo.box is None:
+        return None
+    x0, y0, x1, y1 = photo.box
+    return (x1 - x0) * (y1 - y0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,15 @@ from pipelines.storage import DecodeError, Roots, decode_image
 FRAME_COLUMNS = ("source", "path")
 
 
+def usable(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (frame_id, row) of the masks table where the quality is ok, in the table's order and not all at once."""
+    columns = ["frame_id", "height", "width", "rle", "quality"]
+    return ((row["frame_id"], row) for row in tables.rows(folder, "masks", columns) if row["quality"] == "ok")
+
+
 def usable_masks(folder: Path) -> dict[str, dict[str, Any]]:
     """Return, by frame_id, the rows of the masks table whose quality is ok."""
-    columns = ["frame_id", "height", "width", "rle", "quality"]
-    return {row["frame_id"]: row for row in tables.rows(folder, "masks", columns) if row["quality"] == "ok"}
+    return dict(usable(folder))
 
 
 def read_segment(roots: Roots, frame: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:

@@ -6,19 +6,20 @@ params alone, not on the number of workers, the order in which they finish, or h
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import shutil
+import pickle
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,10 +27,11 @@ import pyarrow.parquet as pq
 from model.errors import ModelError
 from params import RunParams, UserError
 from pipelines import tables
+from pipelines.work import RECORD, WorkFolder, is_url, room_on_disk
 from stage import Progress, digest, digest_files, exclusive, write_json
 
-# Parts of this size keep a table of millions of rows in few files, each still quick to read whole.
-PART_BYTES = 64 * 2**20
+# Small files of an object store are read side by side: each alone waits for the network most of the time.
+READERS = 16
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -78,13 +80,21 @@ def digest_spec(spec: Any) -> str:
     return digest(spec.model_dump())
 
 
-def cut(items: Sequence[Item], mean: int) -> list[list[Item]]:
+class _HasId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=_HasId)
+
+
+def cut(items: Sequence[T], mean: int) -> list[list[T]]:
     """Cut sorted items into shards of `mean` items on average, at most 4 x `mean`.
 
     A shard ends where the hash of an item's id says so, so that a new item changes one shard and leaves all others as
     they are (content-defined chunking, as backup programs do it).
     """
-    shards: list[list[Item]] = [[]]
+    shards: list[list[T]] = [[]]
     for item in items:
         shards[-1].append(item)
         ends_here = int(digest(item.id), 16) % mean == 0
@@ -95,7 +105,7 @@ def cut(items: Sequence[Item], mean: int) -> list[list[Item]]:
 
 def run_stage(
     stage: str,
-    items: Sequence[Item],
+    items: Iterable[Item],
     worker: Callable[[], Worker],
     *,
     identity: Any,
@@ -109,7 +119,7 @@ def run_stage(
 
     Args:
         stage: name, as in rejects and in the work folder.
-        items: in any order, ids unique.
+        items: in any order, ids unique; a generator is taken item by item, so that millions of photos fit in memory.
         worker: makes a `Worker` inside an actor; picklable.
         identity: params, code and weights the rows depend on, JSON-like; another identity shares nothing.
         kept: the table with a row for each kept photo; `rejects` holds the others.
@@ -119,134 +129,189 @@ def run_stage(
         shard_items: items in a shard on average.
 
     Raises:
-        UserError: another run holds the stage, or a worker cannot be kept alive.
+        UserError: another run holds the stage, a worker cannot be kept alive, or a disk is full.
     """
     started = time.monotonic()
     names = (kept, "rejects", *others)
-    ordered = sorted(items, key=lambda item: tables.path_order(item.id))
-    work = Path(run.work).resolve() / stage / digest(stage, identity)  # workers may have another working folder
-    with exclusive(stage, Path(run.work)):
-        shards = [_Shard(work, tuple(shard), names) for shard in cut(ordered, shard_items)]
-        missing = [shard for shard in shards if not shard.done()]
+    here = lock_folder(run, out)
+    with exclusive(stage, here), room_on_disk(here):
+        work = WorkFolder(run.work, stage, digest(stage, identity))
+        work.sweep()
+        spool = Spool(items, here)
+        shards = [Shard(tuple(keys), names) for keys in cut(spool.keys, shard_items)]
+        done = work.sizes()
+        missing = [shard for shard in shards if shard.name not in done]
         summary = Summary(shards=len(shards), shards_done_before=len(shards) - len(missing))
         if missing:
-            summary.items_computed = _compute(stage, missing, _Index(work), worker, run)
+            index = _Index(work, set(done) - {shard.name for shard in shards})
+            summary.items_computed = _compute(stage, missing, spool, index, worker, run)
+            done = work.sizes()
         for name in names:
-            _gather(out, name, [shard.folder / f"{name}.parquet" for shard in shards])
-    reasons = [row["reason"] for row in tables.rows(out, "rejects", ["reason"])]
-    summary.rejects = tables.count_by(reasons)
+            _gather(out, name, work, {shard.name: done[shard.name][f"{name}.parquet"] for shard in shards})
+    summary.rejects = tables.count_by(row["reason"] for row in tables.rows(out, "rejects", ["reason"]))
     summary.kept = sum(pq.read_metadata(part).num_rows for part in tables.parts(out, kept))
-    summary.input = sum(len(item.frame_ids) for item in ordered)
+    summary.input = sum(key.photos for key in spool.keys)
     summary.seconds = time.monotonic() - started
     return summary
 
 
-class _Shard:
-    """A run of items and the folder its tables are in once they are complete."""
+def lock_folder(run: RunParams, out: Path) -> Path:
+    """Return where a stage's lock lies: beside the tables where the work folder is a URL, which cannot be locked.
 
-    def __init__(self, work: Path, items: tuple[Item, ...], names: tuple[str, ...]) -> None:
-        self.items = items
-        self.names = names
-        self.folder = work / digest([(item.id, item.fingerprint) for item in items])
+    Runs of two machines into one URL do some work twice, and no harm: what they write under one name is the same.
+    """
+    return out if is_url(run.work) else Path(run.work)
 
-    def done(self) -> bool:
-        return self.folder.is_dir()
 
-    def save(self, results: Sequence[Rows]) -> None:
-        """Write tables and row counts beside the final place, then rename: the folder exists only when complete."""
-        temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+class Key(NamedTuple):
+    """What the driver remembers of an item."""
+
+    id: str
+    fingerprint: str
+    photos: int
+    place: int
+
+
+class Spool:
+    """The items of a run in an unnamed file: payloads of millions of photos do not fit in the driver's memory.
+
+    keys: of all items, in the order of their ids. The file goes with the spool.
+    """
+
+    def __init__(self, items: Iterable[Item], folder: Path) -> None:
+        self.file = tempfile.TemporaryFile(dir=folder, buffering=2**20)  # noqa: SIM115
+        self.keys: list[Key] = []
+        for item in items:
+            self.keys.append(Key(item.id, item.fingerprint, len(item.frame_ids), self.file.tell()))
+            pickle.dump(item, self.file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.keys.sort(key=lambda key: tables.path_order(key.id))
+
+    def read(self, key: Key) -> Item:
+        """Return the item of a key."""
+        self.file.seek(key.place)
+        item: Item = pickle.load(self.file)
+        return item
+
+
+class Shard:
+    """A run of items, named by their ids and fingerprints."""
+
+    def __init__(self, keys: tuple[Key, ...], names: tuple[str, ...]) -> None:
+        self.keys, self.names = keys, names
+        self.name = digest([(key.id, key.fingerprint) for key in keys])
+
+    def save(self, work: WorkFolder, results: Sequence[Rows]) -> None:
+        """Write the tables and how many rows of each are whose; the shard exists only when all of it does."""
         counts = []
-        for item, result in zip(self.items, results, strict=True):
-            counts.append([item.id, item.fingerprint, [len(result.get(name, [])) for name in self.names]])
-        for name in self.names:
-            in_order = [tables.from_rows(name, result.get(name, [])) for result in results]
-            tables.write_part(temporary / f"{name}.parquet", name, pa.concat_tables(in_order))
-        with (temporary / "items.json").open("w") as stream:
-            json.dump({"tables": self.names, "items": counts}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        with contextlib.suppress(OSError):  # another run may have finished the same shard: its bytes are the same
-            temporary.rename(self.folder)
-        shutil.rmtree(temporary, ignore_errors=True)
+        for key, result in zip(self.keys, results, strict=True):
+            counts.append([key.id, key.fingerprint, [len(result.get(name, [])) for name in self.names]])
+        with work.writing(self.name) as folder:
+            for name in self.names:
+                in_order = [tables.from_rows(name, result.get(name, [])) for result in results]
+                tables.write_part(folder / f"{name}.parquet", name, pa.concat_tables(in_order))
+            with (folder / RECORD).open("w", encoding="utf-8") as stream:
+                json.dump({"tables": self.names, "items": counts}, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
 
 
 class _Index:
     """Rows of single items in the shards of earlier runs, so that a grown shard computes only what is new."""
 
-    def __init__(self, work: Path) -> None:
-        self.place: dict[tuple[str, str], tuple[Path, int]] = {}
-        for file in sorted(work.glob("[!.]*/items.json")):  # a killed run leaves half-written .<shard>.<pid>.tmp
-            for position, (item_id, fingerprint, _) in enumerate(json.loads(file.read_text())["items"]):
-                self.place[item_id, fingerprint] = (file.parent, position)
+    def __init__(self, work: WorkFolder, earlier: Iterable[str]) -> None:
+        self.work = work
+        self.place: dict[tuple[str, str], tuple[str, int]] = {}
+        self.load = lru_cache(maxsize=4)(self._load)
+        names = sorted(earlier)
+        with ThreadPoolExecutor(READERS) as pool:
+            for name, record in zip(names, pool.map(work.record, names), strict=True):
+                for position, (item_id, fingerprint, _) in enumerate(record["items"]):
+                    self.place[item_id, fingerprint] = (name, position)
 
-    def rows(self, item: Item) -> Rows | None:
-        """Return the rows of `item` where they are known."""
-        if (item.id, item.fingerprint) not in self.place:
-            return None
-        folder, position = self.place[item.id, item.fingerprint]
+    def __contains__(self, key: Key) -> bool:
+        return (key.id, key.fingerprint) in self.place
+
+    def rows(self, key: Key) -> Rows:
+        """Return the rows of an item that is known."""
+        name, position = self.place[key.id, key.fingerprint]
         result: Rows = {}
-        for name, (counts, table) in _load_shard(folder).items():
-            result[name] = table.slice(sum(counts[:position]), counts[position]).to_pylist()
+        for table_name, (counts, table) in self.load(name).items():
+            result[table_name] = table.slice(sum(counts[:position]), counts[position]).to_pylist()
         return result
 
-
-@lru_cache(maxsize=4)
-def _load_shard(folder: Path) -> dict[str, tuple[list[int], pa.Table]]:
-    """Return, for each table of a finished shard, how many rows each item has and the rows."""
-    record = json.loads((folder / "items.json").read_text())
-    return {
-        name: ([entry[2][column] for entry in record["items"]], tables.read_part(folder / f"{name}.parquet", name))
-        for column, name in enumerate(record["tables"])
-    }
+    def _load(self, shard: str) -> dict[str, tuple[list[int], pa.Table]]:
+        """Return, for each table of a shard, how many rows each item has and the rows."""
+        record = self.work.record(shard)
+        return {
+            name: ([entry[2][column] for entry in record["items"]], self.work.table(shard, name))
+            for column, name in enumerate(record["tables"])
+        }
 
 
-def _compute(stage: str, missing: Sequence[_Shard], index: _Index, worker: Callable[[], Worker], run: RunParams) -> int:
+def _compute(
+    stage: str,
+    missing: Sequence[Shard],
+    spool: Spool,
+    index: _Index,
+    worker: Callable[[], Worker],
+    run: RunParams,
+) -> int:
     """Compute the missing shards on Ray actors; return how many items were not known before."""
-    known = {s.folder: {i.id: rows for i in s.items if (rows := index.rows(i)) is not None} for s in missing}
-    todo = {s.folder: [i for i in s.items if i.id not in known[s.folder]] for s in missing}
+    todo = {shard.name: [key for key in shard.keys if key not in index] for shard in missing}
     total = sum(map(len, todo.values()))
     device = run.torch_device()
-    actors = min(run.workers, len(missing))
+    started = connect(run)
+    import ray
+
+    options = reservation(run, device)
+    actors = min(run.workers, len(missing), room(ray.nodes(), options))
+    if actors == 0:
+        if started:
+            ray.shutdown()
+        raise UserError(
+            f"stage {stage}: no machine has {options['num_cpus']} CPUs and {options['num_gpus']} GPUs for a worker;"
+            " lower run.threads, run.decoders or run.gpus_per_worker, or set run.device"
+        )
     print(
         f"{stage}: {total} items in {len(missing)} shards, {actors} worker{'s' * (actors > 1)} on {device}", flush=True
     )
-    started = connect(run)
-    import ray
 
     deaths = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
     alive: list[Any] = []
 
-    def start() -> Any:
-        options = {"num_cpus": run.threads, "num_gpus": run.gpus_per_worker if device == "cuda" else 0}
-        alive.append(ray.remote(_Actor).options(**options).remote(worker, run.threads))
+    def start(**other: float) -> Any:
+        alive.append(ray.remote(_Actor).options(**options | other).remote(worker, run.threads))
         return alive[-1]
+
+    def stop(actor: Any) -> None:
+        alive.remove(actor)
+        ray.kill(actor)
 
     def survives(items: Sequence[Item]) -> bool:
         """Whether a fresh worker lives through these items; an exception is no death."""
-        probe = start()
+        probe = start(num_cpus=0)  # the others hold theirs until they are given work, which waits for this answer
         try:
             ray.get(probe.compute.remote(items))
         except ray.exceptions.RayTaskError:
             pass
         except deaths:
             return False
-        ray.kill(probe)
+        stop(probe)
         return True
 
     queue = list(reversed(missing))
-    poison: dict[Path, set[str]] = {}
-    attempts: dict[Path, int] = {}
-    pending: dict[Any, tuple[Any, _Shard]] = {}
+    poison: dict[str, set[str]] = {}
+    attempts: dict[str, int] = {}
+    pending: dict[Any, tuple[Any, Shard]] = {}
     bar = Progress(stage, total, "item")
 
     def submit(actor: Any) -> None:
         shard = queue.pop()
-        bad = poison.get(shard.folder, set())
-        todo_now = [item for item in todo[shard.folder] if item.id not in bad]
-        known_now = known[shard.folder] | {i.id: _crashed(stage, i) for i in shard.items if i.id in bad}
-        pending[actor.run.remote(shard, todo_now, known_now)] = (actor, shard)
+        bad = poison.get(shard.name, set())
+        todo_now = [spool.read(key) for key in todo[shard.name] if key.id not in bad]
+        known = {key.id: index.rows(key) for key in shard.keys if key in index}
+        known |= {key.id: _crashed(stage, spool.read(key)) for key in shard.keys if key.id in bad}
+        pending[actor.run.remote(index.work, shard, todo_now, known)] = (actor, shard)
 
     try:
         for _ in range(actors):
@@ -256,23 +321,26 @@ def _compute(stage: str, missing: Sequence[_Shard], index: _Index, worker: Calla
             actor, shard = pending.pop(reference)
             try:
                 ray.get(reference)
-                bar.advance(len(todo[shard.folder]))
+                bar.advance(len(todo[shard.name]))
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, (UserError, ModelError)) else error) from None
             except deaths as error:
-                attempts[shard.folder] = attempts.get(shard.folder, 0) + 1
-                if attempts[shard.folder] > run.restarts:
+                attempts[shard.name] = attempts.get(shard.name, 0) + 1
+                if attempts[shard.name] > run.restarts:
                     cause = " ".join(str(error).strip().splitlines()[-1].split())[:300]
                     raise UserError(
                         f"stage {stage}: a worker died {run.restarts + 1} times on one shard ({cause}); "
                         "give it more memory or lower run.workers"
                     ) from None
-                if attempts[shard.folder] == 2:
-                    poison[shard.folder] = {item.id for item in _find_poison(survives, todo[shard.folder])}
+                if attempts[shard.name] == 2:
+                    candidates = [spool.read(key) for key in todo[shard.name]]
+                    poison[shard.name] = {item.id for item in _find_poison(survives, candidates)}
                 queue.append(shard)
                 actor = start()
             if queue:
                 submit(actor)
+            else:
+                stop(actor)  # a worker that found no room yet, as after the loss of a node, waits for its place
     finally:
         bar.close()
         for actor in alive:
@@ -280,6 +348,21 @@ def _compute(stage: str, missing: Sequence[_Shard], index: _Index, worker: Calla
         if started:
             ray.shutdown()
     return total
+
+
+def reservation(run: RunParams, device: str) -> dict[str, float]:
+    """Return what an actor reserves: beside a GPU its CPU work is decoding, without one the model's."""
+    return {
+        "num_cpus": max(run.threads, run.decoders),
+        "num_gpus": run.gpus_per_worker if device == "cuda" else 0,
+    }
+
+
+def room(nodes: Sequence[dict[str, Any]], options: dict[str, float]) -> int:
+    """Return how many actors fit on the machines of `ray.nodes()`: one more would wait for ever, with its shard."""
+    needs = {name: amount for name, amount in zip(("CPU", "GPU"), options.values(), strict=True) if amount}
+    machines = [node["Resources"] for node in nodes if node["Alive"]]
+    return sum(min(int(m.get(name, 0) / need + 1e-6) for name, need in needs.items()) for m in machines)
 
 
 class _Actor:
@@ -296,11 +379,11 @@ class _Actor:
             self.worker = self.make_worker()
         return self.worker.compute([item.payload for item in items]) if items else []
 
-    def run(self, shard: _Shard, todo: Sequence[Item], known: dict[str, Rows]) -> None:
+    def run(self, work: WorkFolder, shard: Shard, todo: Sequence[Item], known: dict[str, Rows]) -> None:
         results = dict(known)
         if todo:
             results |= {item.id: rows for item, rows in zip(todo, self.compute(todo), strict=True)}
-        shard.save([results[item.id] for item in shard.items])
+        shard.save(work, [results[key.id] for key in shard.keys])
 
 
 def _find_poison(survives: Callable[[Sequence[Item]], bool], items: Sequence[Item]) -> list[Item]:
@@ -343,7 +426,7 @@ def connect(run: RunParams) -> bool:
         return True
     ray.init(
         address="local",
-        num_cpus=max(run.workers * run.threads, 1),
+        num_cpus=max(run.workers * max(run.threads, run.decoders), 1),
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
         object_store_memory=128 * 2**20,  # only items and paths travel through it
@@ -353,31 +436,30 @@ def connect(run: RunParams) -> bool:
     return True
 
 
-def _gather(out: Path, name: str, files: Sequence[Path]) -> None:
-    """Put the shards' files into `out/name` as few parts, in order; a large shard is linked, small ones are joined."""
-    temporary = out / f".{name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    sizes = {file: file.stat().st_size for file in files}
-    bins: list[list[Path]] = []
-    for small, group in groupby(files, key=lambda file: sizes[file] < PART_BYTES):
-        for file in group:
-            full = not bins or not small or sum(sizes[f] for f in bins[-1]) + sizes[file] > PART_BYTES
-            bins.append([file]) if full else bins[-1].append(file)
-    for number, members in enumerate(bins):
-        part = temporary / f"part-{number:05d}.parquet"
-        if len(members) == 1:
-            try:
-                os.link(members[0], part)
-            except OSError:  # another file system
-                shutil.copyfile(members[0], part)
-        else:
-            joined = pa.concat_tables([tables.read_part(member, name) for member in members])
-            tables.write_part(part, name, joined)
-    if not bins:
-        tables.write_part(temporary / "part-00000.parquet", name, tables.from_rows(name, []))
-    shutil.rmtree(out / name, ignore_errors=True)
-    temporary.rename(out / name)
+def _gather(out: Path, name: str, work: WorkFolder, sizes: dict[str, int]) -> None:
+    """Put the shards' files into `out/name` as few parts; a large shard is linked, small ones are joined.
+
+    Args:
+        sizes: bytes of the table's file in each shard, in the order of the table.
+    """
+    bins: list[list[str]] = []
+    held = 0
+    for small, group in groupby(sizes, key=lambda shard: sizes[shard] < tables.PART_BYTES):
+        for shard in group:
+            if not bins or not small or held + sizes[shard] > tables.PART_BYTES:
+                bins.append([])
+                held = 0
+            bins[-1].append(shard)
+            held += sizes[shard]
+    with tables.replacing(out, name) as part, ThreadPoolExecutor(READERS) as pool:
+        for number, members in enumerate(bins):
+            if len(members) == 1:
+                work.fetch(members[0], name, part(number))
+            else:
+                joined = pa.concat_tables(list(pool.map(partial(work.table, name=name), members)))
+                tables.write_part(part(number), name, joined)
+        if not bins:
+            tables.write_part(part(0), name, tables.from_rows(name, []))
 
 
 def report(stage: str, summary: Summary, out: Path, extra: dict[str, Any] | None = None) -> None:

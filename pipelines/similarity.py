@@ -5,54 +5,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from pydantic import Field, ValidationInfo, field_validator
 
-from model.backbones.clip import load_clip
-from model.backbones.dino import load_dino
-from model.backbones.variant import load_variant
+from model.backbones.encoders import Kind, load_encoder
+from model.backbones.variant import Spec, load_variant
 from model.segment import on_white
 from params import BackbonesParams, RunParams, Section, cli, data_dir, load
 from pipelines import segments, shards, subjects, tables
+from pipelines.prefetch import prefetch
 from pipelines.storage import Roots, SourceParams
 from stage import digest_files
 
-CODE = ("../stage.py", "similarity.py", "segments.py", "subjects.py", "shards.py", "tables.py", "storage.py")
+CODE = (
+    "../stage.py",
+    "similarity.py",
+    "segments.py",
+    "prefetch.py",
+    "subjects.py",
+    "shards.py",
+    "tables.py",
+    "storage.py",
+)
 
 
 class SimilarityParams(Section):
     """What compares subjects, and how the comparison is cut into tiles."""
 
-    encoder: Literal["clip", "dino"]
+    encoder: Kind  # clip, dino or siglip
+    weights: Spec | None  # of that encoder; None: those of the backbones' variant
     margin: float  # white border around the subject's box, fraction of its longer side
-    group_size: int  # subjects compared with one another; batches are drawn from one group
-    groupings: int  # seeded partitions into groups; each is a table of its own
-    tile: int  # subjects on a tile's side
+    group_size: int = Field(ge=1)  # subjects compared with one another; batches are drawn from one group
+    groupings: int = Field(ge=1)  # seeded partitions into groups; each is a table of its own
+    tile: int = Field(ge=1)  # subjects on a tile's side
+    neighbours: int = Field(ge=0)  # most similar subjects listed for each
     seed: int
     batch_size: int
     shard_subjects: int
 
+    @field_validator("weights")
+    @classmethod
+    def weights_are_known(cls, weights: Spec | None, info: ValidationInfo) -> Spec | None:
+        if weights is None and info.data.get("encoder") == "siglip":
+            raise ValueError("no variant names a SigLIP, so give {path, revision} of one")
+        return weights
+
+    def spec(self, variant: str) -> Spec:
+        """Return where the encoder's weights lie."""
+        if self.weights is not None:
+            return self.weights
+        named = load_variant(variant)
+        return named.clip if self.encoder == "clip" else named.dino
+
 
 class SimilarityWorker:
-    """Embeds segmented subject photos."""
+    """Embeds segmented subject photos; `decoders` threads make the next ones ready while the encoder computes."""
 
-    def __init__(self, params: SimilarityParams, variant: str, sources: Sequence[SourceParams], device: str) -> None:
-        self.params, self.roots = params, Roots(sources)
-        specs = load_variant(variant)
-        if params.encoder == "clip":
-            self.encoder: Any = load_clip(specs.clip, device, batch_size=params.batch_size)
-        else:
-            self.encoder = load_dino(specs.dino, device, batch_size=params.batch_size)
+    def __init__(
+        self, params: SimilarityParams, variant: str, sources: Sequence[SourceParams], device: str, decoders: int = 0
+    ) -> None:
+        self.params, self.roots, self.decoders = params, Roots(sources), decoders
+        self.encoder = load_encoder(params.encoder, params.spec(variant), device, params.batch_size)
 
     def compute(self, payloads: Sequence[list[dict[str, Any]]]) -> list[shards.Rows]:
         frames = [frame for payload in payloads for frame in payload]
-        pictures = [on_white(*segments.read_segment(self.roots, f), margin=self.params.margin) for f in frames]
-        vectors = self.encoder.encode_image(pictures).float().cpu().numpy()
+        for source in {frame["source"] for frame in frames}:
+            self.roots[source]  # opened here, not by several threads at once
+        size = self.params.batch_size
+        prepared = prefetch(self.prepare, frames, self.decoders, 2 * size)
+        vectors = (v for batch in chunks(prepared, size) for v in self.encoder.embed(batch).cpu().numpy())
         rows = iter(
             {
                 "frame_id": frame["frame_id"],
@@ -64,16 +94,39 @@ class SimilarityWorker:
         )
         return [{"embeddings": [next(rows) for _ in payload]} for payload in payloads]
 
+    def prepare(self, frame: dict[str, Any]) -> torch.Tensor:
+        """Return the subject on a white square, as the encoder reads it; for threads."""
+        return self.encoder.prepare(on_white(*segments.read_segment(self.roots, frame), margin=self.params.margin))
+
 
 def prototypes(folder: Path) -> tuple[list[str], np.ndarray]:
-    """Return the subject ids of the embeddings table and their prototypes [N, d]: mean unit vectors, scaled to 1."""
+    """Return the subject ids of the embeddings table and their prototypes [N, d]: mean unit vectors, scaled to 1.
+
+    Memory holds one part of the table and the prototypes.
+    """
     ids: list[str] = []
-    vectors: list[np.ndarray] = []
-    rows = tables.rows(folder, "embeddings", ["subject_id", "vector"])
-    for subject_id, group in groupby(rows, key=lambda row: row["subject_id"]):
-        ids.append(subject_id)
-        vectors.append(unit(unit(np.array([row["vector"] for row in group], dtype=np.float32)).mean(axis=0)))
-    return ids, np.stack(vectors) if vectors else np.empty((0, 0), dtype=np.float32)
+    done: list[np.ndarray] = []
+    last: np.ndarray | None = None  # of the last subject, which may go on in the next part
+    for part in tables.parts(folder, "embeddings"):
+        table = tables.read_part(part, "embeddings", ["subject_id", "vector"])
+        if not len(table):
+            continue
+        runs = pc.run_end_encode(table["subject_id"].combine_chunks())
+        names = runs.values.to_pylist()
+        starts = np.concatenate([[0], runs.run_ends.to_numpy()[:-1]])
+        # In float64, so that the result is the same wherever the parts are cut.
+        totals = np.add.reduceat(unit(tables.stack_halves(table["vector"]).astype(np.float64)), starts, axis=0)
+        if last is not None and ids[-1] == names[0]:
+            totals[0] += last
+            names = names[1:]
+        elif last is not None:
+            done.append(unit(last[None]).astype(np.float32))
+        ids += names
+        done.append(unit(totals[:-1]).astype(np.float32))
+        last = totals[-1]
+    if last is None:
+        return [], np.empty((0, 0), dtype=np.float32)
+    return ids, np.concatenate([*done, unit(last[None]).astype(np.float32)])
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -89,69 +142,126 @@ def groups(count: int, size: int, seed: int) -> list[np.ndarray]:
     return [np.sort(part) for part in np.array_split(order, -(-count // size))]
 
 
-def tiles(ids: Sequence[str], vectors: np.ndarray, params: SimilarityParams) -> list[dict[str, Any]]:
-    """Return the rows of the similarity table: all pairs inside each group, cut into tiles.
+def tiles(
+    ids: Sequence[str], vectors: np.ndarray, params: SimilarityParams, overview: Overview | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows of the similarity table, one at a time: all pairs inside each group, cut into tiles.
 
-    With N subjects, N <= group_size, that is the full matrix; otherwise N x group_size values instead of N^2.
+    With N subjects, N <= group_size, that is the full matrix; otherwise N x group_size values instead of N^2. Time and
+    what is written are linear in N, memory holds the vectors and one tile. `overview` is shown every tile.
     """
-    rows = []
+    names = pa.array(ids, pa.string())
     for grouping in range(params.groupings):
         for number, members in enumerate(groups(len(ids), params.group_size, params.seed + grouping)):
             blocks = [members[start : start + params.tile] for start in range(0, len(members), params.tile)]
-            for i, row_block in enumerate(blocks):
-                for j, column_block in enumerate(blocks):
-                    cosines = np.clip(vectors[row_block] @ vectors[column_block].T, -1.0, 1.0)
-                    rows.append(
-                        {
-                            "tile_id": f"{grouping:02d}/{number:05d}/{i:03d}/{j:03d}",
-                            "grouping": grouping,
-                            "group": number,
-                            "row_subjects": [ids[k] for k in row_block],
-                            "column_subjects": [ids[k] for k in column_block],
-                            "values": cosines.astype(np.float16).reshape(-1),
-                        }
-                    )
-    return rows
+            parts = [torch.from_numpy(vectors[block]) for block in blocks]
+            for i, j in np.ndindex(len(blocks), len(blocks)):
+                cosines = torch.mm(parts[i], parts[j].T).clamp_(-1.0, 1.0)
+                if overview is not None:
+                    overview.see(blocks[i], blocks[j], cosines)
+                tile_id = f"{grouping:02d}/{number:05d}/{i:03d}/{j:03d}"
+                yield tile_row(tile_id, grouping, number, names.take(blocks[i]), names.take(blocks[j]), cosines.half())
+
+
+def tile_row(
+    tile_id: str, grouping: int, group: int, rows: pa.Array, columns: pa.Array, cosines: torch.Tensor
+) -> pa.Table:
+    """Return a row of the similarity table; `cosines` [rows, columns] fp16 are not copied."""
+    values = [
+        pa.array([tile_id]),
+        pa.array([grouping], pa.int32()),
+        pa.array([group], pa.int32()),
+        pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows),
+        pa.ListArray.from_arrays(pa.array([0, len(columns)], pa.int32()), columns),
+        pa.ListArray.from_arrays(pa.array([0, cosines.numel()], pa.int32()), pa.array(cosines.numpy().reshape(-1))),
+    ]
+    return pa.Table.from_arrays(values, schema=tables.spec("similarity").schema)
+
+
+class Overview:
+    """What tiles say as they pass: the `count` most similar others of each subject, and the mean cosine."""
+
+    def __init__(self, subjects: int, count: int) -> None:
+        self.count = count
+        self.cosines = torch.full((subjects, count), -torch.inf)
+        self.others = torch.full((subjects, count), -1, dtype=torch.int64)
+        self.tiles, self.pairs, self.total = 0, 0, 0.0
+
+    def see(self, rows: np.ndarray, columns: np.ndarray, cosines: torch.Tensor) -> None:
+        """Take note of a tile: `cosines` [len(rows), len(columns)] of the subjects at those places.
+
+        Rows and columns are the same or have nobody in common.
+        """
+        own = cosines.trace() if rows is columns else torch.zeros(())
+        self.tiles += 1
+        self.pairs += cosines.numel() - len(rows) * (rows is columns)
+        self.total += float(cosines.sum(dtype=torch.float64)) - float(own)
+        if self.count:
+            self.rank(torch.from_numpy(rows), torch.from_numpy(columns), cosines)
+
+    def rank(self, rows: torch.Tensor, columns: torch.Tensor, cosines: torch.Tensor) -> None:
+        """Let the nearest of a tile take their places among those known; of equal cosines the first subject."""
+        best, place = cosines.topk(min(self.count + 1, len(columns)), dim=1)  # one more: a subject is its own nearest
+        others = columns[place]
+        # A pair may meet again in another grouping.
+        known = (others[:, :, None] == self.others[rows][:, None, :]).any(-1) | (others == rows[:, None])
+        all_best = torch.cat([self.cosines[rows], best.masked_fill(known, -torch.inf)], dim=1)
+        all_others = torch.cat([self.others[rows], others.masked_fill(known, -1)], dim=1)
+        by_place = all_others.argsort(dim=1, stable=True)
+        order = by_place.gather(1, all_best.gather(1, by_place).argsort(dim=1, descending=True, stable=True))
+        order = order[:, : self.count]
+        self.cosines[rows], self.others[rows] = all_best.gather(1, order), all_others.gather(1, order)
+
+    def neighbours(self, ids: Sequence[str]) -> pa.Table:
+        """Return the neighbours table."""
+        found = (self.others >= 0).numpy()
+        offsets = pa.array(np.concatenate([[0], found.sum(axis=1).cumsum()]), pa.int32())
+        names = pa.array(ids, pa.string())
+        values = [
+            names,
+            pa.ListArray.from_arrays(offsets, names.take(pa.array(self.others.numpy()[found]))),
+            pa.ListArray.from_arrays(offsets, pa.array(self.cosines.numpy()[found].astype(np.float16))),
+        ]
+        return pa.Table.from_arrays(values, schema=tables.spec("neighbours").schema)
+
+    def mean(self) -> float | None:
+        """Return the mean cosine between different subjects; None where no two met."""
+        return round(self.total / self.pairs, 4) if self.pairs else None
+
+
+def chunks(items: Iterator[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
+    """Yield lists of `size` items, the last one shorter."""
+    while chunk := list(islice(items, size)):
+        yield chunk
 
 
 def main() -> None:
     params, run = load("similarity", SimilarityParams), load("run", RunParams)
-    variant_name = load("backbones", BackbonesParams).variant
+    variant = load("backbones", BackbonesParams).variant
     sources = load("sources", list[SourceParams])
-    variant = load_variant(variant_name)
     out, here = data_dir() / "similarity", Path(__file__).parent
-    usable = segments.usable_masks(data_dir() / "mask")
-    embedding = params.model_dump(include={"encoder", "margin", "batch_size"})
+    usable = segments.usable(data_dir() / "mask")
+    embedding = params.model_dump(include={"encoder", "weights", "margin", "batch_size"})
     model = here.parent / "model"
     code = [*(here / name for name in CODE), model / "backbones", model / "segment.py"]
-    spec = variant.clip if params.encoder == "clip" else variant.dino
     summary = shards.run_stage(
         "similarity",
         subjects.items(data_dir() / "curate", segments.FRAME_COLUMNS, usable),
-        partial(SimilarityWorker, params, variant_name, sources, run.torch_device()),
-        identity=[embedding, digest_files(*code), shards.digest_spec(spec)],
+        partial(SimilarityWorker, params, variant, sources, run.torch_device(), run.decoders),
+        identity=[embedding, digest_files(*code), shards.digest_spec(params.spec(variant))],
         kept="embeddings",
         others=[],
         out=out,
         run=run,
         shard_items=params.shard_subjects,
     )
+    torch.set_num_threads(run.threads)  # as in the workers: another number may round otherwise
     ids, vectors = prototypes(out)
-    rows = tiles(ids, vectors, params)
-    tables.write(out, "similarity", tables.from_rows("similarity", rows))
-    between = np.concatenate([off_diagonal(row) for row in rows]) if rows else np.empty(0)
-    extra = {
-        "subjects": len(ids),
-        "tiles": len(rows),
-        "mean_cosine": round(float(between.mean()), 4) if between.size else None,
-    }
+    overview = Overview(len(ids), params.neighbours)
+    tables.write_parts(out, "similarity", tiles(ids, vectors, params, overview))
+    tables.write_parts(out, "neighbours", [overview.neighbours(ids)])
+    extra = {"subjects": len(ids), "tiles": overview.tiles, "mean_cosine": overview.mean()}
     shards.report("similarity", summary, out, extra)
-
-
-def off_diagonal(tile: dict[str, Any]) -> np.ndarray:
-    """Return the cosines of a tile between different subjects."""
-    same = np.array(tile["row_subjects"])[:, None] == np.array(tile["column_subjects"])[None, :]
-    return np.asarray(tile["values"], dtype=np.float32)[~same.reshape(-1)]
 
 
 if __name__ == "__main__":

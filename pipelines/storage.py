@@ -1,8 +1,9 @@
-"""The one door to photos: local folders and fsspec URLs, and bytes to pixels."""
+"""The one door to photos: local folders, fsspec URLs and archives in either, and bytes to pixels."""
 
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
@@ -14,6 +15,7 @@ from PIL import Image
 from pydantic import Field
 
 from params import Section, UserError
+from pipelines.archives import PACKED_SUFFIXES, SUFFIXES, Archive, file_time
 
 # Named, because Pillow would otherwise also try formats that start other programs (EPS). JPEG includes MPO.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -29,13 +31,15 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_log = logging.getLogger(__name__)
+
 
 class SourceParams(Section):
     """One entry of `sources` in params.yaml."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")  # first part of every id
     layout: Literal["mvimgnet", "openimages", "dreambench", "folder"]  # the reader
-    root: str  # local folder or fsspec URL
+    root: str  # local folder or fsspec URL, or a tar or zip archive at either
     split: Literal["train", "test"]  # what the photos are for
 
 
@@ -58,22 +62,32 @@ class DecodeError(Exception):
 class Root:
     """The folder of a source: a local path or any URL that fsspec knows. All paths are relative to it, with `/`.
 
+    The root may be, or lie in, a tar or zip archive (`photos.tar`, `s3://bucket/photos.zip/multiview`), and archives
+    directly below a root are read like folders of their full name (`mvi_00.zip/17/...`); nothing is unpacked.
+
     Raises:
         UserError: the folder does not exist or cannot be reached.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._archives: dict[str, Archive] = {}
         try:
             self._fs, base = fsspec.core.url_to_fs(url)
+            base = base.rstrip("/")
             found = self._fs.isdir(base)
+            inside = None if found else self._archive_in(base)
         except Exception as error:  # each remote file system has exceptions of its own
             raise UserError(f"root '{url}' cannot be opened ({_one_line(error)}); correct it in params.yaml") from None
+        self._base = base
+        self._tree: Folder | Archive = Folder(self._fs)
+        if inside is not None:
+            self._tree, self._base = inside
+            found = self._tree.isdir(self._base)
         if not found:
             raise UserError(
                 f"folder '{url}' does not exist; put the photos there or correct the root of that source in params.yaml"
             )
-        self._base = base.rstrip("/")
 
     def __repr__(self) -> str:
         return f"Root({self.url!r})"
@@ -84,7 +98,8 @@ class Root:
         Raises:
             OSError: the file is gone or may not be read.
         """
-        return self._fs.cat_file(self._full(path))
+        tree, full = self._place(path)
+        return tree.read(full)
 
     def lines(self, path: str) -> Iterator[str]:
         """Yield the lines of a UTF-8 text file as they stand, without reading it whole; a byte order mark is dropped.
@@ -92,8 +107,10 @@ class Root:
         Raises:
             UserError: the file cannot be read, or is not UTF-8.
         """
+        tree, full = self._place(path)
         try:
-            with self._fs.open(self._full(path), "rt", encoding="utf-8-sig", newline="") as stream:
+            raw = tree.open(full) if isinstance(tree, Folder) else io.BytesIO(tree.read(full))
+            with io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
                 yield from stream
         except UnicodeDecodeError as error:
             raise UserError(f"{self.name(path)} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
@@ -112,17 +129,39 @@ class Root:
         """Return the names of the folders in a folder, sorted; none when it does not exist."""
         return sorted(name for name, folder in self._entries(path) if folder)
 
+    def archives(self) -> dict[str, str]:
+        """Return {name without suffix: path} of the archives at the root that are not unpacked beside themselves.
+
+        The path is a folder to every other method; where all of an archive lies in a folder of the archive's own name,
+        it is the path of that folder.
+        """
+        found = {}
+        beside = set(self.folders())
+        for file in self.files():
+            stem, lower = file.rpartition(".")[0], file.lower()
+            if lower.endswith(SUFFIXES) and stem not in beside:
+                found[stem] = f"{file}/{stem}" if self.ls(file) == [stem] else file
+            elif lower.endswith(PACKED_SUFFIXES) and not {file.partition(".")[0], stem} & {*beside, *self.files()}:
+                _log.warning("%s is left out: a compressed tar cannot be read in place; unpack it", self.name(file))
+        return found
+
     def find(self, path: str = "") -> list[str]:
         """Return the paths of all files below a folder, sorted."""
-        return sorted(name[len(self._base) :].lstrip("/") for name in self._fs.find(self._full(path)))
+        tree, full = self._place(path)
+        if tree is not self._tree:
+            archive = path.partition("/")[0]
+            return [f"{archive}/{name}" for name in tree.find(full)]
+        return sorted(name[len(self._base) :].lstrip("/") for name in tree.find(full))
 
     def exists(self, path: str) -> bool:
         """Whether there is a file or folder at `path`."""
-        return self._fs.exists(self._full(path))
+        tree, full = self._place(path)
+        return tree.isfile(full) or tree.isdir(full)
 
     def isdir(self, path: str) -> bool:
         """Whether there is a folder at `path`."""
-        return self._fs.isdir(self._full(path))
+        tree, full = self._place(path)
+        return tree.isdir(full)
 
     def info(self, path: str) -> tuple[int, float]:
         """Return (size in bytes, time of the last change in seconds; 0 where the file system does not tell).
@@ -130,31 +169,75 @@ class Root:
         Raises:
             OSError: the file is gone.
         """
-        full = self._full(path)
-        found = self._fs.info(full)
-        size = int(found["size"] or 0)
-        if isinstance(found.get("mtime"), int | float):
-            return size, float(found["mtime"])
-        try:
-            return size, self._fs.modified(full).timestamp()
-        except (NotImplementedError, KeyError, AttributeError):
-            return size, 0.0
+        tree, full = self._place(path)
+        return tree.info(full)
 
     def name(self, path: str) -> str:
         """Return how messages call `path`."""
         return f"{self.url.rstrip('/')}/{path}"
 
-    def _full(self, path: str) -> str:
-        return f"{self._base}/{path}" if path else self._base
-
     def _entries(self, path: str) -> list[tuple[str, bool]]:
-        full = self._full(path)
+        tree, full = self._place(path)
+        return tree.entries(full)
+
+    def _place(self, path: str) -> tuple[Folder | Archive, str]:
+        """Return the tree that holds `path`, and the path in it."""
+        head, _, rest = path.partition("/")
+        if head.lower().endswith(SUFFIXES) and isinstance(self._tree, Folder):
+            if head not in self._archives and self._fs.isfile(f"{self._base}/{head}"):
+                self._archives[head] = Archive(self._fs, f"{self._base}/{head}", self.name(head))
+            if head in self._archives:
+                return self._archives[head], rest
+        return self._tree, "/".join(part for part in (self._base, path) if part)
+
+    def _archive_in(self, base: str) -> tuple[Archive, str] | None:
+        """Return the archive that the path `base` leads into, and the rest of the path; None where there is none."""
+        parts = base.split("/")
+        for end in range(1, len(parts) + 1):
+            head = "/".join(parts[:end])
+            if head.lower().endswith(SUFFIXES) and self._fs.isfile(head):
+                return Archive(self._fs, head, self.url), "/".join(parts[end:])
+        return None
+
+
+class Folder:
+    """A folder tree of any file system that fsspec knows; paths are that file system's own."""
+
+    def __init__(self, fs: Any) -> None:
+        self._fs = fs
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of a file; OSError where there is none."""
+        return self._fs.cat_file(path)
+
+    def open(self, path: str) -> Any:
+        """Return a binary stream of a file."""
+        return self._fs.open(path, "rb")
+
+    def entries(self, path: str) -> list[tuple[str, bool]]:
+        """Return (name, whether it is a folder) of what is in a folder; none when it does not exist."""
         try:
-            found: list[dict[str, Any]] = self._fs.ls(full, detail=True)
+            found: list[dict[str, Any]] = self._fs.ls(path, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        inside = (entry for entry in found if entry["name"].rstrip("/") != full)  # object stores list the folder itself
+        inside = (entry for entry in found if entry["name"].rstrip("/") != path)  # object stores list the folder itself
         return [(PurePosixPath(entry["name"]).name, self._is_folder(entry)) for entry in inside]
+
+    def find(self, path: str) -> list[str]:
+        """Return the paths of all files below a folder."""
+        return self._fs.find(path)
+
+    def isfile(self, path: str) -> bool:
+        """Whether there is a file at `path`."""
+        return self._fs.isfile(path)
+
+    def isdir(self, path: str) -> bool:
+        """Whether there is a folder at `path`."""
+        return self._fs.isdir(path)
+
+    def info(self, path: str) -> tuple[int, float]:
+        """Return (size, time of the last change); OSError where there is no file."""
+        return int(self._fs.info(path)["size"] or 0), file_time(self._fs, path)
 
     def _is_folder(self, entry: dict[str, Any]) -> bool:
         if entry.get("islink"):  # a listing calls a link neither file nor folder

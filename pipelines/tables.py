@@ -6,8 +6,10 @@ work of the data stages only through this module.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,26 +23,36 @@ from params import UserError
 
 # Small enough that a reader of one subject decodes little, large enough that Parquet's per-group cost does not show.
 ROW_GROUP = 4096
+# Parts of this size keep a table of millions of rows in few files, each still quick to read whole.
+PART_BYTES = 64 * 2**20
 
 REJECT_REASONS: dict[str, str] = {
     # decided from metadata by a source reader
     "no_annotation": "the photo has no box in the annotations",
     "missing_file": "the annotations name a photo that is not there",
     "bad_box": "the box is empty or outside the photo",
-    "group_of": "the box holds a group, not one subject",
-    "depiction": "the box holds a picture of the subject",
     "not_an_image": "the file is not an image",
+    # decided by curate from the annotations, before the photo is opened
     "class_not_wanted": "the class is not among the wanted ones",
-    # decided by curate
+    "occluded": "annotators say that something hides part of the subject",
+    "truncated": "annotators say that the subject goes on outside the photo",
+    "group_of": "annotators say that the box holds a group, not one subject",
+    "depiction": "annotators say that the box holds a picture of the subject",
+    "inside": "annotators say that the photo was taken inside the subject",
+    "several_instances": "the photo holds more boxes of the class than curate.filters.max_instances",
+    "subject_small": "the box covers less than curate.filters.min_subject_area",
+    "subject_large": "the box covers more than curate.filters.max_subject_area",
+    "subject_cut": "the box touches more sides of the photo than curate.filters.max_cut_sides",
+    # decided by curate from the pixels
     "empty": "the file has no bytes",
     "unreadable": "the file cannot be decoded as an image",
     "huge": "the photo has more pixels than curate.max_pixels",
-    "too_small": "the shorter side is below curate.min_side",
-    "bad_aspect": "the longer side is more than curate.max_aspect times the shorter",
-    "blurred": "sharpness is below curate.min_sharpness",
+    "too_small": "the shorter side is below curate.filters.min_side",
+    "bad_aspect": "the longer side is more than curate.filters.max_aspect times the shorter",
+    "blurred": "sharpness is below curate.filters.min_sharpness",
     "bad_exposure": "the photo is nearly black, nearly white or without contrast",
     "near_duplicate": "a frame of the same subject looks the same",
-    "subject_small": "the box covers less than curate.min_subject_area",
+    "duplicate": "a photo of another subject is the same picture",
     "too_few_views": "the subject has fewer good frames than curate.min_views",
     # decided by mask
     "mask_unreadable": "the shipped mask cannot be read or has another shape than the photo",
@@ -98,6 +110,9 @@ TABLES: dict[str, TableSpec] = {
             "source": Column(_text, "name of the source in params.yaml"),
             "class_name": _class_name,
             "caption": Column(_text, "holds class_name as whole words"),
+            "caption_origin": Column(_text, "shipped with the photo, template, or captioner"),
+            "noun_start": Column(_i32, "where class_name begins in the caption, characters"),
+            "noun_end": Column(_i32, "where it ends: the pseudo-word goes there"),
             "split": Column(_text, "train or test; whole subjects"),
             "path": Column(_text, "of the photo, relative to the root of its source"),
             "mask_path": Column(_text, "of the mask shipped with the photo, relative to the root", nullable=True),
@@ -105,8 +120,8 @@ TABLES: dict[str, TableSpec] = {
             "width": Column(_i32, "px, after EXIF rotation"),
             "height": Column(_i32, "px, after EXIF rotation"),
             "sha256": Column(_text, "of the file's bytes, hex"),
-            "phash": Column(pa.uint64(), "64-bit DCT perceptual hash"),
-            "sharpness": Column(_f32, "variance of the Laplacian at curate.sharpness_side px"),
+            "phash": Column(pa.binary(32), "256-bit DCT perceptual hash"),
+            "sharpness": Column(_f32, "variance of the Laplacian at curate.filters.sharpness_side px"),
             "rotation": Column(pa.list_(_f32, 9), "world to camera, row-major (COLMAP axes)", nullable=True),
             "translation": Column(pa.list_(_f32, 3), "world to camera", nullable=True),
             "focal": Column(pa.list_(_f32, 2), "fx, fy, px", nullable=True),
@@ -122,6 +137,9 @@ TABLES: dict[str, TableSpec] = {
             "stage": Column(_text, "the stage that dropped it"),
             "reason": Column(_text, "a key of REJECT_REASONS"),
             "detail": Column(_text, "the measured value or the decoder's message"),
+            "source": Column(_text, "name of the source in params.yaml, where a photo is meant", nullable=True),
+            "path": Column(_text, "of the photo, relative to the root of its source", nullable=True),
+            "box": Column(pa.list_(_f32, 4), "annotated x0, y0, x1, y1, fractions of the photo's sides", nullable=True),
         },
     ),
     "triplets": TableSpec(
@@ -165,7 +183,21 @@ TABLES: dict[str, TableSpec] = {
             "mask_score": Column(_f32, "predicted IoU of the mask, 0..1; 1 for an annotation"),
             "area": Column(_f32, "fraction of the photo"),
             "border_contact": Column(_f32, "fraction of the mask's outline that lies on the photo's border"),
-            "quality": Column(_text, "ok, or the first rule it breaks: small, large, border, low_score"),
+            "quality": Column(_text, "ok, or the first rule it breaks: small, large, border, off_box, low_score"),
+        },
+    ),
+    "agreement": TableSpec(
+        row="a photo with a shipped mask that Grounded SAM cut out as well",
+        keys=("frame_id",),
+        columns={
+            "frame_id": _frame_id,
+            "class_name": _class_name,
+            "height": Column(_i32, "px"),
+            "width": Column(_i32, "px"),
+            "annotated": Column(pa.binary(), "the shipped mask, cleaned; as masks.rle"),
+            "found": Column(pa.binary(), "Grounded SAM's, cleaned; null where it gave none", nullable=True),
+            "score": Column(_f32, "of the detection, 0..1; null where there was none", nullable=True),
+            "iou": Column(_f32, "intersection over union of both masks, 0..1; null with found", nullable=True),
         },
     ),
     "embeddings": TableSpec(
@@ -190,6 +222,15 @@ TABLES: dict[str, TableSpec] = {
             "values": Column(_half, "cosines -1..1, row-major"),
         },
     ),
+    "neighbours": TableSpec(
+        row="a subject with the subjects most like it, of those it shares a similarity group with",
+        keys=("subject_id",),
+        columns={
+            "subject_id": _subject_id,
+            "neighbours": Column(pa.list_(_text), "subject_ids, most similar first"),
+            "cosines": Column(_half, "of the neighbours, -1..1"),
+        },
+    ),
     "latents": TableSpec(
         row="a target photo",
         keys=("frame_id",),
@@ -203,7 +244,7 @@ TABLES: dict[str, TableSpec] = {
         },
     ),
     "features": TableSpec(
-        row="an augmentation of a segmented photo",
+        row="an augmentation of a segmented reference or positive photo",
         keys=("frame_id", "augmentation"),
         columns={
             "frame_id": _frame_id,
@@ -321,13 +362,45 @@ def write_part(file: Path, name: str, table: pa.Table) -> None:
     temporary.replace(file)
 
 
+@contextlib.contextmanager
+def replacing(folder: Path, name: str) -> Iterator[Callable[[int], Path]]:
+    """Give the path of part 0, 1, ... of a new table; left without an error, it takes the old one's place."""
+    temporary = folder / f".{name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield lambda number: temporary / f"part-{number:05d}.parquet"
+        shutil.rmtree(folder / name, ignore_errors=True)
+        temporary.rename(folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write(folder: Path, name: str, table: pa.Table) -> None:
     """Write a whole table as one part under `folder/name`, replacing what is there."""
-    target = folder / name
-    target.mkdir(parents=True, exist_ok=True)
-    for old in target.glob("part-*.parquet"):
-        old.unlink()
-    write_part(target / "part-00000.parquet", name, sort(name, table))
+    with replacing(folder, name) as part:
+        write_part(part(0), name, sort(name, table))
+
+
+def write_parts(folder: Path, name: str, pieces: Iterable[pa.Table]) -> int:
+    """Write a table of any length whose `pieces` come in key order, replacing what is there; memory holds one part.
+
+    A part ends with the piece that fills it, so that the bytes depend on the pieces alone. Return the number of rows.
+    """
+    total = number = size = 0
+    empty = from_rows(name, [])
+    held = [empty]
+    with replacing(folder, name) as part:
+        for piece in pieces:
+            held.append(piece.cast(empty.schema))
+            size += piece.nbytes
+            total += piece.num_rows
+            if size >= PART_BYTES:
+                write_part(part(number), name, pa.concat_tables(held))
+                number, held, size = number + 1, [empty], 0
+        if len(held) > 1 or number == 0:
+            write_part(part(number), name, pa.concat_tables(held))
+    return total
 
 
 def parts(folder: Path, name: str) -> list[Path]:
@@ -344,13 +417,8 @@ def parts(folder: Path, name: str) -> list[Path]:
 
 def read_part(file: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Return one part file, checked. `columns` limits what is read."""
-    try:
-        with pq.ParquetFile(file) as parquet:
-            check(name, parquet.schema_arrow.empty_table(), str(file))
-            table = parquet.read(columns=list(columns) if columns is not None else None)
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise TableError(f"{file} is not a readable Parquet file ({reason}); run its stage again") from None
+    with _opened(file, name) as parquet:
+        table = parquet.read(columns=list(columns) if columns is not None else None)
     return no_nulls(name, table, str(file))
 
 
@@ -363,17 +431,64 @@ def read(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Ta
     return pa.concat_tables([read_part(part, name, columns) for part in parts(folder, name)])
 
 
+def stream(
+    folder: Path, name: str, columns: Sequence[str] | None = None, size: int = 16 * ROW_GROUP
+) -> Iterator[pa.Table]:
+    """Yield a table `size` rows at a time, checked, in key order, for those who need not hold it whole."""
+    for file in parts(folder, name):
+        with _opened(file, name) as parquet:
+            for batch in parquet.iter_batches(batch_size=size, columns=list(columns) if columns is not None else None):
+                yield no_nulls(name, pa.Table.from_batches([batch]), str(file))
+
+
 def rows(folder: Path, name: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a table as dictionaries, part by part."""
+    """Yield the rows of a table as dictionaries, holding a row group of it at a time."""
+    for piece in stream(folder, name, columns, ROW_GROUP):
+        yield from piece.to_pylist()
+
+
+@contextlib.contextmanager
+def _opened(file: Path, name: str) -> Iterator[pq.ParquetFile]:
+    """Give a part file with its schema checked; what goes wrong while it is read names it."""
+    try:
+        with pq.ParquetFile(file) as parquet:
+            check(name, parquet.schema_arrow.empty_table(), str(file))
+            yield parquet
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise TableError(f"{file} is not a readable Parquet file ({reason}); run its stage again") from None
+
+
+def count(folder: Path, name: str) -> int:
+    """Return how many rows a table has."""
+    return sum(pq.read_metadata(part).num_rows for part in parts(folder, name))
+
+
+def batches(folder: Path, name: str, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+    """Yield `size` rows at a time of a table whose rows are large: a reader that stops early decodes no more."""
     for part in parts(folder, name):
-        yield from read_part(part, name, columns).to_pylist()
+        read_part(part, name, [])
+        with pq.ParquetFile(part) as parquet:
+            yield from parquet.iter_batches(batch_size=size, columns=list(columns))
 
 
-def reject(frame_id: str, stage: str, reason: str, detail: str = "") -> dict[str, Any]:
-    """Return a row of the rejects table; `reason` must be a key of REJECT_REASONS."""
+def reject(
+    frame_id: str,
+    stage: str,
+    reason: str,
+    detail: str = "",
+    source: str | None = None,
+    path: str | None = None,
+    box: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Return a row of the rejects table; `reason` must be a key of REJECT_REASONS.
+
+    source, path and box let the report show a photo that has no row in the frames table.
+    """
     if reason not in REJECT_REASONS:
         raise KeyError(f"'{reason}' is not in REJECT_REASONS")
-    return {"id": frame_id, "stage": stage, "reason": reason, "detail": detail}
+    row = {"id": frame_id, "stage": stage, "reason": reason, "detail": detail}
+    return row | {"source": source, "path": path, "box": list(box) if box else None}
 
 
 def encode_mask(mask: np.ndarray) -> bytes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,14 +23,21 @@ from model.errors import ModelError
 
 __all__ = [
     "Box",
+    "Cut",
     "Detection",
     "Detector",
     "GroundedSam",
+    "Prepared",
     "SamConfig",
     "build_sam",
     "load_detector",
     "load_grounded_sam",
 ]
+
+K = TypeVar("K")
+
+TOKENS = 8
+"""Phrases are padded to a multiple of it, so that nouns of one word and of four share batches."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,28 @@ class Detection:
     box: Box
     score: float
     """Highest probability, 0..1, that a word of the phrase belongs to the box."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A photo as both models read it; the photo itself, which may be far larger, can be let go."""
+
+    size: tuple[int, int]
+    """(height, width) of the photo, pixels."""
+    detector: Tensor
+    """[3, h, w] float32, resized and normalised."""
+    sam: Tensor
+    """[3, h, w] uint8, resized."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a box holds."""
+
+    mask: np.ndarray
+    """bool [H, W], of the photo's size."""
+    score: float
+    """Predicted IoU, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -52,58 +82,90 @@ class Detector:
     name: str
     revision: str
 
-    @torch.no_grad()
     def detect(
         self, images: Sequence[Image.Image], phrases: Sequence[str], threshold: float = 0.0
     ) -> list[Detection | None]:
         """The box with the highest score for each photo's phrase, or None where no score passes `threshold`.
 
-        Scores and boxes are those of `GroundingDinoProcessor.post_process_grounded_object_detection`. Photos are padded
-        to one of a few canvases and batched with photos of the same canvas and equally many tokens, never with others:
-        the backbone sees the padding, so a photo's box would otherwise depend on the company it is in.
-        Raises ModelError for an empty phrase or different numbers of images and phrases.
+        Scores and boxes are those of `GroundingDinoProcessor.post_process_grounded_object_detection`. Raises ModelError
+        for an empty phrase or different numbers of images and phrases.
         """
         if len(images) != len(phrases):
             raise ModelError(f"{len(images)} images and {len(phrases)} phrases; give one phrase an image")
-        groups: dict[tuple[int, int, int], list[tuple[int, Tensor, list[int]]]] = defaultdict(list)
-        for row, (image, phrase) in enumerate(zip(images, phrases, strict=True)):
-            pixels, tokens = self.prepare(image), self.tokens(phrase)
-            height, width = canvas(pixels.shape[-2], pixels.shape[-1], *self.edges())
-            groups[height, width, len(tokens)].append((row, pixels, tokens))
+        asked = (
+            (row, self.prepare(image), (image.height, image.width), phrase)
+            for row, (image, phrase) in enumerate(zip(images, phrases, strict=True))
+        )
         found: list[Detection | None] = [None] * len(images)
-        for (height, width, _), members in groups.items():
-            for batch, count in fixed_batches(members, self.batch_size):
-                scores, boxes = self.best([m[1] for m in batch], [m[2] for m in batch], height, width)
-                for (row, _, _), score, box in zip(batch[:count], scores, boxes, strict=False):
-                    if score > threshold:
-                        found[row] = within(images[row], box, score)
+        for row, detection in self.find(asked):
+            if detection is not None and detection.score > threshold:
+                found[row] = detection
         return found
 
+    def find(self, photos: Iterable[tuple[K, Tensor, tuple[int, int], str]]) -> Iterator[tuple[K, Detection | None]]:
+        """The best box of each photo as soon as its batch is full, in the order in which batches fill.
+
+        A photo is (any key, what `prepare` made of it, its (height, width), phrase); photos are drawn as they are
+        needed, and few of them are held at a time.
+        Photos are padded to one of a few canvases and phrases to one of a few lengths, and batched with their like
+        only: the backbone sees the padding, so a photo's box would otherwise depend on the company it is in.
+        """
+        waiting: dict[tuple[int, int, int], list[tuple[K, Tensor, tuple[int, int], list[int]]]] = defaultdict(list)
+        for key, pixels, size, phrase in photos:
+            tokens = self.tokens(phrase)
+            like = (*canvas(pixels.shape[-2], pixels.shape[-1], *self.edges()), self.padded(len(tokens)))
+            waiting[like].append((key, pixels, size, tokens))
+            if len(waiting[like]) == self.batch_size:
+                yield from self.answer(waiting.pop(like), *like)
+        for like, rest in waiting.items():
+            yield from self.answer(rest, *like)
+
+    def answer(
+        self, photos: list[tuple[K, Tensor, tuple[int, int], list[int]]], height: int, width: int, length: int
+    ) -> Iterator[tuple[K, Detection | None]]:
+        """The best box of each of at most `batch_size` photos of one canvas and length."""
+        for batch, count in fixed_batches(photos, self.batch_size):
+            scores, boxes = self.best([p[1] for p in batch], [p[3] for p in batch], height, width, length)
+            for (key, _, size, _), score, box in zip(batch[:count], scores, boxes, strict=False):
+                yield key, within(size, box, score)
+
+    @torch.no_grad()
     def best(
-        self, pixels: list[Tensor], tokens: list[list[int]], height: int, width: int
+        self, pixels: list[Tensor], tokens: list[list[int]], height: int, width: int, length: int
     ) -> tuple[list[float], list[list[float]]]:
-        """Score and relative corner box of each row's best query; `pixels` [3, h, w] fit the canvas (height, width)."""
+        """Score and relative corner box of each row's best query.
+
+        `pixels` [3, h, w] fit the canvas (height, width) in pixels, `tokens` fit `length`.
+        """
         device = self.model.device
         images = torch.stack([F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in pixels])
         seen = torch.zeros(len(pixels), height, width, dtype=torch.int64)
         for row, x in enumerate(pixels):
             seen[row, : x.shape[-2], : x.shape[-1]] = 1
-        words = torch.tensor(tokens, device=device)
+        words = torch.zeros(len(tokens), length, dtype=torch.int64)
+        read = torch.zeros_like(words)
+        for row, ids in enumerate(tokens):
+            words[row, : len(ids)] = torch.tensor(ids)
+            read[row, : len(ids)] = 1
         with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             out = self.model(
                 pixel_values=images.to(device),
                 pixel_mask=seen.to(device),
-                input_ids=words,
-                token_type_ids=torch.zeros_like(words),
-                attention_mask=torch.ones_like(words),
+                input_ids=words.to(device),
+                token_type_ids=torch.zeros_like(words).to(device),
+                attention_mask=read.to(device),
             )
         scores, query = out.logits.float().sigmoid().amax(-1).max(-1)  # [B, Q, T] -> [B]
         chosen = out.pred_boxes.float()[torch.arange(len(query), device=device), query]  # [B, 4] centre, width, height
         centre, half = chosen[:, :2], chosen[:, 2:] / 2
         return scores.tolist(), torch.cat([centre - half, centre + half], dim=1).tolist()
 
+    def padded(self, count: int) -> int:
+        """The length to which a phrase of `count` tokens is padded; padding is masked everywhere in the model."""
+        return max(count, min(-(-count // TOKENS) * TOKENS, self.model.config.max_text_len))
+
     def prepare(self, image: Image.Image) -> Tensor:
-        """The photo resized and normalised as the checkpoint's processor says, unpadded, [3, h, w]."""
+        """The photo resized and normalised as the checkpoint's processor says, unpadded, [3, h, w]; for threads."""
         out = self.processor.image_processor(images=[image], do_pad=False, return_tensors="pt")
         pixels: Tensor = out["pixel_values"][0]
         return pixels
@@ -162,6 +224,36 @@ class GroundedSam:
         """See `Segmenter.segment`."""
         return self.sam.segment(images, boxes)
 
+    def prepare(self, image: Image.Image) -> Prepared:
+        """`image` as both models read it; touches no device, so that threads can do it while another photo is on it."""
+        return Prepared((image.height, image.width), self.detector.prepare(image), self.sam.prepare(image))
+
+    def cut_out(
+        self, photos: Iterable[tuple[K, Prepared, str]], min_score: float
+    ) -> Iterator[tuple[K, Detection | None, Cut | None]]:
+        """Box and mask of what each photo's phrase names, in the order in which batches fill.
+
+        A photo is (any key, what `prepare` made of it, phrase); photos are drawn as they are needed, and at most a
+        batch of each canvas and one for SAM are held. No mask where no box has `min_score`.
+        """
+        asked = (((key, photo), photo.detector, photo.size, phrase) for key, photo, phrase in photos)
+        boxed: list[tuple[K, Prepared, Detection]] = []
+        for (key, photo), detection in self.detector.find(asked):
+            if detection is None or detection.score < min_score:
+                yield key, detection, None
+                continue
+            boxed.append((key, photo, detection))
+            if len(boxed) == self.sam.batch_size:
+                yield from self.cut(boxed)
+                boxed = []
+        yield from self.cut(boxed)
+
+    def cut(self, boxed: Sequence[tuple[K, Prepared, Detection]]) -> Iterator[tuple[K, Detection, Cut]]:
+        """The masks of photos whose boxes are known."""
+        masks, scores = self.sam.cut([(photo.sam, photo.size, found.box) for _, photo, found in boxed])
+        for (key, _, detection), mask, score in zip(boxed, masks, scores, strict=True):
+            yield key, detection, Cut(mask, score)
+
 
 def load_grounded_sam(
     detector_spec: DetectorSpec,
@@ -206,8 +298,8 @@ def canvas(height: int, width: int, shortest: int | None, longest: int | None) -
     return (short, long) if height <= width else (long, short)
 
 
-def within(image: Image.Image, box: Sequence[float], score: float) -> Detection | None:
-    """`box` (corners relative to the photo) in its pixels, cut to it; None where nothing is left."""
-    x0, x1 = (min(max(x, 0.0), 1.0) * image.width for x in (box[0], box[2]))
-    y0, y1 = (min(max(y, 0.0), 1.0) * image.height for y in (box[1], box[3]))
+def within(size: tuple[int, int], box: Sequence[float], score: float) -> Detection | None:
+    """`box` (corners relative to the photo) in pixels, cut to `size` (height, width); None where nothing is left."""
+    x0, x1 = (min(max(x, 0.0), 1.0) * size[1] for x in (box[0], box[2]))
+    y0, y1 = (min(max(y, 0.0), 1.0) * size[0] for y in (box[1], box[3]))
     return Detection((x0, y0, x1, y1), score) if x1 > x0 and y1 > y0 else None

@@ -97,7 +97,6 @@ class Segmenter:
     name: str
     revision: str
 
-    @torch.no_grad()
     def segment(self, images: Sequence[Image.Image], boxes: Sequence[Box]) -> tuple[list[np.ndarray], list[float]]:
         """The mask of what each box holds: (bool arrays [H, W] at the photos' sizes, predicted IoUs 0..1).
 
@@ -107,28 +106,42 @@ class Segmenter:
         """
         if len(images) != len(boxes):
             raise ModelError(f"{len(images)} images and {len(boxes)} boxes; give one box an image")
-        masks, scores = [], []
-        for rows, count in fixed_batches(list(zip(images, boxes, strict=True)), self.batch_size):
-            inputs = [self.prepare(image) for image, _ in rows]
-            dtype = next(self.model.image_encoder.parameters()).dtype
-            pixels = torch.stack([self.model.preprocess(x.to(self.model.device)) for x in inputs])
+        photos = [
+            (self.prepare(image), (image.height, image.width), box) for image, box in zip(images, boxes, strict=True)
+        ]
+        return self.cut(photos)
+
+    @torch.no_grad()
+    def cut(self, photos: Sequence[tuple[Tensor, tuple[int, int], Box]]) -> tuple[list[np.ndarray], list[float]]:
+        """As `segment`, of photos that `prepare` made ready: (its result, (height, width) of the photo, box) each."""
+        masks: list[np.ndarray] = []
+        scores: list[float] = []
+        dtype = next(self.model.image_encoder.parameters()).dtype
+        for batch, count in fixed_batches(photos, self.batch_size):
+            pixels = torch.stack([self.model.preprocess(x.to(self.model.device).float()) for x, _, _ in batch])
             embeddings = self.model.image_encoder(pixels.to(dtype)).float()
-            for (image, box), x, embedding in list(zip(rows, inputs, embeddings, strict=True))[:count]:
-                mask, score = self.decode(embedding, box, (x.shape[-2], x.shape[-1]), (image.height, image.width))
-                masks.append(mask)
-                scores.append(score)
+            decoded = [
+                self.decode(embedding, box, (x.shape[-2], x.shape[-1]), full)
+                for (x, full, box), embedding in zip(batch[:count], embeddings, strict=False)
+            ]
+            # Fetched when all are on their way: the device is asked to finish once a batch.
+            masks += [mask.cpu().numpy() for mask, _ in decoded]
+            scores += torch.stack([score for _, score in decoded]).tolist()
         return masks, scores
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The photo with its longest side at the encoder's size, [3, h, w] in 0..255."""
+        """The photo with its longest side at the encoder's size, uint8 [3, h, w]; for threads, it touches no device."""
         height, width = self.resized(image.height, image.width)
         small = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(small)).permute(2, 0, 1).float()
+        return torch.from_numpy(np.array(small)).permute(2, 0, 1)
 
     def decode(
         self, embedding: Tensor, box: Box, size: tuple[int, int], full: tuple[int, int]
-    ) -> tuple[np.ndarray, float]:
-        """Mask and predicted IoU of one box; `embedding` [c, h, w], `size` (h, w) of the input, `full` of the photo."""
+    ) -> tuple[Tensor, Tensor]:
+        """Mask (bool, of size `full`) and predicted IoU of one box, on the device.
+
+        `embedding` [c, h, w], `size` (h, w) of the input, `full` of the photo.
+        """
         scale = torch.tensor([size[1] / full[1], size[0] / full[0]] * 2, device=embedding.device)
         corners = torch.tensor(box, dtype=torch.float32, device=embedding.device) * scale
         sparse, dense = self.model.prompt_encoder(points=None, boxes=corners[None], masks=None)
@@ -140,7 +153,7 @@ class Segmenter:
             multimask_output=False,
         )
         logits = self.model.postprocess_masks(low, size, full)
-        return (logits[0, 0] > self.model.mask_threshold).cpu().numpy(), float(iou[0, 0])
+        return logits[0, 0] > self.model.mask_threshold, iou[0, 0]
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         side: int = self.model.image_encoder.img_size

@@ -11,6 +11,8 @@ from typing import Protocol
 from params import UserError
 from pipelines.storage import Root
 
+# Open Images' attributes of a box (https://storage.googleapis.com/openimages/web/download_v7.html), as reject reasons.
+ATTRIBUTES = ("occluded", "truncated", "group_of", "depiction", "inside")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 CAPTIONS = "captions.csv"
 
@@ -36,6 +38,8 @@ class Photo:
     """A photo of a subject, or why its metadata alone rules it out.
 
     path, mask_path: relative to the source's root. box: (x0, y0, x1, y1), fractions 0..1 of the photo's sides.
+    attributes: what annotators said of the box, of `ATTRIBUTES`. instances: boxes of the same class in the photo, this
+    one included; 0 where there are no annotations.
     reject: a key of `tables.REJECT_REASONS`, with the evidence in reject_detail.
     """
 
@@ -45,6 +49,8 @@ class Photo:
     box: tuple[float, float, float, float] | None = None
     caption: str | None = None
     pose: Pose | None = None
+    attributes: tuple[str, ...] = ()
+    instances: int = 0
     reject: str | None = None
     reject_detail: str = ""
 

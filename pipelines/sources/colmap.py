@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -83,11 +84,16 @@ class Image:
 
 @dataclass(frozen=True)
 class Model:
-    """A sparse model. points: [N, 3] in world units."""
+    """A sparse model. read_points: reads its points, which are most of its bytes and seldom needed."""
 
     cameras: dict[int, Camera]
     images: tuple[Image, ...]
-    points: np.ndarray
+    read_points: Callable[[], np.ndarray]
+
+    @property
+    def points(self) -> np.ndarray:
+        """[N, 3] in world units, none where there is no file of them; ColmapError where it is cut off or malformed."""
+        return self.read_points()
 
 
 def read_model(root: Root, folder: str) -> Model | None:
@@ -101,10 +107,12 @@ def read_model(root: Root, folder: str) -> Model | None:
         if {f"cameras.{suffix}", f"images.{suffix}"} <= present:
             cameras = _read_file(root, f"{folder}/cameras.{suffix}", read_cameras)
             images = _read_file(root, f"{folder}/images.{suffix}", read_images)
-            points = np.empty((0, 3))
-            if f"points3D.{suffix}" in present:
-                points = _read_file(root, f"{folder}/points3D.{suffix}", read_points)
-            return Model(cameras, images, points)
+            file = f"points3D.{suffix}"
+            return Model(
+                cameras,
+                images,
+                partial(_read_file, root, f"{folder}/{file}", read_points) if file in present else _no_points,
+            )
     return None
 
 
@@ -117,16 +125,18 @@ def poses(model: Model) -> dict[str, Pose]:
     return {image.name: _pose(image, model.cameras) for image in model.images}
 
 
-def object_centre(cameras: Collection[Pose], points: np.ndarray) -> tuple[float, float, float] | None:
+def object_centre(cameras: Collection[Pose], points: Callable[[], np.ndarray]) -> tuple[float, float, float] | None:
     """Return the centre of the object that the cameras look at, in world units, or None where nothing tells it.
 
     It is the point nearest to all optical axes (least squares) if those differ enough and most cameras see it in front,
-    otherwise the component-wise median of the sparse points [N, 3]. The median is drawn to the background: of 5 real
-    captures with masks it fell on the object in 20 % of the views of the worst, the axes' point in every view of each.
+    otherwise the component-wise median of the sparse points [N, 3], which are asked for only then. The median is drawn
+    to the background: of 5 real captures with masks it fell on the object in 20 % of the views of the worst, the axes'
+    point in every view of each.
     """
     centre = _nearest_to_axes(cameras)
     if centre is None:
-        finite = points[np.isfinite(points).all(axis=1)]
+        found = points()
+        finite = found[np.isfinite(found).all(axis=1)]
         if not len(finite):
             return None
         centre = np.median(finite, axis=0)
@@ -214,6 +224,10 @@ _READERS = {
     "bin": (cameras_from_binary, images_from_binary, points_from_binary),
     "txt": (cameras_from_text, images_from_text, points_from_text),
 }
+
+
+def _no_points() -> np.ndarray:
+    return np.empty((0, 3))
 
 
 def _content(data: bytes) -> list[str]:

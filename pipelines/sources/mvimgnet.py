@@ -1,7 +1,9 @@
 """MVImgNet: `<class id>/<video id>/{images,masks,sparse/0}` and `mvimgnet_category.txt`.
 
-The published archives overlap and may lie unpacked side by side, `<archive>/<class id>/<video id>/...`: folders of the
-same class and video are one subject, whose frames, masks and sparse model each come from the first archive with them.
+The set is published by class and as numbered parts, which overlap, with the masks in archives of their own; they may
+lie side by side, unpacked or not, `<archive>/<class id>/<video id>/...`: folders of the same class and video are one
+subject, whose frames, masks and sparse model each come from the first archive with them (unpacked ones first, then by
+name). Where a video folder of an archive holds pictures itself and no `images`, those are its masks.
 Layout: README of GAP-LAB-CUHK-SZ/MVImgNet and, for the masks, of luyues/MVImgNet2.0.
 """
 
@@ -68,8 +70,11 @@ class MVImgNet:
         """Return the folders of each (class id, video id), in order of the archives."""
         top = [name for name in self._root.folders() if not is_hidden(name)]
         classes = [name for name in top if name.isdecimal()]
-        for archive in top:
-            if not archive.isdecimal():
+        unpacked = [name for name in top if not name.isdecimal()]
+        for archive in [*unpacked, *sorted(self._root.archives().values())]:
+            if PurePosixPath(archive).name.isdecimal():  # the archive of a class, with a folder of its name inside
+                classes.append(archive)
+            else:
                 classes += [f"{archive}/{name}" for name in self._root.folders(archive) if name.isdecimal()]
         videos: dict[tuple[str, str], list[str]] = {}
         for folder in classes:
@@ -81,6 +86,10 @@ class MVImgNet:
     def _subject(self, subject_id: str, name: str, folders: list[str], captions: dict[str, str]) -> Subject:
         images = self._first_of_each(folders, "images")
         masks = self._first_of_each(folders, "masks")
+        if len(folders) > 1:
+            for folder in folders:
+                if not self._root.isdir(f"{folder}/images"):
+                    masks = {name: f"{folder}/{name}" for name in self._root.files(folder) if is_image(name)} | masks
         poses, centre = self._sparse(folders)
         photos = []
         for last, file in named_frames(images).items():
@@ -89,7 +98,7 @@ class MVImgNet:
                 photos.append(not_an_image(frame_id, path))
                 continue
             stem = PurePosixPath(file).stem
-            mask = masks.get(f"{stem}.png", masks.get(f"{file}.png"))
+            mask = masks.get(f"{stem}.png", masks.get(f"{file}.png"))  # both names occur
             pose = poses.get(file, poses.get(stem))
             photos.append(Photo(frame_id, path, mask_path=mask, caption=captions.get(path), pose=pose))
         return Subject(subject_id, self._params.name, name, self._params.split, tuple(photos), centre)
@@ -111,7 +120,7 @@ class MVImgNet:
                     poses = colmap.poses(model)
                     by_name = {PurePosixPath(name).name: pose for name, pose in sorted(poses.items())}
                     by_stem = {PurePosixPath(name).stem: pose for name, pose in by_name.items()}
-                    return by_stem | by_name, colmap.object_centre(poses.values(), model.points)
+                    return by_stem | by_name, colmap.object_centre(poses.values(), model.read_points)
             except colmap.ColmapError as error:  # the photos are good without poses
                 _log.warning("%s: used without poses: %s", folder, error)
         return {}, None

@@ -4,13 +4,16 @@ Every box is a subject of its own with one photo, for Open Images does not say w
 subject is `<source>/<split>/<ImageID>/<BoxID>`, or ends with the number of the box in the photo where the segmentation
 file lacks it; its photo is `<subject>/0`. A photo without boxes is the subject `<source>/<split>/<ImageID>`.
 
-Only splits whose photo folder exists are read. Files and columns: https://storage.googleapis.com/openimages/web/
+Only splits whose photo folder exists are read. The photos and masks of a split may lie in several folders or archives,
+as they are published: `train_0`, `train_0.tar`, `train-masks-0.zip`. Files and columns:
+https://storage.googleapis.com/openimages/web/
 """
 
 from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from params import UserError
@@ -65,12 +68,16 @@ class OpenImages:
         return iter(())
 
     def _folders(self) -> dict[str, list[str]]:
-        """Return the photo folders of each split; the train archives unpack to train_0 .. train_f."""
+        """Return the photo folders of each split; the train archives are train_0 .. train_f."""
         folders: dict[str, list[str]] = {}
-        for name in self._root.folders():
+        for name, folder in self._places():
             if found := re.fullmatch(rf"({'|'.join(SPLITS)})(_[0-9a-f])?", name):
-                folders.setdefault(found[1], []).append(name)
+                folders.setdefault(found[1], []).append(folder)
         return folders
+
+    def _places(self) -> list[tuple[str, str]]:
+        """Return (name, path) of the folders and archives at the root; an archive goes by its name without suffix."""
+        return [*((name, name) for name in self._root.folders()), *sorted(self._root.archives().items())]
 
     def _split(
         self, split: str, folders: list[str], classes: dict[str, str], captions: dict[str, str]
@@ -95,9 +102,11 @@ class OpenImages:
             elif not found:
                 yield self._subject(base, "", _rejected(base, path, "no_annotation", f"no row in {box_file}"))
             else:
+                instances = Counter(box.label for box in found.values())
                 for last, box in found.items():
-                    photo = _photo(f"{base}/{last}", path, box, mask_paths.get(box.mask), captions.get(path))
-                    yield self._subject(f"{base}/{last}", self._class(box, classes), photo)
+                    subject_id, mask_path = f"{base}/{last}", mask_paths.get(box.mask)
+                    photo = _photo(subject_id, path, box, mask_path, captions.get(path), instances[box.label])
+                    yield self._subject(subject_id, self._class(box, classes), photo)
 
     def _subject(self, subject_id: str, class_name: str, photo: Photo) -> Subject:
         return Subject(subject_id, self._params.name, class_name, self._params.split, (photo,))
@@ -118,10 +127,10 @@ class OpenImages:
         raise UserError(f"'{self._root.url}' has {split} photos but no boxes; put {names[-2]} or {names[-1]} there")
 
     def _mask_paths(self, split: str, photos: Mapping[str, int]) -> dict[str, str]:
-        """Return {MaskPath: path} of the mask files of photos; the archives may be unpacked apart (`train-masks-0`)."""
+        """Return {MaskPath: path} of the mask files of photos; the archives may lie apart (`train-masks-0`)."""
         paths: dict[str, str] = {}
-        for folder in self._root.folders():
-            if re.fullmatch(rf"{split}-masks(-[0-9a-f])?", folder):
+        for place, folder in self._places():
+            if re.fullmatch(rf"{split}-masks(-[0-9a-f])?", place):
                 for name in self._root.files(folder):
                     if name.partition("_")[0] in photos:
                         paths.setdefault(name, f"{folder}/{name}")
@@ -148,13 +157,13 @@ def read_classes(root: Root) -> dict[str, str]:
     return classes
 
 
-def _photo(subject_id: str, path: str, box: Box, mask_path: str | None, caption: str | None) -> Photo:
+def _photo(subject_id: str, path: str, box: Box, mask_path: str | None, caption: str | None, instances: int) -> Photo:
     if not box.valid:
         x0, y0, x1, y1 = box.corners
         return _rejected(subject_id, path, "bad_box", f"{box.where}: x {x0:g}..{x1:g}, y {y0:g}..{y1:g}")
-    reject = "group_of" if box.group_of else "depiction" if box.depiction else None
-    detail = box.where if reject else ""
-    return Photo(f"{subject_id}/0", path, mask_path, box.corners, caption, reject=reject, reject_detail=detail)
+    return Photo(
+        f"{subject_id}/0", path, mask_path, box.corners, caption, attributes=box.attributes, instances=instances
+    )
 
 
 def _rejected(subject_id: str, path: str, reason: str, detail: str) -> Photo:

@@ -11,11 +11,13 @@ from functools import cached_property
 
 import numpy as np
 
-from pipelines.sources.base import csv_rows
+from pipelines.sources.base import ATTRIBUTES, csv_rows
 from pipelines.storage import Root
 
 _CORNERS = ("XMin", "YMin", "XMax", "YMax")
-_BOX_COLUMNS = ("ImageID", "LabelName", *_CORNERS, "IsGroupOf?", "IsDepiction?")
+# In the order of base.ATTRIBUTES; files cut down by others may lack them.
+_ATTRIBUTE_COLUMNS = ("IsOccluded?", "IsTruncated?", "IsGroupOf?", "IsDepiction?", "IsInside?")
+_BOX_COLUMNS = ("ImageID", "LabelName", *_CORNERS, *_ATTRIBUTE_COLUMNS)
 _MASK_COLUMNS = ("ImageID", "LabelName", *(f"Box{corner}" for corner in _CORNERS), "BoxID", "MaskPath")
 
 # The box file and the mask file print the same box with their own rounding.
@@ -26,13 +28,13 @@ _NO_MASK = ("", "")
 
 @dataclass(frozen=True)
 class Box:
-    """One row. corners: (x0, y0, x1, y1), NaN where no number stands; where: file and line; mask: MaskPath."""
+    """One row. corners: (x0, y0, x1, y1), NaN where no number stands; attributes: those present, of `ATTRIBUTES`;
+    where: file and line; mask: MaskPath."""
 
     label: str
     corners: tuple[float, float, float, float]
     where: str
-    group_of: bool = False
-    depiction: bool = False
+    attributes: tuple[str, ...] = ()
     box_id: str = ""
     mask: str = ""
 
@@ -69,7 +71,7 @@ class BoxRows:
         attributes: int = 0,
         mask: tuple[str, str] = _NO_MASK,
     ) -> None:
-        """Take a row. attributes: 1 group of + 2 depiction; mask: (BoxID, MaskPath)."""
+        """Take a row. attributes: bit n for the n-th of `ATTRIBUTES`; mask: (BoxID, MaskPath)."""
         if image_id not in self._photos:
             self.missing.add(image_id)
             return
@@ -95,9 +97,9 @@ class BoxRows:
 
     def _row(self, row: int) -> Box:
         x0, y0, x1, y1 = self._corners[4 * row : 4 * row + 4]
-        group_of, depiction = self._attributes[row] & 1, self._attributes[row] & 2
+        attributes = tuple(name for bit, name in enumerate(ATTRIBUTES) if self._attributes[row] >> bit & 1)
         where = f"{self._file} line {self._line[row]}"
-        return Box(self._labels[row], (x0, y0, x1, y1), where, bool(group_of), bool(depiction), *self._masks[row])
+        return Box(self._labels[row], (x0, y0, x1, y1), where, attributes, *self._masks[row])
 
 
 def read_boxes(root: Root, file: str, photos: Mapping[str, int]) -> BoxRows:
@@ -107,8 +109,9 @@ def read_boxes(root: Root, file: str, photos: Mapping[str, int]) -> BoxRows:
         UserError: a column is missing or a row is cut short.
     """
     rows = BoxRows(photos, file)
-    for line, (image_id, label, *corners, group_of, depiction) in csv_rows(root, file, _BOX_COLUMNS):
-        rows.add(line, image_id, label, corners, (group_of.strip() == "1") + 2 * (depiction.strip() == "1"))
+    for line, (image_id, label, *values) in csv_rows(root, file, _BOX_COLUMNS):
+        attributes = sum((cell.strip() == "1") << bit for bit, cell in enumerate(values[4:]))
+        rows.add(line, image_id, label, values[:4], attributes)
     return rows
 
 

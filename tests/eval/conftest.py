@@ -33,7 +33,9 @@ def one_thread() -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunParams:
-    return RunParams(workers=1, threads=1, device="cpu", gpus_per_worker=0, restarts=0, work=str(tmp_path / "work"))
+    return RunParams(
+        workers=1, threads=1, decoders=1, device="cpu", gpus_per_worker=0, restarts=0, work=str(tmp_path / "work")
+    )
 
 
 @pytest.fixture
@@ -72,12 +74,15 @@ def frame(frame_id: str, class_name: str, split: str) -> dict[str, Any]:
         "source": "photos",
         "class_name": class_name,
         "caption": f"a {class_name}",
+        "caption_origin": "template",
+        "noun_start": 2,
+        "noun_end": 2 + len(class_name),
         "split": split,
         "path": f"{frame_id}.png",
         "width": SIDE,
         "height": SIDE,
         "sha256": "0" * 64,
-        "phash": 1,
+        "phash": bytes(32),
         "sharpness": 9.0,
     }
 

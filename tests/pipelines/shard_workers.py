@@ -1,12 +1,15 @@
 """A stage small enough to be killed and counted; Ray's worker processes import it by name.
 
-`python -m shard_workers FOLDER` runs it as the driver that a test kills.
+`python -m shard_workers FOLDER COUNT FATES [WORKERS [WORK]]` runs it as the driver that a test kills or starves.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -16,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ModelError
-from params import RunParams, UserError
+from params import RunParams, UserError, cli
 from pipelines import shards, tables
+from pipelines.curate import CurateWorker
 
 SHARD_ITEMS = 4
 FRAMES = 3
@@ -28,7 +32,7 @@ class Payload:
     """What a worker gets: the subject, and what befalls the worker that computes it."""
 
     subject_id: str
-    fate: str = ""  # die, user_error, model_error, bug, or the path of a file to wait for
+    fate: str = ""  # die, user_error, model_error, bug, full:<n>, or the path of a file to wait for
     seed: int = 0
 
 
@@ -57,7 +61,10 @@ class EmbeddingWorker:
                 raise ModelError("weights/nothing is missing; fetch it")
             case "bug":
                 raise ZeroDivisionError("a fault of the stage")
+            case full if full.startswith("full:"):
+                fill_disk(self.trace, int(full.removeprefix("full:")))
             case gate:
+                (self.trace.parent / f"{Path(gate).name}.{os.getpid()}.pid").touch()
                 while not Path(gate).exists():
                     time.sleep(0.02)
         rows: shards.Rows = {"embeddings": [], "rejects": [], "features": []}
@@ -77,6 +84,29 @@ class EmbeddingWorker:
                     {"frame_id": frame_id, "augmentation": augmentation, "hidden": vector[augmentation:], **sizes}
                 )
         return rows
+
+
+def fill_disk(trace: Path, syncs: int) -> None:
+    """Leave room for so many more files, unless `room` beside the trace says that there is enough."""
+    sync, left = os.fsync, iter(range(syncs))
+
+    def fsync(file: int) -> None:  # where a file system that allocates late says that it is full
+        if next(left, None) is None and not (trace.parent / "room").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    os.fsync = fsync
+
+
+class SegfaultWorker(CurateWorker):
+    """The curate stage with a decoder that a photo of these bytes brings down."""
+
+    POISON = b"GIF89a poison"
+
+    def examine(self, subject: Any, photo: Any, *rest: Any) -> Any:
+        if self.roots[subject.source].read(photo.path) == self.POISON:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().examine(subject, photo, *rest)
 
 
 def item(subject_id: str, fate: str = "", seed: int = 0) -> shards.Item:
@@ -123,10 +153,24 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
+def main() -> None:
+    here, count, fates = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+    workers = int(sys.argv[4]) if len(sys.argv) > 4 else 1
+    work = sys.argv[5] if len(sys.argv) > 5 else str(here / "work")
+    settings = {
+        "threads": 1,
+        "decoders": 1,
+        "device": "cpu",
+        "gpus_per_worker": 0.0,
+        "restarts": 3,
+        "work": str(here / "work"),
+    }
+    items = some_items(count, {int(number): fate for number, fate in fates.items()})
+    summary = run(items, RunParams(**settings, workers=workers, work=work), here / "out", here / "trace")
+    shards.report("count", summary, here / "out")
+
+
 if __name__ == "__main__":
     import shard_workers  # under its own name: Ray unpickles the worker class by it
 
-    here = Path(sys.argv[1])
-    settings = {"workers": 1, "threads": 1, "device": "cpu", "gpus_per_worker": 0.0, "restarts": 3}
-    stuck = shard_workers.some_items(int(sys.argv[2]), {int(sys.argv[3]): str(here / "gate")})
-    shard_workers.run(stuck, RunParams(**settings, work=str(here / "work")), here / "out", here / "trace")
+    cli(shard_workers.main)

@@ -1,5 +1,6 @@
 """Each filter on a photo made to break it, and on one that passes."""
 
+import io
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image, ImageFilter
 from pipelines import filters, tables
 from pipelines.curate import CurateParams
 from pipelines.filters import Candidate
+from pipelines.sources.base import ATTRIBUTES, Photo
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +27,12 @@ def photo(width: int = 120, height: int = 90, seed: int = 0) -> Image.Image:
     return Image.fromarray((blocks + rng.integers(-9, 10, blocks.shape)).clip(0, 255).astype(np.uint8))
 
 
-def candidate(image: Image.Image, box=None, side: int = 256) -> Candidate:
-    return Candidate(image, box, side)
+def candidate(image: Image.Image, side: int = 256) -> Candidate:
+    return Candidate(image, side)
+
+
+def boxed(*box: float, attributes=(), instances: int = 1) -> Photo:
+    return Photo("s/0", "0.jpg", box=box, attributes=attributes, instances=instances)
 
 
 def flat(value: int) -> Image.Image:
@@ -40,8 +46,15 @@ BROKEN: dict[str, tuple[Callable, Callable[[], Candidate]]] = {
     "white": (filters.bad_exposure, lambda: candidate(flat(253))),
     "fog": (filters.bad_exposure, lambda: candidate(flat(128))),
     "out of focus": (filters.blurred, lambda: candidate(photo().filter(ImageFilter.GaussianBlur(12)))),
-    "tiny subject": (filters.subject_small, lambda: candidate(photo(), (0.5, 0.5, 0.59, 0.6))),
-    "inverted box": (filters.subject_small, lambda: candidate(photo(), (0.6, 0.5, 0.5, 0.6))),
+}
+BROKEN_BOXES: dict[str, tuple[Callable, Photo]] = {
+    "tiny": (filters.subject_small, boxed(0.5, 0.5, 0.59, 0.6)),
+    "inverted": (filters.subject_small, boxed(0.6, 0.5, 0.5, 0.6)),
+    "nearly all": (filters.subject_large, boxed(0.01, 0.02, 0.99, 0.98)),
+    "cut at three sides": (filters.subject_cut, boxed(0.0, 0.4, 1.0, 0.999)),
+    "two of a class": (filters.several_instances, boxed(0.1, 0.1, 0.5, 0.5, instances=2)),
+    "group": (filters.unwanted_attribute, boxed(0.1, 0.1, 0.5, 0.5, attributes=("occluded", "group_of"))),
+    "truncated": (filters.unwanted_attribute, boxed(0.1, 0.1, 0.5, 0.5, attributes=("truncated",))),
 }
 
 
@@ -50,28 +63,63 @@ def test_broken_photo_is_dropped_by_its_own_filter_alone_with_the_measured_value
     breaks, make = BROKEN[what]
     broken = make()
     reason = breaks(broken, limits)
-    assert reason == filters.first_reason(broken, limits)
+    assert reason == filters.first_reason(broken, filters.OF_PIXELS, limits)
     assert reason is not None and reason[0] == breaks.__name__ and reason[1]
     assert reason[0] in tables.REJECT_REASONS
-    others = [f for f in filters.FILTERS if f not in (breaks, filters.blurred)]  # what is flat has no edges either
+    others = [f for f in filters.OF_PIXELS if f not in (breaks, filters.blurred)]  # what is flat has no edges either
     assert all(f(broken, limits) is None for f in others)
+
+
+@pytest.mark.parametrize("what", BROKEN_BOXES)
+def test_bad_annotation_is_dropped_by_its_own_filter_alone(what, limits):
+    breaks, broken = BROKEN_BOXES[what]
+    reason = filters.first_reason(broken, filters.OF_ANNOTATIONS, limits)
+    assert reason is not None and reason == breaks(broken, limits) and reason[1]
+    assert reason[0] in tables.REJECT_REASONS
+    assert all(f(broken, limits) is None for f in filters.OF_ANNOTATIONS if f is not breaks)
+
+
+def test_every_attribute_can_rule_a_box_out_and_has_a_reason(limits):
+    every = limits.model_copy(update={"attributes": ATTRIBUTES})
+    none = limits.model_copy(update={"attributes": ()})
+    for name in ATTRIBUTES:
+        box = boxed(0.1, 0.1, 0.5, 0.5, attributes=(name,))
+        assert filters.unwanted_attribute(box, every) == (name, "annotated")
+        assert name in tables.REJECT_REASONS
+        assert filters.unwanted_attribute(box, none) is None
 
 
 @pytest.mark.parametrize(
     "image", [photo(), photo(64, 64), photo(300, 100), photo().filter(ImageFilter.GaussianBlur(1)), photo(2000, 1500)]
 )
-@pytest.mark.parametrize("box", [None, (0.0, 0.0, 1.0, 1.0), (0.4, 0.4, 0.5, 0.51)])
-def test_good_photo_passes_every_filter(image, box, limits):
-    assert filters.first_reason(candidate(image, box), limits) is None
+def test_good_photo_passes_every_filter(image, limits):
+    assert filters.first_reason(candidate(image), filters.OF_PIXELS, limits) is None
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        Photo("s/0", "0.jpg"),
+        boxed(0.0, 0.0, 0.9, 0.9),
+        boxed(0.4, 0.4, 0.55, 0.55),
+        boxed(0.1, 0.1, 0.5, 0.5, attributes=("occluded",)),
+        boxed(0.1, 0.1, 0.5, 0.5, instances=0),
+    ],
+)
+def test_good_annotation_passes_every_filter(good, limits):
+    assert filters.first_reason(good, filters.OF_ANNOTATIONS, limits) is None
 
 
 def test_thresholds_are_limits_that_still_pass(limits):
-    exact = limits.model_copy(update={"min_side": 90, "max_aspect": 120 / 90, "min_subject_area": 0.25})
-    assert filters.first_reason(candidate(photo(), (0.0, 0.0, 0.5, 0.5)), exact) is None
+    exact = limits.model_copy(update={"min_side": 90, "max_aspect": 120 / 90})
+    assert filters.first_reason(candidate(photo()), filters.OF_PIXELS, exact) is None
+    exact = limits.model_copy(update={"min_subject_area": 0.25, "max_subject_area": 0.25, "max_instances": 3})
+    assert filters.first_reason(boxed(0.0, 0.0, 0.5, 0.5, instances=3), filters.OF_ANNOTATIONS, exact) is None
 
 
 def test_first_broken_filter_is_the_reason(limits):
-    assert filters.first_reason(candidate(flat(0).resize((400, 20))), limits)[0] == "too_small"
+    reason = filters.first_reason(candidate(flat(0).resize((400, 20))), filters.OF_PIXELS, limits)
+    assert reason is not None and reason[0] == "too_small"
 
 
 def test_sharpness_does_not_depend_on_the_resolution_of_a_large_photo(limits):
@@ -86,22 +134,43 @@ def test_small_photo_is_not_enlarged_before_sharpness_is_measured():
     assert candidate(photo(1024, 512)).grey.shape == (256, 512)
 
 
-def test_same_photo_saved_again_is_a_near_duplicate_and_another_is_not():
-    seen = {"a/0": candidate(photo()).phash, "a/1": candidate(photo(seed=1)).phash}
-    smaller = candidate(photo(seed=1).resize((100, 75))).phash
-    assert filters.near_duplicate(smaller, seen, 4) == "a/1"
-    assert filters.near_duplicate(candidate(photo(seed=2)).phash, seen, 4) is None
-    assert filters.near_duplicate(smaller, {}, 4) is None
+@pytest.mark.parametrize("again", ["smaller", "worse", "both"])
+def test_photo_saved_again_is_the_same_picture_and_another_is_not(again, limits):
+    image = photo(240, 180, seed=1).filter(ImageFilter.GaussianBlur(2))
+    seen = {"a/0": candidate(photo(240, 180)).phash, "a/1": candidate(image).phash}
+    saved = image.resize((120, 90), Image.Resampling.LANCZOS) if again != "worse" else image
+    if again != "smaller":
+        stream = io.BytesIO()
+        saved.save(stream, "JPEG", quality=60)
+        saved = Image.open(stream)
+    assert filters.near_duplicate(candidate(saved).phash, seen, limits.duplicate_bits) == "a/1"
+    assert filters.near_duplicate(candidate(photo(seed=2)).phash, seen, limits.duplicate_bits) is None
+    assert filters.near_duplicate(candidate(saved).phash, {}, limits.duplicate_bits) is None
 
 
-@given(st.integers(0, 2**64 - 1), st.sets(st.integers(0, 63)), st.integers(0, 64))
+@given(st.binary(min_size=32, max_size=32), st.sets(st.integers(0, 255)), st.integers(0, 256))
 def test_near_duplicates_differ_in_at_most_so_many_bits(phash, bits, limit):
-    other = phash
+    other = int.from_bytes(phash)
     for bit in bits:
         other ^= 1 << bit
-    assert (filters.near_duplicate(other, {"x": phash}, limit) == "x") == (len(bits) <= limit)
+    found = filters.near_duplicate(other.to_bytes(32), {"x": phash}, limit)
+    assert (found == "x") == (len(bits) <= limit)
 
 
-def test_hash_fits_its_column():
-    row = {"phash": candidate(photo()).phash}
-    assert 0 <= row["phash"] < 2**64
+def test_mask_agrees_with_the_box_around_it_and_not_with_another():
+    mask = np.zeros((40, 20), dtype=bool)
+    mask[10:30, 5:15] = True
+    mask[11:14, 6:9] = False
+    assert filters.box_agreement(mask, (0.25, 0.25, 0.75, 0.75)) == pytest.approx(1)
+    assert filters.box_agreement(mask, (0.25, 0.25, 0.75, 0.5)) == pytest.approx(0.5)
+    assert filters.box_agreement(mask, (0.0, 0.25, 0.5, 0.75)) == pytest.approx(1 / 3)
+    assert filters.box_agreement(mask, (0.8, 0.8, 0.9, 0.9)) == 0
+    assert filters.box_agreement(np.zeros((4, 4), dtype=bool), (0, 0, 1, 1)) == 0
+
+
+def test_of_subjects_that_look_the_same_the_first_stays():
+    """c repeats b, which repeats a: b goes, and c, which is like no subject that stays, does not."""
+    pairs = [("a", "b", 0.99), ("b", "a", 0.99), ("b", "c", 0.98), ("c", "b", 0.98), ("c", "a", 0.9), ("d", "d", 1.0)]
+    found = filters.same_subject(*zip(*pairs, strict=True), min_cosine=0.97)
+    assert found == {"b": ("a", 0.99)}
+    assert filters.same_subject([], [], [], 0.97) == {}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.backbones.grounded_sam import Detection
+from model.backbones.grounded_sam import Cut, Detection, Prepared
 from pipelines import tables
 from pipelines.mask import MaskParams, MaskWorker
 from pipelines.storage import SourceParams
@@ -39,7 +39,7 @@ def frame(tmp_path):
     """`frame("0", mask)` is the row of a photo whose shipped mask is an array, bytes, None, or missing (`...`)."""
     photo = encoded(Image.effect_noise((WIDTH, HEIGHT), 60).convert("RGB"))
 
-    def make(name: str, mask=None, data: bytes = photo) -> dict:
+    def make(name: str, mask=None, data: bytes = photo, box=None) -> dict:
         (tmp_path / f"{name}.png").write_bytes(data)
         if isinstance(mask, np.ndarray):
             mask = encoded(Image.fromarray(mask))
@@ -47,6 +47,7 @@ def frame(tmp_path):
             (tmp_path / f"{name}.mask.png").write_bytes(mask)
         mask_path = None if mask is None else f"{name}.mask.png"
         row = {"frame_id": f"own/mug/red/{name}", "subject_id": "own/mug/red", "source": "own", "class_name": "mug"}
+        row |= {"box": box}
         return row | {"path": f"{name}.png", "mask_path": mask_path, "sha256": ""}
 
     return make
@@ -56,9 +57,10 @@ def frame(tmp_path):
 def worker(tmp_path, params):
     """`worker(method="grounded_sam", model=...)`: a worker for photos in tmp_path."""
 
-    def make(model=None, **changes) -> MaskWorker:
+    def make(model=None, decoders=0, **changes) -> MaskWorker:
         source = SourceParams(name="own", layout="folder", root=str(tmp_path), split="train")
-        made = MaskWorker(params.model_copy(update=changes), "toybox", [source], "cpu")
+        changed = params.model_copy(update={"compare": 0.0} | changes)
+        made = MaskWorker(changed, "toybox", [source], "cpu", decoders)
         made.model = model
         return made
 
@@ -76,17 +78,22 @@ class FakeGroundedSam:
     def reads(self, phrase):
         return len(phrase) < 40
 
-    def detect(self, images, phrases):
-        self.phrases += phrases
-        return [self.detections.pop(0) for _ in images]
+    def prepare(self, image):
+        return Prepared((image.height, image.width), torch.zeros(0), torch.zeros(0))
 
-    def segment(self, images, boxes):
-        cut = []
-        for image, (x0, y0, x1, y1) in zip(images, boxes, strict=True):
-            mask = np.zeros((image.height, image.width), dtype=bool)
-            mask[int(y0) : int(y1), int(x0) : int(x1)] = True
-            cut.append(mask)
-        return cut, [self.mask_score] * len(cut)
+    def cut_out(self, photos, min_score):
+        late = []  # as batches make them: those not found come first
+        for key, photo, phrase in photos:
+            self.phrases.append(phrase)
+            found = self.detections.pop(0)
+            if found is None or found.score < min_score:
+                yield key, found, None
+                continue
+            mask = np.zeros(photo.size, dtype=bool)
+            x0, y0, x1, y1 = map(int, found.box)
+            mask[y0:y1, x0:x1] = True
+            late.append((key, found, Cut(mask, self.mask_score)))
+        yield from late
 
 
 def decoded(row: dict) -> np.ndarray:
@@ -192,9 +199,58 @@ def test_poor_masks_are_kept_with_a_flag(worker, frame):
     small[10:14, 10:14] = True
     cut[:, :20] = True
     frames = [frame("0", small), frame("1", np.ones((HEIGHT, WIDTH), dtype=bool)), frame("2", cut), frame("3")]
+    frames.append(frame("4", shape(), box=[0.0, 0.0, 0.3, 0.3]))
     model = FakeGroundedSam([Detection((10.0, 10.0, 40.0, 30.0), 0.3)], mask_score=0.3)
     (rows,) = worker(model=model).compute([frames])
-    assert [row["quality"] for row in rows["masks"]] == ["small", "large", "border", "low_score"]
+    assert [row["quality"] for row in rows["masks"]] == ["small", "large", "border", "low_score", "off_box"]
+
+
+def test_another_object_than_the_annotated_one_is_flagged(worker, frame):
+    """A photo of two mugs, of which the annotated one is at the right and the detector's at the left."""
+    found = Detection((2.0, 10.0, 22.0, 30.0), 0.9)
+    right, left = [40 / WIDTH, 0.25, 60 / WIDTH, 0.75], [2 / WIDTH, 0.25, 22 / WIDTH, 0.75]
+    frames = [frame("0", box=right), frame("1", box=left), frame("2")]
+    (rows,) = worker(model=FakeGroundedSam([found] * 3)).compute([frames])
+    assert [row["quality"] for row in rows["masks"]] == ["off_box", "ok", "ok"]
+
+
+def test_photo_masked_both_ways_tells_how_far_they_agree(worker, frame):
+    """The shipped mask is x 16..48, y 10..30; found are its left half, all of it, nothing."""
+    boxes = [Detection((16.0, 10.0, 32.0, 30.0), 0.8), Detection((16.0, 10.0, 48.0, 30.0), 0.7), None]
+    frames = [frame("0", shape()), frame("1", shape()), frame("2", shape()), frame("3", b"no picture"), frame("4")]
+    for method, changes, spare in (("annotated", {"compare": 1.0}, []), ("grounded_sam", {}, [None])):
+        model = FakeGroundedSam([*boxes, *spare, None])
+        (rows,) = worker(model=model, method=method, **changes).compute([frames])
+        table = rows["agreement"]
+        assert [row["frame_id"][-1] for row in table] == ["0", "1", "2"]
+        assert [row["iou"] for row in table] == [0.5, 1.0, None]
+        assert [row["score"] for row in table] == [0.8, 0.7, None]
+        first = table[0]
+        assert np.array_equal(tables.decode_mask(first["annotated"], first["height"], first["width"]), shape())
+        assert tables.decode_mask(first["found"], first["height"], first["width"]).sum() == shape().sum() / 2
+        tables.from_rows("agreement", table)
+        assert {row["method"] for row in rows["masks"]} == {method}
+        assert len(rows["masks"]) + len(rows["rejects"]) == len(frames)
+
+
+def test_share_of_compared_photos_is_chosen_by_their_ids_alone(worker):
+    many = [{"frame_id": f"own/mug/{n}", "mask_path": "x"} for n in range(1000)]
+    few = [frame["frame_id"] for frame in many if worker(compare=0.1).compares(frame)]
+    more = [frame["frame_id"] for frame in many if worker(compare=0.3).compares(frame)]
+    assert 60 < len(few) < 140 and set(few) < set(more)
+    assert all(worker(compare=1.0).compares(frame) for frame in many)
+    assert not worker(compare=1.0).compares({"frame_id": "own/mug/0", "mask_path": None})
+
+
+@pytest.mark.parametrize("decoders", [1, 3])
+def test_threads_that_decode_ahead_change_no_row(decoders, worker, frame):
+    payloads = [[frame(str(10 * s + n), shape() if n % 2 else None) for n in range(7)] for s in range(3)]
+    payloads[1][3] = frame("bad", shape(), data=b"text")
+    asked = sum(row["mask_path"] is None for payload in payloads for row in payload)
+    found = [None if n % 5 == 4 else Detection((3.0, 4.0, 20.0 + n, 34.0), 0.8) for n in range(asked)]
+    alone = worker(model=FakeGroundedSam(list(found)), batch_size=2).compute(payloads)
+    assert worker(model=FakeGroundedSam(list(found)), batch_size=2, decoders=decoders).compute(payloads) == alone
+    assert sum(len(rows["masks"]) + len(rows["rejects"]) for rows in alone) == 21
 
 
 def test_rows_of_each_subject_stay_with_it(worker, frame):
@@ -222,7 +278,7 @@ def test_the_toybox_weights_find_toybox_subjects(params, tmp_path):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
         frames.append(
             {"frame_id": f"own/x/{number}", "source": "own", "class_name": family, "path": f"{number}.png"}
-            | {"mask_path": None, "subject_id": "own/x"}
+            | {"mask_path": None, "subject_id": "own/x", "box": None}
         )
     source = SourceParams(name="own", layout="folder", root=str(tmp_path), split="train")
     worker = MaskWorker(params.model_copy(update={"method": "grounded_sam"}), "toybox", [source], "cpu")

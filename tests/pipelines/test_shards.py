@@ -1,5 +1,6 @@
 """The promises of the engine, kept with a stage that only makes up numbers."""
 
+import json
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ from shard_workers import SHARD_ITEMS, counts, folder_bytes, item, some_items
 from model.errors import ModelError
 from params import UserError
 from pipelines import shards, tables
+from pipelines.work import WorkFolder
 
 REPOSITORY = Path(__file__).parents[2]
 COUNT = 24
@@ -29,7 +31,14 @@ def reference(ray_started, tmp_path_factory) -> Path:
     from params import RunParams
 
     folder = tmp_path_factory.mktemp("reference")
-    settings = {"threads": 1, "device": "cpu", "gpus_per_worker": 0.0, "restarts": 3, "work": str(folder / "work")}
+    settings = {
+        "threads": 1,
+        "decoders": 1,
+        "device": "cpu",
+        "gpus_per_worker": 0.0,
+        "restarts": 3,
+        "work": str(folder / "work"),
+    }
     summary = shard_workers.run(some_items(COUNT), RunParams(workers=1, **settings), folder / "out", folder / "trace")
     assert summary.items_computed == COUNT and summary.shards > 3
     shards.report("count", summary, folder / "out")
@@ -66,7 +75,8 @@ def test_killed_driver_resumes_to_the_same_bytes_and_recomputes_only_what_is_mis
     """Meanwhile a second run says who holds the lock."""
     stuck = f"set/{COUNT // 2:02d}"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])}
-    command = [sys.executable, "-m", "shard_workers", str(tmp_path), str(COUNT), str(COUNT // 2)]
+    fates = json.dumps({COUNT // 2: str(tmp_path / "gate")})
+    command = [sys.executable, "-m", "shard_workers", str(tmp_path), str(COUNT), fates]
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment) as driver:
         trace = tmp_path / "trace"
         deadline = time.monotonic() + 120
@@ -162,6 +172,7 @@ def test_what_a_killed_run_left_half_written_does_no_harm(reference, run_params,
     summary = shard_workers.run(some_items(COUNT), run_params(), tmp_path / "out", tmp_path / "trace")
     shards.report("count", summary, tmp_path / "out")
     assert folder_bytes(tmp_path / "out") == folder_bytes(reference / "out")
+    assert not list(work.glob(".*.tmp"))
 
 
 def test_ray_listens_on_loopback_only_and_a_running_one_is_left_alone(ray_started, run_params):
@@ -193,24 +204,28 @@ def embedding(number: int, width: int) -> dict:
 
 
 def test_large_shards_are_linked_and_small_ones_joined_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "PART_BYTES", 20_000)
+    monkeypatch.setattr(tables, "PART_BYTES", 20_000)
+    work = WorkFolder(str(tmp_path / "work"))
     widths = [8, 8, 20_000, 20_000, 8, 8, 4000, 4000, 4000, 8]
-    files = []
     for number, width in enumerate(widths):
-        files.append(tmp_path / "work" / f"{number}.parquet")
-        tables.write_part(files[-1], "embeddings", tables.from_rows("embeddings", [embedding(number, width)]))
-    shards._gather(tmp_path / "out", "embeddings", files)
+        with work.writing(f"{number}") as folder:
+            table = tables.from_rows("embeddings", [embedding(number, width)])
+            tables.write_part(folder / "embeddings.parquet", "embeddings", table)
+            (folder / "items.json").touch()
+    sizes = {shard: files["embeddings.parquet"] for shard, files in sorted(work.sizes().items())}
+    shards._gather(tmp_path / "out", "embeddings", work, sizes)
     parts = tables.parts(tmp_path / "out", "embeddings")
     numbers = [[int(row[2:]) for row in tables.read_part(part, "embeddings")["frame_id"].to_pylist()] for part in parts]
     assert numbers == [[0, 1], [2], [3], [4, 5, 6], [7], [8, 9]]
     linked = {number: part.stat().st_ino for part, (number, *_) in zip(parts, numbers, strict=True)}
-    assert {number: files[number].stat().st_ino for number in (2, 3, 7)}.items() <= linked.items()
+    files = {number: tmp_path / "work" / f"{number}" / "embeddings.parquet" for number in (2, 3, 7)}
+    assert {number: file.stat().st_ino for number, file in files.items()}.items() <= linked.items()
 
 
 def test_no_shards_make_an_empty_table_and_old_parts_are_gone(tmp_path):
     (tmp_path / "rejects").mkdir()
     (tmp_path / "rejects" / "part-00007.parquet").write_bytes(b"old")
-    shards._gather(tmp_path, "rejects", [])
+    shards._gather(tmp_path, "rejects", WorkFolder(str(tmp_path / "work")), {})
     assert tables.read(tmp_path, "rejects").num_rows == 0
     assert [part.name for part in tables.parts(tmp_path, "rejects")] == ["part-00000.parquet"]
 
@@ -264,19 +279,28 @@ def test_new_item_leaves_all_shards_as_they_are_but_those_up_to_the_next_boundar
 
 def test_index_of_rows_survives_tables_of_any_length(tmp_path):
     """An item without rows in a table does not shift those of its neighbours."""
-    items = tuple(some_items(3))
-    shard = shards._Shard(tmp_path / "work", items, ("embeddings", "rejects"))
+    keys = shards.Spool(some_items(3), tmp_path).keys
+    shard = shards.Shard(tuple(keys), ("embeddings", "rejects"))
     results = [
         {"embeddings": [embedding(1, 8), embedding(2, 8)]},
         {"rejects": [tables.reject("set/01/0", "count", "empty")]},
         {"embeddings": [embedding(3, 8)]},
     ]
-    shard.save(results)
-    index = shards._Index(tmp_path / "work")
-    for one, result in zip(items, results, strict=True):
-        found = index.rows(one)
-        assert found is not None
+    work = WorkFolder(str(tmp_path / "work"))
+    shard.save(work, results)
+    assert list(work.sizes()) == [shard.name]
+    index = shards._Index(work, [shard.name])
+    for key, result in zip(keys, results, strict=True):
+        found = index.rows(key)
         assert {name: len(rows) for name, rows in found.items() if rows} == {k: len(v) for k, v in result.items()}
         wanted = pa.concat_tables([tables.from_rows(name, rows) for name, rows in result.items()][:1])
         assert tables.from_rows(next(iter(result)), found[next(iter(result))]).equals(wanted)
-    assert index.rows(item("set/00", seed=9)) is None
+    assert keys[0]._replace(fingerprint="other") not in index
+
+
+def test_spooled_items_come_back_whole_and_in_path_order(tmp_path):
+    items = [item(name, seed=number) for number, name in enumerate(("s/b", "s/a/1", "s/a", "s-1/a"))]
+    spool = shards.Spool((one for one in items), tmp_path)
+    assert [key.id for key in spool.keys] == ["s/a", "s/a/1", "s/b", "s-1/a"]
+    assert sorted(map(spool.read, spool.keys), key=items.index) == items
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,7 @@
+import io
 import logging
+import tarfile
+import zipfile
 from collections import Counter
 
 import numpy as np
@@ -74,6 +77,52 @@ def test_overlapping_archives_are_one_subject_each(put, subjects):
         "mvi_01/17/v/images/002.jpg",
     ]
     assert mug.photos[0].mask_path == "mvi_01/17/v/masks/000.png"
+
+
+def tar(path, *names):
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = len(name)
+            archive.addfile(member, io.BytesIO(name.encode()))
+
+
+def test_archives_are_read_in_place_and_overlap_like_folders(put, tmp_path, subjects):
+    """A part, the archive of a class, and the masks apart: one video in all of them is one subject."""
+    put("placeholder")
+    tar(tmp_path / "mvi_00.tar", "17/v/images/000.jpg", "17/v/images/001.jpg", "0/w/images/000.jpg")
+    tar(tmp_path / "17.tar", "./17/v/images/001.jpg", "./17/v/images/002.jpg", "./17/x/images/000.jpg")
+    with zipfile.ZipFile(tmp_path / "MVImgNet_mask.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("17/v/001.jpg.png", b"mask" * 9)
+    bag, mug, other = subjects()
+    assert (bag.subject_id, mug.subject_id, other.subject_id) == ("s/0/w", "s/17/v", "s/17/x")
+    assert [p.path for p in mug.photos] == [
+        "mvi_00.tar/17/v/images/000.jpg",
+        "17.tar/17/v/images/001.jpg",
+        "17.tar/17/v/images/002.jpg",
+    ]
+    assert [p.mask_path for p in mug.photos] == [None, "MVImgNet_mask.zip/17/v/001.jpg.png", None]
+    root = Root(str(tmp_path))
+    assert root.read(mug.photos[1].path) == b"./17/v/images/001.jpg"
+    assert root.read(mug.photos[1].mask_path) == b"mask" * 9
+
+
+def test_archive_beside_what_it_unpacked_to_is_not_read_again(put, tmp_path, subjects):
+    put("mvi_00/17/v/images/000.jpg")
+    tar(tmp_path / "mvi_00.tar", "17/v/images/000.jpg")
+    assert [p.path for s in subjects() for p in s.photos] == ["mvi_00/17/v/images/000.jpg"]
+
+
+def test_whole_set_in_one_archive_reads_as_the_folder_does(put, tmp_path, params, subjects):
+    put("17/v/images/000.jpg", "17/v/images/001.jpg", "17/v/masks/000.png")
+    for name, content in (("cameras", CAMERAS), ("images", IMAGES), ("points3D", POINTS)):
+        put(f"17/v/sparse/0/{name}.txt", content=content)
+    packed = tmp_path.parent / f"{tmp_path.name}.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for file in sorted(tmp_path.rglob("*.*")):
+            archive.write(file, f"mv/{file.relative_to(tmp_path)}")
+    found = list(open_source(params("mvimgnet", root=packed / "mv")).subjects())
+    assert found == subjects() != []
 
 
 def test_foreign_file_among_the_images_is_a_reject(put, subjects):

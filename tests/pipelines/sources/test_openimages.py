@@ -1,3 +1,6 @@
+import io
+import tarfile
+import zipfile
 from collections import Counter
 
 import pytest
@@ -61,9 +64,7 @@ def test_every_photo_is_accounted_for(put, subjects):
 @pytest.mark.parametrize(
     ("corners", "attributes", "reject"),
     [
-        ("0.1,0.5,0.2,0.6", "1,1,0,0,1", None),
-        ("0.1,0.5,0.2,0.6", "0,0,1,0,0", "group_of"),
-        ("0.1,0.5,0.2,0.6", "0,0,0,1,0", "depiction"),
+        ("0.1,0.5,0.2,0.6", "1,1,1,1,1", None),
         ("0.5,0.5,0.2,0.6", "0,0,0,0,0", "bad_box"),
         ("0.1,0.5,0.6,0.2", "0,0,1,0,0", "bad_box"),
         ("-0.1,0.5,0.2,0.6", "0,0,0,0,0", "bad_box"),
@@ -73,7 +74,7 @@ def test_every_photo_is_accounted_for(put, subjects):
         ("0,1,0,1", "0,0,0,0,0", None),
     ],
 )
-def test_boxes_that_are_no_single_subject_are_rejects(put, subjects, corners, attributes, reject):
+def test_boxes_without_area_or_outside_the_photo_are_rejects(put, subjects, corners, attributes, reject):
     put("test/a.jpg")
     put("test-annotations-bbox.csv", content=BOXES + box("a", "/m/1", corners, attributes))
     (subject,) = subjects()
@@ -161,6 +162,58 @@ def test_missing_annotations_are_named(put, tmp_path, subjects):
     (tmp_path / "oidv7-class-descriptions-boxable.csv").unlink()
     with pytest.raises(UserError, match="no class descriptions; put oidv7-class-descriptions-boxable"):
         subjects()
+
+
+@pytest.mark.parametrize(
+    ("cells", "attributes"),
+    [
+        ("-1,-1,-1,-1,-1", ()),
+        ("0,0,0,0,0", ()),
+        ("1,0,0,0,0", ("occluded",)),
+        ("0,1,0,0,0", ("truncated",)),
+        ("0,0,1,0,0", ("group_of",)),
+        ("0,0,0,1,0", ("depiction",)),
+        ("0,0,0,0,1", ("inside",)),
+        ("1,1,-1,0,1", ("occluded", "truncated", "inside")),
+    ],
+)
+def test_attributes_are_those_that_the_annotators_affirmed(put, subjects, cells, attributes):
+    put("test/a.jpg")
+    put("test-annotations-bbox.csv", content=BOXES + box("a", "/m/1", attributes=cells))
+    assert subjects()[0].photos[0].attributes == attributes
+
+
+def test_boxes_of_a_class_in_a_photo_are_counted(put, subjects):
+    put("train/a.jpg", "train/b.jpg")
+    rows = box("a", "/m/1") + box("a", "/m/1", "0,1,0,1") + box("a", "/m/2") + box("b", "/m/1")
+    put("oidv6-train-annotations-bbox.csv", content=BOXES + rows)
+    assert {s.subject_id: s.photos[0].instances for s in subjects()} == {
+        "s/train/a/000": 2,
+        "s/train/a/001": 2,
+        "s/train/a/002": 1,
+        "s/train/b/000": 1,
+    }
+
+
+def test_archives_as_published_read_like_folders(put, tmp_path, subjects):
+    """The train photos lie in a folder inside their tar, the masks directly in their zip."""
+    with tarfile.open(tmp_path / "train_0.tar", "w") as tar:
+        member = tarfile.TarInfo("train_0/0a.jpg")
+        member.size = 5
+        tar.addfile(member, io.BytesIO(b"photo"))
+    with zipfile.ZipFile(tmp_path / "train-masks-0.zip", "w") as archive:
+        archive.writestr("0a_m1_f.png", b"mask")
+    put("train_1/1b.jpg")
+    put("oidv6-train-annotations-bbox.csv", content=BOXES + box("0a", "/m/1") + box("1b", "/m/1"))
+    put(
+        "train-annotations-object-segmentation.csv",
+        content=MASKS + "0a_m1_f.png,0a,/m/1,f,0.1,0.5,0.2,0.6,,\n",
+    )
+    first, second = (subject.photos[0] for subject in subjects())
+    assert (first.path, first.mask_path) == ("train_0.tar/train_0/0a.jpg", "train-masks-0.zip/0a_m1_f.png")
+    root = Root(str(tmp_path))
+    assert (root.read(first.path), root.read(first.mask_path)) == (b"photo", b"mask")
+    assert second.path == "train_1/1b.jpg"
 
 
 def test_real_photographs(real_data):

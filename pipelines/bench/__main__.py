@@ -1,0 +1,77 @@
+"""A line a figure; exit code 1 where one is short. `make bench-data`, or `python -m pipelines.bench [PART ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from params import UserError, cli, option_parser
+from pipelines.bench.engine import engine, workers
+from pipelines.bench.measure import Line, Setting, Sizes
+from pipelines.bench.others import others
+from pipelines.bench.scale import scale
+from pipelines.bench.stages import decode, embed, mask, tile
+from stage import write_json
+
+PARTS: dict[str, Callable[[Setting], Iterator[Line]]] = {
+    part.__name__: part for part in (decode, mask, embed, tile, engine, workers, others, scale)
+}
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.bench", description=__doc__, parents=[option_parser()], allow_abbrev=False
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--repeats", type=int, default=5, help="the median counts (default: %(default)s)")
+    parser.add_argument("--photos", type=int, default=480, help="of decode, workers, others (default: %(default)s)")
+    parser.add_argument("--side", type=int, default=1024, help="px, longer side of these (default: %(default)s)")
+    parser.add_argument("--source", help="folder in MVImgNet's layout with photos to use instead of drawn ones")
+    parser.add_argument("--model-photos", type=int, default=128, help="of mask and embed (default: %(default)s)")
+    parser.add_argument("--subjects", type=int, default=4096, help="of tile (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=768, help="of tile's embeddings, as CLIP's (default: %(default)s)")
+    parser.add_argument("--shards", type=int, default=200, help="of engine (default: %(default)s)")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        nargs="+",
+        default=[100_000, 1_000_000, 6_500_000],
+        help="frames of scale; the last takes the longest (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path(".work/bench"), help="folder for files (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=Path, help="file for the figures (default: figures.json in that folder)")
+    return parser
+
+
+def main() -> None:
+    options = vars(command_line().parse_args())
+    chosen = options["parts"] or list(PARTS)
+    unknown = [part for part in chosen if part not in PARTS]
+    if unknown:
+        raise UserError(f"there is no part '{unknown[0]}'; choose from {', '.join(PARTS)}")
+    sizes = Sizes(**{name: options[name] for name in Sizes.model_fields})
+    sizes.work.mkdir(parents=True, exist_ok=True)
+    setting = Setting.of(sizes)
+    lines: list[Line] = []
+    for part in chosen:
+        for line in PARTS[part](setting):
+            print(line, flush=True)
+            lines.append(line)
+    machine = {"cores": os.cpu_count(), "processor": platform.machine(), "device": setting.run.torch_device()}
+    print(f"\n{'figure':34} {'value':>10}  {'goal':>9}", *lines, sep="\n")
+    figures = [asdict(line) | {"ok": not line.short} for line in lines]
+    asked = {"parts": chosen, "variant": setting.variant} | sizes.model_dump(mode="json", exclude={"work"})
+    write_json(options["json"] or sizes.work / "figures.json", {"machine": machine, "asked": asked, "figures": figures})
+    sys.exit(1 if any(line.short for line in lines) else 0)
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,160 @@
+"""Metadata without photos, at the size of MVImgNet: frames, duplicates, triplets, the next stage's items, tiles.
+
+`python -m pipelines.bench.scale ROWS FOLDER` is one measurement, in a process of its own: its peak memory counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from params import RunParams, load, passed_on
+from pipelines import duplicates, shards, similarity, subjects, tables, triplets
+from pipelines.bench.measure import Line, Setting, seconds
+from pipelines.curate import CurateParams
+from pipelines.similarity import SimilarityParams
+
+VIEWS = 29.5  # frames a subject: 6.5 million of 220,000, as MVImgNet has
+WIDTH = 64  # of the made-up embeddings; what is measured is bookkeeping
+SHARD = 64  # subjects
+GIGABYTES = 4.0
+
+
+class ViewWorker:
+    """Makes up the frames of subjects, seen from a ring around them."""
+
+    def compute(self, payloads: Sequence[tuple[str, int]]) -> list[shards.Rows]:
+        return [{"frames": [frame(subject, view, count) for view in range(count)]} for subject, count in payloads]
+
+
+class VectorWorker:
+    """Makes up an embedding for each frame."""
+
+    def compute(self, payloads: Sequence[list[dict[str, Any]]]) -> list[shards.Rows]:
+        return [{"embeddings": [embedding(row) for row in rows]} for rows in payloads]
+
+
+def frame(subject_id: str, view: int, count: int) -> dict[str, Any]:
+    """Return a row of the frames table: a camera two units away that looks at the origin."""
+    turn = 2 * np.pi * view / count
+    rotation = np.array([[np.cos(turn), 0, -np.sin(turn)], [0, 1, 0], [np.sin(turn), 0, np.cos(turn)]])
+    return {
+        "frame_id": f"{subject_id}/{view:03d}",
+        "subject_id": subject_id,
+        "source": "bench",
+        "class_name": "ball",
+        "caption": "a photo of a ball",
+        "caption_origin": "template",
+        "noun_start": 13,
+        "noun_end": 17,
+        "split": "train",
+        "path": f"{subject_id}/images/{view:03d}.jpg",
+        "mask_path": None,
+        "box": None,
+        "width": 1080,
+        "height": 1920,
+        "sha256": f"{zlib.crc32(subject_id.encode()):056x}{view:08x}",
+        "phash": hashlib.sha256(f"{subject_id}/{view}".encode()).digest(),
+        "sharpness": 100.0,
+        "rotation": rotation.reshape(-1).tolist(),
+        "translation": [0.0, 0.0, 2.0],
+        "focal": [1000.0, 1000.0],
+        "centre": [540.0, 960.0],
+        "object_centre": [0.0, 0.0, 0.0],
+    }
+
+
+def embedding(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the embeddings table."""
+    seed = int(row["subject_id"].rsplit("/", 1)[1])
+    vector = np.random.default_rng([seed, int(row["frame_id"][-3:])]).normal(0.5, 1.0, WIDTH)
+    unit = (vector / np.linalg.norm(vector)).astype(np.float16)
+    return {"frame_id": row["frame_id"], "subject_id": row["subject_id"], "encoder": "bench", "vector": unit}
+
+
+def items(rows: int) -> Iterator[shards.Item]:
+    """Yield the subjects of `rows` frames, as a source's reader does: one after the other."""
+    total = max(round(rows / VIEWS), 1)
+    for number in range(total):
+        count = rows // total + (number < rows % total)
+        subject_id = f"bench/{number:07d}"
+        yield shards.Item(
+            subject_id, "", tuple(f"{subject_id}/{view:03d}" for view in range(count)), (subject_id, count)
+        )
+
+
+def scale(setting: Setting) -> Iterator[Line]:
+    """Rows a second and peak memory of the driver, for each number of rows."""
+    rates = []
+    for rows in setting.sizes.rows:
+        folder = setting.sizes.work / f"scale-{rows}"
+        command = [sys.executable, "-m", "pipelines.bench.scale", str(rows), str(folder), *passed_on()]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        total = sum(found["seconds"].values())
+        rates.append(rows / total)
+        parts = ", ".join(f"{name} {value:.0f} s" for name, value in found["seconds"].items())
+        detail = f"{found['subjects']} subjects, {found['triplets']} triplets, {found['tiles']} tiles: {parts}"
+        yield Line(f"scale, rows/s at {rows}", rates[-1], detail=detail)
+        yield Line(f"scale, driver GB at {rows}", found["gigabytes"], GIGABYTES, most=True)
+    if len(rates) > 1:
+        first, last = setting.sizes.rows[0], setting.sizes.rows[-1]
+        yield Line("scale, rate at most over at least", rates[-1] / rates[0], 0.8, detail=f"{first} and {last} rows")
+
+
+def measure(rows: int, folder: Path) -> dict[str, Any]:
+    """Run the bookkeeping of curate and similarity over `rows` made-up frames."""
+    shutil.rmtree(folder, ignore_errors=True)
+    run = load("run", RunParams).model_copy(update={"work": str(folder / "work"), "device": "cpu"})
+    curating, tiling = load("curate", CurateParams), load("similarity", SimilarityParams)
+    common: dict[str, Any] = {"identity": "bench", "run": run, "shard_items": SHARD}
+    made: dict[str, float] = {}
+    curate, similar = folder / "curate", folder / "similarity"
+
+    def frames() -> None:
+        shards.run_stage("frames", items(rows), ViewWorker, kept="frames", others=[], out=curate, **common)
+
+    def embed() -> None:
+        again = subjects.items(curate, ["source", "path"])
+        shards.run_stage("embed", again, VectorWorker, kept="embeddings", others=[], out=similar, **common)
+
+    def tile() -> None:
+        ids, vectors = similarity.prototypes(similar)
+        tables.write_parts(similar, "similarity", similarity.tiles(ids, vectors, tiling))
+
+    made["frames"] = seconds(frames)
+    made["duplicates"] = seconds(lambda: across_subjects(curate, curating.filters.duplicate_bits))
+    made["triplets"] = seconds(lambda: triplets.write(curate, curating.triplets))
+    made["items"] = seconds(embed)
+    made["tiles"] = seconds(tile)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    values = {
+        "subjects": max(round(rows / VIEWS), 1),
+        "triplets": tables.count(curate, "triplets"),
+        "tiles": tables.count(similar, "similarity"),
+        "seconds": made,
+        "gigabytes": peak / 1e9,
+    }
+    shutil.rmtree(folder)
+    return values
+
+
+def across_subjects(curate: Path, max_bits: int) -> None:
+    """Look for photos that subjects share; made-up ones do not."""
+    duplicates.drop(curate, max_bits, 1, {})
+
+
+if __name__ == "__main__":
+    from pipelines.bench import scale as this  # under its own name: Ray unpickles the worker classes by it
+
+    print(json.dumps(this.measure(int(sys.argv[1]), Path(sys.argv[2]))))

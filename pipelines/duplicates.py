@@ -1,0 +1,116 @@
+"""Photos of different subjects that are the same picture: reposts, and photos that sets share.
+
+The same picture saved again at another size or quality differs in at most 6 of the 256 bits of its hash, photos of
+alike subjects in 12 and more (docs/filters.md). Candidates are pictures that agree in one of the hash's four 64-bit
+words, found by sorting, so that the time grows with the number of photos and not with that of pairs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines import tables
+
+COLUMNS = ("frame_id", "subject_id", "source", "path", "split", "phash")
+# Pictures with one word in common are sorted by their whole hash, and each is compared with so many before it.
+_WINDOW = 16
+
+
+def across_subjects(frames: pa.Table, max_bits: int) -> dict[str, str]:
+    """Return {frame_id to drop: frame_id of the same picture that stays} for photos of different subjects.
+
+    Photos of test subjects stay before those of training subjects, earlier ids before later. Rows that share a file
+    (boxes of one photo) are one picture, and go or stay together.
+
+    Args:
+        frames: COLUMNS of the frames table, in key order.
+    """
+    if not frames.num_rows:
+        return {}
+    picture = _changes(frames["source"]) | _changes(frames["path"])  # rows of one file follow each other
+    first = np.flatnonzero(picture)
+    subject = np.cumsum(_changes(frames["subject_id"]))[first]
+    words = _words(frames["phash"])[first]
+    pairs = np.concatenate([_alike(words, subject, word, max_bits) for word in range(words.shape[1])])
+    in_train = pc.not_equal(frames["split"], "test").to_numpy()[first]
+    order = np.lexsort((np.arange(len(first)), in_train))
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[order] = np.arange(len(first))
+    swap = rank[pairs[:, 0]] > rank[pairs[:, 1]]
+    pairs[swap] = pairs[swap][:, ::-1]
+    pairs = pairs[np.lexsort((rank[pairs[:, 0]], rank[pairs[:, 1]]))]
+    ids = frames["frame_id"]
+    last = np.append(first[1:], frames.num_rows)
+    gone: set[int] = set()
+    found: dict[str, str] = {}
+    for stays, goes in pairs.tolist():  # by rank of what would go: whether the other stays is known by then
+        if goes not in gone and stays not in gone:
+            gone.add(goes)
+            found |= {ids[row].as_py(): ids[int(first[stays])].as_py() for row in range(first[goes], last[goes])}
+    return found
+
+
+def drop(folder: Path, max_bits: int, min_views: int, photos: dict[str, int]) -> None:
+    """Move the duplicates in `folder` from the frames table to the rejects table, and with them the rest of a subject
+    of which fewer than `min_views` frames are left.
+
+    Args:
+        photos: by subject_id, how many it had before any filter; a subject of one photo needs one.
+    """
+    frames = pa.concat_tables(tables.stream(folder, "frames", COLUMNS))
+    dropped = {
+        frame_id: ("duplicate", twin) for frame_id, twin in across_subjects(frames.combine_chunks(), max_bits).items()
+    }
+    if not dropped:
+        return
+    hit = {frame_id.rpartition("/")[0] for frame_id in dropped}
+    left: dict[str, list[str]] = {subject: [] for subject in hit}
+    for frame_id, subject in zip(frames["frame_id"].to_pylist(), frames["subject_id"].to_pylist(), strict=True):
+        if subject in hit and frame_id not in dropped:
+            left[subject].append(frame_id)
+    for subject, ids in left.items():
+        if photos[subject] > 1 and 0 < len(ids) < min_views:
+            dropped |= {frame_id: ("too_few_views", f"{len(ids)} of {photos[subject]}") for frame_id in ids}
+    rejects = [tables.read(folder, "rejects")]
+    for part in tables.parts(folder, "frames"):
+        table = tables.read_part(part, "frames")
+        goes = pc.is_in(table["frame_id"], pa.array(list(dropped)))
+        if pc.any(goes).as_py():
+            rows = [
+                tables.reject(
+                    row["frame_id"], "curate", *dropped[row["frame_id"]], row["source"], row["path"], row["box"]
+                )
+                for row in table.filter(goes).select(["frame_id", "source", "path", "box"]).to_pylist()
+            ]
+            rejects.append(tables.from_rows("rejects", rows))
+            tables.write_part(part, "frames", table.filter(pc.invert(goes)))  # a new file: the shard keeps its own
+    tables.write(folder, "rejects", pa.concat_tables(rejects))
+
+
+def _changes(column: pa.ChunkedArray) -> np.ndarray:
+    """Return where a value differs from the one before it [rows], bool; True at the first."""
+    return np.append(True, pc.not_equal(column[1:], column[:-1]).to_numpy())
+
+
+def _words(column: pa.ChunkedArray) -> np.ndarray:
+    """Return the hashes as [rows, 4] uint64."""
+    whole = pa.concat_arrays(column.chunks)
+    data = np.frombuffer(whole.buffers()[1], dtype=">u8").reshape(-1, 4)
+    return data[whole.offset : whole.offset + len(whole)].astype(np.uint64)
+
+
+def _alike(words: np.ndarray, subject: np.ndarray, word: int, max_bits: int) -> np.ndarray:
+    """Return pairs [n, 2] of pictures of different subjects that agree in one word and differ in few bits."""
+    order = np.lexsort((*words.T, words[:, word]))
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    for lag in range(1, min(_WINDOW, len(order) - 1) + 1):
+        a, b = order[:-lag], order[lag:]
+        near = (words[a, word] == words[b, word]) & (subject[a] != subject[b])
+        a, b = a[near], b[near]
+        bits = np.bitwise_count(words[a] ^ words[b]).sum(axis=1)
+        pairs.append(np.stack([a, b], axis=1)[bits <= max_bits])
+    return np.concatenate(pairs)

@@ -1,0 +1,34 @@
+"""Work done ahead of time by threads, so that the photos a model needs next are decoded while it computes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def prefetch(function: Callable[[A], B], items: Iterable[A], threads: int, ahead: int) -> Iterator[B]:
+    """Yield `function(item)` of each item, in order, computed by `threads` threads at most `ahead` items early.
+
+    Threads, not processes: decoding, resizing and tensor arithmetic let go of Python's lock, and nothing is copied. The
+    items themselves are drawn in the calling thread, so that they may come from a model. Memory holds `ahead` results.
+    With 0 threads each result is computed when it is asked for. What `function` raises is raised in its item's place.
+    """
+    if threads == 0:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[Future[B]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
