@@ -100,8 +100,8 @@ class EncodeWorker:
         if roles["input"] and self.encoder is not None:
             views = (self.augment(frame, image, mask, index) for index in range(self.params.augmentations))
             pixels = [self.encoder.preprocess(view) for view in views]
-        crop = square_crop(image, mask, self.variant.resolution)
-        return Views(crop if roles["target"] and self.vae is not None else None, pixels)
+        is_target = roles["target"] and self.vae is not None
+        return Views(square_crop(image, mask, self.variant.resolution) if is_target else None, pixels)
 
     def encode(self, crops: Sequence[Any], views: Sequence[Any]) -> None:
         """Add the rows of `crops` (rows, frame_id, image, mask) and `views` (rows, frame_id, index, pixels)."""
