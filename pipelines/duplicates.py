@@ -61,7 +61,7 @@ def drop(folder: Path, max_bits: int, min_views: int, photos: dict[str, int]) ->
     Args:
         photos: by subject_id, how many it had before any filter; a subject of one photo needs one.
     """
-    frames = pa.concat_tables(tables.stream(folder, "frames", COLUMNS))
+    frames = tables.read(folder, "frames", COLUMNS)
     dropped = {
         frame_id: ("duplicate", twin) for frame_id, twin in across_subjects(frames.combine_chunks(), max_bits).items()
     }

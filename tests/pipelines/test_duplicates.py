@@ -1,0 +1,98 @@
+"""The same picture under two subjects is kept once."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines import duplicates, tables
+from pipelines.duplicates import across_subjects
+
+RNG = np.random.default_rng(0)
+A, B, C = (RNG.bytes(32) for _ in range(3))
+
+
+def flipped(phash: bytes, *bits: int) -> bytes:
+    number = int.from_bytes(phash)
+    for bit in bits:
+        number ^= 1 << bit
+    return number.to_bytes(32)
+
+
+def frames(*rows: tuple):
+    """(frame_id, hash[, split[, path]]) rows of the frames table."""
+    full = dict.fromkeys(tables.spec("frames").columns) | {"source": "s", "caption": "a mug", "class_name": "mug"}
+    full |= {"caption_origin": "template", "noun_start": 2, "noun_end": 5, "width": 9, "height": 9}
+    full |= {"sha256": "", "sharpness": 1.0, "split": "train"}
+    made = []
+    for frame_id, phash, *more in rows:
+        row = full | {"frame_id": frame_id, "subject_id": frame_id.rpartition("/")[0], "phash": phash, "path": frame_id}
+        made.append(row | dict(zip(("split", "path"), more, strict=False)))
+    return tables.from_rows("frames", made)
+
+
+def test_earlier_subject_keeps_the_picture_and_other_pictures_stay():
+    table = frames(("s/a/0", A), ("s/b/0", flipped(A, 3, 77, 200)), ("s/b/1", B), ("s/c/0", C))
+    assert across_subjects(table, 8) == {"s/b/0": "s/a/0"}
+    assert across_subjects(table, 2) == {}
+
+
+def test_picture_of_a_test_subject_is_never_trained_on():
+    table = frames(("s/a/0", A), ("s/z/0", A, "test"), ("s/z/1", B, "test"))
+    assert across_subjects(table, 8) == {"s/a/0": "s/z/0"}
+
+
+def test_frames_of_one_subject_are_no_duplicates_across_subjects():
+    assert across_subjects(frames(("s/a/0", A), ("s/a/1", A)), 8) == {}
+
+
+def test_boxes_of_one_photo_are_one_picture():
+    rows = [(f"s/a/{n}/0", A, "train", "one.jpg") for n in range(40)]
+    again = [(f"s/b/{n}/0", A, "train", "two.jpg") for n in range(3)]
+    assert across_subjects(frames(*rows), 8) == {}
+    assert across_subjects(frames(*rows, *again), 8) == {f"s/b/{n}/0": "s/a/0/0" for n in range(3)}
+
+
+def test_two_copies_of_a_capture_lose_one_of_each_view():
+    """Views that are nearly the same picture do not drag each other out."""
+    near = flipped(A, 9)
+    table = frames(("s/a/0", A), ("s/a/1", near), ("s/b/0", A), ("s/b/1", near))
+    assert across_subjects(table, 8) == {"s/b/0": "s/a/0", "s/b/1": "s/a/0"}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.sets(st.integers(0, 255), max_size=3)), max_size=12))
+def test_all_that_differ_in_three_bits_or_fewer_are_found(found):
+    """Four words, three bits: one word is the same in both."""
+    rows = [(f"s/{subject}/{n:02d}", flipped((A, B, C, bytes(32))[k], *bits)) for n, (subject, k, bits) in enumerate(found)]
+    dropped = across_subjects(frames(*rows), 3)
+    kept = [(i, p) for i, p in rows if i not in dropped]
+    for n, (one, a) in enumerate(kept):
+        for other, b in kept[:n]:
+            bits = (int.from_bytes(a) ^ int.from_bytes(b)).bit_count()
+            assert bits > 3 or one.split("/")[1] == other.split("/")[1]
+    assert all(stays not in dropped for stays in dropped.values())
+
+
+def test_dropped_frames_move_to_the_rejects_and_the_rest_of_a_thin_subject_follows(tmp_path):
+    rows = [("s/a/0", A), ("s/a/1", B), ("s/b/0", A), ("s/b/1", C), ("s/c/0", B)]
+    before = frames(*rows)
+    tables.write(tmp_path, "frames", before)
+    tables.write(tmp_path, "rejects", tables.from_rows("rejects", [tables.reject("s/a/9", "curate", "blurred")]))
+    duplicates.drop(tmp_path, 8, 2, {"s/a": 3, "s/b": 2, "s/c": 1})
+    assert tables.read(tmp_path, "frames")["frame_id"].to_pylist() == ["s/a/0", "s/a/1"]
+    rejects = {row["id"]: (row["reason"], row["detail"]) for row in tables.rows(tmp_path, "rejects")}
+    assert rejects == {
+        "s/a/9": ("blurred", ""),
+        "s/b/0": ("duplicate", "s/a/0"),
+        "s/b/1": ("too_few_views", "1 of 2"),
+        "s/c/0": ("duplicate", "s/a/1"),
+    }
+
+
+@pytest.mark.parametrize("rows", [[], [("s/a/0", A)]])
+def test_nothing_to_compare_drops_nothing(tmp_path, rows):
+    tables.write(tmp_path, "frames", frames(*rows))
+    tables.write(tmp_path, "rejects", tables.from_rows("rejects", []))
+    duplicates.drop(tmp_path, 8, 2, {"s/a": 1})
+    assert tables.read(tmp_path, "frames").num_rows == len(rows)
