@@ -23,6 +23,8 @@ from pipelines.storage import Roots
 
 OUTLINE = (255, 0, 110)
 """Seen on every background; a subject of that pink is rarer than one of any primary colour."""
+SECOND = (0, 120, 255)
+"""Told from the pink also where red and green look the same."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def inline(image: Image.Image, side: int) -> Picture:
     return Picture(_uri("jpeg", stream), False)
 
 
-def outlined(image: Image.Image, mask: np.ndarray, side: int) -> Image.Image:
+def outlined(image: Image.Image, mask: np.ndarray, side: int, colour: tuple[int, int, int] = OUTLINE) -> Image.Image:
     """Return `image` at `side` px, enlarged by whole pixels or scaled down, with the outline of `mask` [H, W] drawn."""
     factor = side / max(image.size)
     if factor >= 1:
@@ -59,7 +61,7 @@ def outlined(image: Image.Image, mask: np.ndarray, side: int) -> Image.Image:
     halo = ndimage.binary_dilation(ring, iterations=1) & ~ring
     pixels = np.asarray(large).copy()
     pixels[halo] = 255
-    pixels[ring] = OUTLINE
+    pixels[ring] = colour
     return Image.fromarray(pixels)
 
 
@@ -111,6 +113,18 @@ class Album:
         if found is None or found[1] is None:
             return None
         return inline(outlined(found[0], found[1], self.side), self.side)
+
+    def compared(self, photo: Photo | None, row: dict[str, Any]) -> Picture | None:
+        """Return the photo with the outlines of both masks of a row of the agreement table, the shipped one on top."""
+        read = self.read(photo)
+        if read is None:
+            return None
+        drawn = read[0]
+        for name, colour in (("found", SECOND), ("annotated", OUTLINE)):
+            if row[name] is not None:
+                mask = tables.decode_mask(row[name], row["height"], row["width"])
+                drawn = outlined(drawn, mask, self.side, colour)
+        return inline(drawn, self.side)
 
 
 def present(folder: Path, name: str) -> bool:

@@ -33,6 +33,16 @@ LOSSES = {
 }
 
 
+FLAGS = {
+    "small": "covers too little of the photo",
+    "large": "covers nearly all of it",
+    "border": "cut off by the photo's border",
+    "off_box": "another box than the annotated or detected one",
+    "low_score": "the models are unsure",
+}
+NEIGHBOURS = 4  # shown beside a subject: as many as a line of a phone has room for
+
+
 class ReportParams(Section):
     """How much the page shows; nothing of it changes a number."""
 
@@ -204,7 +214,33 @@ def masks(sources: Sources) -> dict[str, Any]:
         photos = sources.album.photos(row["frame_id"] for row in chosen)
         sheet = [{**row, "image": sources.album.overlay(photos.get(row["frame_id"]))} for row in chosen]
         methods.append({"name": method, "total": total, "photos": sheet})
-    return {"methods": methods, "quality": tables.count_by(row["quality"] for row in rows)}
+    quality = tables.count_by(row["quality"] for row in rows)
+    return {"methods": methods, "quality": quality, "flags": FLAGS, "agreement": agreement(sources)}
+
+
+def agreement(sources: Sources) -> dict[str, Any] | None:
+    """How far Grounded SAM's masks agree with those shipped with the photos; None where no photo has both.
+
+    The photos shown are at equal steps from the least agreement to the most, so that none is picked.
+    """
+    folder = sources.data / "mask"
+    if not present(folder, "agreement"):
+        return None
+    rows = tables.read(folder, "agreement").to_pylist()
+    both = sorted((row for row in rows if row["iou"] is not None), key=lambda row: (row["iou"], row["frame_id"]))
+    if not both:
+        return None
+    count = min(sources.params.masks, len(both))
+    chosen = [both[round(i * (len(both) - 1) / max(count - 1, 1))] for i in range(count)]
+    photos = sources.album.photos(row["frame_id"] for row in chosen)
+    values = [row["iou"] for row in both]
+    return {
+        "photos": len(rows),
+        "both": len(both),
+        "mean": float(np.mean(values)),
+        "median": float(np.median(values)),
+        "sheet": [{**row, "image": sources.album.compared(photos.get(row["frame_id"]), row)} for row in chosen],
+    }
 
 
 def rejects(sources: Sources) -> dict[str, Any]:
@@ -260,16 +296,15 @@ def triplets(sources: Sources) -> dict[str, Any]:
 def similarity(sources: Sources) -> dict[str, Any]:
     """The cosines between subjects, and subjects beside those most like them."""
     folder = need(sources.data, "similarity", "similarity")
-    tile = next((t for t in tables.rows(folder, "similarity") if t["row_subjects"] == t["column_subjects"]), None)
+    columns = ["row_subjects", "column_subjects", "values"]
+    tile = next(tables.batches(folder, "similarity", columns, 1), None)  # a tile has a million values
     if tile is None:
         raise Missing("similarity")
-    ids = tile["row_subjects"]
-    cosines = np.array(tile["values"], dtype=np.float32).reshape(len(ids), len(ids))
-    first: dict[str, tuple[str, str]] = {}  # subject: class noun, first photo
-    wanted = set(ids)
-    for row in tables.rows(sources.data / "curate", "frames", ["frame_id", "subject_id", "class_name"]):
-        if row["subject_id"] in wanted:
-            first.setdefault(row["subject_id"], (row["class_name"], row["frame_id"]))
+    ids, others = (tile[name][0].as_py() for name in columns[:2])
+    cosines = tile["values"].flatten().to_numpy(zero_copy_only=False).reshape(len(ids), len(others))
+    near = sample(tables.rows(folder, "neighbours"), "subject_id", sources.params.neighbours)
+    beside = {name for row in near for name in (row["subject_id"], *row["neighbours"][:NEIGHBOURS])}
+    first = first_photos(sources.data, {*ids, *beside})
     order = sorted(range(len(ids)), key=lambda i: (first.get(ids[i], ("", ""))[0], ids[i]))
     count = min(sources.params.heat_map, len(order))
     shown = [order[i * len(order) // count] for i in range(count)]
@@ -277,35 +312,44 @@ def similarity(sources: Sources) -> dict[str, Any]:
     return {
         "subjects": len(ids),
         "shown": count,
-        "chart": charts.heat_map(cosines[np.ix_(shown, shown)], labels, "similarity"),
-        "neighbours": nearest(sources, ids, cosines, first),
+        "chart": charts.heat_map(cosines[np.ix_(shown, shown)].astype(np.float32), labels, "similarity"),
+        "neighbours": nearest(sources, near, first),
     }
 
 
+def first_photos(data: Path, subjects: set[str]) -> dict[str, tuple[str, str]]:
+    """Return class noun and first photo of each of `subjects`."""
+    first: dict[str, tuple[str, str]] = {}
+    for row in tables.rows(data / "curate", "frames", ["frame_id", "subject_id", "class_name"]):
+        if row["subject_id"] in subjects:
+            first.setdefault(row["subject_id"], (row["class_name"], row["frame_id"]))
+    return first
+
+
 def nearest(
-    sources: Sources, ids: Sequence[str], cosines: np.ndarray, first: dict[str, tuple[str, str]], others: int = 4
+    sources: Sources, rows: Sequence[dict[str, Any]], first: dict[str, tuple[str, str]]
 ) -> list[dict[str, Any]]:
-    """Return subjects, each with the `others` most similar ones, as segments with their cosines."""
-    chosen = sample([{"id": subject} for subject in ids if subject in first], "id", sources.params.neighbours)
-    rows = []
-    for subject in (row["id"] for row in chosen):
-        i = ids.index(subject)
-        ranked = [int(j) for j in np.argsort(-cosines[i], kind="stable") if j != i and ids[j] in first]
-        rows.append([(subject, 1.0), *((ids[j], float(cosines[i, j])) for j in ranked[:others])])
-    photos = sources.album.photos(first[subject][1] for row in rows for subject, _ in row)
+    """Return rows of the neighbours table as segments of a subject and of those most like it, with their cosines."""
+    lines = []
+    for row in rows:
+        others = zip(row["neighbours"][:NEIGHBOURS], row["cosines"], strict=False)
+        line = [(row["subject_id"], 1.0), *((name, float(cosine)) for name, cosine in others)]
+        lines.append([(name, cosine) for name, cosine in line if name in first])
+    photos = sources.album.photos(first[name][1] for line in lines for name, _ in line)
     return [
         {
             "subjects": [
                 {
-                    "id": subject,
-                    "class_name": first[subject][0],
+                    "id": name,
+                    "class_name": first[name][0],
                     "cosine": cosine,
-                    "image": sources.album.segment(photos.get(first[subject][1])),
+                    "image": sources.album.segment(photos.get(first[name][1])),
                 }
-                for subject, cosine in row
+                for name, cosine in line
             ]
         }
-        for row in rows
+        for line in lines
+        if line
     ]
 
 

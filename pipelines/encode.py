@@ -72,8 +72,9 @@ class EncodeWorker:
     ) -> None:
         self.params, self.device, self.decoders, self.roots = params, device, decoders, Roots(sources)
         self.variant = load_variant(variant)
-        self.encoder = load_clip(self.variant.image_encoder, device, batch_size=params.batch_size)
-        self.vae = load_vae(self.variant.diffusion, torch.float32, device)
+        size = params.batch_size
+        self.encoder = load_clip(self.variant.image_encoder, device, batch_size=size) if params.hidden_states else None
+        self.vae = load_vae(self.variant.diffusion, torch.float32, device) if params.latents else None
 
     def compute(self, payloads: Sequence[list[dict[str, Any]]]) -> list[shards.Rows]:
         results: list[shards.Rows] = [{"latents": [], "features": []} for _ in payloads]
@@ -95,13 +96,12 @@ class EncodeWorker:
     def prepare(self, frame: dict[str, Any]) -> Views:
         """Read a photo and make what the models read of it; for threads."""
         image, mask = segments.read_segment(self.roots, frame)
-        roles, count = frame["extra"], self.params.augmentations
-        return Views(
-            square_crop(image, mask, self.variant.resolution) if roles["target"] else None,
-            [self.encoder.preprocess(self.augment(frame, image, mask, index)) for index in range(count)]
-            if roles["input"]
-            else [],
-        )
+        roles, pixels = frame["extra"], []
+        if roles["input"] and self.encoder is not None:
+            views = (self.augment(frame, image, mask, index) for index in range(self.params.augmentations))
+            pixels = [self.encoder.preprocess(view) for view in views]
+        is_target = roles["target"] and self.vae is not None
+        return Views(square_crop(image, mask, self.variant.resolution) if is_target else None, pixels)
 
     def encode(self, crops: Sequence[Any], views: Sequence[Any]) -> None:
         """Add the rows of `crops` (rows, frame_id, image, mask) and `views` (rows, frame_id, index, pixels)."""
@@ -109,7 +109,7 @@ class EncodeWorker:
             latents = encode_latents(self.vae, [c[2] for c in crops], self.params.batch_size, self.device)
             for (rows, frame_id, _, mask), latent in zip(crops, latents, strict=True):
                 rows.append(latent_row(frame_id, latent, mask))
-        if views:
+        if views and self.encoder is not None:
             ready = after_preparing(self.encoder)
             hidden = ready.hidden_states([v[3] for v in views], self.variant.image_encoder.layers).cpu().numpy()
             for (rows, frame_id, index, _), states in zip(views, hidden, strict=True):

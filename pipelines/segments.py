@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,3 @@ def read_segment(roots: Roots, frame: dict[str, Any]) -> tuple[Image.Image, np.n
         raise UserError(f"{name} cannot be read any more ({error}); run curate and mask again") from None
     mask = frame["extra"]
     return image, tables.decode_mask(mask["rle"], mask["height"], mask["width"])
-
-
-def read_segments(roots: Roots, frames: Sequence[dict[str, Any]]) -> list[tuple[Image.Image, np.ndarray]]:
-    """Return photo and mask of each frame row."""
-    return [read_segment(roots, frame) for frame in frames]

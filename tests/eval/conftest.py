@@ -185,5 +185,12 @@ class FakePainter:
 @pytest.fixture
 def fakes() -> SimpleNamespace:
     return SimpleNamespace(
-        Encoders=FakeEncoders, Painter=FakePainter, draw=draw, png=png, frame=frame, mask_row=mask_row, hostile=HOSTILE
+        Encoders=FakeEncoders,
+        Painter=FakePainter,
+        draw=draw,
+        png=png,
+        frame=frame,
+        mask_row=mask_row,
+        hostile=HOSTILE,
+        side=SIDE,
     )

@@ -91,6 +91,15 @@ def full(sources, data, fakes):
     tile = {"tile_id": "0", "grouping": 0, "group": 0, "values": np.array([1, 0.5, 0.5, 1], np.float16)}
     ids = ["bench/duck", "bench/mug"]
     write(data / "similarity", "similarity", [tile | {"row_subjects": ids, "column_subjects": ids}])
+    near = {"subject_id": ids[0], "neighbours": [ids[1]], "cosines": np.array([0.5], np.float16)}
+    write(data / "similarity", "neighbours", [near, near | {"subject_id": ids[1], "neighbours": [ids[0]]}])
+    write(data / "mask", "agreement", [
+        {"frame_id": f"bench/duck/{n:02d}", "class_name": bad, "height": fakes.side, "width": fakes.side, "score": 0.5,
+         "annotated": tables.encode_mask(mask), "found": found and tables.encode_mask(mask.T), "iou": iou}
+        for n, (mask, found, iou) in enumerate(
+            [(fakes.draw((1, 2, 3), 0, (9, 9, 9))[1], True, 0.25), (fakes.draw((1, 2, 3), 1, (9, 9, 9))[1], None, None)]
+        )
+    ])  # fmt: skip
     write_json(data / "curate" / "metrics.json", {"input": 3, "kept": 2, "rejected": 1, bad: 7})
     losses = ["step,diffusion,cscl,macl,location,total"] + [f"{s},{1 / s},1,1,0,2" for s in range(1, 40)]
     write_text(data / "train" / "losses.csv", "\n".join(losses) + "\n")
@@ -154,6 +163,34 @@ def test_oracles_alone_make_a_page(full, data):
     rows = [row for row in tables.rows(data / "score", "scores") if row["method"] != metrics.MODEL]
     write(data / "score", "scores", rows)
     assert "oracle: real photos" in report.page(full)
+
+
+def test_the_page_says_how_far_both_kinds_of_masks_agree(full):
+    page = report.page(full)
+    assert "mean IoU 0.25, median 0.25" in page
+    assert "Over the 1 of 2 compared photos where both gave a mask" in page
+    (shown,) = sections.agreement(full)["sheet"]
+    assert shown["frame_id"] == "bench/duck/00" and shown["image"] is not None
+
+
+def test_photos_compared_are_shown_from_the_least_agreement_to_the_most(full, data):
+    rows = list(tables.rows(data / "mask", "agreement"))
+    many = [rows[0] | {"frame_id": f"bench/duck/{n:02d}", "iou": (n * 7 % 10) / 10} for n in range(10)]
+    write(data / "mask", "agreement", many)
+    shown = sections.agreement(full)
+    assert [round(row["iou"], 1) for row in shown["sheet"]] == [0.0, 0.3, 0.6, 0.9]
+    assert shown["mean"] == pytest.approx(0.45)
+    write(data / "mask", "agreement", [rows[1]])
+    assert sections.agreement(full) is None
+
+
+def test_nearest_subjects_come_from_the_neighbours_table(full, data):
+    ids = ["bench/duck", "bench/mug", "gone/subject"]
+    write(data / "similarity", "neighbours", [
+        {"subject_id": ids[0], "neighbours": [ids[2], ids[1]], "cosines": np.array([0.9, 0.25], np.float16)}
+    ])  # fmt: skip
+    (line,) = sections.similarity(full)["neighbours"]
+    assert [(n["id"], n["cosine"]) for n in line["subjects"]] == [("bench/duck", 1.0), ("bench/mug", 0.25)]
 
 
 def test_small_pictures_stay_exact_and_large_ones_are_scaled_down(fakes):

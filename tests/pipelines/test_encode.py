@@ -1,15 +1,28 @@
 """What is cached for training: latents, masks at the latent's size, hidden states of segments."""
 
+import json
+
 import numpy as np
 import pytest
 import tiny_models
 import torch
 from PIL import Image
 
+from model.backbones.variant import load_variant
+from model.errors import ModelError
 from model.segment import on_white, square_crop
-from params import UserError
-from pipelines import encode, tables
-from pipelines.encode import EncodeParams, EncodeWorker, encode_latents, needed_frames, shrink, tell_size
+from pipelines import tables
+from pipelines.encode import (
+    EncodeParams,
+    EncodeWorker,
+    Sizes,
+    encode_latents,
+    needed_frames,
+    shrink,
+    sizes,
+    wanted,
+    within_budget,
+)
 from pipelines.storage import SourceParams
 
 
@@ -36,8 +49,9 @@ def shape() -> np.ndarray:
     return mask
 
 
-def frame(number: int = 0, single: bool = False) -> dict:
+def frame(number: int = 0, single: bool = False, target: bool = True, given: bool = True) -> dict:
     extra = {"rle": tables.encode_mask(shape()), "height": 72, "width": 96, "single": single}
+    extra |= {"target": target, "input": given}
     row = {"frame_id": f"s/a/{number}", "subject_id": "s/a", "source": "own", "path": f"{number}.png"}
     return row | {"extra": extra}
 
@@ -163,28 +177,89 @@ def test_triplet_is_dropped_whole_where_one_of_its_masks_is_unusable(tmp_path):
     write_triplets(tmp_path / "curate", triplets)
     needed, dropped = needed_frames(tmp_path / "curate", tmp_path / "mask")
     assert dropped == 3
-    assert {name: row["single"] for name, row in needed.items()} == {
-        "s/0": False,
-        "s/1": False,
-        "s/2": False,
-        "s/5": True,
+    assert {name: (row["input"], row["target"], row["single"]) for name, row in needed.items()} == {
+        "s/0": (True, False, False),
+        "s/1": (True, False, False),
+        "s/2": (False, True, False),
+        "s/5": (True, True, True),
     }
     assert needed["s/0"]["rle"] == tables.encode_mask(shape())
 
 
-def test_run_that_would_write_more_than_allowed_is_refused_in_one_sentence(worker, capsys):
-    tell_size(worker, 1000, limit=50)
-    told = capsys.readouterr().out
+@pytest.mark.parametrize("decoders", [0, 2])
+def test_targets_get_latents_and_inputs_hidden_states(decoders, section, photos, worker):
+    """The batches of both fill at other times, and a thread ahead changes no row."""
+    frames = [frame(n % 3, target=n % 2 == 0, given=n % 3 != 0) | {"frame_id": f"s/{n:02d}/0"} for n in range(11)]
+    params = section("encode", EncodeParams, batch_size=2)
+    source = SourceParams(name="own", layout="folder", root=str(photos), split="train")
+    rows = EncodeWorker(params, "toybox", [source], "cpu", decoders).compute([[f] for f in frames])
+    for found, given in zip(rows, frames, strict=True):
+        roles = given["extra"]
+        assert [r["frame_id"] for r in found["latents"]] == [given["frame_id"]] * roles["target"]
+        numbers = [r["augmentation"] for r in found["features"]]
+        assert numbers == (list(range(params.augmentations)) if roles["input"] else [])
+    (alone,) = worker.compute([[frames[10]]])
+    for name in ("latents", "features"):
+        assert tables.from_rows(name, alone[name]).schema.equals(tables.from_rows(name, rows[10][name]).schema)
+        assert len(alone[name]) == len(rows[10][name])
+
+
+@pytest.mark.parametrize("name", ["latents", "hidden_states"])
+def test_what_is_switched_off_is_neither_loaded_nor_written(name, section, photos, tmp_path):
+    params = section("encode", EncodeParams, **{name: False})
+    source = SourceParams(name="own", layout="folder", root=str(photos), split="train")
+    worker = EncodeWorker(params, "toybox", [source], "cpu")
+    assert (worker.vae is None, worker.encoder is None) == (name == "latents", name == "hidden_states")
     (rows,) = worker.compute([[frame()]])
-    stored = sum(row["hidden"].nbytes for row in rows["features"])
-    stored += sum(row["latent"].nbytes + row["subject_mask"].nbytes for row in rows["latents"])
-    total = float(told.split("= ")[1].split(" GB")[0])
-    assert stored * 1000 / 1e9 <= total + 0.005 and total <= 1.5 * stored * 1000 / 1e9 + 0.005
-    with pytest.raises(UserError, match=r"would write [\d.]+ GB, more than encode.max_gigabytes = 0.001") as caught:
-        tell_size(worker, 1000, limit=0.001)
+    written = {"latents": len(rows["latents"]), "hidden_states": len(rows["features"])}
+    assert written == {"latents": 1, "hidden_states": params.augmentations} | {name: 0}
+    frames = {"a": {"target": True, "input": False}, "b": {"target": False, "input": True}}
+    assert list(wanted(params, frames)) == (["b"] if name == "latents" else ["a"])
+
+
+def test_nothing_is_left_to_do_where_both_are_switched_off(section):
+    params = section("encode", EncodeParams, latents=False, hidden_states=False)
+    assert wanted(params, {"a": {"target": True, "input": True}}) == {}
+
+
+def test_sizes_known_before_the_models_are_loaded_are_those_of_their_rows(worker):
+    told = sizes(worker.variant)
+    (rows,) = worker.compute([[frame()]])
+    (latent,) = rows["latents"]
+    assert told.latent == latent["latent"].nbytes + latent["subject_mask"].nbytes
+    assert {row["hidden"].nbytes for row in rows["features"]} == {told.hidden}
+
+
+def test_sizes_of_published_models_are_about_those_of_the_architecture(tmp_path):
+    """512 px latents, and three layers of ViT-H: 3 x 257 x 1280 fp16."""
+    for part, tree in (
+        ("clip/open_clip_config", {"model_cfg": {"vision_cfg": {"image_size": 224, "patch_size": 14, "width": 1280}}}),
+        ("sd/vae/config", {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4}),
+    ):
+        file = tmp_path / f"{part}.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(tree))
+    variant = load_variant("sd15")
+    paths = {"image_encoder": str(tmp_path / "clip"), "diffusion": str(tmp_path / "sd")}
+    changed = {name: getattr(variant, name).model_copy(update={"path": path}) for name, path in paths.items()}
+    told = sizes(variant.model_copy(update=changed))
+    assert told == Sizes(latent=64 * 64 * (2 * 4 + 1), hidden=2 * 3 * 257 * 1280)
+    (tmp_path / "clip" / "open_clip_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"clip: cannot be read as an open_clip folder") as caught:
+        sizes(variant.model_copy(update=changed))
     assert "\n" not in str(caught.value)
 
 
-def test_blank_picture_is_enough_to_know_the_sizes(worker):
-    assert encode.BLANK.mode == "RGB"
-    assert worker.encoder.hidden_states([encode.BLANK], (1,)).shape[0] == 1
+def test_sizes_are_told_and_hidden_states_above_the_budget_are_left_out(section, capsys):
+    needed = {f"s/{n}": {"target": n < 400, "input": n >= 100} for n in range(1000)}
+    row = Sizes(latent=36_864, hidden=1_973_760)
+    within, above = (section("encode", EncodeParams, augmentations=2, max_gigabytes=limit) for limit in (4, 3.5))
+    assert within_budget(within, row, needed) == within
+    told = capsys.readouterr().out
+    assert "latents of 400 targets x 36.9 KB = 0.01 GB" in told
+    assert "hidden states of 900 references and positives x 2 augmentations x 1973.8 KB = 3.55 GB\n" in told
+    assert within_budget(above, row, needed) == above.model_copy(update={"hidden_states": False})
+    assert "= 3.55 GB, left out: more than encode.max_gigabytes = 3.5; " in capsys.readouterr().out
+    off = section("encode", EncodeParams, latents=False, hidden_states=False)
+    assert within_budget(off, row, needed) == off
+    assert capsys.readouterr().out.count("switched off by encode.") == 2

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from params import UserError
 from pipelines import similarity, tables
-from pipelines.similarity import SimilarityParams, groups, off_diagonal, prototypes, tiles, unit
+from pipelines.similarity import Overview, SimilarityParams, groups, prototypes, tiles, unit
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +21,11 @@ def subjects(count: int, width: int = 6, seed: int = 0) -> tuple[list[str], np.n
     """Ids and unit vectors that are all a little alike, as those of an encoder."""
     vectors = np.random.default_rng(seed).normal(0.5, 1.0, (count, width)).astype(np.float32)
     return [f"s/{n:03d}" for n in range(count)], unit(vectors)
+
+
+def rows_of(*args) -> list[dict]:
+    """What `tiles` yields, as dictionaries."""
+    return [row for table in tiles(*args) for row in table.to_pylist()]
 
 
 def pairs(rows: list[dict]) -> list[tuple[str, str, float]]:
@@ -36,16 +42,19 @@ def pairs(rows: list[dict]) -> list[tuple[str, str, float]]:
 def test_tiles_hold_exactly_the_pairs_inside_the_groups_of_each_grouping(count, group_size, tile, groupings, seed):
     params = SimilarityParams(
         encoder="clip",
+        weights=None,
         margin=0.05,
         group_size=group_size,
         groupings=groupings,
         tile=tile,
+        neighbours=3,
         seed=seed,
         batch_size=2,
         shard_subjects=1,
     )
     ids, vectors = subjects(count)
-    rows = tiles(ids, vectors, params)
+    rows = rows_of(ids, vectors, params)
+    assert [row["tile_id"] for row in rows] == sorted(row["tile_id"] for row in rows)
     assert len({row["tile_id"] for row in rows}) == len(rows)
     for grouping in range(groupings):
         of_grouping = [row for row in rows if row["grouping"] == grouping]
@@ -62,7 +71,7 @@ def test_tiles_hold_exactly_the_pairs_inside_the_groups_of_each_grouping(count, 
     cosines = {(a, b): v for a, b, v in pairs(rows)}
     where = {subject: n for n, subject in enumerate(ids)}
     for (a, b), value in cosines.items():
-        assert value == cosines[b, a]
+        assert abs(value - cosines[b, a]) < 1e-3
         assert abs(value - vectors[where[a]] @ vectors[where[b]]) < 1e-3 and -1 <= value <= 1
         assert a != b or abs(value - 1) < 1e-3
 
@@ -70,18 +79,20 @@ def test_tiles_hold_exactly_the_pairs_inside_the_groups_of_each_grouping(count, 
 @pytest.mark.parametrize("group_size", [9, 4096])
 def test_as_many_subjects_as_a_group_holds_give_the_full_matrix(group_size, params):
     ids, vectors = subjects(9)
-    (row,) = tiles(ids, vectors, params.model_copy(update={"group_size": group_size, "seed": 3}))
+    (table,) = tiles(ids, vectors, params.model_copy(update={"group_size": group_size, "seed": 3}))
+    assert table.schema.equals(tables.spec("similarity").schema)
+    (row,) = table.to_pylist()
     assert row["row_subjects"] == row["column_subjects"] == ids
-    assert row["values"].dtype == np.float16
-    assert np.array_equal(row["values"].reshape(9, 9), np.clip(vectors @ vectors.T, -1, 1).astype(np.float16))
+    found = np.array(row["values"]).reshape(9, 9)
+    assert np.array_equal(found, found.astype(np.float16)) and found == pytest.approx(vectors @ vectors.T, abs=1e-3)
 
 
 def test_another_grouping_brings_other_subjects_together(params):
     ids, vectors = subjects(40)
-    rows = tiles(ids, vectors, params.model_copy(update={"group_size": 10, "groupings": 2}))
+    rows = rows_of(ids, vectors, params.model_copy(update={"group_size": 10, "groupings": 2}))
     met = [{(a, b) for a, b, _ in pairs([r for r in rows if r["grouping"] == g])} for g in (0, 1)]
     assert len(met[0]) == len(met[1]) == 400 and met[0] != met[1]
-    again = tiles(ids, vectors, params.model_copy(update={"group_size": 10, "groupings": 2}))
+    again = rows_of(ids, vectors, params.model_copy(update={"group_size": 10, "groupings": 2}))
     assert tables.from_rows("similarity", rows).equals(tables.from_rows("similarity", again))
 
 
@@ -93,10 +104,14 @@ def test_groups_are_of_one_size_up_to_one_subject(count, size, seed):
 
 def test_tiles_come_back_from_their_table(params, tmp_path):
     ids, vectors = subjects(7)
-    rows = tiles(ids, vectors, params.model_copy(update={"tile": 3}))
-    tables.write(tmp_path, "similarity", tables.from_rows("similarity", rows))
+    small = params.model_copy(update={"tile": 3})
+    rows = rows_of(ids, vectors, small)
+    tables.write_parts(tmp_path, "similarity", tiles(ids, vectors, small))
     back = list(tables.rows(tmp_path, "similarity"))
     assert len(back) == 9 and pairs(back) == pairs(rows)
+    (whole,) = tables.parts(tmp_path, "similarity")
+    tables.write(tmp_path / "whole", "similarity", tables.from_rows("similarity", rows))
+    assert whole.read_bytes() == (tmp_path / "whole" / "similarity" / "part-00000.parquet").read_bytes()
 
 
 def embeddings(folder, vectors: dict[str, list[list[float]]]) -> None:
@@ -119,13 +134,89 @@ def test_prototype_is_the_mean_of_unit_vectors_whatever_their_length_scaled_to_o
 def test_no_embeddings_make_no_tiles(tmp_path, params):
     embeddings(tmp_path, {})
     ids, found = prototypes(tmp_path)
-    assert (ids, len(found)) == ([], 0) and tiles(ids, found, params) == []
+    assert (ids, len(found)) == ([], 0) and rows_of(ids, found, params) == []
+    assert Overview(0, 3).neighbours([]).num_rows == 0 and Overview(0, 3).mean() is None
+
+
+def test_prototypes_do_not_depend_on_where_the_parts_are_cut(tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    vectors = {f"s/{n:02d}": draw.normal(size=(1 + n % 5, 4)).tolist() for n in range(12)}
+    embeddings(tmp_path / "one", vectors)
+    whole = tables.read(tmp_path / "one", "embeddings")
+    monkeypatch.setattr(tables, "PART_BYTES", 1)
+    tables.write_parts(tmp_path / "many", "embeddings", [whole.slice(n, 1) for n in range(len(whole))])
+    assert len(tables.parts(tmp_path / "many", "embeddings")) == len(whole)
+    ids, found = prototypes(tmp_path / "one")
+    again = prototypes(tmp_path / "many")
+    assert ids == again[0] == sorted(vectors) and np.array_equal(found, again[1])
 
 
 def test_mean_cosine_leaves_out_subjects_with_themselves(params):
     ids, vectors = subjects(5)
-    between = np.concatenate([off_diagonal(row) for row in tiles(ids, vectors, params.model_copy(update={"tile": 2}))])
-    assert len(between) == 20 and between.max() < 0.999
+    overview = Overview(5, 0)
+    rows_of(ids, vectors, params.model_copy(update={"tile": 2}), overview)
+    cosines = vectors @ vectors.T
+    assert (overview.tiles, overview.pairs) == (9, 20)
+    assert overview.mean() == pytest.approx((cosines.sum() - 5) / 20, abs=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 35), st.integers(1, 12), st.integers(1, 3), st.integers(0, 6))
+def test_neighbours_are_the_most_similar_others_met_in_any_grouping(count, group_size, tile, groupings, neighbours):
+    params = SimilarityParams(
+        encoder="clip",
+        weights=None,
+        margin=0.05,
+        group_size=group_size,
+        groupings=groupings,
+        tile=tile,
+        neighbours=neighbours,
+        seed=1,
+        batch_size=2,
+        shard_subjects=1,
+    )
+    ids, vectors = subjects(count)
+    overview = Overview(count, neighbours)
+    rows = rows_of(ids, vectors, params, overview)
+    table = overview.neighbours(ids)
+    assert table.schema.equals(tables.spec("neighbours").schema)
+    met = {(a, b): v for a, b, v in pairs(rows) if a != b}
+    for row in table.to_pylist():
+        others = [(b, v) for (a, b), v in met.items() if a == row["subject_id"]]
+        assert len(row["neighbours"]) == len(set(row["neighbours"])) == min(neighbours, len(others))
+        assert set(row["neighbours"]) <= {b for b, _ in others}
+        best = sorted((v for _, v in others), reverse=True)[:neighbours]
+        assert row["cosines"] == pytest.approx(best, abs=1e-3)
+        assert row["cosines"] == sorted(row["cosines"], reverse=True)
+
+
+def test_equally_similar_subjects_are_listed_by_their_ids(params):
+    ids, vectors = subjects(1)
+    ids, vectors = [f"s/{n}" for n in range(6)], np.repeat(vectors, 6, axis=0)
+    overview = Overview(6, 4)
+    rows_of(ids, vectors, params.model_copy(update={"tile": 4, "neighbours": 4}), overview)
+    assert overview.neighbours(ids)["neighbours"].to_pylist()[5] == ["s/0", "s/1", "s/2", "s/3"]
+
+
+def test_table_of_many_parts_is_written_whole_or_not_at_all(params, tmp_path, monkeypatch):
+    ids, vectors = subjects(40)
+    small = params.model_copy(update={"tile": 10})
+    monkeypatch.setattr(tables, "PART_BYTES", 3000)
+    tables.write_parts(tmp_path, "similarity", tiles(ids, vectors, small))
+    before = [part.read_bytes() for part in tables.parts(tmp_path, "similarity")]
+    assert len(before) > 2 and tables.count(tmp_path, "similarity") == 16
+
+    def broken():
+        yield from list(tiles(ids, vectors, small))[:9]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tables.write_parts(tmp_path, "similarity", broken())
+    assert [part.read_bytes() for part in tables.parts(tmp_path, "similarity")] == before
+    tables.write_parts(tmp_path, "similarity", tiles(ids, vectors, small))
+    assert [part.read_bytes() for part in tables.parts(tmp_path, "similarity")] == before
+    firsts = [batch.num_rows for batch in tables.batches(tmp_path, "similarity", ["tile_id"], 1)]
+    assert firsts == [1] * 16
 
 
 def test_rows_of_the_embeddings_table_are_unit_vectors_of_the_chosen_encoder(section, tmp_path):
@@ -143,12 +234,25 @@ def test_rows_of_the_embeddings_table_are_unit_vectors_of_the_chosen_encoder(sec
         row = {"frame_id": f"s/{number % 2}/{number}", "subject_id": f"s/{number % 2}", "source": "own"}
         frames.append(row | {"path": f"{number}.png", "extra": extra})
     source = SourceParams(name="own", layout="folder", root=str(tmp_path), split="train")
-    for encoder in ("clip", "dino"):
-        params = section("similarity", SimilarityParams, encoder=encoder)
-        worker = similarity.SimilarityWorker(params, "toybox", [source], "cpu")
+    for encoder, decoders in (("clip", 0), ("dino", 2)):
+        params = section("similarity", SimilarityParams, encoder=encoder, batch_size=2)
+        worker = similarity.SimilarityWorker(params, "toybox", [source], "cpu", decoders)
         together = worker.compute([[frames[0], frames[2]], [frames[1]]])
         assert [len(rows["embeddings"]) for rows in together] == [2, 1]
         vectors = np.array([row["vector"] for rows in together for row in rows["embeddings"]], dtype=np.float32)
         assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3), abs=2e-3)
         (alone,) = worker.compute([[frames[1]]])
         assert np.array_equal(alone["embeddings"][0]["vector"], together[1]["embeddings"][0]["vector"])
+
+
+def test_encoder_needs_weights_that_a_variant_or_the_params_name(section):
+    with pytest.raises(UserError, match=r"'similarity.weights' is None: .*no variant names a SigLIP"):
+        section("similarity", SimilarityParams, encoder="siglip")
+    with pytest.raises(UserError, match=r"'similarity.weights.revision' is 'main': .*no 40-hex commit"):
+        weights = {"path": "google/siglip-base-patch16-224", "revision": "main"}
+        section("similarity", SimilarityParams, encoder="siglip", weights=weights)
+    with pytest.raises(UserError, match=r"'similarity.weights' is .*needs `revision`"):
+        section("similarity", SimilarityParams, encoder="dino", weights={"path": "facebook/dinov2-base"})
+    assert section("similarity", SimilarityParams, encoder="dino").spec("sd15").path == "facebook/dinov2-base"
+    own = {"path": "facebook/dinov2-large", "revision": "0" * 40}
+    assert section("similarity", SimilarityParams, encoder="dino", weights=own).spec("sd15").path == own["path"]

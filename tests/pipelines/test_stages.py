@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,6 +44,7 @@ def world(section, tmp_path_factory) -> World:
     words = ["--set", f"sources={json.dumps(sources)}", "--set", "run.device=cpu"]
     for stage in STAGES:
         words += ["--set", f"{stage}.shard_subjects=2"]
+    words += ["--set", "mask.compare=0.3"]
     return World(root, words)
 
 
@@ -98,10 +100,14 @@ def test_tables_of_all_stages_fit_together(tables_of_one_worker):
     (tile,) = tables.rows(data / "similarity", "similarity")
     assert set(tile["row_subjects"]) == {f["subject_id"] for f in frames if f["frame_id"] in usable}
     whole = [row for row in triplets if {row["reference"], row["positive"], row["target"]} <= usable]
-    needed = {row[role] for row in whole for role in ("reference", "positive", "target")}
-    assert needed and {row["frame_id"] for row in tables.rows(data / "encode", "latents")} == needed
+    targets = {row["target"] for row in whole}
+    assert targets and {row["frame_id"] for row in tables.rows(data / "encode", "latents")} == targets
+    inputs = {row[role] for row in whole for role in ("reference", "positive")}
     features = list(tables.rows(data / "encode", "features", ["frame_id", "augmentation"]))
-    assert len(features) == 3 * len(needed)
+    assert {row["frame_id"] for row in features} == inputs and len(features) == 3 * len(inputs)
+    nearest = list(tables.rows(data / "similarity", "neighbours"))
+    assert [row["subject_id"] for row in nearest] == tile["row_subjects"]
+    assert all(len(row["neighbours"]) == len(nearest) - 1 for row in nearest)
     assert {row["method"] for row in triplets} == {"pose", "augment"}
     assert not any(row["subject_id"].startswith("bench/") for row in triplets)
     assert tables.read(data / "curate", "prompts").num_rows == 25
@@ -122,6 +128,18 @@ def test_masks_shipped_with_the_world_come_through_unchanged(tables_of_one_worke
             assert (found & truth).sum() >= 0.98 * (found | truth).sum()
             compared += 1
     assert compared == SUBJECTS * VIEWS
+
+
+def test_masks_made_both_ways_are_compared(tables_of_one_worker):
+    rows = list(tables.rows(tables_of_one_worker / "mask", "agreement"))
+    told = json.loads((tables_of_one_worker / "mask" / "metrics.json").read_text())["agreement"]
+    assert told["photos"] == len(rows) > 0
+    assert told["both"] == sum(row["iou"] is not None for row in rows)
+    for row in rows:
+        pair = [
+            row[name] and tables.decode_mask(row[name], row["height"], row["width"]) for name in ("annotated", "found")
+        ]
+        assert row["iou"] is None or row["iou"] == pytest.approx((pair[0] & pair[1]).sum() / (pair[0] | pair[1]).sum())
 
 
 def test_metrics_count_every_photo_and_nothing_that_differs_from_run_to_run(tables_of_one_worker):
@@ -191,11 +209,18 @@ def test_missing_weights_are_named_in_one_sentence(tables_of_one_worker, world, 
     assert folder_bytes(tables_of_one_worker / "encode") == before
 
 
-def test_budget_for_the_cache_is_kept_before_anything_is_written(tables_of_one_worker, world, capsys, tmp_path):
-    words = [*world.words, "--data", str(tables_of_one_worker), "--set", "encode.max_gigabytes=0.00001"]
-    said = sentence(lambda: run_here(encode, [*words, "--set", f"run.work={tmp_path / 'work'}"]), capsys)
-    assert "encode.max_gigabytes" in said
-    assert not (tmp_path / "work").exists()
+def test_hidden_states_above_the_budget_are_left_out_and_every_photo_is_still_counted(
+    tables_of_one_worker, world, capsys, tmp_path
+):
+    data = tmp_path / "data"
+    for stage in ("curate", "mask"):
+        shutil.copytree(tables_of_one_worker / stage, data / stage)
+    words = [*world.words, "--data", str(data), "--set", f"run.work={tmp_path / 'work'}"]
+    run_here(encode, [*words, "--set", "encode.max_gigabytes=0.00001"])
+    assert "left out: more than encode.max_gigabytes" in capsys.readouterr().out
+    metrics = json.loads((data / "encode" / "metrics.json").read_text())
+    assert metrics["features"] == 0 and metrics["latents"] == metrics["kept"] == metrics["input"] > 0
+    assert folder_bytes(data / "encode" / "latents") == folder_bytes(tables_of_one_worker / "encode" / "latents")
 
 
 def test_similarity_tile_is_the_cosines_of_the_prototypes(tables_of_one_worker):

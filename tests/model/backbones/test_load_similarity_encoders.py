@@ -1,0 +1,143 @@
+"""Encoders of likeness between subjects: every kind from a small checkpoint in the format in which it is published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import AutoImageProcessor, SiglipConfig, SiglipImageProcessor, SiglipModel
+
+from model.backbones.clip import WEIGHTS, load_clip
+from model.backbones.dino import load_dino
+from model.backbones.encoders import after_preparing, load_encoder
+from model.backbones.siglip import load_siglip
+from model.backbones.variant import ClipSpec, DinoSpec, Spec
+from model.errors import ModelError
+
+# Small relatives of open_clip's families: convolutional, timm's (as its SigLIP, EVA and ConvNeXt are), CoCa.
+TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+VIT = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+OPEN_CLIP = {
+    "vit": {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT},
+    "resnet": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
+        "text_cfg": TEXT,
+    },
+    "timm": {
+        "embed_dim": 192,
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": 32,
+            "timm_model_name": "vit_tiny_patch16_224",
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "none",
+        },
+        "text_cfg": TEXT,
+    },
+    "coca": {
+        "embed_dim": 16,
+        "vision_cfg": VIT | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+        "text_cfg": TEXT | {"embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+        "custom_text": True,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both halves of a SigLIP, as google publishes it: one safetensors with `vision_model.` and `text_model.`."""
+    folder = tmp_path_factory.mktemp("siglip")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = SiglipConfig(
+        vision_config=sizes | {"image_size": 32, "patch_size": 16},
+        text_config=sizes | {"vocab_size": 50, "max_position_embeddings": 8},
+    )
+    SiglipModel(config).save_pretrained(folder)
+    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def test_siglip_is_the_image_half_of_the_whole_model(siglip_folder: Path, photos: list[Image.Image]) -> None:
+    names = set(load_file(siglip_folder / "model.safetensors"))
+    assert {"vision_model.embeddings.patch_embedding.weight", "vision_model.head.probe", "logit_scale"} <= names
+    siglip = load_siglip(Spec(path=str(siglip_folder)), "cpu", batch_size=4)
+    whole = SiglipModel.from_pretrained(siglip_folder).eval()
+    processor = AutoImageProcessor.from_pretrained(siglip_folder)
+    with torch.no_grad():
+        pooled = whole.vision_model(**processor(images=photos, return_tensors="pt")).pooler_output
+    found = siglip.encode_image(photos)
+    torch.testing.assert_close(found, F.normalize(pooled, dim=1))
+    assert found.dtype == torch.float32 and siglip.encode_image([]).shape == (0, 32)
+    alone = torch.cat([siglip.encode_image([photo]) for photo in photos])
+    assert torch.equal(found, alone)
+    assert siglip.name == f"{siglip_folder.name}@{siglip.revision[:12]}"
+
+
+def test_siglip_with_faults_is_one_sentence(siglip_folder: Path, tmp_path: Path) -> None:
+    for file in siglip_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    state = load_file(tmp_path / "model.safetensors")
+    gone = "vision_model.head.probe"
+    save_file({k: v for k, v in state.items() if k != gone}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ModelError, match=r"1 missing weights for a transformers folder of SigLIP, first '.*head.probe'"
+    ):
+        load_siglip(Spec(path=str(tmp_path)), "cpu")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"]["vision_use_head"] = False
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="has no pooling head") as caught:
+        load_siglip(Spec(path=str(tmp_path)), "cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_two_steps_give_what_one_gives(
+    clip_folder: Path, dino_folder: Path, siglip_folder: Path, photos: list[Image.Image]
+) -> None:
+    whole = {
+        "clip": load_clip(ClipSpec(path=str(clip_folder)), "cpu", batch_size=4),
+        "dino": load_dino(DinoSpec(path=str(dino_folder)), "cpu", batch_size=4),
+        "siglip": load_siglip(Spec(path=str(siglip_folder)), "cpu", batch_size=4),
+    }
+    for kind, folder in (("clip", clip_folder), ("dino", dino_folder), ("siglip", siglip_folder)):
+        encoder = load_encoder(kind, Spec(path=str(folder)), "cpu", 4)
+        assert encoder.name == whole[kind].name
+        assert torch.equal(encoder.embed([encoder.prepare(p) for p in photos]), whole[kind].encode_image(photos))
+    clip = whole["clip"]
+    ready = after_preparing(clip).hidden_states([clip.preprocess(p) for p in photos], [1, 2])
+    assert torch.equal(ready, clip.hidden_states(photos, [1, 2]))
+
+
+@pytest.mark.parametrize("family", OPEN_CLIP)
+def test_any_open_clip_model_embeds(family: str, tmp_path: Path, photos: list[Image.Image]) -> None:
+    config = OPEN_CLIP[family]
+    kinds = {"timm": open_clip.CustomTextCLIP, "coca": open_clip.CoCa}
+    torch.manual_seed(0)
+    sizes = {key: value for key, value in config.items() if key != "custom_text"}
+    state = kinds.get(family, open_clip.CLIP)(**sizes).state_dict()
+    save_file({key: value.contiguous().clone() for key, value in state.items()}, tmp_path / WEIGHTS)
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    encoder = load_encoder("clip", Spec(path=str(tmp_path)), "cpu", 4)
+    vectors = encoder.embed([encoder.prepare(photo) for photo in photos[:5]])
+    assert vectors.shape == (5, config["embed_dim"])
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(5))
+    model = open_clip.create_model(f"local-dir:{tmp_path}").eval()
+    with torch.no_grad():
+        pixels = torch.stack([encoder.prepare(photo) for photo in photos[:5]])
+        torch.testing.assert_close(vectors, model.encode_image(pixels, normalize=True))
+
+
+def test_folder_of_another_kind_is_one_sentence(clip_folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"clip.*: cannot be read as a transformers folder of SigLIP") as caught:
+        load_encoder("siglip", Spec(path=str(clip_folder)), "cpu", 4)
+    assert "\n" not in str(caught.value)
