@@ -1,6 +1,6 @@
 """What can go wrong while a stage runs, with real Ray: the next run ends with the bytes of an undisturbed one.
 
-`FAULT_SEED=7 pytest ...` repeats the random choices of a failed run; its seed is in the name of the temporary folder.
+`FAULT_SEED=7 pytest ...` repeats the random choices of a failed test, which prints its seed.
 """
 
 from __future__ import annotations
