@@ -11,7 +11,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def frame(subject_id: str, view: int, count: int) -> dict[str, Any]:
         "box": None,
         "width": 1080,
         "height": 1920,
-        "sha256": f"{zlib.crc32(subject_id.encode()):056x}{view:08x}",
+        "sha256": hashlib.sha256(f"{view}/{subject_id}".encode()).hexdigest(),
         "phash": hashlib.sha256(f"{subject_id}/{view}".encode()).digest(),
         "sharpness": 100.0,
         "rotation": rotation.reshape(-1).tolist(),
@@ -104,7 +103,9 @@ def scale(setting: Setting) -> Iterator[Line]:
         total = sum(found["seconds"].values())
         rates.append(rows / total)
         parts = ", ".join(f"{name} {value:.0f} s" for name, value in found["seconds"].items())
-        detail = f"{found['subjects']} subjects, {found['triplets']} triplets, {found['tiles']} tiles: {parts}"
+        detail = f"{found['subjects']} subjects, {found['triplets']} triplets, {found['tiles']} tiles, " + (
+            f"{found['frame_bytes']:.0f} bytes a frame: {parts}"
+        )
         yield Line(f"scale, rows/s at {rows}", rates[-1], detail=detail)
         yield Line(f"scale, driver GB at {rows}", found["gigabytes"], GIGABYTES, most=True)
     if len(rates) > 1:
@@ -143,6 +144,7 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
         "triplets": tables.count(curate, "triplets"),
         "tiles": tables.count(similar, "similarity"),
         "seconds": made,
+        "frame_bytes": sum(part.stat().st_size for part in tables.parts(curate, "frames")) / rows,
         "gigabytes": peak / 1e9,
     }
     shutil.rmtree(folder)

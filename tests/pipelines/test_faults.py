@@ -1,6 +1,6 @@
 """What can go wrong while a stage runs, with real Ray: the next run ends with the bytes of an undisturbed one.
 
-`FAULT_SEED=7 pytest ...` repeats the random choices of a failed run; its seed is in the name of the temporary folder.
+`FAULT_SEED=7 pytest ...` repeats the random choices of a failed test, which prints its seed.
 """
 
 from __future__ import annotations
@@ -309,13 +309,13 @@ def test_dvc_stage_ends_as_its_job_ends(cluster, tmp_path, command, code):
 
 @pytest.mark.slow
 def test_dvc_stage_fails_when_its_job_is_stopped(cluster, tmp_path):
-    process = dvc_stage(tmp_path, cluster, f"touch {tmp_path / 'begun'} && sleep 600".join(["sh -c '", "'"]))
+    process = dvc_stage(tmp_path, cluster, f"sh -c 'touch {tmp_path / 'begun'}; sleep 600'")
     deadline = time.monotonic() + PATIENCE
     while not (tmp_path / "begun").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    jobs = cluster.run("job", "list", f"--address={cluster.address}").stdout
-    (job,) = re.findall(r"submission_id='(\w+)'[^)]*RUNNING", jobs)
+    jobs = cluster.run("job", "list", f"--address={cluster.address}").stdout.split("JobDetails(")
+    (job,) = (re.findall(r"submission_id='(\w+)'", text)[0] for text in jobs if "RUNNING" in text)
     assert cluster.run("job", "stop", f"--address={cluster.address}", job).returncode == 0
     said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
