@@ -96,7 +96,8 @@ class EncodeWorker:
     def prepare(self, frame: dict[str, Any]) -> Views:
         """Read a photo and make what the models read of it; for threads."""
         image, mask = segments.read_segment(self.roots, frame)
-        roles, pixels = frame["extra"], []
+        roles = frame["extra"]
+        pixels: list[torch.Tensor] = []
         if roles["input"] and self.encoder is not None:
             views = (self.augment(frame, image, mask, index) for index in range(self.params.augmentations))
             pixels = [self.encoder.preprocess(view) for view in views]

@@ -36,12 +36,14 @@ def load_encoder(kind: Kind, spec: Spec, device: str | torch.device, batch_size:
     """The frozen encoder of `spec`; raises ModelError where its folder is missing or of another kind."""
     if kind == "clip":
         clip = load_clip(ClipSpec(path=spec.path, revision=spec.revision), device, batch_size=batch_size)
-        return Encoder(clip.name, clip.preprocess, after_preparing(clip).encode_image)
+        ready: Any = after_preparing(clip)
+        return Encoder(clip.name, clip.preprocess, ready.encode_image)
     if kind == "dino":
         found: Any = load_dino(DinoSpec(path=spec.path, revision=spec.revision), device, batch_size=batch_size)
     else:
         found = load_siglip(spec, device, batch_size=batch_size)
-    return Encoder(found.name, partial(processed, found.processor), replace(found, processor=as_processed).encode_image)
+    ready = replace(found, processor=as_processed)
+    return Encoder(found.name, partial(processed, found.processor), ready.encode_image)
 
 
 def after_preparing(clip: Clip) -> Clip:

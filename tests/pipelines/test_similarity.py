@@ -201,7 +201,7 @@ def test_equally_similar_subjects_are_listed_by_their_ids(params):
 def test_table_of_many_parts_is_written_whole_or_not_at_all(params, tmp_path, monkeypatch):
     ids, vectors = subjects(40)
     small = params.model_copy(update={"tile": 10})
-    monkeypatch.setattr(tables, "PART_BYTES", 3000)
+    monkeypatch.setattr(tables, "PART_BYTES", 1500)
     tables.write_parts(tmp_path, "similarity", tiles(ids, vectors, small))
     before = [part.read_bytes() for part in tables.parts(tmp_path, "similarity")]
     assert len(before) > 2 and tables.count(tmp_path, "similarity") == 16
@@ -246,7 +246,7 @@ def test_rows_of_the_embeddings_table_are_unit_vectors_of_the_chosen_encoder(sec
 
 
 def test_encoder_needs_weights_that_a_variant_or_the_params_name(section):
-    with pytest.raises(UserError, match=r"'similarity.weights' is None: .*no variant names a SigLIP"):
+    with pytest.raises(UserError, match=r"'similarity.weights' is None: .*no variant names a siglip"):
         section("similarity", SimilarityParams, encoder="siglip")
     with pytest.raises(UserError, match=r"'similarity.weights.revision' is 'main': .*no 40-hex commit"):
         weights = {"path": "google/siglip-base-patch16-224", "revision": "main"}

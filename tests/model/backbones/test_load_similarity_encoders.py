@@ -31,11 +31,11 @@ OPEN_CLIP = {
         "text_cfg": TEXT,
     },
     "timm": {
-        "embed_dim": 192,
+        "embed_dim": 64,
         "custom_text": True,
         "vision_cfg": {
-            "image_size": 32,
-            "timm_model_name": "vit_tiny_patch16_224",
+            "image_size": 160,
+            "timm_model_name": "test_vit",
             "timm_model_pretrained": False,
             "timm_pool": "avg",
             "timm_proj": "none",
