@@ -64,7 +64,15 @@ def frame(frame_id: str, subject: str, noun: str) -> dict[str, Any]:
     row = dict.fromkeys(tables.spec("frames").columns)
     caption = f"a photo of a {noun} number {frame_id[-1]}"
     known = {"frame_id": frame_id, "subject_id": subject, "class_name": noun, "caption": caption, "split": "train"}
-    measured = {"source": "s", "path": "p", "width": 64, "height": 64, "sha256": "", "phash": bytes(32), "sharpness": 1.0}
+    measured = {
+        "source": "s",
+        "path": "p",
+        "width": 64,
+        "height": 64,
+        "sha256": "",
+        "phash": bytes(32),
+        "sharpness": 1.0,
+    }
     measured |= {"caption_origin": "template", "noun_start": 0, "noun_end": 1}
     return row | known | measured
 
