@@ -6,13 +6,13 @@ import base64
 import heapq
 import io
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from eval.protocol import Photo, read_photo
@@ -63,6 +63,17 @@ def outlined(image: Image.Image, mask: np.ndarray, side: int, colour: tuple[int,
     pixels[halo] = 255
     pixels[ring] = colour
     return Image.fromarray(pixels)
+
+
+def boxed(image: Image.Image, box: Sequence[float], side: int) -> Image.Image:
+    """Return `image` scaled down to `side` px with a box (x0, y0, x1, y1, fractions of the sides) drawn."""
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    x0, y0, x1, y1 = (f * length for f, length in zip(box, (*small.size, *small.size), strict=True))
+    corners = (min(x0, x1), min(y0, y1), max(x0, x1) - 1, max(y0, y1) - 1)
+    if corners[0] <= corners[2] and corners[1] <= corners[3]:
+        ImageDraw.Draw(small).rectangle(corners, outline=OUTLINE, width=2)
+    return small
 
 
 class Album:
@@ -125,6 +136,21 @@ class Album:
                 mask = tables.decode_mask(row[name], row["height"], row["width"])
                 drawn = outlined(drawn, mask, self.side, colour)
         return inline(drawn, self.side)
+
+    def rejected(self, row: dict[str, Any], photos: Mapping[str, Photo]) -> Picture | None:
+        """Return the photo of a row of the rejects table with its annotated box; None where it cannot be shown.
+
+        Args:
+            photos: those that have a row in the frames table, for rejects of later stages.
+        """
+        photo = photos.get(row["id"])
+        if row["source"] is not None and row["path"] is not None:
+            photo = Photo(row["id"], row["source"], row["path"], "", None)
+        found = self.read(photo)
+        if found is None:
+            return None
+        image = found[0] if row["box"] is None else boxed(found[0], row["box"], self.side)
+        return inline(image, self.side)
 
 
 def present(folder: Path, name: str) -> bool:

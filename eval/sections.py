@@ -17,13 +17,14 @@ from pydantic import Field
 
 from eval import charts, metrics
 from eval.pictures import Album, Picture, inline, present, sample
-from eval.protocol import RECONSTRUCTION
+from eval.protocol import RECONSTRUCTION, Photo
 from params import Section, UserError
 from pipelines import tables
 from stage import digest_files
 
 PUBLISHED = Path(__file__).parent / "published.json"
 STAGES = ("curate", "mask", "similarity", "encode", "train", "generate", "score")
+ANGLES = ("reference_target_angle", "reference_positive_angle")
 LOSSES = {
     "total": "weighted sum",
     "diffusion": "diffusion: error on the noise",
@@ -250,30 +251,42 @@ def rejects(sources: Sources) -> dict[str, Any]:
         raise Missing("curate")
     stages: list[dict[str, Any]] = []
     for stage in ran:
-        rows = tables.read(sources.data / stage, "rejects").to_pylist()
+        folder = sources.data / stage
+        counts = tables.count_by(row["reason"] for row in tables.rows(folder, "rejects", ["reason"]))
         reasons = [
             {
                 "name": name,
                 "count": count,
                 "meaning": tables.REJECT_REASONS.get(name, ""),
-                "examples": sample((r for r in rows if r["reason"] == name), "id", sources.params.rejects),
+                "examples": examples(sources, folder, name),
             }
-            for name, count in tables.count_by(row["reason"] for row in rows).items()
+            for name, count in counts.items()
         ]
-        stages.append({"name": stage, "total": len(rows), "reasons": reasons})
+        stages.append({"name": stage, "total": sum(counts.values()), "reasons": reasons})
     return {"stages": stages, "largest": max((r["count"] for s in stages for r in s["reasons"]), default=1)}
+
+
+def examples(sources: Sources, folder: Path, reason: str) -> list[dict[str, Any]]:
+    """Return some rows of the rejects table with that reason, each with its photo."""
+    rows = (row for row in tables.rows(folder, "rejects") if row["reason"] == reason)
+    chosen = sample(rows, "id", sources.params.rejects)
+    photos: dict[str, Photo] = {}
+    if any(row["path"] is None for row in chosen) and present(sources.data / "curate", "frames"):
+        photos = sources.album.photos(row["id"] for row in chosen)
+    return [{**row, "image": sources.album.rejected(row, photos)} for row in chosen]
 
 
 def triplets(sources: Sources) -> dict[str, Any]:
     """Training samples and the angles between their views."""
     folder = need(sources.data, "curate", "triplets")
-    rows = tables.read(folder, "triplets").to_pylist()
-    by_method = tables.count_by(row["method"] for row in rows)
+    columns = tables.read(folder, "triplets", ["method", "class_name", *ANGLES])
+    by_method = tables.count_by(columns["method"].to_pylist())
+    by_class = tables.count_by(columns["class_name"].to_pylist())
     share = -(-sources.params.triplets // max(len(by_method), 1))
     chosen = [
         t
         for m in sorted(by_method, reverse=True)
-        for t in sample((r for r in rows if r["method"] == m), "triplet_id", share)
+        for t in sample((r for r in tables.rows(folder, "triplets") if r["method"] == m), "triplet_id", share)
     ]
     photos = sources.album.photos({row[role] for row in chosen for role in ("reference", "positive", "target")})
     sheet = [
@@ -285,12 +298,18 @@ def triplets(sources: Sources) -> dict[str, Any]:
         }
         for row in chosen
     ]
-    names = ("reference_target_angle", "reference_positive_angle")
-    angles = {name: np.array([row[name] for row in rows if row[name] is not None]) for name in names}
+    angles = {name: columns[name].drop_null().to_numpy() for name in ANGLES}
     chart = None
     if any(values.size for values in angles.values()):
         chart = charts.histogram(angles, (0.0, 180.0), 36, "angles")
-    return {"rows": sheet, "total": len(rows), "by_method": by_method, "chart": chart}
+    return {
+        "rows": sheet,
+        "total": columns.num_rows,
+        "by_method": by_method,
+        "classes": len(by_class),
+        "largest_class": next(iter(by_class.items()), None),
+        "chart": chart,
+    }
 
 
 def similarity(sources: Sources) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from model.pipeline import build_pipeline
 from model.prompt import noun_ends
 from model.segment import alpha_mask, on_white
 
-
 READY = Path("weights/toybox/adapter")
 """The adapter that comes with the repository; it draws the toybox's subjects."""
 

@@ -178,7 +178,7 @@ class Archive:
         except (tarfile.TarError, zipfile.BadZipFile, OSError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"archive '{self.name}' cannot be read in place ({reason}); get it again, or unpack it and name the folder"
+                f"archive '{self.name}' cannot be read in place ({reason}); get it again, or unpack it"
             ) from None
         columns = list(zip(*rows, strict=True)) if rows else [()] * len(_SCHEMA)
         table = pa.table([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)

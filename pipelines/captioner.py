@@ -1,4 +1,4 @@
-"""BLIP (Li et al., ICML 2022) through transformers: captions that begin with the template, so that they have the noun."""
+"""BLIP (Li et al., ICML 2022) through transformers: captions that begin with the template, and so have the noun."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Caption:
 
 
 def place(text: str, noun: str) -> tuple[int, int] | None:
-    """Return (start, end) of the first `noun` in `text` as whole words, or None: what `model.prompt.noun_ends` finds."""
+    """Return (start, end) of the first `noun` in `text` as whole words, or None, as `model.prompt.noun_ends` does."""
     found = re.search(rf"(?<!\w){re.escape(noun)}(?!\w)", text, re.IGNORECASE)
     return found.span() if found else None
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eval import metrics, report, sections
-from eval.pictures import Album, inline, outlined
+from eval.pictures import Album, boxed, inline, outlined
 from params import UserError
 from pipelines import tables
 from stage import write_json, write_text
@@ -75,7 +75,12 @@ def full(sources, data, fakes):
         for prompt_id, group in keys
     ])  # fmt: skip
     write_json(data / "score" / "protocol.json", {"miss": "zero", "encoders": {"clip": f"{bad}@abc"}})
-    write(data / "curate", "rejects", [tables.reject(f"{bad}/1", "curate", "blurred", bad)])
+    shown = ("photos", "bench/duck/01.png", (0.1, 0.1, 0.6, 0.9))
+    write(data / "curate", "rejects", [
+        tables.reject(f"{bad}/1", "curate", "blurred", bad),
+        tables.reject("bench/duck/99", "curate", "subject_cut", bad, *shown),
+    ])  # fmt: skip
+    write(data / "mask", "rejects", [tables.reject("bench/ring/00", "mask", "mask_missing")])
     triplet = {
         "triplet_id": f"{bad}/0",
         "subject_id": "bench/duck",
@@ -151,6 +156,23 @@ def test_the_published_table_is_marked_as_another_run(full):
 
 def test_photos_that_cannot_be_read_leave_a_gap(full):
     assert "not<br>readable" in report.page(full)
+
+
+def test_rejects_are_shown_with_the_photo_they_drop(full, fakes):
+    found = {e["id"]: e["image"] for s in sections.rejects(full)["stages"] for r in s["reasons"] for e in r["examples"]}
+    assert found["bench/duck/99"] is not None, "by the path in the reject"
+    assert found["bench/ring/00"] is not None, "by its row in the frames table"
+    assert found[f"{fakes.hostile}/1"] is None
+    counts = {s["name"]: s["total"] for s in sections.rejects(full)["stages"]}
+    assert counts == {"curate": 2, "mask": 1}
+
+
+@pytest.mark.parametrize("box", [(0.0, 0.0, 1.0, 1.0), (0.5, 0.5, 0.5, 0.5), (0.9, 0.8, 0.1, 0.2)])
+def test_any_annotated_box_can_be_drawn(fakes, box):
+    image, _ = fakes.draw((1, 2, 3), 0, (9, 9, 9))
+    drawn = np.asarray(boxed(image, box, 12))
+    assert drawn.shape == (12, 12, 3)
+    assert (drawn == (255, 0, 110)).all(axis=-1).any() == (box[0] != box[2])
 
 
 def test_a_broken_losses_file_is_named(full):

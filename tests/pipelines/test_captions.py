@@ -58,5 +58,5 @@ def test_noun_inside_a_word_is_no_noun():
 
 @pytest.mark.parametrize("template", ["a photo", "{class} and {class}", "a photo of a {class}ish thing"])
 def test_template_without_one_place_for_the_noun_is_refused(section, template):
-    with pytest.raises(UserError, match="captions.template"):
+    with pytest.raises(UserError, match=r"captions\.template"):
         section("curate", CurateParams, captions={"template": template, "max_words": 40, "captioner": None})

@@ -64,7 +64,9 @@ def test_two_copies_of_a_capture_lose_one_of_each_view():
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.sets(st.integers(0, 255), max_size=3)), max_size=12))
 def test_all_that_differ_in_three_bits_or_fewer_are_found(found):
     """Four words, three bits: one word is the same in both."""
-    rows = [(f"s/{subject}/{n:02d}", flipped((A, B, C, bytes(32))[k], *bits)) for n, (subject, k, bits) in enumerate(found)]
+    rows = [
+        (f"s/{subject}/{n:02d}", flipped((A, B, C, bytes(32))[k], *bits)) for n, (subject, k, bits) in enumerate(found)
+    ]
     dropped = across_subjects(frames(*rows), 3)
     kept = [(i, p) for i, p in rows if i not in dropped]
     for n, (one, a) in enumerate(kept):

@@ -50,7 +50,7 @@ BROKEN: dict[str, tuple[Callable, Callable[[], Candidate]]] = {
 BROKEN_BOXES: dict[str, tuple[Callable, Photo]] = {
     "tiny": (filters.subject_small, boxed(0.5, 0.5, 0.59, 0.6)),
     "inverted": (filters.subject_small, boxed(0.6, 0.5, 0.5, 0.6)),
-    "nearly all": (filters.subject_large, boxed(0.01, 0.02, 0.99, 0.98)),
+    "nearly all": (filters.subject_large, boxed(0.01, 0.01, 0.99, 0.99)),
     "cut at three sides": (filters.subject_cut, boxed(0.0, 0.4, 1.0, 0.999)),
     "two of a class": (filters.several_instances, boxed(0.1, 0.1, 0.5, 0.5, instances=2)),
     "group": (filters.unwanted_attribute, boxed(0.1, 0.1, 0.5, 0.5, attributes=("occluded", "group_of"))),

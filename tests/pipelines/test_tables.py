@@ -21,10 +21,10 @@ FINITE_HALVES = st.builds(
 SCALARS = {
     pa.string(): st.text(max_size=12),
     pa.binary(): st.binary(max_size=12),
+    pa.binary(32): st.binary(min_size=32, max_size=32),
     pa.bool_(): st.booleans(),
     pa.int32(): st.integers(-(2**31), 2**31 - 1),
     pa.int64(): st.integers(-(2**63), 2**63 - 1),
-    pa.uint64(): st.integers(0, 2**64 - 1),
     pa.uint8(): st.integers(0, 255),
     pa.float32(): st.floats(width=32, allow_nan=False),
     pa.float16(): FINITE_HALVES,
@@ -54,7 +54,7 @@ def rows_of(name: str) -> st.SearchStrategy:
 
 def some_row(name: str) -> dict:
     """A row with plain values."""
-    plain = {pa.string(): "a/b", pa.binary(): b"x", pa.bool_(): True}
+    plain = {pa.string(): "a/b", pa.binary(): b"x", pa.binary(32): bytes(32), pa.bool_(): True}
     row = {}
     for key, column in TABLES[name].columns.items():
         size = getattr(column.type, "list_size", 2)
@@ -219,7 +219,12 @@ def test_reject_reasons_are_a_closed_list():
         "stage": "mask",
         "reason": "mask_empty",
         "detail": "",
+        "source": None,
+        "path": None,
+        "box": None,
     }
+    box = tables.reject("a/b", "curate", "subject_cut", "3 sides", "s", "b.jpg", (0, 0, 1, 1))
+    assert (box["source"], box["path"], box["box"]) == ("s", "b.jpg", [0, 0, 1, 1])
     with pytest.raises(KeyError, match="'too_ugly' is not in REJECT_REASONS"):
         tables.reject("a/b", "mask", "too_ugly")
 
@@ -235,3 +240,17 @@ def test_every_reason_in_the_code_is_in_the_list_and_every_one_of_the_list_is_in
 
 def test_count_by_puts_the_most_frequent_first_and_ties_by_name():
     assert list(tables.count_by(["b", "c", "a", "b"]).items()) == [("b", 2), ("a", 1), ("c", 1)]
+
+
+def test_stream_of_tables_becomes_few_parts_and_reads_back_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "PART_ROWS", 10)
+    rejects = [tables.reject(f"s/{n:02d}", "curate", "blurred") for n in range(33)]
+    chunks = [tables.from_rows("rejects", rejects[at : at + 4]) for at in range(0, 33, 4)]
+    assert tables.write_stream(tmp_path, "rejects", iter(chunks)) == 33
+    assert [pq.read_metadata(part).num_rows for part in tables.parts(tmp_path, "rejects")] == [12, 12, 9]
+    assert list(tables.rows(tmp_path, "rejects")) == rejects
+    pieces = list(tables.stream(tmp_path, "rejects", ["id"], size=5))
+    assert max(piece.num_rows for piece in pieces) == 5
+    assert pa.concat_tables(pieces)["id"].to_pylist() == [row["id"] for row in rejects]
+    assert tables.write_stream(tmp_path, "rejects", iter([])) == 0
+    assert tables.read(tmp_path, "rejects").num_rows == 0

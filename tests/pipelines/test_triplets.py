@@ -93,8 +93,14 @@ def test_posed_triplets_differ_and_lie_in_the_band_where_a_frame_does(vectors, a
             between = degrees(unit[reference], unit[other])
             assert row[role] == pytest.approx(between, abs=0.2 if between < 1 or between > 179 else 0.01)
         for value, taken in (
-            (degrees(unit[reference], unit[target]), [degrees(unit[n], unit[target]) for n in range(len(unit)) if n != target]),
-            (degrees(unit[reference], unit[positive]), [degrees(unit[n], unit[reference]) for n in range(len(unit)) if n not in (reference, target)]),
+            (
+                degrees(unit[reference], unit[target]),
+                [degrees(unit[n], unit[target]) for n in range(len(unit)) if n != target],
+            ),
+            (
+                degrees(unit[reference], unit[positive]),
+                [degrees(unit[n], unit[reference]) for n in range(len(unit)) if n not in (reference, target)],
+            ),
         ):
             if any(BAND[0] + slack < angle < BAND[1] - slack for angle in taken):
                 assert BAND[0] - slack <= value <= BAND[1] + slack
@@ -246,7 +252,7 @@ def test_large_classes_share_their_triplets_evenly_and_no_subject_goes_without(c
     most = int(balance * amount * len(codes) / len(set(classes)))
     for code in set(classes):
         own = counts[codes == code]
-        assert 1 <= own.min() and own.max() <= amount and own.max() - own.min() <= 1
+        assert own.min() >= 1 and own.max() <= amount and own.max() - own.min() <= 1
         assert own.sum() == min(max(most, len(own)), amount * len(own))
 
 
