@@ -116,7 +116,7 @@ def latents_of(vae: Any, pictures: data.Pictures, count: int, stamp: str) -> NDA
 def words_of(tokenizer: CLIPTokenizer, pictures: data.Pictures) -> NDArray[np.int16]:
     """Token ids [N, templates, details, LENGTH] of every caption of a set."""
     stamp = hashlib.sha256("".join(sorted(tokenizer.get_vocab())).encode()).hexdigest()[:12]
-    path = data.WORK / "latents" / f"{pictures.spec.name}-words-{stamp}.npy"
+    path = data.WORK / "latents" / f"{pictures.spec.name}-{len(pictures)}-words-{stamp}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         parts = []
