@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +25,7 @@ import pyarrow.parquet as pq
 from model.errors import ModelError
 from params import RunParams, UserError
 from pipelines import tables
+from pipelines.items import Item, Key, Spool, cut
 from pipelines.work import RECORD, WorkFolder, is_url, room_on_disk
 from stage import Progress, digest, digest_files, exclusive, write_json
 
@@ -34,23 +33,6 @@ from stage import Progress, digest, digest_files, exclusive, write_json
 READERS = 16
 
 Rows = dict[str, list[dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class Item:
-    """The unit of work: what a worker gets at once and what is never computed twice.
-
-    Attributes:
-        id: path-like; items are processed and stored in its order.
-        fingerprint: changes when any input byte that the result depends on changes.
-        frame_ids: the photos accounted for by this item.
-        payload: what the worker needs, picklable.
-    """
-
-    id: str
-    fingerprint: str
-    frame_ids: tuple[str, ...]
-    payload: Any
 
 
 class Worker(Protocol):
@@ -78,29 +60,6 @@ def digest_spec(spec: Any) -> str:
     if spec.local.exists():
         return digest(spec.model_dump(), digest_files(spec.local))
     return digest(spec.model_dump())
-
-
-class _HasId(Protocol):
-    @property
-    def id(self) -> str: ...
-
-
-T = TypeVar("T", bound=_HasId)
-
-
-def cut(items: Sequence[T], mean: int) -> list[list[T]]:
-    """Cut sorted items into shards of `mean` items on average, at most 4 x `mean`.
-
-    A shard ends where the hash of an item's id says so, so that a new item changes one shard and leaves all others as
-    they are (content-defined chunking, as backup programs do it).
-    """
-    shards: list[list[T]] = [[]]
-    for item in items:
-        shards[-1].append(item)
-        ends_here = int(digest(item.id), 16) % mean == 0
-        if ends_here or len(shards[-1]) == 4 * mean:
-            shards.append([])
-    return [shard for shard in shards if shard]
 
 
 def run_stage(
@@ -146,8 +105,9 @@ def run_stage(
             index = _Index(work, set(done) - {shard.name for shard in shards})
             summary.items_computed = _compute(stage, missing, spool, index, worker, run)
             done = work.sizes()
-        for name in names:
-            _gather(out, name, work, {shard.name: done[shard.name][f"{name}.parquet"] for shard in shards})
+        with room_on_disk(out):
+            for name in names:
+                _gather(out, name, work, {shard.name: done[shard.name][f"{name}.parquet"] for shard in shards})
     summary.rejects = tables.count_by(row["reason"] for row in tables.rows(out, "rejects", ["reason"]))
     summary.kept = sum(pq.read_metadata(part).num_rows for part in tables.parts(out, kept))
     summary.input = sum(key.photos for key in spool.keys)
@@ -161,36 +121,6 @@ def lock_folder(run: RunParams, out: Path) -> Path:
     Runs of two machines into one URL do some work twice, and no harm: what they write under one name is the same.
     """
     return out if is_url(run.work) else Path(run.work)
-
-
-class Key(NamedTuple):
-    """What the driver remembers of an item."""
-
-    id: str
-    fingerprint: str
-    photos: int
-    place: int
-
-
-class Spool:
-    """The items of a run in an unnamed file: payloads of millions of photos do not fit in the driver's memory.
-
-    keys: of all items, in the order of their ids. The file goes with the spool.
-    """
-
-    def __init__(self, items: Iterable[Item], folder: Path) -> None:
-        self.file = tempfile.TemporaryFile(dir=folder, buffering=2**20)  # noqa: SIM115
-        self.keys: list[Key] = []
-        for item in items:
-            self.keys.append(Key(item.id, item.fingerprint, len(item.frame_ids), self.file.tell()))
-            pickle.dump(item, self.file, protocol=pickle.HIGHEST_PROTOCOL)
-        self.keys.sort(key=lambda key: tables.path_order(key.id))
-
-    def read(self, key: Key) -> Item:
-        """Return the item of a key."""
-        self.file.seek(key.place)
-        item: Item = pickle.load(self.file)
-        return item
 
 
 class Shard:

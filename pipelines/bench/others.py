@@ -43,11 +43,11 @@ def others(setting: Setting) -> Iterator[Line]:
     if importlib.util.find_spec("pandas"):
         ways["Ray Data map_batches, 2 tasks"] = partial(ray_data, files, setting.curate)
     else:
-        print("others: Ray Data is left out, it wants pandas (pip install 'customcontrast[bench]')")
+        print("others: Ray Data is left out, it wants pandas (the extra bench)")
     if importlib.util.find_spec("imagededup"):
         ways["imagededup, 2 processes, hash only"] = lambda _: imagededup(source.root)
     else:
-        print("others: imagededup is left out, it is not installed (pip install 'customcontrast[bench]')")
+        print("others: imagededup is left out, it is not installed (the extra bench)")
     try:
         for name, way in ways.items():
             times = []
