@@ -19,7 +19,7 @@ from train.toybox.text_to_image import words_of
 from train.toybox.tokens import LENGTH, write_tokenizer
 
 RECIPE = loop.Recipe(
-    steps=4000, lr=2e-3, warmup=150, average=0.998, weight_decay=0.05, precision="bfloat16", muon=True, seed=71
+    steps=1500, lr=2e-3, warmup=150, average=0.998, weight_decay=0.05, precision="bfloat16", muon=True, seed=71
 )
 BATCH, WHITE, GROUP = 96, 24, 12
 """Pictures with captions, cut-outs without, and how many pictures in a row share their scene."""

@@ -14,7 +14,7 @@ from train.toybox import cards, data, loop
 from train.toybox.augment import degrade, on_white, to_planes
 
 RECIPE = loop.Recipe(
-    steps=1500, lr=2e-3, warmup=100, average=0.998, weight_decay=0.05, precision="bfloat16", muon=True, seed=81
+    steps=450, lr=2e-3, warmup=100, average=0.998, weight_decay=0.05, precision="bfloat16", muon=True, seed=81
 )
 SUBJECTS, SHOWN, FAMILIES = 36, 3, 3
 """Subjects of a batch, pictures of each (the last on white), and how many families the subjects come from."""

@@ -20,7 +20,7 @@ from train.toybox.augment import degrade, to_planes
 from train.toybox.boxes import boxes_of, iou
 
 RECIPE = loop.Recipe(
-    steps=5000, lr=2e-3, warmup=100, average=0.995, weight_decay=0.05, precision="bfloat16", muon=True, seed=91
+    steps=3200, lr=2e-3, warmup=100, average=0.995, weight_decay=0.05, precision="bfloat16", muon=True, seed=91
 )
 BATCH = 64
 FOLDER = Path("weights/toybox/judge")

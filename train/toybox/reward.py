@@ -24,7 +24,7 @@ from train.toybox.augment import degrade, to_planes
 from train.toybox.dino import area_under_curve
 
 RECIPE = loop.Recipe(
-    steps=2200, lr=5e-3, warmup=100, average=0.995, weight_decay=0.05, precision="bfloat16", muon=True, seed=81
+    steps=1800, lr=5e-3, warmup=100, average=0.995, weight_decay=0.05, precision="bfloat16", muon=True, seed=81
 )
 BATCH, READ, WRONG = 64, 2, 4
 """Pictures of a step; of which one in so many is read with captions, as the heads alone cost half as much and seeing is

@@ -32,7 +32,7 @@ CONFIG = SamConfig(
     decoder_mlp_dim=256,
     iou_head_dim=64,
 )
-RECIPE = loop.Recipe(steps=5000, lr=1.5e-3, warmup=200, average=0.998, precision="autocast", muon=True, seed=31)
+RECIPE = loop.Recipe(steps=2200, lr=1.5e-3, warmup=200, average=0.998, precision="autocast", muon=True, seed=31)
 BATCH = 16
 FOLDER = Path("weights/toybox/sam")
 

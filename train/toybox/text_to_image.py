@@ -17,7 +17,7 @@ from train.toybox.tokens import LENGTH, write_tokenizer
 from train.toybox.vae import encoded, load_vae
 
 RECIPE = loop.Recipe(
-    steps=16000,
+    steps=7200,
     lr=2e-3,
     warmup=500,
     average=0.999,

@@ -17,7 +17,7 @@ from train.toybox import cards, data, loop
 from train.toybox.augment import to_planes
 
 RECIPE = loop.Recipe(
-    steps=9000, lr=1e-3, warmup=300, average=0.998, weight_decay=0.0, betas=(0.9, 0.99), precision="bfloat16", seed=41
+    steps=4600, lr=1e-3, warmup=300, average=0.998, weight_decay=0.0, betas=(0.9, 0.99), precision="bfloat16", seed=41
 )
 BATCH, CROP = 16, 32
 KL_WEIGHT = 2e-4
