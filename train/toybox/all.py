@@ -1,45 +1,84 @@
-"""Retrains every small backbone, one after the other, and measures them: what `make toybox` runs.
+"""Retrains every small backbone and measures them: what `make toybox` runs.
 
 Each step is a command of its own that goes on where it stopped, so a killed run is started again with the same command;
-a step whose checkpoint is finished only exports. Hours on two cores: no run from nothing has been timed yet.
+a step whose checkpoint is finished only exports. Two trainings of one thread keep two cores busier than one of two.
 """
 
 import argparse
 import subprocess
 import sys
+import threading
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import torch
 
 from params import UserError, cli
 
-STEPS: dict[str, str] = {
-    "data": "the pictures, drawn once",
-    "judge": "attributes of a picture, to measure the others by",
-    "vae": "pictures to latents and back",
-    "text_to_image": "pictures from captions; needs vae",
-    "sam": "masks from boxes and points; needs vae, as all below, which also learn from decoded pictures",
-    "detector": "boxes of class nouns",
-    "clip": "pictures and captions in one space",
-    "dino": "which individual it is",
-    "reward": "how well a picture shows a caption",
-    "check": "one line for each goal",
+
+@dataclass(frozen=True)
+class Step:
+    """A module of `train.toybox`: what it makes, and the steps whose results it reads."""
+
+    makes: str
+    needs: tuple[str, ...] = ()
+
+
+STEPS: dict[str, Step] = {
+    "data": Step("the pictures, drawn once"),
+    "vae": Step("pictures to latents and back", ("data",)),
+    "judge": Step("attributes of a picture, to measure the others by", ("data",)),
+    "text_to_image": Step("pictures from captions", ("vae", "judge")),
+    "sam": Step("masks from boxes and points", ("vae",)),
+    "detector": Step("boxes of class nouns", ("vae",)),
+    "clip": Step("pictures and captions in one space", ("vae",)),
+    "dino": Step("which individual it is", ("data",)),
+    "reward": Step("how well a picture shows a caption", ("vae",)),
+    "check": Step("one line for each goal", ("text_to_image", "sam", "detector", "clip", "dino", "reward")),
 }
-"""Modules of `train.toybox` in the order in which they need each other."""
+"""In the order in which they start; the perception models also learn from pictures that the autoencoder decoded."""
+
+
+def run(name: str, threads: int) -> int:
+    """Run one step as a command; returns its exit code."""
+    print(f"== {name}: {STEPS[name].makes}", flush=True)
+    words = [] if name in ("data", "check") else ["--threads", str(threads)]
+    return subprocess.run([sys.executable, "-m", f"train.toybox.{name}", *words], check=False).returncode
+
+
+def run_all(chosen: list[str], together: int, threads: int) -> int:
+    """Run the chosen steps, so many at once, each after those it needs; returns the first exit code that is not 0."""
+    todo, running = [name for name in STEPS if name in chosen], dict[Future[int], str]()
+    free = threading.BoundedSemaphore(together)
+    with ThreadPoolExecutor(together) as pool:
+        while todo or running:
+            open_steps = {*todo, *running.values()}
+            for name in [name for name in todo if not open_steps.intersection(STEPS[name].needs)]:
+                if not free.acquire(blocking=False):
+                    break
+                todo.remove(name)
+                running[pool.submit(run, name, threads)] = name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                free.release()
+                name, code = running.pop(future), future.result()
+                if code:
+                    print(f"{name} ended with code {code}; what still runs is waited for", file=sys.stderr)
+                    wait(running)
+                    return code
+    return 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Retrain the embedded world's small backbones and measure them.")
     parser.add_argument("steps", nargs="*", default=list(STEPS), help=f"some of {', '.join(STEPS)}; all by default")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each training")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
+    alone = torch.cuda.is_available()
+    parser.add_argument("--together", type=int, default=1 if alone else 2, help="trainings at once (%(default)s)")
     options = parser.parse_args()
     unknown = [step for step in options.steps if step not in STEPS]
     if unknown:
         raise UserError(f"there is no step '{unknown[0]}'; choose from {', '.join(STEPS)}")
-    for step in options.steps:
-        print(f"== {step}: {STEPS[step]}", flush=True)
-        trains = step not in ("data", "check")
-        words = ["--threads", str(options.threads)] if trains else []
-        code = subprocess.run([sys.executable, "-m", f"train.toybox.{step}", *words], check=False).returncode
-        if code:
-            sys.exit(code)
+    sys.exit(run_all(options.steps, options.together, options.threads))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,43 @@
+"""The trainings run in an order in which each finds what it needs."""
+
+import threading
+import time
+
+import pytest
+
+from train.toybox import all as everything
+
+
+@pytest.mark.parametrize("together", [1, 2, 4])
+def test_every_step_runs_once_after_what_it_needs(monkeypatch, together):
+    ended, running, most = list[str](), set[str](), [0]
+    lock = threading.Lock()
+
+    def run(name: str, threads: int) -> int:
+        with lock:
+            assert set(everything.STEPS[name].needs) <= set(ended), name
+            running.add(name)
+            most[0] = max(most[0], len(running))
+        time.sleep(0.01)
+        with lock:
+            running.remove(name)
+            ended.append(name)
+        return 0
+
+    monkeypatch.setattr(everything, "run", run)
+    assert everything.run_all(list(everything.STEPS), together, 1) == 0
+    assert sorted(ended) == sorted(everything.STEPS)
+    assert most[0] == together
+
+
+def test_a_step_that_fails_ends_the_run_with_its_code_and_chosen_steps_run_alone(monkeypatch):
+    ran = []
+
+    def run(name: str, threads: int) -> int:
+        ran.append(name)
+        return 3 if name == "vae" else 0
+
+    monkeypatch.setattr(everything, "run", run)
+    assert everything.run_all(["clip"], 2, 1) == 0
+    assert everything.run_all(list(everything.STEPS), 1, 1) == 3
+    assert ran == ["clip", "data", "vae"]
