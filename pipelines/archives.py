@@ -206,7 +206,7 @@ def _tar_rows(stream: Any) -> Iterator[_Row]:
     links: list[tuple[str, str, int]] = []
     with tarfile.open(fileobj=stream, mode="r:") as tar:
         while (member := tar.next()) is not None:
-            tar.members = []  # tarfile keeps each one
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep each one
             name = _plain(member.name)
             if member.sparse is not None:
                 raise ValueError(f"{name} is stored as a sparse file")

@@ -182,7 +182,9 @@ def same_subject(
         subjects, others, cosines: a row for each pair of the neighbour table.
     """
     pairs = {
-        (*sorted((a, b)), c) for a, b, c in zip(subjects, others, cosines, strict=True) if a != b and c >= min_cosine
+        (min(a, b), max(a, b), c)
+        for a, b, c in zip(subjects, others, cosines, strict=True)
+        if a != b and c >= min_cosine
     }
     dropped: dict[str, tuple[str, float]] = {}
     for first, second, cosine in sorted(pairs):
