@@ -64,7 +64,7 @@ def judge_lines() -> Iterator[Line]:
     found = judge.measure(judge.load_judge())
     for name in PAINTED:
         yield Line(f"judge {name}", found[name], 0.97, 1 / len(data.ATTRIBUTES[name]))
-    yield Line("judge box IoU >= 0.8", found["box"], 0.97)
+    yield Line("judge box IoU >= 0.8", found["box"], 0.95)
 
 
 def sam_lines() -> Iterator[Line]:
