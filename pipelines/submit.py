@@ -46,6 +46,7 @@ def main() -> None:
     unset = [name for name in options.env if name not in os.environ]
     if unset:
         raise UserError(f"--env {unset[0]}: there is no such variable; export it first")
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     environment = {name: os.environ[name] for name in options.env}
@@ -55,7 +56,7 @@ def main() -> None:
             entrypoint=shlex.join(command),
             runtime_env={"working_dir": options.working_dir, "env_vars": environment},
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
         raise UserError(f"the cluster at {options.address} takes no job ({said}); check address and token") from None
     print(f"job {job}", flush=True)

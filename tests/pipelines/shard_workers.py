@@ -163,7 +163,6 @@ def main() -> None:
         "device": "cpu",
         "gpus_per_worker": 0.0,
         "restarts": 3,
-        "work": str(here / "work"),
     }
     items = some_items(count, {int(number): fate for number, fate in fates.items()})
     summary = run(items, RunParams(**settings, workers=workers, work=work), here / "out", here / "trace")

@@ -37,7 +37,9 @@ def test_every_real_photo_is_kept_or_rejected_with_a_reason(name: str, real_data
     assert kept | rejected == photos and not kept & rejected
     assert len(kept) > KEPT[name] * len(photos)
 
-    masked = MaskWorker(parse("mask", PARAMS["mask"], MaskParams), "toybox", [source], "cpu").compute(frames)
+    masked = MaskWorker(
+        parse("mask", {**PARAMS["mask"], "method": "annotated"}, MaskParams), "toybox", [source], "cpu"
+    ).compute(frames)
     masks = {row["frame_id"]: row for rows in masked for row in rows["masks"]}
     missed = {row["id"] for rows in masked for row in rows["rejects"]}
     assert masks.keys() | missed == kept and not masks.keys() & missed

@@ -44,7 +44,7 @@ def world(section, tmp_path_factory) -> World:
     words = ["--set", f"sources={json.dumps(sources)}", "--set", "run.device=cpu"]
     for stage in STAGES:
         words += ["--set", f"{stage}.shard_subjects=2"]
-    words += ["--set", "mask.compare=0.3"]
+    words += ["--set", "mask.method=annotated", "--set", "mask.compare=0.3"]
     return World(root, words)
 
 
@@ -187,7 +187,7 @@ def test_wrong_setting_is_named_in_one_sentence(setting, message, capsys, tmp_pa
 def test_wrong_table_and_missing_table_are_named_with_file_and_column(tables_of_one_worker, world, capsys, tmp_path):
     words = [*world.words, "--data", str(tmp_path), "--set", f"run.work={tmp_path / 'work'}"]
     assert "holds no table 'frames'" in sentence(lambda: run_here(mask, words), capsys)
-    assert "holds no table 'masks'" in sentence(lambda: run_here(similarity, words), capsys)
+    assert "holds no table 'frames'" in sentence(lambda: run_here(similarity, words), capsys)
     frames = tables.read(tables_of_one_worker / "curate", "frames")
     part = tmp_path / "curate" / "frames" / "part-00000.parquet"
     part.parent.mkdir(parents=True)

@@ -72,7 +72,10 @@ def test_segment_anything_loads_the_small_sam():
 
 def test_weights_are_half_precision_small_and_carry_their_cards():
     folder("sam", "model.safetensors")
-    for file in WEIGHTS.rglob("*.safetensors"):
+    frozen = [
+        file for file in WEIGHTS.rglob("*.safetensors") if file.parent.name != "adapter"
+    ]  # trained on, so float32
+    for file in frozen:
         assert all(value.dtype == torch.float16 for value in load_file(file).values() if value.is_floating_point()), (
             file
         )
