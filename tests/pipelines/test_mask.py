@@ -18,7 +18,7 @@ WIDTH, HEIGHT = 64, 40
 
 @pytest.fixture(scope="module")
 def params(section) -> MaskParams:
-    return section("mask", MaskParams, method="annotated")
+    return section("mask", MaskParams, method="annotated", min_detection=0.25)
 
 
 def encoded(image: Image.Image) -> bytes:
