@@ -243,14 +243,14 @@ def test_count_by_puts_the_most_frequent_first_and_ties_by_name():
 
 
 def test_stream_of_tables_becomes_few_parts_and_reads_back_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "PART_ROWS", 10)
     rejects = [tables.reject(f"s/{n:02d}", "curate", "blurred") for n in range(33)]
     chunks = [tables.from_rows("rejects", rejects[at : at + 4]) for at in range(0, 33, 4)]
-    assert tables.write_stream(tmp_path, "rejects", iter(chunks)) == 33
+    monkeypatch.setattr(tables, "PART_BYTES", 3 * chunks[0].nbytes)
+    assert tables.write_parts(tmp_path, "rejects", iter(chunks)) == 33
     assert [pq.read_metadata(part).num_rows for part in tables.parts(tmp_path, "rejects")] == [12, 12, 9]
     assert list(tables.rows(tmp_path, "rejects")) == rejects
     pieces = list(tables.stream(tmp_path, "rejects", ["id"], size=5))
     assert max(piece.num_rows for piece in pieces) == 5
     assert pa.concat_tables(pieces)["id"].to_pylist() == [row["id"] for row in rejects]
-    assert tables.write_stream(tmp_path, "rejects", iter([])) == 0
+    assert tables.write_parts(tmp_path, "rejects", iter([])) == 0
     assert tables.read(tmp_path, "rejects").num_rows == 0

@@ -275,7 +275,7 @@ def frame_rows(rows: list[dict]) -> pa.Table:
 
 
 def test_table_is_written_for_training_subjects_and_balanced_over_classes(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "PART_ROWS", 16)
+    monkeypatch.setattr(tables, "PART_BYTES", 1000)
     rows = []
     for n in range(9):
         rows += views(ring([0, 40, 80, 120]), f"set/mug/{n}")
