@@ -122,7 +122,7 @@ def main() -> None:
         captioned[again] = decoded.images[rows[again]]
         full = degrade(torch.from_numpy(captioned), draw.rng, 0.25)
         cut = on_white(torch.from_numpy(images), torch.from_numpy(regions == data.SUBJECT), draw.rng)
-        pixels = ((torch.cat([full, cut]) - MEAN) / STD).to(draw.device, torch.bfloat16)
+        pixels = ((torch.cat([full, cut]) - MEAN) / STD).to(draw.device, draw.dtype)
         attributes = np.concatenate([pictures.attributes[rows], shown])
         truth = torch.from_numpy(attributes.astype(np.int64)).to(draw.device)
         asked = torch.from_numpy(np.where(data.visible(attributes), attributes, -100).astype(np.int64)).to(draw.device)

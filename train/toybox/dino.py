@@ -79,7 +79,7 @@ def main() -> None:
         masks = torch.from_numpy(views.regions[rows[-1]] == data.SUBJECT)
         full = degrade(images[:-1].flatten(0, 1), draw.rng, 0.4)
         cut = degrade(on_white(images[-1], masks, draw.rng).permute(0, 2, 3, 1), draw.rng, 0.4)
-        pixels = normalise(torch.cat([full, cut])).to(draw.device, torch.bfloat16)
+        pixels = normalise(torch.cat([full, cut])).to(draw.device, draw.dtype)
         features = model(pixels).last_hidden_state[:, 0].float()
         names = torch.from_numpy(np.tile(subjects, SHOWN)).to(draw.device)
         unit = F.normalize(features, dim=1)

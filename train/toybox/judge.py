@@ -20,7 +20,7 @@ from train.toybox.augment import degrade, to_planes
 from train.toybox.boxes import boxes_of, iou
 
 RECIPE = loop.Recipe(
-    steps=3200, lr=2e-3, warmup=100, average=0.995, weight_decay=0.05, precision="bfloat16", muon=True, seed=91
+    steps=4600, lr=2e-3, warmup=100, average=0.995, weight_decay=0.05, precision="bfloat16", muon=True, seed=91
 )
 BATCH = 64
 FOLDER = Path("weights/toybox/judge")
@@ -99,7 +99,7 @@ def main() -> None:
 
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
         images, regions, attributes = data.batch(sets, BATCH, draw.rng)
-        pixels = (degrade(torch.from_numpy(images), draw.rng, 0.3) / 127.5 - 1).to(draw.device, torch.bfloat16)
+        pixels = (degrade(torch.from_numpy(images), draw.rng, 0.3) / 127.5 - 1).to(draw.device, draw.dtype)
         seen = np.where(data.visible(attributes), attributes, -100)  # what cannot be seen is not asked
         truth = torch.from_numpy(seen.astype(np.int64)).to(draw.device)
         answers, mask = judge(pixels)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from train.toybox.attention import plain_on_cpu
+from train.toybox.muon import Muon
 
 Loss = Callable[["Draw"], tuple[Tensor, dict[str, float]]]
 """Computes one step's loss (scalar) and what else is worth logging."""
@@ -34,9 +35,9 @@ class Recipe:
 
     steps: of the whole schedule. lr: peak of a cosine that ends at `floor` of it, after `warmup` steps. average: decay
     of the moving average of the weights. clip: largest norm of the gradient. precision: bfloat16 keeps float32 masters
-    and computes in bfloat16 throughout; autocast leaves the choice to torch. muon: whether matrices and kernels are
-    trained by Muon (Jordan et al. 2024), scaled to AdamW's rates, which then has only the rest. every: minutes between
-    checkpoints.
+    and computes in bfloat16 throughout; autocast leaves the choice to torch; both mean float32 where `fast_dtype` says
+    so. muon: whether matrices and kernels are trained by Muon (Jordan et al. 2024), scaled to AdamW's rates, which then
+    has only the rest. every: minutes between checkpoints.
     """
 
     steps: int
@@ -63,20 +64,20 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Draw:
-    """The randomness of one step: a numpy and a torch generator on the CPU, and the device to compute on."""
+    """The randomness of one step: a numpy and a torch generator on the CPU; and the device and dtype to compute in."""
 
     step: int
     rng: np.random.Generator
     noise: torch.Generator
     device: torch.device
+    dtype: torch.dtype = torch.float32
 
     @classmethod
-    def at(cls, seed: int, step: int, device: torch.device) -> Self:
+    def at(cls, seed: int, step: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Self:
         """Also seeds torch's global generator, which dropout draws from."""
         torch.manual_seed((seed << 32) + step)
-        return cls(
-            step, np.random.default_rng([seed, step]), torch.Generator().manual_seed((seed << 32) + step), device
-        )
+        noise = torch.Generator().manual_seed((seed << 32) + step)
+        return cls(step, np.random.default_rng([seed, step]), noise, device, dtype)
 
 
 class Masters:
@@ -112,6 +113,13 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16, but float32 on a CPU without instructions for it: emulated, a step takes twenty times as long."""
+    if device.type == "cpu" and not torch.cpu.get_capabilities().get("avx512_bf16", False):
+        return torch.float32
+    return torch.bfloat16
+
+
 def fit(network: nn.Module, loss: Loss, recipe: Recipe, run: Path, minutes: float | None = None) -> bool:
     """Train `network` in place up to `recipe.steps`, or for so many minutes; on return it holds the averaged weights.
 
@@ -123,8 +131,10 @@ def fit(network: nn.Module, loss: Loss, recipe: Recipe, run: Path, minutes: floa
     device = best_device()
     network.to(device).train()
     masters = Masters(network)
-    if recipe.precision == "bfloat16":
-        network.to(torch.bfloat16)
+    fast = fast_dtype(device)
+    dtype = fast if recipe.precision == "bfloat16" else torch.float32
+    cast = recipe.precision == "autocast" and fast == torch.bfloat16
+    network.to(dtype)
     optimizers = build_optimizers(network, masters, recipe)
     step, spent = _restore(run / "checkpoint.pt", masters, optimizers)
     masters.give(masters.value)
@@ -134,8 +144,8 @@ def fit(network: nn.Module, loss: Loss, recipe: Recipe, run: Path, minutes: floa
         while step < recipe.steps and minutes != 0:
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = recipe.rate(step)
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "autocast"):
-                value, notes = loss(Draw.at(recipe.seed, step, device))
+            with torch.autocast(device.type, torch.bfloat16, enabled=cast):
+                value, notes = loss(Draw.at(recipe.seed, step, device, dtype))
             value.backward()
             norm = masters.take_gradients(recipe.clip)
             for optimizer in optimizers:
@@ -177,14 +187,9 @@ def build_optimizers(network: nn.Module, masters: Masters, recipe: Recipe) -> li
     ]
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)]
     if turned:
-        found.append(
-            torch.optim.Muon(
-                [masters.value[name] for name in turned],
-                lr=recipe.lr,
-                weight_decay=recipe.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+        # Orthogonalised in the dtype that the machine is fast at: the result is rough by design.
+        dtype = fast_dtype(next(network.parameters()).device)
+        found.append(Muon([masters.value[name] for name in turned], recipe.lr, recipe.weight_decay, dtype))
     return found
 
 

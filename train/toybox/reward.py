@@ -168,14 +168,14 @@ def main() -> None:
     torch.manual_seed(recipe.seed)
     places = vocabulary()
     model, pictures = Taught(sizes(len(places))), data.open_set("pictures")
-    sets = [pictures, data.open_set("views"), vae.decoded(pictures)]
+    sets = [pictures, vae.decoded(pictures)]
 
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
         images, _, attributes = data.batch(sets, BATCH, draw.rng)
         shown = data.visible(attributes)
         # A stride, not the first ones: a batch comes in the order of its pictures.
         words = torch.from_numpy(texts(attributes[::READ], shown[::READ], places, draw.rng)).to(draw.device)
-        pixels = normalised(degrade(torch.from_numpy(images), draw.rng, 0.3)).to(draw.device, torch.bfloat16)
+        pixels = normalised(degrade(torch.from_numpy(images), draw.rng, 0.3)).to(draw.device, draw.dtype)
         tokens = model.reward.encode_image(pixels)
         rewards = rank(model.reward, tokens[::READ], words)
         own, other = rewards[:, :1], rewards[:, 1:]

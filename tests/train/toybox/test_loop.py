@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from train.toybox import loop
+from train.toybox.muon import Muon, orthogonalised
 
 STEPS = 12
 
@@ -77,3 +78,56 @@ def test_rate_rises_to_its_peak_and_falls_to_its_floor():
     assert rates[9] == 1.0 == max(rates)
     assert abs(rates[100] - 0.02) < 1e-9
     assert sorted(rates[10:], reverse=True) == rates[10:]
+
+
+SHAPES = ((8, 20), (20, 8), (8, 20), (5, 5))
+
+
+def muon_run(optimizer, params, steps=6):
+    noise = torch.Generator().manual_seed(5)
+    for _ in range(steps):
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=noise)
+        optimizer.step()
+    return params
+
+
+def matrices():
+    noise = torch.Generator().manual_seed(4)
+    return [torch.randn(shape, generator=noise) for shape in SHAPES]
+
+
+def test_muon_is_torchs_own_up_to_the_rounding_of_bfloat16():
+    ours, theirs = matrices(), matrices()
+    muon_run(Muon(ours, lr=0.02, weight_decay=0.1, dtype=torch.bfloat16), ours)
+    published = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    muon_run(published, theirs)
+    for before, a, b in zip(matrices(), ours, theirs, strict=True):
+        assert (a - b).norm() < 0.02 * (a - before).norm()
+
+
+def test_orthogonalised_is_the_polynomial_of_the_singular_values():
+    matrix = torch.randn(3, 7, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    a, b, c = 3.4445, -4.7750, 2.0315
+    found = orthogonalised(matrix, (a, b, c), 5, 1e-7, torch.float64)
+    u, s, v = torch.linalg.svd(matrix / matrix.norm(dim=(1, 2), keepdim=True), full_matrices=False)
+    for _ in range(5):
+        s = a * s + b * s**3 + c * s**5
+    torch.testing.assert_close(found, u @ torch.diag_embed(s) @ v)
+
+
+def test_muon_goes_on_from_torchs_state():
+    half = matrices()
+    first = torch.optim.Muon(half, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    muon_run(first, half, 1)
+    second = Muon(half, lr=0.02, weight_decay=0.1, dtype=torch.bfloat16)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.state[half[0]]["momentum_buffer"], first.state[half[0]]["momentum_buffer"])
+
+
+def test_a_cpu_without_bfloat16_computes_in_float32(monkeypatch):
+    cpu = torch.device("cpu")
+    for supported, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda there=supported: {"avx512_bf16": there})
+        assert loop.fast_dtype(cpu) == dtype
+    assert loop.fast_dtype(torch.device("cuda")) == torch.bfloat16
