@@ -173,7 +173,7 @@ def read_photo(roots: Roots, photo: Photo) -> tuple[Image.Image, np.ndarray | No
     """
     try:
         image = decode_image(roots[photo.source].read(photo.path))
-    except (OSError, DecodeError) as error:
+    except (FileNotFoundError, DecodeError) as error:
         raise UserError(
             f"photo '{photo.path}' of source {photo.source} cannot be read ({error}); put it back or run curate again"
         ) from None

@@ -15,6 +15,7 @@ import os
 import posixpath
 import struct
 import tarfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -47,6 +48,10 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # ZIP appnote 4.3.7: signature, lengt
 _DEFLATED = 8
 
 
+class DamagedFile(Exception):
+    """The bytes of a file in an archive are not those that were put in."""
+
+
 class Archive:
     """A tar or zip file on any file system of fsspec, as a tree of files. Paths inside have `/` and no leading one.
 
@@ -64,7 +69,8 @@ class Archive:
         """Return the bytes of a file.
 
         Raises:
-            OSError: there is no such file, or its bytes are damaged.
+            FileNotFoundError: there is no such file.
+            DamagedFile: its checksum or its end is wrong.
         """
         row = self._row(path)
         offset, stored, crc = (int(self._columns[name][row]) for name in ("offset", "stored", "crc"))
@@ -126,20 +132,20 @@ class Archive:
     def _bytes(self, offset: int, count: int, path: str) -> bytes:
         data = self._fs.cat_file(self._path, start=offset, end=offset + count) if count else b""
         if len(data) != count:
-            raise OSError(f"{self.name} ends within {path}")
+            raise DamagedFile(f"{self.name} ends within {path}")
         return data
 
     def _from_zip(self, path: str, offset: int, stored: int, size: int, crc: int) -> bytes:
         signature, name, extra = _LOCAL_HEADER.unpack(self._bytes(offset, _LOCAL_HEADER.size, path))
         if signature != b"PK\x03\x04":
-            raise OSError(f"{self.name} is damaged at {path}")
+            raise DamagedFile(f"{self.name} is damaged at {path}")
         data = self._bytes(offset + _LOCAL_HEADER.size + name + extra, stored, path)
         try:
             data = data if stored == size and zlib.crc32(data) == crc else zlib.decompress(data, -zlib.MAX_WBITS)
         except zlib.error as error:
-            raise OSError(f"{self.name} is damaged at {path} ({error})") from None
+            raise DamagedFile(f"{self.name} is damaged at {path} ({error})") from None
         if zlib.crc32(data) != crc:
-            raise OSError(f"{self.name} is damaged at {path} (checksum)")
+            raise DamagedFile(f"{self.name} is damaged at {path} (checksum)")
         return data
 
     @cached_property
@@ -162,7 +168,7 @@ class Archive:
         table = self._index()
         with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+            temporary = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}.tmp")
             with pa.OSFile(str(temporary), "wb") as stream, pa.ipc.new_file(stream, table.schema) as writer:
                 writer.write_table(table, max_chunksize=max(table.num_rows, 1))
             temporary.replace(place)

@@ -68,11 +68,11 @@ class CurateWorker:
             if reason is not None:
                 rejects.append(tables.reject(photo.frame_id, "curate", *reason, subject.source, photo.path, photo.box))
             elif found is not None:
-                row, image = found
+                row, data = found
                 hashes[photo.frame_id] = row["phash"]
                 frames.append(row)
                 if self.captioner is not None and not photo.caption:
-                    waiting.append((row, image))
+                    waiting.append((row, decode_image(data, self.params.max_pixels)))
                     if len(waiting) == self.captioner.params.batch_size:
                         self.caption(subject.class_name, waiting)
         self.caption(subject.class_name, waiting)
@@ -87,8 +87,8 @@ class CurateWorker:
 
     def examine(
         self, subject: Subject, photo: Photo, hashes: dict[str, bytes]
-    ) -> tuple[filters.Reason | None, tuple[dict[str, Any], Image.Image] | None]:
-        """Return (reason, None) for a photo to drop, (None, (frame row, pixels)) for one to keep."""
+    ) -> tuple[filters.Reason | None, tuple[dict[str, Any], bytes] | None]:
+        """Return (reason, None) for a photo to drop, (None, (frame row, its file)) for one to keep."""
         limits, wanted = self.params.filters, self.params.classes
         if photo.reject:
             return (photo.reject, photo.reject_detail), None
@@ -99,12 +99,11 @@ class CurateWorker:
             return reason, None
         try:
             data = self.roots[subject.source].read(photo.path)
-            image = decode_image(data, self.params.max_pixels)
-        except OSError:
+            candidate = filters.candidate(data, self.params.max_pixels, limits)
+        except FileNotFoundError:
             return ("missing_file", photo.path), None
         except DecodeError as error:
             return (error.reason, error.detail), None
-        candidate = filters.Candidate(image, limits.sharpness_side)
         reason = filters.first_reason(candidate, filters.OF_PIXELS, limits)
         if reason is not None:
             return reason, None
@@ -123,8 +122,8 @@ class CurateWorker:
             "path": photo.path,
             "mask_path": photo.mask_path,
             "box": list(photo.box) if photo.box else None,
-            "width": image.width,
-            "height": image.height,
+            "width": candidate.size[0],
+            "height": candidate.size[1],
             "sha256": hashlib.sha256(data).hexdigest(),
             "phash": candidate.phash,
             "sharpness": candidate.sharpness,
@@ -134,7 +133,7 @@ class CurateWorker:
             "centre": list(pose.centre) if pose else None,
             "object_centre": list(subject.centre) if subject.centre else None,
         }
-        return None, (row, image)
+        return None, (row, data)
 
     def caption(self, noun: str, waiting: list[tuple[dict[str, Any], Image.Image]]) -> None:
         """Give the waiting rows captions of the captioner, and let them go."""
@@ -172,8 +171,15 @@ def fingerprint(subject: Subject, root: Root) -> str:
     Size and time of change stand for the bytes, as in rsync: reading every photo to learn that nothing changed would
     cost as much as the stage. It only decides what is computed again, never what comes out.
     """
-    stats = [root.info(photo.path) if photo.reject != "missing_file" else None for photo in subject.photos]
-    return digest(_SUBJECT.dump_json(subject).decode(), stats)
+    return digest(_SUBJECT.dump_json(subject).decode(), [state(root, photo) for photo in subject.photos])
+
+
+def state(root: Root, photo: Photo) -> tuple[int, float] | None:
+    """Return size and time of a photo's file; None where there is none."""
+    try:
+        return root.info(photo.path)
+    except FileNotFoundError:
+        return None
 
 
 def items_of(source_params: SourceParams) -> Iterator[shards.Item]:

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from params import Section
 from pipelines.sources.base import Photo
+from pipelines.storage import decode_grey
 
 # Nearer than this to a side of the photo, of its length, a box touches it: annotators do not hit the last pixel.
 _TOUCH = 0.005
@@ -33,7 +34,7 @@ class FilterParams(Section):
     max_cut_sides: int  # sides of the photo that the annotated box touches
     min_side: int  # px
     max_aspect: float  # longer side over shorter side
-    sharpness_side: int  # px; a longer shorter side is reduced to it before sharpness is measured
+    sharpness_side: int  # px; a longer shorter side is reduced to it before anything is measured
     min_sharpness: float  # variance of the Laplacian of grey values 0..255
     min_contrast: float  # standard deviation of grey values 0..255
     brightness: tuple[float, float]  # allowed mean grey value 0..255
@@ -42,17 +43,27 @@ class FilterParams(Section):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A decoded photo (RGB) with what the filters look at."""
+    """A decoded photo with what the filters look at.
+
+    image: grey, in full or reduced, but its shorter side not below `sharpness_side` if the photo's is not.
+    size: width and height of the photo, px.
+    """
 
     image: Image.Image
+    size: tuple[int, int]
     sharpness_side: int
 
     @cached_property
+    def small(self) -> Image.Image:
+        """The photo with a shorter side of at most `sharpness_side`; enlarging would only smooth."""
+        scale = min(1.0, self.sharpness_side / min(self.size))
+        size = (round(self.size[0] * scale), round(self.size[1] * scale))
+        return self.image.resize(size, Image.Resampling.BILINEAR)
+
+    @cached_property
     def grey(self) -> np.ndarray:
-        """Grey values 0..255 [h, w] float32, shorter side at most `sharpness_side`; enlarging would only smooth."""
-        scale = min(1.0, self.sharpness_side / min(self.image.size))
-        size = (round(self.image.width * scale), round(self.image.height * scale))
-        return np.asarray(self.image.convert("L").resize(size, Image.Resampling.BILINEAR), dtype=np.float32)
+        """Its grey values 0..255 [h, w] float32."""
+        return np.asarray(self.small, dtype=np.float32)
 
     @cached_property
     def sharpness(self) -> float:
@@ -62,7 +73,16 @@ class Candidate:
     @cached_property
     def phash(self) -> bytes:
         """256-bit DCT perceptual hash; of 64 bits, different views of a plain object often agree in all."""
-        return np.packbits(imagehash.phash(self.image, hash_size=16).hash).tobytes()
+        return np.packbits(imagehash.phash(self.small, hash_size=16).hash).tobytes()
+
+
+def candidate(data: bytes, max_pixels: int, params: FilterParams) -> Candidate:
+    """Decode as much of a photo as the filters need.
+
+    Raises:
+        DecodeError: empty, unreadable or huge.
+    """
+    return Candidate(*decode_grey(data, max_pixels, params.sharpness_side), params.sharpness_side)
 
 
 Reason = tuple[str, str]
@@ -102,13 +122,13 @@ def subject_cut(photo: Photo, params: FilterParams) -> Reason | None:
 
 def too_small(photo: Candidate, params: FilterParams) -> Reason | None:
     """Upscaled small photos teach blur."""
-    side = min(photo.image.size)
+    side = min(photo.size)
     return ("too_small", f"{side} px") if side < params.min_side else None
 
 
 def bad_aspect(photo: Candidate, params: FilterParams) -> Reason | None:
     """A square crop of a very long photo loses most of it."""
-    ratio = max(photo.image.size) / min(photo.image.size)
+    ratio = max(photo.size) / min(photo.size)
     return ("bad_aspect", f"{ratio:.2f}") if ratio > params.max_aspect else None
 
 

@@ -131,7 +131,7 @@ class MaskWorker:
         except DecodeError as error:
             photo.reject = (error.reason, error.detail)
             return
-        except OSError:
+        except FileNotFoundError:
             photo.reject = ("missing_file", frame["path"])
             return
         if frame["mask_path"] is not None and (self.takes_shipped(frame) or self.compares(frame)):
@@ -148,7 +148,7 @@ class MaskWorker:
         """Return the photo's own mask [H, W]; it may be stored at another size (Open Images), not at another shape."""
         try:
             mask = decode_mask_image(self.roots[frame["source"]].read(frame["mask_path"]))
-        except (DecodeError, OSError) as error:
+        except (DecodeError, FileNotFoundError) as error:
             raise DecodeError("mask_unreadable", f"{frame['mask_path']}: {error}") from None
         height, width = mask.shape
         if abs(width / height - image.width / image.height) > 0.02 * image.width / image.height:

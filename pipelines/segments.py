@@ -35,7 +35,7 @@ def read_segment(roots: Roots, frame: dict[str, Any]) -> tuple[Image.Image, np.n
     """
     try:
         image = decode_image(roots[frame["source"]].read(frame["path"]))
-    except (DecodeError, OSError) as error:
+    except (DecodeError, FileNotFoundError) as error:
         name = roots[frame["source"]].name(frame["path"])
         raise UserError(f"{name} cannot be read any more ({error}); run curate and mask again") from None
     mask = frame["extra"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import warnings
@@ -15,7 +16,7 @@ from PIL import Image
 from pydantic import Field
 
 from params import Section, UserError
-from pipelines.archives import PACKED_SUFFIXES, SUFFIXES, Archive, file_time
+from pipelines.archives import PACKED_SUFFIXES, SUFFIXES, Archive, DamagedFile, file_time
 
 # Named, because Pillow would otherwise also try formats that start other programs (EPS). JPEG includes MPO.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -30,6 +31,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = tuple(turn for orientation, turn in _UPRIGHT.items() if orientation >= 5)
 
 _log = logging.getLogger(__name__)
 
@@ -96,10 +98,12 @@ class Root:
         """Return the bytes of a file.
 
         Raises:
-            OSError: the file is gone or may not be read.
+            FileNotFoundError: the file is gone.
+            DecodeError: the archive that it lies in is damaged there.
+            UserError: it cannot be read for now; to take that for a missing photo would lose it.
         """
-        tree, full = self._place(path)
-        return tree.read(full)
+        with self._reaching(path) as (tree, full):
+            return tree.read(full)
 
     def lines(self, path: str) -> Iterator[str]:
         """Yield the lines of a UTF-8 text file as they stand, without reading it whole; a byte order mark is dropped.
@@ -167,10 +171,11 @@ class Root:
         """Return (size in bytes, time of the last change in seconds; 0 where the file system does not tell).
 
         Raises:
-            OSError: the file is gone.
+            FileNotFoundError: the file is gone.
+            UserError: it cannot be reached for now.
         """
-        tree, full = self._place(path)
-        return tree.info(full)
+        with self._reaching(path) as (tree, full):
+            return tree.info(full)
 
     def name(self, path: str) -> str:
         """Return how messages call `path`."""
@@ -180,12 +185,29 @@ class Root:
         tree, full = self._place(path)
         return tree.entries(full)
 
+    @contextlib.contextmanager
+    def _reaching(self, path: str) -> Iterator[tuple[Folder | Archive, str]]:
+        """Give the tree that holds `path`, and the path in it; of what then goes wrong, sort what is for good."""
+        try:
+            yield self._place(path)
+        except (NotADirectoryError, IsADirectoryError) as error:
+            raise FileNotFoundError(f"{self.name(path)} is no file ({_one_line(error)})") from None
+        except DamagedFile as error:
+            raise DecodeError("unreadable", str(error)) from None
+        except (FileNotFoundError, UserError):
+            raise
+        except Exception as error:  # each remote file system has exceptions of its own
+            raise UserError(
+                f"{self.name(path)} cannot be read ({_one_line(error)}); see that it can be reached and run the same "
+                "command again, what is done is kept"
+            ) from None
+
     def _place(self, path: str) -> tuple[Folder | Archive, str]:
         """Return the tree that holds `path`, and the path in it."""
         head, _, rest = path.partition("/")
         if head.lower().endswith(SUFFIXES) and isinstance(self._tree, Folder):
             if head not in self._archives and self._fs.isfile(f"{self._base}/{head}"):
-                self._archives[head] = Archive(self._fs, f"{self._base}/{head}", self.name(head))
+                self._archives.setdefault(head, Archive(self._fs, f"{self._base}/{head}", self.name(head)))
             if head in self._archives:
                 return self._archives[head], rest
         return self._tree, "/".join(part for part in (self._base, path) if part)
@@ -279,6 +301,26 @@ def decode_image(data: bytes, max_pixels: int | None = None) -> Image.Image:
     return _guarded(data, max_pixels, lambda image: _rgb(_upright(image)))
 
 
+def decode_grey(data: bytes, max_pixels: int | None = None, least: int = 0) -> tuple[Image.Image, tuple[int, int]]:
+    """Return the photo in grey (mode L), else as `decode_image` does, and the width and height of the whole photo.
+
+    A JPEG comes at a half, a quarter or an eighth of its size where its shorter side keeps `least` px: its decoder then
+    leaves out most of the work, and all of the colours'. 0 keeps the size.
+
+    Raises:
+        DecodeError: empty, unreadable or huge.
+    """
+
+    def convert(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
+        width, height = image.size
+        if least:
+            image.draft("L", (least, least))
+        upright = _upright(image)
+        return _grey(upright), (height, width) if _turn(image) in _SIDEWAYS else (width, height)
+
+    return _guarded(data, max_pixels, convert)
+
+
 def decode_mask_image(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     """Return a mask image as bool [H, W], True on the subject.
 
@@ -301,7 +343,6 @@ def _guarded(data: bytes, max_pixels: int | None, convert: Any) -> Any:
                 width, height = image.size
                 if max_pixels is not None and width * height > max_pixels:
                     raise DecodeError("huge", f"{width} x {height} px, the limit is {max_pixels} pixels")
-                image.load()
                 return convert(image)
         except DecodeError:
             raise
@@ -314,11 +355,17 @@ def _guarded(data: bytes, max_pixels: int | None, convert: Any) -> Any:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turn = _UPRIGHT.get(image.getexif().get(0x0112, 1))
-    except Exception:  # broken metadata does not make the pixels unusable
-        return image
+    """Return the pixels of an opened file as they are to be seen."""
+    image.load()
+    turn = _turn(image)
     return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _UPRIGHT.get(image.getexif().get(0x0112, 1))
+    except Exception:  # broken metadata does not make the pixels unusable
+        return None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -328,6 +375,10 @@ def _rgb(image: Image.Image) -> Image.Image:
         colour = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
     return image.convert("RGB")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    return image if image.mode == "L" and not image.has_transparency_data else _rgb(image).convert("L")
 
 
 def _foreground(image: Image.Image) -> np.ndarray:

@@ -20,7 +20,7 @@ from pipelines import filters, shards
 from pipelines.bench import engine, photos
 from pipelines.bench.measure import Line, Setting, seconds
 from pipelines.curate import CurateParams, CurateWorker
-from pipelines.storage import DecodeError, decode_image
+from pipelines.storage import DecodeError
 
 SHARD = 64  # files, for the ways that write shards
 THREADS = 4  # that read files ahead of a process that decodes
@@ -63,7 +63,7 @@ def examine(data: bytes, params: CurateParams) -> dict[str, Any]:
     """Return what the curate stage finds out about one photo, as one would write it down without a schema."""
     row: dict[str, Any] = {"sha256": hashlib.sha256(data).hexdigest(), "reason": "", "phash": b"", "sharpness": 0.0}
     try:
-        photo = filters.Candidate(decode_image(data, params.max_pixels), params.filters.sharpness_side)
+        photo = filters.candidate(data, params.max_pixels, params.filters)
     except DecodeError as error:
         return row | {"reason": error.reason}
     reason = filters.first_reason(photo, filters.OF_PIXELS, params.filters)

@@ -28,7 +28,7 @@ def photo(width: int = 120, height: int = 90, seed: int = 0) -> Image.Image:
 
 
 def candidate(image: Image.Image, side: int = 256) -> Candidate:
-    return Candidate(image, side)
+    return Candidate(image.convert("L"), image.size, side)
 
 
 def boxed(*box: float, attributes=(), instances: int = 1) -> Photo:

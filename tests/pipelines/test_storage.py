@@ -4,6 +4,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import fsspec
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from params import UserError
 from pipelines.sources import SourceParams
-from pipelines.storage import DecodeError, Root, Roots, decode_image, decode_mask_image
+from pipelines.storage import DecodeError, Root, Roots, decode_grey, decode_image, decode_mask_image
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -97,6 +98,40 @@ def test_every_mode_of_every_format_becomes_rgb(mode, kind):
         pytest.skip(f"{kind} cannot store {mode}")
     decoded = decode_image(data)
     assert (decoded.mode, decoded.size) == ("RGB", (9, 6))
+    grey, size = decode_grey(data)
+    assert (grey.mode, grey.size, size) == ("L", (9, 6), (9, 6))
+    assert np.abs(np.asarray(grey, int) - np.asarray(decoded.convert("L"), int)).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("least", "part"), [(0, 1), (33, 1), (32, 2), (17, 2), (16, 4), (8, 8), (1, 8)])
+def test_large_jpeg_is_decoded_as_small_as_is_allowed(orientation, least, part):
+    image = noise().resize((96, 64), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, "JPEG", exif=exif, quality=95)
+    grey, size = decode_grey(data, least=least)
+    whole = decode_image(data)
+    assert size == whole.size
+    assert grey.size == tuple(side // part for side in size)
+    expected = whole.convert("L").resize(grey.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(grey, float) - np.asarray(expected, float)).mean() < 3
+
+
+def test_file_out_of_reach_is_not_taken_for_a_missing_one(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(PHOTO)
+    root = Root(str(tmp_path))
+    for path in ("b.jpg", "a.jpg/b", ""):
+        with pytest.raises(FileNotFoundError):
+            root.read(path)
+    with pytest.raises(FileNotFoundError):
+        root.info("b.jpg")
+    for error in (PermissionError("not yours"), TimeoutError("too slow"), RuntimeError("the store said no")):
+        for name in ("cat_file", "info"):
+            monkeypatch.setattr(root._fs, name, Mock(side_effect=error))
+        for ask in (root.read, root.info):
+            with pytest.raises(UserError, match=f"a.jpg cannot be read .{error}.; .* run the same command again"):
+                ask("a.jpg")
 
 
 def test_palette_colours_survive():
@@ -125,7 +160,7 @@ def test_damaged_bytes_give_an_image_or_a_decode_error(data):
     for at in data.draw(st.lists(st.integers(0, len(damaged) - 1), max_size=8)):
         damaged[at] = data.draw(st.integers(0, 255))
     damaged = damaged[: data.draw(st.integers(0, len(damaged)))]
-    for decode in (decode_image, decode_mask_image):
+    for decode in (decode_image, decode_mask_image, lambda *given: decode_grey(*given, least=2)):
         try:
             decode(bytes(damaged), 10_000)
         except DecodeError as error:
@@ -190,11 +225,11 @@ def test_root_lists_and_reads_relative_paths(folder):
     assert root.info("b/1.jpg") == (7, (folder / "b/1.jpg").stat().st_mtime)
 
 
-def test_what_is_not_there_lists_as_nothing_and_reads_as_an_os_error(folder):
+def test_what_is_not_there_lists_as_nothing_and_reads_as_a_missing_file(folder):
     root = Root(str(folder))
     assert root.ls("c") == [] and root.files("a.txt/x") == []
     for call in (root.read, root.info):
-        with pytest.raises(OSError):
+        with pytest.raises(FileNotFoundError):
             call("c")
 
 

@@ -100,7 +100,7 @@ def detector_lines() -> Iterator[Line]:
     found = detector.measure(model, processor)
     yield Line("detector IoU >= 0.8", found["share_above_0.8"], 0.95, found["centre_above_0.8"])
     yield Line("detector right noun wins", found["right_noun_wins"], 0.90, 0.5)
-    painted = paint.painted()
+    painted = paint.painted(paint.PROMPTS)
     boxes, _ = detector.find(model, processor, painted.images, painted.wanted["family"].numpy())
     truth = boxes_of(painted.masks.numpy())
     centre = np.tile(np.median(truth, 0), (len(truth), 1))

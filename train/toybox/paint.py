@@ -81,7 +81,7 @@ class Painted:
 
 
 @cache
-def painted(count: int = PROMPTS) -> Painted:
+def painted(count: int) -> Painted:
     """Generate from held-out captions and ask the judge; kept, since two measurements need them."""
     said, wanted, named = prompts(count)
     images = generate(said)
