@@ -189,13 +189,6 @@ def items_of(source_params: SourceParams) -> Iterator[shards.Item]:
         yield shards.Item(s.subject_id, fingerprint(s, root), tuple(photo.frame_id for photo in s.photos), pack(s))
 
 
-def settle(summary: shards.Summary, out: Path) -> None:
-    """Count again what the tables hold, after photos went from one to the other."""
-    reasons = (reason for part in tables.stream(out, "rejects", ["reason"]) for reason in part["reason"].to_pylist())
-    summary.rejects = tables.count_by(reasons)
-    summary.kept = sum(part.num_rows for part in tables.stream(out, "frames", ["source"]))
-
-
 def main() -> None:
     params, run = load("curate", CurateParams), load("run", RunParams)
     sources = load("sources", list[SourceParams])
@@ -233,7 +226,7 @@ def main() -> None:
         triplets.write(out, params.triplets)
         prompts = [asdict(prompt) for source in sources for prompt in open_source(source).prompts()]
         tables.write(out, "prompts", tables.from_rows("prompts", prompts))
-    settle(summary, out)
+    shards.settle(summary, out, "frames")
     shards.report("curate", summary, out, metrics(out) | {"prompts": len(prompts)})
 
 

@@ -1,4 +1,4 @@
-"""Photos of different subjects that are the same picture: reposts, and photos that sets share.
+"""What two subjects share: the same picture (reposts, photos that sets share), or the same object.
 
 The same picture saved again at another size or quality differs in at most 6 of the 256 bits of its hash, photos of
 alike subjects in 12 and more (docs/filters.md). Candidates are pictures that agree in one of the hash's four 64-bit
@@ -7,6 +7,7 @@ words, found by sorting, so that the time grows with the number of photos and no
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import pyarrow.compute as pc
 
 from pipelines import tables
 
+Repeats = dict[str, tuple[str, float]]
+SHOWN = ("source", "path", "box")  # what the report shows a dropped photo by
 COLUMNS = ("frame_id", "subject_id", "source", "path", "split", "phash")
 # Pictures with one word in common are sorted by their whole hash, and each is compared with so many before it.
 _WINDOW = 16
@@ -75,19 +78,46 @@ def drop(folder: Path, max_bits: int, min_views: int, photos: dict[str, int]) ->
     for subject, ids in left.items():
         if photos[subject] > 1 and 0 < len(ids) < min_views:
             dropped |= {frame_id: ("too_few_views", f"{len(ids)} of {photos[subject]}") for frame_id in ids}
+    move(folder, "frames", "frame_id", dropped, "curate")
+
+
+def same_subjects(ids: Sequence[str], pairs: np.ndarray, cosines: np.ndarray, test: Collection[str]) -> Repeats:
+    """Return {subject to drop: (subject that it repeats, cosine)}.
+
+    The second step after the hash: two captures of one object share no picture, but their prototypes nearly agree. Test
+    subjects stay before those of training, earlier ids before later, and nothing goes for what has gone itself.
+
+    Args:
+        ids: of all subjects, sorted.
+        pairs: [n, 2] places in `ids` of subjects as alike as one is to itself.
+        cosines: [n] of their prototypes.
+        test: ids of test subjects.
+    """
+    rank = {subject: (subject not in test, place) for place, subject in enumerate(ids)}
+    named = [sorted((ids[a], ids[b]), key=rank.__getitem__) for a, b in pairs.tolist()]
+    dropped: dict[str, tuple[str, float]] = {}
+    for (stays, goes), cosine in sorted(
+        zip(named, cosines.tolist(), strict=True), key=lambda row: [rank[subject] for subject in reversed(row[0])]
+    ):  # by rank of what would go: whether the other stays is known by then
+        if goes not in dropped and stays not in dropped:
+            dropped[goes] = (stays, cosine)
+    return dropped
+
+
+def move(folder: Path, name: str, key: str, reasons: Mapping[str, tuple[str, str]], stage: str) -> None:
+    """Move the rows of a table whose `key` is in `reasons` to the rejects, with their reason and detail."""
     rejects = [tables.read(folder, "rejects")]
-    for part in tables.parts(folder, "frames"):
-        table = tables.read_part(part, "frames")
-        goes = pc.is_in(table["frame_id"], pa.array(list(dropped)))
+    for part in tables.parts(folder, name):
+        table = tables.read_part(part, name)
+        goes = pc.is_in(table[key], pa.array(list(reasons), pa.string()))
         if pc.any(goes).as_py():
+            columns = [c for c in dict.fromkeys((key, "frame_id", *SHOWN)) if c in table.column_names]
             rows = [
-                tables.reject(
-                    row["frame_id"], "curate", *dropped[row["frame_id"]], row["source"], row["path"], row["box"]
-                )
-                for row in table.filter(goes).select(["frame_id", "source", "path", "box"]).to_pylist()
+                tables.reject(row["frame_id"], stage, *reasons[row[key]], *(row.get(column) for column in SHOWN))
+                for row in table.filter(goes).select(columns).to_pylist()
             ]
             rejects.append(tables.from_rows("rejects", rows))
-            tables.write_part(part, "frames", table.filter(pc.invert(goes)))  # a new file: the shard keeps its own
+            tables.write_part(part, name, table.filter(pc.invert(goes)))  # a new file: the shard keeps its own
     tables.write(folder, "rejects", pa.concat_tables(rejects))
 
 

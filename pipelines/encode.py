@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from open_clip.model import CLIPVisionCfg
 from PIL import Image
@@ -198,24 +200,51 @@ class Batches:
         return taken
 
 
-def needed_frames(curate: Path, mask: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """Return, by frame_id, mask and roles of the frames of triplets with usable masks, and how many triplets are not.
+@dataclass(frozen=True)
+class Needed:
+    """What the triplets need of the photos with usable masks, a row each, in the order of the masks table.
 
-    `target`: its latent is needed; `input`: it is a reference or positive, so its hidden states are; `single`: it is
-    the one photo of its subject.
+    Columns and not a mapping by frame: of millions of photos it stays in the driver's memory.
     """
-    usable = segments.usable_masks(mask)
-    needed: dict[str, dict[str, Any]] = {}
-    dropped = 0
-    for row in tables.rows(curate, "triplets"):
-        frames = [row[role] for role in ("reference", "positive", "target")]
-        if not all(frame in usable for frame in frames):
-            dropped += 1
-            continue
-        for role, frame in zip(("input", "input", "target"), frames, strict=True):
-            roles = {"input": False, "target": False, "single": row["method"] == "augment"}
-            needed.setdefault(frame, {**usable[frame], **roles})[role] = True
-    return needed, dropped
+
+    target: np.ndarray
+    """[rows] bool: its latent is needed."""
+    input: np.ndarray
+    """[rows] bool: it is a reference or positive, so its hidden states are."""
+    single: np.ndarray
+    """[rows] bool: it is the one photo of its subject."""
+    dropped: int
+    """Triplets left out because a mask of theirs is not usable."""
+
+    @classmethod
+    def read(cls, curate: Path, mask: Path) -> Needed:
+        """Read it from the tables of these two stages."""
+        photos = segments.usable_ids(mask)
+        triplets = tables.read(curate, "triplets", ["reference", "positive", "target", "method"])
+        whole = np.ones(len(triplets), dtype=bool)
+        for role in ("reference", "positive", "target"):
+            whole &= among(triplets[role], photos)
+        kept = triplets.filter(pa.array(whole))
+        return cls(
+            target=among(photos, kept["target"]),
+            input=among(photos, kept["reference"]) | among(photos, kept["positive"]),
+            single=among(photos, kept.filter(pc.equal(kept["method"], "augment"))["reference"]),
+            dropped=int((~whole).sum()),
+        )
+
+    def wanted(self, params: EncodeParams, mask: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (frame_id, mask and roles) of the photos of which something is to be written."""
+        target = self.target & params.latents
+        given = self.input & params.hidden_states
+        rows = zip(segments.usable(mask), target.tolist(), given.tolist(), self.single.tolist(), strict=True)
+        for (frame_id, row), is_target, is_input, is_single in rows:
+            if is_target or is_input:
+                yield frame_id, {**row, "target": is_target, "input": is_input, "single": is_single}
+
+
+def among(values: pa.ChunkedArray, others: pa.ChunkedArray) -> np.ndarray:
+    """Return which values are among the others [len(values)], bool."""
+    return np.asarray(pc.is_in(values, value_set=others.combine_chunks()), dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -248,9 +277,9 @@ def sizes(variant: Variant) -> Sizes:
     return Sizes(latent=side**2 * (2 * channels + 1), hidden=2 * len(spec.layers) * tokens * vision.width)
 
 
-def within_budget(params: EncodeParams, row: Sizes, needed: Mapping[str, Mapping[str, Any]]) -> EncodeParams:
+def within_budget(params: EncodeParams, row: Sizes, needed: Needed) -> EncodeParams:
     """Print what the tables will take at most, and return `params` without what is not to be written."""
-    targets, inputs = (sum(frame[role] for frame in needed.values()) for role in ("target", "input"))
+    targets, inputs = int(needed.target.sum()), int(needed.input.sum())
     latents = targets * row.latent / 1e9
     hidden = inputs * params.augmentations * row.hidden / 1e9
     said = f"encode: latents of {targets} targets x {row.latent / 1e3:.1f} KB = {latents:.2f} GB"
@@ -269,19 +298,9 @@ def within_budget(params: EncodeParams, row: Sizes, needed: Mapping[str, Mapping
     return params.model_copy(update={"hidden_states": params.hidden_states and fits})
 
 
-def wanted(params: EncodeParams, needed: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the frames of `needed` of which something is to be written, with the roles that matter for it."""
-    result = {}
-    for frame_id, frame in needed.items():
-        roles = {"target": frame["target"] and params.latents, "input": frame["input"] and params.hidden_states}
-        if any(roles.values()):
-            result[frame_id] = {**frame, **roles}
-    return result
-
-
 def encoded_frames(out: Path) -> int:
     """Return how many photos have a latent or hidden states."""
-    return len(set().union(*(tables.read(out, name, ["frame_id"])["frame_id"].to_pylist() for name in TABLES)))
+    return len(pc.unique(pa.concat_tables(tables.read(out, name, ["frame_id"]) for name in TABLES)["frame_id"]))
 
 
 def main() -> None:
@@ -290,13 +309,14 @@ def main() -> None:
     sources = load("sources", list[SourceParams])
     variant = load_variant(variant_name)
     out, here = data_dir() / "encode", Path(__file__).parent
-    needed, dropped = needed_frames(data_dir() / "curate", data_dir() / "mask")
+    curate, mask = data_dir() / "curate", data_dir() / "mask"
+    needed = Needed.read(curate, mask)
     params = within_budget(params, sizes(variant), needed)
     model = here.parent / "model"
     code = [*(here / name for name in CODE), model / "backbones", model / "segment.py"]
     summary = shards.run_stage(
         "encode",
-        subjects.items(data_dir() / "curate", segments.FRAME_COLUMNS, wanted(params, needed)),
+        subjects.items(curate, segments.FRAME_COLUMNS, needed.wanted(params, mask)),
         partial(EncodeWorker, params, variant_name, sources, run.torch_device(), run.decoders),
         identity=[
             params.model_dump(exclude={"max_gigabytes", "shard_subjects", "latents", "hidden_states"}),
@@ -311,7 +331,7 @@ def main() -> None:
     )
     summary.kept = encoded_frames(out)  # a photo may be a target, an input or both
     extra = {
-        "triplets_dropped_for_masks": dropped,
+        "triplets_dropped_for_masks": needed.dropped,
         **{name: tables.count(out, name) for name in TABLES},
     }
     shards.report("encode", summary, out, extra)

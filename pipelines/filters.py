@@ -190,29 +190,6 @@ def box_agreement(mask: np.ndarray, box: Sequence[float]) -> float:
     return float(shared / ((right - left) * (bottom - top) + (x1 - x0) * (y1 - y0) - shared))
 
 
-def same_subject(
-    subjects: Sequence[str], others: Sequence[str], cosines: Sequence[float], min_cosine: float
-) -> dict[str, tuple[str, float]]:
-    """Return {subject: (the earlier subject it repeats, cosine)} of pairs of nearest neighbours.
-
-    The second step after the hash: two captures of one object share no picture, but their prototypes nearly agree. Of a
-    pair the one first in `subjects` order by id stays, and what stays is never dropped for what was dropped.
-
-    Args:
-        subjects, others, cosines: a row for each pair of the neighbour table.
-    """
-    pairs = {
-        (min(a, b), max(a, b), c)
-        for a, b, c in zip(subjects, others, cosines, strict=True)
-        if a != b and c >= min_cosine
-    }
-    dropped: dict[str, tuple[str, float]] = {}
-    for first, second, cosine in sorted(pairs):
-        if first not in dropped and second not in dropped:
-            dropped[second] = (first, cosine)
-    return dropped
-
-
 def _area(photo: Photo) -> float | None:
     if photo.box is None:
         return None

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from params import UserError
@@ -22,9 +24,10 @@ def usable(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     return ((row["frame_id"], row) for row in tables.rows(folder, "masks", columns) if row["quality"] == "ok")
 
 
-def usable_masks(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return, by frame_id, the rows of the masks table whose quality is ok."""
-    return dict(usable(folder))
+def usable_ids(folder: Path) -> pa.ChunkedArray:
+    """Return the frame_ids that `usable` yields."""
+    table = tables.read(folder, "masks", ["frame_id", "quality"])
+    return table.filter(pc.equal(table["quality"], "ok"))["frame_id"]
 
 
 def read_segment(roots: Roots, frame: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:

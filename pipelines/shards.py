@@ -108,11 +108,17 @@ def run_stage(
         with room_on_disk(out):
             for name in names:
                 _gather(out, name, work, {shard.name: done[shard.name][f"{name}.parquet"] for shard in shards})
-    summary.rejects = tables.count_by(row["reason"] for row in tables.rows(out, "rejects", ["reason"]))
-    summary.kept = sum(pq.read_metadata(part).num_rows for part in tables.parts(out, kept))
+    settle(summary, out, kept)
     summary.input = sum(key.photos for key in spool.keys)
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def settle(summary: Summary, out: Path, kept: str) -> None:
+    """Count what the tables in `out` hold: the `kept` rows, and the rejects by reason."""
+    reasons = (reason for part in tables.stream(out, "rejects", ["reason"]) for reason in part["reason"].to_pylist())
+    summary.rejects = tables.count_by(reasons)
+    summary.kept = sum(pq.read_metadata(part).num_rows for part in tables.parts(out, kept))
 
 
 def lock_folder(run: RunParams, out: Path) -> Path:

@@ -21,7 +21,7 @@ from model.backbones.encoders import Kind, load_encoder
 from model.backbones.variant import Spec, load_variant
 from model.segment import on_white
 from params import BackbonesParams, RunParams, Section, cli, data_dir, load
-from pipelines import segments, shards, subjects, tables
+from pipelines import duplicates, segments, shards, subjects, tables
 from pipelines.prefetch import prefetch
 from pipelines.storage import Roots, SourceParams
 from stage import digest_files
@@ -48,6 +48,7 @@ class SimilarityParams(Section):
     groupings: int = Field(ge=1)  # seeded partitions into groups; each is a table of its own
     tile: int = Field(ge=1)  # subjects on a tile's side
     neighbours: int = Field(ge=0)  # most similar subjects listed for each
+    same_subject: float | None  # cosine from which two subjects are one object, and one of them goes; None: none goes
     seed: int
     batch_size: int
     shard_subjects: int
@@ -163,6 +164,32 @@ def tiles(
                 yield tile_row(tile_id, grouping, number, names.take(blocks[i]), names.take(blocks[j]), cosines.half())
 
 
+def alike(vectors: np.ndarray, params: SimilarityParams) -> tuple[np.ndarray, np.ndarray]:
+    """Return places [n, 2] and cosines [n] of the pairs of subjects that meet in a group and whose cosine is at least
+    `params.same_subject`, each pair once."""
+    found: dict[tuple[int, int], float] = {}
+    for grouping in range(params.groupings):
+        for members in groups(len(vectors), params.group_size, params.seed + grouping):
+            blocks = [members[start : start + params.tile] for start in range(0, len(members), params.tile)]
+            for i, rows in enumerate(blocks):
+                for columns in blocks[i:]:
+                    cosines = vectors[rows] @ vectors[columns].T
+                    for a, b in np.argwhere(cosines >= params.same_subject).tolist():
+                        if rows[a] < columns[b]:
+                            found[int(rows[a]), int(columns[b])] = float(cosines[a, b])
+    return np.array(list(found), dtype=np.int64).reshape(-1, 2), np.array(list(found.values()))
+
+
+def drop_repeats(out: Path, curate: Path, params: SimilarityParams) -> None:
+    """Move the embeddings of subjects that repeat another one to the rejects."""
+    ids, vectors = prototypes(out)
+    frames = tables.read(curate, "frames", ["subject_id", "split"])
+    test = set(pc.unique(frames.filter(pc.equal(frames["split"], "test"))["subject_id"]).to_pylist())
+    repeats = duplicates.same_subjects(ids, *alike(vectors, params), test)
+    reasons = {goes: ("same_subject", f"{stays} {cosine:.4f}") for goes, (stays, cosine) in repeats.items()}
+    duplicates.move(out, "embeddings", "subject_id", reasons, "similarity")
+
+
 def tile_row(
     tile_id: str, grouping: int, group: int, rows: pa.Array, columns: pa.Array, cosines: torch.Tensor
 ) -> pa.Table:
@@ -256,6 +283,9 @@ def main() -> None:
         shard_items=params.shard_subjects,
     )
     torch.set_num_threads(run.threads)  # as in the workers: another number may round otherwise
+    if params.same_subject is not None:
+        drop_repeats(out, data_dir() / "curate", params)
+        shards.settle(summary, out, "embeddings")
     ids, vectors = prototypes(out)
     overview = Overview(len(ids), params.neighbours)
     tables.write_parts(out, "similarity", tiles(ids, vectors, params, overview))

@@ -59,6 +59,8 @@ REJECT_REASONS: dict[str, str] = {
     "mask_missing": "no mask was shipped and none was found",
     "mask_empty": "the mask has no pixel",
     "phrase_too_long": "the class noun has more tokens than the detector reads",
+    # decided by similarity
+    "same_subject": "another subject is the same object: the cosine is at least similarity.same_subject",
     # decided by the engine
     "crashed": "the photo made its worker die each time it was tried",
 }

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from params import UserError, cli, option_parser
 from pipelines.bench.engine import engine, workers
 from pipelines.bench.measure import Line, Setting, Sizes
@@ -60,6 +62,7 @@ def main() -> None:
     sizes = Sizes(**{name: options[name] for name in Sizes.model_fields})
     sizes.work.mkdir(parents=True, exist_ok=True)
     setting = Setting.of(sizes)
+    torch.set_num_threads(setting.run.threads)  # as the stages' workers do: the other cores decode
     lines: list[Line] = []
     for part in chosen:
         for line in PARTS[part](setting):

@@ -98,3 +98,12 @@ def test_nothing_to_compare_drops_nothing(tmp_path, rows):
     tables.write(tmp_path, "rejects", tables.from_rows("rejects", []))
     duplicates.drop(tmp_path, 8, 2, {"s/a": 1})
     assert tables.read(tmp_path, "frames").num_rows == len(rows)
+
+
+def test_of_subjects_that_look_the_same_the_first_stays():
+    """c repeats b, which repeats a: b goes, and c, which is like no subject that stays, does not."""
+    ids = ["a", "b", "c", "d"]
+    pairs, cosines = np.array([[1, 2], [0, 1]]), np.array([0.98, 0.99])
+    assert duplicates.same_subjects(ids, pairs, cosines, set()) == {"b": ("a", 0.99)}
+    assert duplicates.same_subjects(ids, pairs, cosines, {"c"}) == {"b": ("c", 0.98)}
+    assert duplicates.same_subjects(ids, pairs[:0], cosines[:0], set()) == {}

@@ -15,12 +15,11 @@ from pipelines import tables
 from pipelines.encode import (
     EncodeParams,
     EncodeWorker,
+    Needed,
     Sizes,
     encode_latents,
-    needed_frames,
     shrink,
     sizes,
-    wanted,
     within_budget,
 )
 from pipelines.storage import SourceParams
@@ -165,7 +164,7 @@ def write_masks(folder, qualities: dict[str, str]) -> None:
     tables.write(folder, "masks", tables.from_rows("masks", rows))
 
 
-def test_triplet_is_dropped_whole_where_one_of_its_masks_is_unusable(tmp_path):
+def test_triplet_is_dropped_whole_where_one_of_its_masks_is_unusable(section, tmp_path):
     write_masks(tmp_path / "mask", {"s/0": "ok", "s/1": "ok", "s/2": "ok", "s/3": "border", "s/5": "ok"})
     triplets = [
         ("s/0", "s/1", "s/2", "pose"),
@@ -175,15 +174,24 @@ def test_triplet_is_dropped_whole_where_one_of_its_masks_is_unusable(tmp_path):
         ("s/5", "s/5", "s/5", "augment"),
     ]
     write_triplets(tmp_path / "curate", triplets)
-    needed, dropped = needed_frames(tmp_path / "curate", tmp_path / "mask")
-    assert dropped == 3
-    assert {name: (row["input"], row["target"], row["single"]) for name, row in needed.items()} == {
+    needed = Needed.read(tmp_path / "curate", tmp_path / "mask")
+    assert needed.dropped == 3
+
+    def wanted(**switches: bool) -> dict[str, dict]:
+        return dict(needed.wanted(section("encode", EncodeParams, **switches), tmp_path / "mask"))
+
+    both = wanted(latents=True, hidden_states=True)
+    assert {name: (row["input"], row["target"], row["single"]) for name, row in both.items()} == {
         "s/0": (True, False, False),
         "s/1": (True, False, False),
         "s/2": (False, True, False),
         "s/5": (True, True, True),
     }
-    assert needed["s/0"]["rle"] == tables.encode_mask(shape())
+    assert both["s/0"]["rle"] == tables.encode_mask(shape())
+    assert list(wanted(latents=False, hidden_states=True)) == ["s/0", "s/1", "s/5"]
+    assert list(wanted(latents=True, hidden_states=False)) == ["s/2", "s/5"]
+    assert not wanted(latents=True, hidden_states=False)["s/5"]["input"]
+    assert wanted(latents=False, hidden_states=False) == {}
 
 
 @pytest.mark.parametrize("decoders", [0, 2])
@@ -213,13 +221,6 @@ def test_what_is_switched_off_is_neither_loaded_nor_written(name, section, photo
     (rows,) = worker.compute([[frame()]])
     written = {"latents": len(rows["latents"]), "hidden_states": len(rows["features"])}
     assert written == {"latents": 1, "hidden_states": params.augmentations} | {name: 0}
-    frames = {"a": {"target": True, "input": False}, "b": {"target": False, "input": True}}
-    assert list(wanted(params, frames)) == (["b"] if name == "latents" else ["a"])
-
-
-def test_nothing_is_left_to_do_where_both_are_switched_off(section):
-    params = section("encode", EncodeParams, latents=False, hidden_states=False)
-    assert wanted(params, {"a": {"target": True, "input": True}}) == {}
 
 
 def test_sizes_known_before_the_models_are_loaded_are_those_of_their_rows(worker):
@@ -251,7 +252,8 @@ def test_sizes_of_published_models_are_about_those_of_the_architecture(tmp_path)
 
 
 def test_sizes_are_told_and_hidden_states_above_the_budget_are_left_out(section, capsys):
-    needed = {f"s/{n}": {"target": n < 400, "input": n >= 100} for n in range(1000)}
+    place = np.arange(1000)
+    needed = Needed(target=place < 400, input=place >= 100, single=place < 0, dropped=0)
     row = Sizes(latent=36_864, hidden=1_973_760)
     within, above = (section("encode", EncodeParams, augmentations=2, max_gigabytes=limit) for limit in (4, 3.5))
     assert within_budget(within, row, needed) == within

@@ -166,11 +166,3 @@ def test_mask_agrees_with_the_box_around_it_and_not_with_another():
     assert filters.box_agreement(mask, (0.0, 0.25, 0.5, 0.75)) == pytest.approx(1 / 3)
     assert filters.box_agreement(mask, (0.8, 0.8, 0.9, 0.9)) == 0
     assert filters.box_agreement(np.zeros((4, 4), dtype=bool), (0, 0, 1, 1)) == 0
-
-
-def test_of_subjects_that_look_the_same_the_first_stays():
-    """c repeats b, which repeats a: b goes, and c, which is like no subject that stays, does not."""
-    pairs = [("a", "b", 0.99), ("b", "a", 0.99), ("b", "c", 0.98), ("c", "b", 0.98), ("c", "a", 0.9), ("d", "d", 1.0)]
-    found = filters.same_subject(*zip(*pairs, strict=True), min_cosine=0.97)
-    assert found == {"b": ("a", 0.99)}
-    assert filters.same_subject([], [], [], 0.97) == {}

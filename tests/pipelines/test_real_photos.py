@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image, ImageFilter
 
 from params import parse
-from pipelines import segments
+from pipelines import filters, segments
 from pipelines.curate import CurateParams, CurateWorker, pack
 from pipelines.mask import MaskParams, MaskWorker
 from pipelines.sources import Subject, open_source
-from pipelines.storage import Roots, SourceParams
+from pipelines.storage import Roots, SourceParams, decode_image
 
 ROOT = Path(__file__).parents[2]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -51,3 +55,45 @@ def test_every_real_photo_is_kept_or_rejected_with_a_reason(name: str, real_data
             if frame["frame_id"] in masks:
                 image, mask = segments.read_segment(roots, {**frame, "extra": masks[frame["frame_id"]]})
                 assert mask.shape == (image.height, image.width) and mask.any()
+
+
+def saved(image: Image.Image, scale: float = 1.0, quality: int = 95) -> bytes:
+    stream = io.BytesIO()
+    image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS).save(
+        stream, "JPEG", quality=quality
+    )
+    return stream.getvalue()
+
+
+def test_thresholds_tell_photos_saved_again_from_other_views_and_sharp_from_blurred(real_data: Path):
+    """The figures of docs/filters.md: `pytest -s -k thresholds tests/pipelines/test_real_photos.py`."""
+    params = parse("curate", PARAMS["curate"], CurateParams)
+    source = SourceParams(name="multiview", layout="mvimgnet", root=str(real_data / "multiview"), split="train")
+    root = Roots([source])["multiview"]
+
+    def of(data: bytes) -> filters.Candidate:
+        return filters.candidate(data, params.max_pixels, params.filters)
+
+    def bits(a: filters.Candidate, b: filters.Candidate) -> int:
+        return (int.from_bytes(a.phash) ^ int.from_bytes(b.phash)).bit_count()
+
+    again: dict[str, list[int]] = {"quality 60": [], "half the size": [], "3 times the size": []}
+    views, others, sharp, blurred = [], [], [], []
+    earlier: list[filters.Candidate] = []
+    for subject in open_source(source).subjects():
+        files = [root.read(photo.path) for photo in subject.photos]
+        photos = [of(data) for data in files]
+        views += [bits(a, b) for a, b in combinations(photos, 2)]
+        others += [bits(a, b) for a in photos for b in earlier]
+        earlier += photos
+        sharp += [photo.sharpness for photo in photos]
+        image = decode_image(files[0])
+        again["quality 60"].append(bits(photos[0], of(saved(image, quality=60))))
+        again["half the size"].append(bits(photos[0], of(saved(image, 0.5))))
+        again["3 times the size"].append(bits(photos[0], of(saved(image, 3.0))))
+        blurred.append(of(saved(image.filter(ImageFilter.GaussianBlur(12)))).sharpness)
+    print({way: f"at most {max(found)} bits" for way, found in again.items()})
+    print(f"other views at least {min(views)} bits, other objects at least {min(others)}")
+    print(f"sharpness from {min(sharp):.1f}, 1 % below {np.percentile(sharp, 1):.0f}; blurred up to {max(blurred):.2f}")
+    assert max(map(max, again.values())) <= params.filters.duplicate_bits < min(views + others)
+    assert np.percentile(blurred, 95) < params.filters.min_sharpness < min(sharp)

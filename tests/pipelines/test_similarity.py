@@ -48,6 +48,7 @@ def test_tiles_hold_exactly_the_pairs_inside_the_groups_of_each_grouping(count, 
         groupings=groupings,
         tile=tile,
         neighbours=3,
+        same_subject=None,
         seed=seed,
         batch_size=2,
         shard_subjects=1,
@@ -171,6 +172,7 @@ def test_neighbours_are_the_most_similar_others_met_in_any_grouping(count, group
         groupings=groupings,
         tile=tile,
         neighbours=neighbours,
+        same_subject=None,
         seed=1,
         batch_size=2,
         shard_subjects=1,
@@ -243,6 +245,54 @@ def test_rows_of_the_embeddings_table_are_unit_vectors_of_the_chosen_encoder(sec
         assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3), abs=2e-3)
         (alone,) = worker.compute([[frames[1]]])
         assert np.array_equal(alone["embeddings"][0]["vector"], together[1]["embeddings"][0]["vector"])
+
+
+@pytest.mark.parametrize(("group_size", "tile", "groupings"), [(40, 40, 1), (40, 7, 1), (10, 4, 2), (1, 1, 1)])
+def test_alike_are_all_pairs_of_a_group_that_reach_the_cosine_each_once(params, group_size, tile, groupings):
+    changed = {"group_size": group_size, "tile": tile, "groupings": groupings, "same_subject": 0.7}
+    params = params.model_copy(update=changed)
+    _, vectors = subjects(40)
+    found, cosines = similarity.alike(vectors, params)
+    met = {
+        (a, b)
+        for grouping in range(groupings)
+        for members in groups(40, group_size, params.seed + grouping)
+        for a, b in product(members.tolist(), repeat=2)
+        if a < b
+    }
+    expected = {(a, b) for a, b in met if vectors[a] @ vectors[b] >= 0.7}
+    assert len(found) == len({*map(tuple, found.tolist())})
+    assert {*map(tuple, found.tolist())} == expected
+    assert cosines == pytest.approx([vectors[a] @ vectors[b] for a, b in found], abs=1e-6)
+    assert group_size == 1 or len(expected) > 5
+
+
+def test_subject_that_repeats_another_is_rejected_photo_by_photo(params, tmp_path):
+    """b repeats a, d repeats c, which is of the test set though its id is later; nobody repeats e."""
+    angles = {"s/a": 0.0, "s/b": 0.02, "s/d": 1.0, "t/c": 1.02, "t/e": 2.0}
+    ids = [f"{subject}/{n}" for subject in angles for n in range(2)]
+    vectors = [[np.cos(angle), np.sin(angle)] for angle in angles.values() for _ in range(2)]
+    embeddings = [
+        {"frame_id": i, "subject_id": i[:-2], "encoder": "x", "vector": np.array(v, np.float16)}
+        for i, v in zip(ids, vectors, strict=True)
+    ]
+    tables.write(tmp_path, "embeddings", tables.from_rows("embeddings", embeddings))
+    tables.write(tmp_path, "rejects", tables.from_rows("rejects", [tables.reject("s/z/0", "similarity", "crashed")]))
+    full = dict.fromkeys(tables.spec("frames").columns) | {"source": "s", "caption": "a mug", "class_name": "mug"}
+    full |= {"caption_origin": "template", "noun_start": 2, "noun_end": 5, "width": 9, "height": 9, "path": ""}
+    full |= {"sha256": "", "sharpness": 1.0, "phash": b"0" * 32}
+    rows = [full | {"frame_id": i, "subject_id": i[:-2], "split": "test" if i[0] == "t" else "train"} for i in ids]
+    tables.write(tmp_path / "curate", "frames", tables.from_rows("frames", rows))
+    similarity.drop_repeats(tmp_path, tmp_path / "curate", params.model_copy(update={"same_subject": 0.999}))
+    assert prototypes(tmp_path)[0] == ["s/a", "t/c", "t/e"]
+    rejects = {row["id"]: (row["stage"], row["reason"], row["detail"]) for row in tables.rows(tmp_path, "rejects")}
+    assert rejects.pop("s/z/0") == ("similarity", "crashed", "")
+    assert {i: detail for i, (_, reason, detail) in rejects.items() if reason == "same_subject"} == {
+        "s/b/0": "s/a 0.9998",
+        "s/b/1": "s/a 0.9998",
+        "s/d/0": "t/c 0.9998",
+        "s/d/1": "t/c 0.9998",
+    }
 
 
 def test_encoder_needs_weights_that_a_variant_or_the_params_name(section):

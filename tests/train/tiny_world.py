@@ -53,7 +53,9 @@ def write_world(
     vectors = rng.normal(size=(len(ids), 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     settings = {"encoder": "clip", "weights": None, "margin": 0.0, "batch_size": 1, "shard_subjects": 1}
-    params = SimilarityParams(**settings, group_size=group_size, groupings=2, tile=5, neighbours=0, seed=0)
+    params = SimilarityParams(
+        **settings, group_size=group_size, groupings=2, tile=5, neighbours=0, same_subject=None, seed=0
+    )
     tables.write_parts(data / "similarity", "similarity", tiles(subject_ids, vectors, params))
     return World(data, subject_ids, vectors)
 
