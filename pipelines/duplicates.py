@@ -7,7 +7,7 @@ words, found by sorting, so that the time grows with the number of photos and no
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,66 +18,59 @@ from pipelines import tables
 
 Repeats = dict[str, tuple[str, float]]
 SHOWN = ("source", "path", "box")  # what the report shows a dropped photo by
-COLUMNS = ("frame_id", "subject_id", "source", "path", "split", "phash")
+COLUMNS = ("subject_id", "source", "path", "split", "phash")
 # Pictures with one word in common are sorted by their whole hash, and each is compared with so many before it.
 _WINDOW = 16
 
 
-def across_subjects(frames: pa.Table, max_bits: int) -> dict[str, str]:
-    """Return {frame_id to drop: frame_id of the same picture that stays} for photos of different subjects.
+def across_subjects(stretches: Iterable[pa.Table], max_bits: int) -> dict[int, int]:
+    """Return {row to drop: row of the same picture that stays} for photos of different subjects, rows counted from 0.
 
     Photos of test subjects stay before those of training subjects, earlier ids before later. Rows that share a file
     (boxes of one photo) are one picture, and go or stay together.
 
     Args:
-        frames: COLUMNS of the frames table, in key order.
+        stretches: COLUMNS of the frames table, in key order. Of each picture 45 bytes are held.
     """
-    if not frames.num_rows:
-        return {}
-    picture = _changes(frames["source"]) | _changes(frames["path"])  # rows of one file follow each other
-    first = np.flatnonzero(picture)
-    subject = np.cumsum(_changes(frames["subject_id"]))[first]
-    words = _words(frames["phash"])[first]
+    first, subject, words, in_train, rows = _pictures(stretches)
     pairs = np.concatenate([_alike(words, subject, word, max_bits) for word in range(words.shape[1])])
-    in_train = pc.not_equal(frames["split"], "test").to_numpy()[first]
     order = np.lexsort((np.arange(len(first)), in_train))
     rank = np.empty(len(first), dtype=np.int64)
     rank[order] = np.arange(len(first))
     swap = rank[pairs[:, 0]] > rank[pairs[:, 1]]
     pairs[swap] = pairs[swap][:, ::-1]
     pairs = pairs[np.lexsort((rank[pairs[:, 0]], rank[pairs[:, 1]]))]
-    ids = frames["frame_id"]
-    last = np.append(first[1:], frames.num_rows)
+    last = np.append(first[1:], rows)
     gone: set[int] = set()
-    found: dict[str, str] = {}
+    found: dict[int, int] = {}
     for stays, goes in pairs.tolist():  # by rank of what would go: whether the other stays is known by then
         if goes not in gone and stays not in gone:
             gone.add(goes)
-            found |= {ids[row].as_py(): ids[int(first[stays])].as_py() for row in range(first[goes], last[goes])}
+            found |= {row: int(first[stays]) for row in range(first[goes], last[goes])}
     return found
 
 
-def drop(folder: Path, max_bits: int, min_views: int, photos: dict[str, int]) -> None:
+def drop(folder: Path, max_bits: int, min_views: int, photos: Mapping[str, int]) -> None:
     """Move the duplicates in `folder` from the frames table to the rejects table, and with them the rest of a subject
     of which fewer than `min_views` frames are left.
 
     Args:
         photos: by subject_id, how many it had before any filter; a subject of one photo needs one.
     """
-    frames = tables.read(folder, "frames", COLUMNS)
-    dropped = {
-        frame_id: ("duplicate", twin) for frame_id, twin in across_subjects(frames.combine_chunks(), max_bits).items()
-    }
-    if not dropped:
+    twins = across_subjects(tables.stream(folder, "frames", COLUMNS), max_bits)
+    if not twins:
         return
-    hit = {frame_id.rpartition("/")[0] for frame_id in dropped}
-    left: dict[str, list[str]] = {subject: [] for subject in hit}
-    for frame_id, subject in zip(frames["frame_id"].to_pylist(), frames["subject_id"].to_pylist(), strict=True):
-        if subject in hit and frame_id not in dropped:
-            left[subject].append(frame_id)
-    for subject, ids in left.items():
-        if photos[subject] > 1 and 0 < len(ids) < min_views:
-            dropped |= {frame_id: ("too_few_views", f"{len(ids)} of {photos[subject]}") for frame_id in ids}
+    ids = _ids(folder, {*twins, *twins.values()})
+    dropped = {ids[goes]: ("duplicate", ids[stays]) for goes, stays in twins.items()}
+    left: dict[str, list[str]] = {frame_id.rpartition("/")[0]: [] for frame_id in dropped}
+    hit = pa.array(left, pa.string())
+    for stretch in tables.stream(folder, "frames", ["frame_id", "subject_id"]):
+        for row in stretch.filter(pc.is_in(stretch["subject_id"], hit)).to_pylist():
+            if row["frame_id"] not in dropped:
+                left[row["subject_id"]].append(row["frame_id"])
+    for subject, rest in left.items():
+        if photos[subject] > 1 and 0 < len(rest) < min_views:
+            dropped |= {frame_id: ("too_few_views", f"{len(rest)} of {photos[subject]}") for frame_id in rest}
     move(folder, "frames", "frame_id", dropped, "curate")
 
 
@@ -119,6 +112,39 @@ def move(folder: Path, name: str, key: str, reasons: Mapping[str, tuple[str, str
             rejects.append(tables.from_rows("rejects", rows))
             tables.write_part(part, name, table.filter(pc.invert(goes)))  # a new file: the shard keeps its own
     tables.write(folder, "rejects", pa.concat_tables(rejects))
+
+
+def _pictures(stretches: Iterable[pa.Table]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """Return of each picture its first row [n], its subject's number [n] int32, its hash [n, 4] uint64 and whether it
+    is for training [n] bool; and the number of rows."""
+    parts: list[tuple[np.ndarray, ...]] = [
+        (np.empty(0, np.int64), np.empty(0, np.int32), np.empty((0, 4), np.uint64), np.empty(0, bool))
+    ]
+    before: pa.Table | None = None
+    rows = subjects = 0
+    for stretch in stretches:
+        if not len(stretch):
+            continue
+        seen = stretch if before is None else pa.concat_tables([before, stretch])
+        known = len(seen) - len(stretch)
+        picture = (_changes(seen["source"]) | _changes(seen["path"]))[known:]  # rows of one file follow each other
+        subject = subjects + np.cumsum(_changes(seen["subject_id"])[known:])
+        first = np.flatnonzero(picture)
+        in_train = pc.not_equal(stretch["split"], "test").to_numpy()[first]
+        parts.append((rows + first, subject[first].astype(np.int32), _words(stretch["phash"])[first], in_train))
+        rows, subjects, before = rows + len(stretch), int(subject[-1]), stretch[-1:]
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return columns[0], columns[1], columns[2], columns[3], rows
+
+
+def _ids(folder: Path, rows: Collection[int]) -> dict[int, str]:
+    """Return the frame_ids of some rows of the frames table."""
+    wanted, found, start = np.array(sorted(rows)), dict[int, str](), 0
+    for stretch in tables.stream(folder, "frames", ["frame_id"]):
+        here = wanted[(wanted >= start) & (wanted < start + len(stretch))]
+        found |= zip(here.tolist(), stretch["frame_id"].take(pa.array(here - start)).to_pylist(), strict=True)
+        start += len(stretch)
+    return found
 
 
 def _changes(column: pa.ChunkedArray) -> np.ndarray:

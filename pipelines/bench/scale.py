@@ -107,7 +107,9 @@ def scale(setting: Setting) -> Iterator[Line]:
             f"{found['frame_bytes']:.0f} bytes a frame: {parts}"
         )
         yield Line(f"scale, rows/s at {rows}", rates[-1], detail=detail)
-        yield Line(f"scale, driver GB at {rows}", found["gigabytes"], GIGABYTES, most=True)
+        peaks = ", ".join(f"{name} {value:.2f}" for name, value in found["gigabytes"].items())
+        most = max(found["gigabytes"].values())
+        yield Line(f"scale, driver GB at {rows}", most, GIGABYTES, most=True, detail=f"peak so far: {peaks}")
     if len(rates) > 1:
         first, last = setting.sizes.rows[0], setting.sizes.rows[-1]
         yield Line("scale, rate at most over at least", rates[-1] / rates[0], 0.8, detail=f"{first} and {last} rows")
@@ -133,27 +135,27 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
         ids, vectors = similarity.prototypes(similar)
         tables.write_parts(similar, "similarity", similarity.tiles(ids, vectors, tiling))
 
-    made["frames"] = seconds(frames)
-    made["duplicates"] = seconds(lambda: across_subjects(curate, curating.filters.duplicate_bits))
-    made["triplets"] = seconds(lambda: triplets.write(curate, curating.triplets))
-    made["items"] = seconds(embed)
-    made["tiles"] = seconds(tile)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def repeats() -> None:
+        duplicates.drop(curate, curating.filters.duplicate_bits, 1, {})
+
+    def choose() -> None:
+        triplets.write(curate, curating.triplets)
+
+    peaks: dict[str, float] = {}
+    parts = {"frames": frames, "duplicates": repeats, "triplets": choose, "items": embed, "tiles": tile}
+    for name, part in parts.items():
+        made[name] = seconds(part)
+        peaks[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     values = {
         "subjects": max(round(rows / VIEWS), 1),
         "triplets": tables.count(curate, "triplets"),
         "tiles": tables.count(similar, "similarity"),
         "seconds": made,
         "frame_bytes": sum(part.stat().st_size for part in tables.parts(curate, "frames")) / rows,
-        "gigabytes": peak / 1e9,
+        "gigabytes": peaks,
     }
     shutil.rmtree(folder)
     return values
-
-
-def across_subjects(curate: Path, max_bits: int) -> None:
-    """Look for photos that subjects share; made-up ones do not."""
-    duplicates.drop(curate, max_bits, 1, {})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import duplicates, tables
-from pipelines.duplicates import across_subjects
 
 RNG = np.random.default_rng(0)
 A, B, C = (RNG.bytes(32) for _ in range(3))
@@ -29,6 +28,17 @@ def frames(*rows: tuple):
         row = full | {"frame_id": frame_id, "subject_id": frame_id.rpartition("/")[0], "phash": phash, "path": frame_id}
         made.append(row | dict(zip(("split", "path"), more, strict=False)))
     return tables.from_rows("frames", made)
+
+
+def across_subjects(table, max_bits: int) -> dict[str, str]:
+    """{frame_id that goes: frame_id that stays}, the same wherever the table is cut into stretches."""
+    ids = table["frame_id"].to_pylist()
+    found = [
+        duplicates.across_subjects([table[at : at + size] for at in range(0, len(table), size)], max_bits)
+        for size in (1, 3, max(len(table), 1))
+    ]
+    assert found[0] == found[1] == found[2]
+    return {ids[goes]: ids[stays] for goes, stays in found[0].items()}
 
 
 def test_earlier_subject_keeps_the_picture_and_other_pictures_stay():
