@@ -1,4 +1,4 @@
-"""One picture from the command line.
+"""Pictures from the command line: each prompt with each seed.
 
 `python -m model.generate --reference photo.jpg --class-noun mug --prompt "a mug on the beach" --out a.png`
 """
@@ -9,22 +9,24 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
-from model.adapter import Adapter, AdapterConfig, read_description
+from model.adapter import Adapter, read_description
 from model.backbones.clip import load_clip
 from model.backbones.diffusion import load_diffusion
-from model.backbones.grounded_sam import load_grounded_sam
-from model.backbones.variant import Variant, load_variant
+from model.backbones.grounded_sam import GroundedSam, load_grounded_sam
+from model.backbones.variant import Variant, load_variant, variant_of
 from model.errors import ModelError
-from model.pipeline import build_pipeline
+from model.pipeline import CustomContrastPipeline, build_pipeline
 from model.prompt import noun_ends
-from model.segment import alpha_mask, on_white
+from model.references import MARGIN, segment_photo
 
 READY = Path("weights/toybox/adapter")
 """The adapter that comes with the repository; it draws the toybox's subjects."""
@@ -43,17 +45,19 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--class-noun", action="append", required=True, help="what it is, as in the prompt; one a photo"
     )
-    parser.add_argument("--prompt", required=True, help="contains each class noun")
+    parser.add_argument("--prompt", action="append", required=True, help="contains each class noun; may be repeated")
     parser.add_argument("--negative-prompt")
     parser.add_argument("--variant", help="name or JSON of the backbones (default: those the adapter was trained on)")
-    parser.add_argument("--out", type=Path, required=True, help="PNG to write")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="PNG to write; of several pictures a folder, for PROMPT-SEED.png"
+    )
+    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one or more (default: 0)")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance-scale", type=float, default=7.5)
     parser.add_argument(
         "--strength", type=float, default=1.0, help="lambda, weight of the visual branch; 0: no subject"
     )
-    parser.add_argument("--margin", type=float, default=0.05, help="white border of the segment, of its longer side")
+    parser.add_argument("--margin", type=float, default=MARGIN, help="white border of the segment, of its longer side")
     parser.add_argument(
         "--no-location-masks", action="store_true", help="do not confine the subject to where it appears"
     )
@@ -63,63 +67,85 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draw and write the picture, its settings in the PNG's text chunk `customcontrast`.
+    """Draw and write the pictures, each with its settings in the PNG's text chunk `customcontrast`.
+
+    Each is drawn alone, so that it depends on its own settings only; one that is there already is drawn anew.
 
     Raises ModelError for unreadable photos, wrong numbers of them, and backbones the adapter was not trained on.
     """
-    if options.out.suffix.lower() != ".png":
-        raise ModelError(f"--out {options.out}: the settings are kept in PNG metadata; end the name in .png")
+    places = outputs(options)
     config, data_hash = read_description(options.adapter)
-    variant = load_variant(options.variant) if options.variant else variant_of(config)
+    variant = load_variant(options.variant) if options.variant else variant_of(config.base_model)
+    if variant is None:
+        raise ModelError(f"no variant has base model '{config.base_model}'; name one, or its JSON, with --variant")
     if config.textual and options.strength > 0:
-        noun_ends(options.prompt, options.class_noun)
+        for prompt in options.prompt:
+            noun_ends(prompt, options.class_noun)
     segments = segment_references(options, variant)
     diffusion = load_diffusion(variant.diffusion, getattr(torch, options.dtype), options.device)
     adapter = Adapter.load(options.adapter, diffusion.name, diffusion.revision).to(options.device).eval()
     clip = load_clip(variant.image_encoder, options.device)
-    settings = {
-        "prompt": options.prompt,
-        "class_nouns": options.class_noun,
-        "negative_prompt": options.negative_prompt,
-        "seed": options.seed,
-        "steps": options.steps,
-        "guidance_scale": options.guidance_scale,
-        "subject_strength": options.strength,
-        "location_masks": not options.no_location_masks,
-    }
-    image = build_pipeline(diffusion, adapter, clip)(
-        options.prompt,
-        segments,
-        options.class_noun,
-        negative_prompt=options.negative_prompt,
-        height=variant.resolution,
-        width=variant.resolution,
-        num_inference_steps=options.steps,
-        guidance_scale=options.guidance_scale,
-        generator=torch.Generator("cpu").manual_seed(options.seed),
-        subject_strength=options.strength,
-        location_masks=not options.no_location_masks,
-    ).images[0]
-    settings |= {
+    pipeline = build_pipeline(diffusion, adapter, clip, variant)
+    features = clip.hidden_states(segments, config.feature_layers)
+    origin = {
         "references": [path.name for path in options.reference],
         "base_model": f"{diffusion.name}@{diffusion.revision}",
         "image_encoder": clip.name,
         "data_hash": data_hash,
         "dtype": options.dtype,
     }
-    chunk = PngInfo()
-    chunk.add_itxt("customcontrast", json.dumps(settings, ensure_ascii=False))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    image.save(options.out, pnginfo=chunk)
+    for number, (out, prompt, seed) in enumerate(places, 1):
+        said = out.name if len(places) == 1 else f"{out.name} ({number} of {len(places)})"
+        pipeline.set_progress_bar_config(desc=said, disable=not sys.stderr.isatty())
+        settings = {
+            "prompt": prompt,
+            "class_nouns": options.class_noun,
+            "negative_prompt": options.negative_prompt,
+            "seed": seed,
+            "steps": options.steps,
+            "guidance_scale": options.guidance_scale,
+            "subject_strength": options.strength,
+            "location_masks": not options.no_location_masks,
+        }
+        image = draw(pipeline, features, settings, variant.resolution)
+        chunk = PngInfo()
+        chunk.add_itxt("customcontrast", json.dumps(settings | origin, ensure_ascii=False))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        image.save(out, pnginfo=chunk)
+        print(out, flush=True)
 
 
-def variant_of(config: AdapterConfig) -> Variant:
-    """The variant beside the backbones whose base model the adapter was trained on; ModelError where there is none."""
-    for path in sorted((Path(__file__).parent / "backbones").glob("*.json")):
-        variant = load_variant(path.stem)
-        if variant.diffusion.path == config.base_model:
-            return variant
-    raise ModelError(f"no variant has base model '{config.base_model}'; name one, or its JSON, with --variant")
+def outputs(options: argparse.Namespace) -> list[tuple[Path, str, int]]:
+    """File, prompt and seed of each picture."""
+    wanted = [(prompt, seed) for prompt in options.prompt for seed in options.seed]
+    is_file = options.out.suffix.lower() == ".png"
+    if len(wanted) == 1 and not is_file and options.out.suffix:
+        raise ModelError(f"--out {options.out}: the settings are kept in PNG metadata; end the name in .png")
+    if len(wanted) > 1 and options.out.suffix:
+        raise ModelError(f"--out {options.out}: {len(wanted)} pictures need a folder; give its name")
+    if is_file:
+        return [(options.out, *wanted[0])]
+    numbers = {prompt: number for number, prompt in enumerate(options.prompt)}
+    return [(options.out / f"{numbers[prompt]}-{seed}.png", prompt, seed) for prompt, seed in wanted]
+
+
+def draw(pipeline: CustomContrastPipeline, features: Tensor, settings: dict[str, Any], side: int) -> Image.Image:
+    """One picture of the references with these hidden states, `side` pixels."""
+    images, *_ = pipeline(
+        settings["prompt"],
+        features,
+        settings["class_nouns"],
+        negative_prompt=settings["negative_prompt"],
+        height=side,
+        width=side,
+        num_inference_steps=settings["steps"],
+        guidance_scale=settings["guidance_scale"],
+        generator=torch.Generator("cpu").manual_seed(settings["seed"]),
+        subject_strength=settings["subject_strength"],
+        location_masks=settings["location_masks"],
+        return_dict=False,
+    )
+    return images[0]
 
 
 def segment_references(options: argparse.Namespace, variant: Variant) -> list[Image.Image]:
@@ -128,26 +154,17 @@ def segment_references(options: argparse.Namespace, variant: Variant) -> list[Im
     for name, found in (("--class-noun", len(options.class_noun)), ("--mask", len(masks))):
         if found != count:
             raise ModelError(f"{count} --reference and {found} {name}; give one for each reference, in the same order")
+
+    @cache
+    def finder() -> GroundedSam:
+        return load_grounded_sam(variant.detector, variant.sam, options.device, batch_size=1)
+
     segments = []
-    for path, mask_path, noun in zip(options.reference, masks, options.class_noun, strict=True):
-        photo = read_image(path)
-        mask = alpha_mask(photo) if mask_path is None else np.asarray(read_image(mask_path).convert("L")) >= 128
-        if mask is None:
-            mask = find_subject(photo.convert("RGB"), path, noun, options.device, variant)
-        segments.append(on_white(photo.convert("RGB"), mask, options.margin))
+    for path, mask, noun in zip(options.reference, masks, options.class_noun, strict=True):
+        image = read_image(path)
+        photo = image if mask is None else (image, read_image(mask))
+        segments.append(segment_photo(photo, noun, finder, options.margin, str(path)))
     return segments
-
-
-def find_subject(photo: Image.Image, path: Path, noun: str, device: str, variant: Variant) -> np.ndarray:
-    """Mask bool [H, W] of the `noun` in a photo by Grounded SAM; ModelError where nothing is found."""
-    finder = load_grounded_sam(variant.detector, variant.sam, device, batch_size=1)
-    detection = finder.detect([photo], [noun])[0]
-    if detection is None:
-        raise ModelError(f"{path}: no '{noun}' was found in the photo; pass --mask, or name what it shows")
-    mask = finder.segment([photo], [detection.box])[0][0]
-    if not mask.any():
-        raise ModelError(f"{path}: the '{noun}' that was found has an empty mask; pass --mask")
-    return mask
 
 
 def read_image(path: Path) -> Image.Image:

@@ -254,14 +254,19 @@ def call_unet(
     timesteps: Tensor,
     context: CrossAttentionContext,
     added: dict[str, Tensor] | None,
+    residuals: tuple[list[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The UNet's prediction [B, C, h, w] under `context`; `added` are SDXL's extra conditions."""
+    """The UNet's prediction [B, C, h, w] under `context`; `added` are SDXL's extra conditions, `residuals` what a
+    ControlNet adds to the skip connections and the middle block."""
+    down, middle = residuals or (None, None)
     return unet(
         latents.to(unet.dtype),
         timesteps,
         encoder_hidden_states=context.text[:, 0],
         added_cond_kwargs=added,
         cross_attention_kwargs={"conditioning": context},
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=middle,
         return_dict=False,
     )[0]
 

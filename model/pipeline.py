@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput, StableDiffusionMixin
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
@@ -20,12 +23,17 @@ from model.errors import ModelError
 from model.location import location_map
 from model.objective import added_conditions, call_unet
 from model.prompt import TextCondition, encode_captions, noun_ends
+from model.references import Photo, segment_photo
 
 if TYPE_CHECKING:
     from model.backbones.clip import Clip
     from model.backbones.diffusion import Diffusion
+    from model.backbones.grounded_sam import GroundedSam
+    from model.backbones.variant import Variant
 
-References = Image.Image | Sequence[Image.Image] | Tensor
+References = Image.Image | Sequence[Image.Image | Sequence[Image.Image]] | Tensor
+Subjects = Mapping[str, Photo | list[Photo]]
+ADAPTER, BACKBONES = "adapter", "backbones.json"  # of a saved pipeline, beside the stock parts
 
 
 @dataclass(frozen=True)
@@ -43,15 +51,18 @@ class SubjectTokens:
         return self.visual_tokens[:, step if self.visual_tokens.shape[1] > 1 else 0]
 
 
-class CustomContrastPipeline(DiffusionPipeline):
-    """Stable Diffusion (one text encoder) with an adapter: `pipeline("a mug on a beach", segment, "mug").images`.
+class CustomContrastPipeline(DiffusionPipeline, StableDiffusionMixin, StableDiffusionLoraLoaderMixin):
+    """Stable Diffusion (one text encoder) with an adapter: `pipeline("a mug on a beach", subjects={"mug": photo})`.
 
     Steps: check_inputs, encode_subjects, encode_prompt, prepare_latents, denoise, decode. Without references, or with
     `subject_strength=0`, it computes what diffusers' StableDiffusionPipeline computes, bit for bit.
     """
 
-    model_cpu_offload_seq: Any = "adapter->text_encoder->text_encoder_2->unet->vae"
+    model_cpu_offload_seq: Any = "text_encoder->text_encoder_2->unet->vae"
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["adapter"]  # small, and used in every step
+    _optional_components: ClassVar[list[str]] = ["image_encoder", "text_encoder_2", "tokenizer_2", "controlnet"]
     text_encoder_count = 1
+    stock: Any = StableDiffusionPipeline
 
     def __init__(
         self,
@@ -64,10 +75,13 @@ class CustomContrastPipeline(DiffusionPipeline):
         image_encoder: Clip | None = None,
         text_encoder_2: Any = None,
         tokenizer_2: Any = None,
+        controlnet: Any = None,
         force_zeros_for_empty_prompt: bool | None = None,
+        variant: Variant | None = None,
     ) -> None:
         """Parts as in diffusers; the adapter is installed in `unet`. `force_zeros_for_empty_prompt`: without a negative
         prompt guidance starts from zeros instead of the empty caption; None: as the base model does (SDXL: yes).
+        `variant` says where the image encoder (if None) and Grounded SAM are loaded from when photos first need them.
 
         Raises ModelError where the adapter does not fit the UNet, the text encoders or the image encoder.
         """
@@ -82,7 +96,10 @@ class CustomContrastPipeline(DiffusionPipeline):
             image_encoder=image_encoder,
             text_encoder_2=text_encoder_2,
             tokenizer_2=tokenizer_2,
+            controlnet=controlnet,
         )
+        self.variant = variant
+        self._finder: GroundedSam | None = None
         zeros = self.text_encoder_count > 1 if force_zeros_for_empty_prompt is None else force_zeros_for_empty_prompt
         self.register_to_config(force_zeros_for_empty_prompt=zeros)
         self.zero_negative = zeros
@@ -97,17 +114,20 @@ class CustomContrastPipeline(DiffusionPipeline):
                 f"the adapter makes pseudo-words of widths {adapter.config.text_widths} and the text encoders have"
                 f" {widths}; load base model '{adapter.config.base_model}'"
             )
-        if image_encoder is not None and image_encoder.name != adapter.config.image_encoder:
-            raise ModelError(
-                f"the adapter was trained on image encoder '{adapter.config.image_encoder}' and '{image_encoder.name}'"
-                " is loaded; load the one it was trained on"
-            )
+        if image_encoder is not None:
+            self._check_encoder(image_encoder)
         adapter.install(unet)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @classmethod
-    def from_diffusion(cls, diffusion: Diffusion, adapter: Adapter, image_encoder: Clip | None = None) -> Self:
+    def from_diffusion(
+        cls,
+        diffusion: Diffusion,
+        adapter: Adapter,
+        image_encoder: Clip | None = None,
+        variant: Variant | None = None,
+    ) -> Self:
         """The pipeline around loaded parts, with a DDIM scheduler made from the base model's own configuration."""
         scheduler: Any = diffusion.scheduler
         second: dict[str, Any] = {}
@@ -122,8 +142,80 @@ class CustomContrastPipeline(DiffusionPipeline):
             scheduler=DDIMScheduler.from_config(scheduler.config, clip_sample=False),
             adapter=adapter,
             image_encoder=image_encoder,
+            variant=variant,
             **second,
         )
+
+    @classmethod
+    def from_pipe(
+        cls,
+        pipeline: Any,
+        adapter: Adapter | str | Path,
+        image_encoder: Clip | None = None,
+        variant: Variant | None = None,
+    ) -> Self:
+        """The pipeline around the parts of a loaded Stable Diffusion pipeline, ControlNet and LoRA included.
+
+        Nothing is copied: the given pipeline goes on drawing what it drew. `adapter`: one, or its folder. `variant`
+        as in the constructor; None: the one that names the adapter's base model, where there is one.
+        """
+        from model.backbones.variant import variant_of
+
+        if not isinstance(adapter, Adapter):
+            adapter = Adapter.load(Path(adapter))
+        adapter = adapter.to(pipeline.device).eval()
+        names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2", "controlnet")
+        return cls(
+            **{name: getattr(pipeline, name) for name in names if getattr(pipeline, name, None) is not None},
+            adapter=adapter,
+            image_encoder=image_encoder,
+            force_zeros_for_empty_prompt=getattr(pipeline.config, "force_zeros_for_empty_prompt", None),
+            variant=variant or variant_of(adapter.config.base_model),
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        adapter: Adapter | str | Path | None = None,
+        image_encoder: Clip | None = None,
+        variant: Variant | None = None,
+        **settings: Any,
+    ) -> Self:
+        """A base model in diffusers' format, local or on the hub, and an adapter.
+
+        Args:
+            adapter: one, or its folder; None: the one that `save_pretrained` put into the base model's folder.
+            settings: of the stock pipeline's `from_pretrained` (torch_dtype, revision, ...).
+        """
+        from model.backbones.variant import load_variant
+
+        folder = Path(pretrained_model_name_or_path)
+        if adapter is None and not (folder / ADAPTER).is_dir():
+            raise ModelError(f"{folder} holds no folder '{ADAPTER}'; name an adapter's folder with adapter=")
+        if variant is None and (folder / BACKBONES).exists():
+            variant = load_variant(str(folder / BACKBONES))
+        pipeline = cls.stock.from_pretrained(pretrained_model_name_or_path, **settings)
+        return cls.from_pipe(pipeline, adapter or folder / ADAPTER, image_encoder, variant)
+
+    def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:
+        """Write a folder that the stock pipeline loads, with the adapter in `adapter/` and, in `backbones.json`, where
+        the frozen encoders are loaded from; these are not copied. `settings`: of the stock `save_pretrained`."""
+        folder = Path(save_directory)
+        self.to_stock().save_pretrained(folder, **settings)
+        self.adapter.save(folder / ADAPTER)
+        if self.variant is not None:
+            (folder / BACKBONES).write_text(self.variant.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def to_stock(self) -> Any:
+        """Diffusers' own pipeline around the same parts; it draws without the subject."""
+        parts = {"vae": self.vae, "unet": self.unet, "scheduler": self.scheduler}
+        for name, encoder, tokenizer in zip(("", "_2"), self.text_encoders, self.tokenizers, strict=False):
+            parts |= {f"text_encoder{name}": encoder, f"tokenizer{name}": tokenizer}
+        if self.text_encoder_count > 1:
+            zeros = self.zero_negative
+            return self.stock(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+        return self.stock(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
     @property
     def text_encoders(self) -> list[Any]:
@@ -142,6 +234,7 @@ class CustomContrastPipeline(DiffusionPipeline):
         references: References | None = None,
         class_nouns: str | Sequence[str] = (),
         *,
+        subjects: Subjects | None = None,
         negative_prompt: str | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -153,17 +246,25 @@ class CustomContrastPipeline(DiffusionPipeline):
         subject_strength: float = 1.0,
         location_masks: bool = True,
         location_start: int = 950,
+        text_every: int = 1,
         text_batch: int = 256,
+        control_image: Any = None,
+        controlnet_conditioning_scale: float = 1.0,
         output_type: str = "pil",
+        return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Any]], Any] | None = None,
-    ) -> ImagePipelineOutput:
-        """Images of the subjects in `references` as the prompts say, prompt by prompt, `num_images_per_prompt` of each.
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents", "location"),
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Images of the subjects as the prompts say, prompt by prompt, `num_images_per_prompt` of each.
 
         Args:
             prompt: one or several; each contains every class noun as whole words, and the pseudo-word goes after it.
-            references: one photo per subject, segmented on white (`model.segment.on_white`), or their image-encoder
-                hidden states [S, K, N, d]; None: the base model alone. All prompts show the same subjects.
-            class_nouns: one for each reference, in their order.
+            subjects: {class noun: photo, or several of the same subject}: a photo is cut out by the mask that comes
+                with it (photo, mask), by its own transparency, or by Grounded SAM. All prompts show the same subjects.
+            references: instead of `subjects`: for each subject its photo, or several, already alone on white
+                (`model.segment.on_white`), or hidden states [S, K, N, d] of the image encoder. Of several photos the
+                tokens are averaged [a reading]. None: the base model alone.
+            class_nouns: one for each of the references, in their order.
             negative_prompt: what guidance leads away from, for all prompts.
             height, width: pixels; the UNet's own size by default.
             guidance_scale: 1 or less turns classifier-free guidance off.
@@ -172,69 +273,129 @@ class CustomContrastPipeline(DiffusionPipeline):
             subject_strength: lambda, the weight of the visual branch; 0 turns the subject off, its pseudo-word
             included. location_masks: let each step's attention say where the subject is in the next one.
             location_start: at timesteps (0..999) from here up they are not used: nothing is drawn yet.
+            text_every: so many steps in a row share the S+ and captions of their first one; 1 is the method.
             text_batch: captions the text encoder takes at once, at least one step's; bounds memory.
-            output_type: `pil`, `np`, `pt` or `latent`.
-            callback_on_step_end: called with (pipeline, step, timestep, {"latents", "location"}) as in diffusers; the
-                location map [images, S, h, w] of the step, or None.
+            control_image, controlnet_conditioning_scale: what a ControlNet is given, at the size of the picture, and
+                its weight; it sees the plain prompts.
+            output_type: `pil`, `np`, `pt` or `latent`. return_dict: False gives a tuple.
+            callback_on_step_end: called with (pipeline, step, timestep, tensors) as in diffusers, the tensors those of
+                `callback_on_step_end_tensor_inputs`; `location` is the map [images, S, h, w] of the step, or None.
 
         Raises ModelError, one sentence, for arguments that do not go together and for a prompt without its class noun.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if subjects is not None:
+            if references is not None or class_nouns:
+                raise ModelError("subjects and references were both given; give one of them")
+            references, class_nouns = self.segment(subjects), tuple(subjects)
         nouns = (class_nouns,) if isinstance(class_nouns, str) else tuple(class_nouns)
         native = (self.unet.config.sample_size,) * 2 if isinstance(self.unet.config.sample_size, int) else None
         native_height, native_width = native or self.unet.config.sample_size
         height = height or native_height * self.vae_scale_factor
         width = width or native_width * self.vae_scale_factor
-        self.check_inputs(prompts, references, nouns, height, width, num_inference_steps, subject_strength)
+        self.check_inputs(prompts, references, nouns, height, width, num_inference_steps, subject_strength, text_every)
         device = self._execution_device
         guided = guidance_scale > 1
         images = len(prompts) * num_images_per_prompt
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
-        subjects = None
+        tokens = None
         if references is not None and subject_strength > 0:
-            subjects = self.encode_subjects(references, nouns, timesteps)
+            tokens = self.encode_subjects(references, nouns, timesteps[::text_every])
         plain, negative = self.encode_prompt(prompts, negative_prompt if guided else None, guided)
         latents = self.prepare_latents(images, height, width, plain.hidden.dtype, device, generator, latents)
+        control = self.prepare_control(control_image, height, width, images * (2 if guided else 1), plain.hidden.dtype)
         size = (latents.shape[-2], latents.shape[-1])
         chunk = max(1, text_batch // (len(prompts) * self.adapter.config.level_count))
 
         def each_image(part: Tensor) -> Tensor:
             return part.repeat_interleave(num_images_per_prompt, dim=0)
 
+        # Schedulers that add noise draw it from the same generators.
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        randomness = {"generator": generator} if takes_generator else {}
         location = None
         texts: list[TextCondition] = []
         for step, t in enumerate(self.progress_bar(timesteps)):
             text = plain
-            if subjects is not None and subjects.s_plus is not None:
-                if step % chunk == 0:
-                    texts = self.encode_pseudo_words(prompts, subjects, range(step, min(step + chunk, len(timesteps))))
-                text = texts[step % chunk]
+            place = step // text_every
+            if tokens is not None and tokens.s_plus is not None:
+                if step % (chunk * text_every) == 0:
+                    count = tokens.s_plus[0].shape[1]
+                    texts = self.encode_pseudo_words(prompts, tokens, range(place, min(place + chunk, count)))
+                text = texts[place % chunk]
             text = text.map(each_image)
             if guided and negative is not None:
                 text = text.after(negative.map(each_image))
             recorder = None
-            if subjects is not None and location_masks and step + 1 < len(timesteps):
+            if tokens is not None and location_masks and step + 1 < len(timesteps):
                 recorder = MapRecorder(size[0] * size[1]) if timesteps[step + 1] < location_start else None
             context = self.condition(
-                text, size, subjects, step, images, guided, subject_strength, location if t < location_start else None
+                text, size, tokens, place, images, guided, subject_strength, location if t < location_start else None
             )
             context.recorder = recorder
             rows = torch.cat([latents] * 2) if guided else latents
             rows = self.scheduler.scale_model_input(rows, t)
-            noise = call_unet(self.unet, rows, t, context, added_conditions(self.unet, text, (height, width)))
+            added = added_conditions(self.unet, text, (height, width))
+            residuals = None
+            if control is not None:
+                said = plain.map(each_image)
+                said = said.after(negative.map(each_image)) if guided and negative is not None else said
+                residuals = self.control(rows, t, said, control, controlnet_conditioning_scale, (height, width))
+            noise = call_unet(self.unet, rows, t, context, added, residuals)
             if guided:
                 without, with_text = noise.chunk(2)
                 noise = without + guidance_scale * (with_text - without)
-            latents = self.scheduler.step(noise, t, latents, return_dict=False)[0]
+            latents = self.scheduler.step(noise, t, latents, **randomness, return_dict=False)[0]
             if recorder is not None:
                 found = location_map(recorder.maps.values(), size)
                 location = None if found is None else found[-images:]
             if callback_on_step_end is not None:
-                changed = callback_on_step_end(self, step, int(t), {"latents": latents, "location": location}) or {}
+                known = {"latents": latents, "location": location}
+                given = {name: known[name] for name in callback_on_step_end_tensor_inputs}
+                changed = callback_on_step_end(self, step, int(t), given) or {}
                 latents = changed.get("latents", latents)
-        return ImagePipelineOutput(images=self.decode(latents, output_type))
+        drawn = self.decode(latents, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
+
+    def segment(self, subjects: Subjects) -> list[list[Image.Image]]:
+        """The photos of each subject, alone on white; what needs no Grounded SAM does not load it."""
+        return [
+            [segment_photo(photo, noun, self.finder) for photo in (photos if isinstance(photos, list) else [photos])]
+            for noun, photos in subjects.items()
+        ]
+
+    def finder(self) -> GroundedSam:
+        """Grounded SAM, loaded at its first use; ModelError where the pipeline does not know from where."""
+        from model.backbones.grounded_sam import load_grounded_sam
+
+        if self._finder is None:
+            if self.variant is None:
+                raise ModelError("the pipeline knows no Grounded SAM; give photos with their masks, or a variant")
+            self._finder = load_grounded_sam(self.variant.detector, self.variant.sam, self.adapter.device, batch_size=1)
+        return self._finder
+
+    def encoder(self) -> Clip:
+        """The image encoder, loaded at its first use; ModelError where the pipeline does not know from where."""
+        from model.backbones.clip import load_clip
+
+        if self.image_encoder is None:
+            if self.variant is None:
+                raise ModelError("the pipeline has no image encoder; pass one, a variant, or hidden states")
+            found = load_clip(self.variant.image_encoder, self.adapter.device)
+            self._check_encoder(found)
+            self.register_modules(image_encoder=found)
+        return self.image_encoder
+
+    def _check_encoder(self, encoder: Clip) -> None:
+        wanted = self.adapter.config.image_encoder
+        if encoder.name != wanted:
+            raise ModelError(
+                f"the adapter was trained on image encoder '{wanted}' and '{encoder.name}' is loaded; load the one it"
+                " was trained on"
+            )
 
     def check_inputs(
         self,
@@ -245,14 +406,15 @@ class CustomContrastPipeline(DiffusionPipeline):
         width: int,
         steps: int,
         strength: float,
+        text_every: int,
     ) -> None:
         """Raise ModelError where the arguments of a call do not go together."""
         if not prompts:
             raise ModelError("no prompt was given; give one or several")
         if height % self.vae_scale_factor or width % self.vae_scale_factor:
             raise ModelError(f"size {width}x{height} is no multiple of {self.vae_scale_factor} pixels; choose one")
-        if steps < 1:
-            raise ModelError(f"num_inference_steps is {steps}; give at least 1")
+        if steps < 1 or text_every < 1:
+            raise ModelError(f"num_inference_steps is {steps} and text_every {text_every}; give at least 1")
         if strength < 0:
             raise ModelError(f"subject_strength is {strength}; give 0 (no subject) or more")
         if references is None:
@@ -271,19 +433,26 @@ class CustomContrastPipeline(DiffusionPipeline):
                     f"reference features are {tuple(references.shape)}; expected [subjects, {expected[0]}, tokens,"
                     f" {expected[1]}], the hidden states of '{config.image_encoder}'"
                 )
-        elif self.image_encoder is None:
-            raise ModelError("the pipeline has no image encoder; pass one, or hidden states as references")
 
     def encode_subjects(self, references: References, nouns: Sequence[str], timesteps: Tensor) -> SubjectTokens:
         """References -> S+ and visual tokens of all timesteps [T] and levels."""
+        counts = [1] * len(nouns)
         if isinstance(references, Tensor):
             features = references
         else:
-            images = [references] if isinstance(references, Image.Image) else list(references)
-            features = self.image_encoder.hidden_states(images, self.adapter.config.feature_layers)
+            listed = [references] if isinstance(references, Image.Image) else references
+            photos = [[entry] if isinstance(entry, Image.Image) else list(entry) for entry in listed]
+            counts = [len(some) for some in photos]
+            images = [photo for some in photos for photo in some]
+            features = self.encoder().hidden_states(images, self.adapter.config.feature_layers)
         out = self.adapter.mfi.at_timesteps(features.to(self.adapter.device), timesteps.to(self.adapter.device))
         tokens = out.visual_tokens if out.visual_tokens.ndim == 4 else out.visual_tokens[:, None]
-        return SubjectTokens(tuple(nouns), out.s_plus, tokens)
+
+        def by_subject(rows: Tensor) -> Tensor:
+            return torch.stack([part.mean(dim=0) for part in rows.split(counts)])
+
+        s_plus = None if out.s_plus is None else tuple(by_subject(s) for s in out.s_plus)
+        return SubjectTokens(tuple(nouns), s_plus, by_subject(tokens))
 
     def encode_prompt(
         self, prompts: Sequence[str], negative_prompt: str | None, guided: bool
@@ -349,6 +518,33 @@ class CustomContrastPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         return latents.to(device) * self.scheduler.init_noise_sigma
 
+    def prepare_control(self, image: Any, height: int, width: int, rows: int, dtype: torch.dtype) -> Tensor | None:
+        """The ControlNet's picture [rows, 3, height, width] in 0..1; None without a ControlNet."""
+        if self.controlnet is None or image is None:
+            if self.controlnet is not None or image is not None:
+                raise ModelError("a ControlNet and a control_image belong together; give both or neither")
+            return None
+        processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_convert_rgb=True, do_normalize=False)
+        pixels = processor.preprocess(image, height=height, width=width).to(self._execution_device, dtype)
+        if rows % len(pixels):
+            raise ModelError(f"{len(pixels)} control images for {rows} rows; give one, or one for each image")
+        return pixels.repeat(rows // len(pixels), 1, 1, 1)
+
+    def control(
+        self, rows: Tensor, t: Tensor, text: TextCondition, image: Tensor, scale: float, size: tuple[int, int]
+    ) -> tuple[list[Tensor], Tensor]:
+        """What the ControlNet adds to the UNet's skip connections and middle block."""
+        down, middle = self.controlnet(
+            rows.to(self.controlnet.dtype),
+            t,
+            encoder_hidden_states=text.hidden[:, 0],
+            controlnet_cond=image,
+            conditioning_scale=scale,
+            added_cond_kwargs=added_conditions(self.unet, text, size),
+            return_dict=False,
+        )
+        return down, middle
+
     def condition(
         self,
         text: TextCondition,
@@ -396,13 +592,16 @@ class CustomContrastPipeline(DiffusionPipeline):
         return self.image_processor.postprocess(pixels, output_type=output_type)
 
 
-class CustomContrastXLPipeline(CustomContrastPipeline):
+class CustomContrastXLPipeline(StableDiffusionXLLoraLoaderMixin, CustomContrastPipeline):
     """SDXL (two text encoders, pooled text and size conditions) with an adapter; see `CustomContrastPipeline`."""
 
     text_encoder_count = 2
+    stock: Any = StableDiffusionXLPipeline
 
 
-def build_pipeline(diffusion: Diffusion, adapter: Adapter, image_encoder: Clip | None = None) -> CustomContrastPipeline:
+def build_pipeline(
+    diffusion: Diffusion, adapter: Adapter, image_encoder: Clip | None = None, variant: Variant | None = None
+) -> CustomContrastPipeline:
     """The pipeline class that fits the base model: SDXL's where it has two text encoders."""
     kind = CustomContrastXLPipeline if len(diffusion.text_encoders) > 1 else CustomContrastPipeline
-    return kind.from_diffusion(diffusion, adapter, image_encoder)
+    return kind.from_diffusion(diffusion, adapter, image_encoder, variant)

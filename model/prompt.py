@@ -222,7 +222,8 @@ def placeholders_filled(embedding: nn.Module, rows: Sequence[TokenizedCaption], 
 
     def fill(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         filled = rearrange(output, "(b l) n d -> b l n d", b=batch, l=levels).clone()
-        filled[b, :, p] = words[b, s, :, k].to(output.dtype)
+        # Offloaded, the encoder computes on another device than the one its parameters wait on.
+        filled[b.to(output.device), :, p.to(output.device)] = words[b, s, :, k].to(output)
         return rearrange(filled, "b l n d -> (b l) n d")
 
     hook = embedding.register_forward_hook(fill)

@@ -137,6 +137,12 @@ def load_variant(name: str) -> Variant:
         raise ModelError(f"{file.name}: {first_fault(error)}") from error
 
 
+def variant_of(base_model: str) -> Variant | None:
+    """The variant beside this file whose base model is `base_model`; None where there is none."""
+    variants = (load_variant(path.stem) for path in sorted(Path(__file__).parent.glob("*.json")))
+    return next((variant for variant in variants if variant.diffusion.path == base_model), None)
+
+
 def first_fault(error: ValidationError) -> str:
     """The first fault pydantic found, as `key: what is wrong`."""
     fault = error.errors()[0]

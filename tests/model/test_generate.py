@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from model import generate
-from model.backbones.variant import load_variant
+from model.backbones.variant import load_variant, variant_of
 from tests.model.test_pipeline import FakeClip
 from tests.model.test_segment import photo
 from tests.model.tiny_models import make_adapter
@@ -82,8 +82,21 @@ def test_mask_transparency_and_grounded_sam_give_the_same_segment(workplace):
 
 
 def test_variant_is_found_by_the_adapter_s_base_model():
-    config = SimpleNamespace(base_model=load_variant("sdxl").diffusion.path)
-    assert generate.variant_of(config).name == "sdxl"  # type: ignore[arg-type]
+    found = variant_of(load_variant("sdxl").diffusion.path)
+    assert found is not None and found.name == "sdxl"
+    assert variant_of("nobody/nothing") is None
+
+
+def test_each_prompt_with_each_seed_is_the_picture_it_is_alone(workplace, capsys):
+    words = ["--prompt", "a red mug", "--seed", "3", "5", "--out", str(workplace.folder / "many")]
+    mask = ["--mask", str(workplace.folder / "mask.png")]
+    generate.run(generate.arguments(command(workplace.folder, *mask, *words)))
+    made = sorted(path.name for path in (workplace.folder / "many").iterdir())
+    assert made == ["0-3.png", "0-5.png", "1-3.png", "1-5.png"]
+    assert [line.rpartition("/")[2] for line in capsys.readouterr().out.splitlines()] == made
+    alone = call(workplace, *mask, "--seed", "5", prompt="a red mug")
+    among = Image.open(workplace.folder / "many" / "1-5.png")
+    assert alone.tobytes() == among.tobytes() and alone.text == among.text
 
 
 @pytest.mark.parametrize(
@@ -91,6 +104,8 @@ def test_variant_is_found_by_the_adapter_s_base_model():
     [
         (["--class-noun", "dog"], {"prompt": "mug, dog"}, "1 --reference and 2 --class-noun; give one"),
         (["--out", "a.jpg"], {}, "a.jpg: the settings are kept in PNG"),
+        (["--seed", "1", "2"], {}, "a.png: 2 pictures need a folder; give its name"),
+        (["--prompt", "nothing", "--out", "many"], {}, "caption 'nothing' has no class noun 'mug'"),
         (["--adapter", "nowhere"], {}, "name the folder of a trained adapter"),
         (["--mask", "nowhere.png"], {}, "nowhere.png: cannot be read as an image"),
         ([], {"prompt": "a dog"}, "caption 'a dog' has no class noun 'mug'"),
@@ -108,5 +123,5 @@ def test_bad_input_is_one_sentence_and_exit_code_1(workplace, words, settings, m
 
 def test_photo_without_the_subject_is_one_sentence(workplace):
     workplace.finder.mask = None
-    with pytest.raises(generate.ModelError, match="no 'mug' was found in the photo; pass --mask"):
+    with pytest.raises(generate.ModelError, match="no 'mug' was found in the photo; give a mask"):
         call(workplace)
