@@ -182,6 +182,9 @@ def export(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(FOLDER)
+    # Stored in half, to be computed in float32 where nobody asks for another: transformers goes by this entry.
+    config = FOLDER / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     write_tokenizer(FOLDER / "tokenizer")
     judged = paint.measure() if (judge.FOLDER / "model.safetensors").exists() else {}
     cards.write(FOLDER, RUN, recipe, BATCH, sets, judged)

@@ -24,7 +24,7 @@ def folder(name: str, file: str) -> Path:
 
 def test_stock_diffusers_paints_with_the_small_stable_diffusion():
     path = folder("diffusion", "model_index.json")
-    pipeline = StableDiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(path)
     pipeline.set_progress_bar_config(disable=True)
     paint = {"num_inference_steps": 2, "output_type": "np", "generator": torch.Generator().manual_seed(0)}
     image = pipeline("a photo of a red mug on the beach", **paint).images
