@@ -24,7 +24,7 @@ from train.toybox import cards, data, loop, vae
 from train.toybox.augment import degrade, to_planes
 from train.toybox.boxes import boxes_of, iou
 
-RECIPE = loop.Recipe(steps=5600, lr=1.2e-3, warmup=100, average=0.998, weight_decay=0.02, muon=True, seed=51)
+RECIPE = loop.Recipe(steps=4300, lr=1.2e-3, warmup=100, average=0.998, weight_decay=0.02, muon=True, seed=51)
 BATCH = 16
 COPIES = 4
 """How often the one box is repeated in the labels: several queries learn from each picture; only the best is read."""
@@ -174,7 +174,7 @@ def main() -> None:
     detector = build(len(processor.tokenizer))
     model = Taught(detector)
     pictures = data.open_set("pictures")
-    sets = [pictures, vae.decoded(pictures)]
+    sets = [pictures, data.open_set("views"), vae.decoded(pictures)]
     phrases = processor.tokenizer([f"{family}." for family in world.FAMILIES], return_tensors="pt")
 
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:

@@ -168,7 +168,7 @@ def main() -> None:
     torch.manual_seed(recipe.seed)
     places = vocabulary()
     model, pictures = Taught(sizes(len(places))), data.open_set("pictures")
-    sets = [pictures, vae.decoded(pictures)]
+    sets = [pictures, data.open_set("views"), vae.decoded(pictures)]
 
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
         images, _, attributes = data.batch(sets, BATCH, draw.rng)
