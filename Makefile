@@ -7,7 +7,7 @@ BIN := .venv/bin
 # The stages are commands of this environment, whether or not it is active.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lint lock clean toybox toybox-check bench-data
+.PHONY: repro test lint lock clean toybox toybox-check bench-data bench-model
 .DEFAULT_GOAL := repro
 
 repro: .venv/installed
@@ -49,3 +49,7 @@ toybox-check: .venv/installed
 # What the data stages cost beside the work itself, against goals; PARTS="decode tile" or OPTIONS="--repeats 3" for less.
 bench-data: .venv/installed
 	$(BIN)/python -m pipelines.bench $(PARTS) $(OPTIONS)
+
+# What the adapter costs beside diffusers' IP-Adapter-plus and the bare model, against goals; PARTS and OPTIONS likewise.
+bench-model: .venv/installed
+	$(BIN)/python -m model.bench $(PARTS) $(OPTIONS)

@@ -7,18 +7,17 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from measure import Line, measured, report
 from params import UserError, cli, option_parser
 from pipelines.bench.engine import engine, workers
-from pipelines.bench.measure import Line, Setting, Sizes
 from pipelines.bench.others import others
 from pipelines.bench.scale import scale
+from pipelines.bench.setting import Setting, Sizes
 from pipelines.bench.stages import decode, embed, mask, tile
-from stage import write_json
 
 PARTS: dict[str, Callable[[Setting], Iterator[Line]]] = {
     part.__name__: part for part in (decode, mask, embed, tile, engine, workers, others, scale)
@@ -63,17 +62,10 @@ def main() -> None:
     sizes.work.mkdir(parents=True, exist_ok=True)
     setting = Setting.of(sizes)
     torch.set_num_threads(setting.run.threads)  # as the stages' workers do: the other cores decode
-    lines: list[Line] = []
-    for part in chosen:
-        for line in PARTS[part](setting):
-            print(line, flush=True)
-            lines.append(line)
+    lines = measured(line for part in chosen for line in PARTS[part](setting))
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "device": setting.run.torch_device()}
-    print(f"\n{'figure':34} {'value':>10}  {'goal':>9}", *lines, sep="\n")
-    figures = [asdict(line) | {"ok": not line.short} for line in lines]
     asked = {"parts": chosen, "variant": setting.variant} | sizes.model_dump(mode="json", exclude={"work"})
-    write_json(options["json"] or sizes.work / "figures.json", {"machine": machine, "asked": asked, "figures": figures})
-    sys.exit(1 if any(line.short for line in lines) else 0)
+    sys.exit(report(lines, options["json"] or sizes.work / "figures.json", machine, asked))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from measure import Line
 from params import RunParams
 from pipelines import shards, tables
 from pipelines.bench import photos
-from pipelines.bench.measure import Line, Setting
+from pipelines.bench.setting import Setting
 from pipelines.curate import CurateWorker, pack, unpack
 from pipelines.sources import Subject
 

@@ -16,9 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from measure import Line, seconds
 from pipelines import filters, shards
 from pipelines.bench import engine, photos
-from pipelines.bench.measure import Line, Setting, seconds
+from pipelines.bench.setting import Setting
 from pipelines.curate import CurateParams, CurateWorker
 from pipelines.storage import DecodeError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipelines.bench.measure import Setting
+from pipelines.bench.setting import Setting
 from pipelines.sources import Subject, open_source
 from pipelines.storage import SourceParams
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from measure import Line, seconds
 from params import RunParams, load, passed_on
 from pipelines import duplicates, shards, similarity, subjects, tables, triplets
-from pipelines.bench.measure import Line, Setting, seconds
+from pipelines.bench.setting import Setting
 from pipelines.curate import CurateParams
 from pipelines.similarity import SimilarityParams
 

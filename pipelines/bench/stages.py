@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from measure import Line, ratio
 from model.backbones.variant import load_variant
 from pipelines import similarity
 from pipelines.bench import forwards, photos
-from pipelines.bench.measure import Line, Setting, ratio
+from pipelines.bench.setting import Setting
 from pipelines.curate import CurateWorker, pack
 from pipelines.mask import MaskWorker
 from pipelines.shards import Worker

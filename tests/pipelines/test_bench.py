@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from measure import Line, ratio
 from pipelines.bench import forwards
 from pipelines.bench.engine import busy_rate
-from pipelines.bench.measure import Line, ratio
 from pipelines.bench.photos import draw
 
 
