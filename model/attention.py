@@ -233,7 +233,10 @@ def visual_branch(
         maps = attention_probabilities(query[:, None], keys)
         out = maps.to(values.dtype) @ values
     else:
-        out = F.scaled_dot_product_attention(query[:, None].expand(-1, keys.shape[1], -1, -1, -1), keys, values)
+        subjects = keys.shape[1]
+        asked = query[:, None].expand(-1, subjects, -1, -1, -1).flatten(0, 1)  # the fused kernels take four axes
+        out = F.scaled_dot_product_attention(asked, keys.flatten(0, 1), values.flatten(0, 1))
+        out = out.unflatten(0, (-1, subjects))
     if location is not None:
         out = out * location.to(out.dtype)[:, :, None, :, None]
     return out.sum(dim=1), maps

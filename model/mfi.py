@@ -84,10 +84,10 @@ class PerceiverAttention(nn.Module):
             for part, own in zip(context, (self.to_k(queries), self.to_v(queries)), strict=True)
         )
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(rearrange(out, "b t h q d -> b t q (h d)"))
+        return self.to_out(rearrange(out, "(b t) h q d -> b t q (h d)", t=queries.shape[1]))
 
     def _split(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b t q (h d) -> b t h q d", h=self.heads)
+        return rearrange(x, "b t q (h d) -> (b t) h q d", h=self.heads)  # the fused kernels take four axes
 
 
 class QFormer(nn.Module):

@@ -195,6 +195,14 @@ def encode_tokens(
     return rearrange(states, "(b l) n d -> b l n d", l=levels), pooled
 
 
+def checkpoint_text(text_encoders: Sequence[Any]) -> None:
+    """Let the text encoders compute their layers again in the backward pass instead of keeping them: of L captions a
+    sample they are most of what a step keeps. They stay frozen; CLIP has no dropout, so train mode changes nothing."""
+    for encoder in text_encoders:
+        encoder.train()
+        encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
 def noun_norms(embedding: Tensor, rows: Sequence[TokenizedCaption], subjects: int) -> Tensor:
     """[B, S] float32: mean norm of the class noun's token embeddings; 1 where a caption has no pseudo-word."""
     norms = torch.ones(len(rows), subjects, device=embedding.device)

@@ -89,7 +89,7 @@ class TrainParams(Section):
     gradient_clipping: float = Field(gt=0)  # largest norm of the gradient
     precision: Literal["fp32", "bf16", "fp16"]
     zero_stage: Literal[1, 2, 3]
-    gradient_checkpointing: bool
+    gradient_checkpointing: Literal["none", "text", "all"]  # what is computed again: text encoders, or the UNet too
     deterministic: bool
     seed: int = Field(ge=0)
     positive_timesteps: Literal["independent", "shared"]
@@ -129,7 +129,7 @@ def input_digest(data: Path) -> str:
 def code_digest() -> str:
     """16 hex digits that identify the code a run's numbers come from."""
     root = Path(__file__).parent
-    model = sorted((root.parent / "model").rglob("*.py"))
+    model = sorted(path for path in (root.parent / "model").rglob("*.py") if path.parent.name != "bench")
     return digest_files(*sorted(root.glob("*.py")), *model)
 
 

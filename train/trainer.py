@@ -15,6 +15,7 @@ from model.backbones.diffusion import Diffusion, load_diffusion
 from model.backbones.hub import identify, reading
 from model.backbones.variant import ImageEncoderSpec, Variant
 from model.objective import training_losses
+from model.prompt import checkpoint_text
 from params import UserError
 from train.checkpoint import Checkpoints
 from train.data import Sampler, TrainingSet
@@ -126,8 +127,10 @@ def build(
     diffusion = load_diffusion(variant.diffusion, DTYPES[params.precision], ranks.device)
     vae, unet, scheduler = (cast(Any, part) for part in (diffusion.vae, diffusion.unet, diffusion.scheduler))
     vae.to("meta")  # latents are cached; only its configuration is read
-    if params.gradient_checkpointing:
+    if params.gradient_checkpointing == "all":
         unet.enable_gradient_checkpointing()
+    if params.gradient_checkpointing != "none":
+        checkpoint_text(diffusion.text_encoders)
     sampler = Sampler(
         data,
         batch=params.batch,

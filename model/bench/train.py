@@ -27,7 +27,7 @@ from model.bench.infer import NOUN, PROMPT, too_large
 from model.bench.memory import GB, MB, LiveTensors, free_bytes, imagined, peak_bytes, saved_bytes, weight_bytes
 from model.bench.shapes import Shapes
 from model.objective import ObjectiveConfig, TrainingBatch, added_conditions, pixel_size, training_losses
-from model.prompt import TextCondition, encode_captions
+from model.prompt import TextCondition, checkpoint_text, encode_captions
 
 CARD = 24.0
 """GB of the graphics card a training step should fit on."""
@@ -171,6 +171,7 @@ def our_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
     """A step with all four losses on, from cached latents and hidden states."""
     unet: Any = diffusion.unet
     adapter = build_adapter(shapes, diffusion)
+    checkpoint_text(diffusion.text_encoders)  # as configs/sd15.yaml and configs/sdxl.yaml have it
     if setting.checkpointing:
         unet.enable_gradient_checkpointing()
     rows, device, side = setting.batch, setting.device, latent_side(shapes, setting)

@@ -7,6 +7,7 @@ import torch
 
 from model.errors import ModelError
 from model.objective import ObjectiveConfig, TrainingBatch, training_losses
+from model.prompt import checkpoint_text
 from tests.model.tiny_models import TinyDiffusion, make_adapter, make_features, tokenizer
 
 OBJECTIVE = ObjectiveConfig(cscl_temperature=0.2, macl_temperature=0.2, location_side=1.0)
@@ -156,3 +157,19 @@ def test_what_does_not_go_together_is_one_sentence(tiny_sd, change, switches, me
 def test_location_needs_a_map_that_is_small_enough(tiny_sd):
     with pytest.raises(ModelError, match="raise location_side"):
         run(tiny_sd, make_batch(), replace(OBJECTIVE, location_side=0.2))
+
+
+@pytest.mark.parametrize("kind", ["tiny_sd", "tiny_sdxl"])
+def test_checkpointed_text_encoders_give_the_same_losses_and_gradients(kind, request):
+    found = []
+    for checkpointed in (False, True):
+        diffusion = request.getfixturevalue(kind)
+        adapter = make_adapter(diffusion)
+        if checkpointed:
+            checkpoint_text(diffusion.text_encoders)
+        losses = training_losses(make_batch(), adapter, adapter.config, diffusion, OBJECTIVE)
+        losses["total"].backward()
+        found.append((losses["total"], [p.grad for p in adapter.parameters() if p.grad is not None]))
+    (plain, of_plain), (again, of_again) = found
+    assert torch.equal(plain, again) and len(of_plain) == len(of_again) > 10
+    torch.testing.assert_close(of_again, of_plain)
