@@ -200,7 +200,7 @@ def checkpoint_text(text_encoders: Sequence[Any]) -> None:
     sample they are most of what a step keeps. They stay frozen; CLIP has no dropout, so train mode changes nothing."""
     for encoder in text_encoders:
         encoder.train()
-        encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        encoder.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def noun_norms(embedding: Tensor, rows: Sequence[TokenizedCaption], subjects: int) -> Tensor:
