@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +22,7 @@ from model.attention import cross_attention_layers
 from model.backbones.hub import reading, resolve
 from model.backbones.variant import DiffusionSpec
 from model.errors import ModelError
+from params import cli
 
 UNET_CONFIG = "unet/config.json"
 
@@ -121,13 +121,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Parse, run; what the user can mend is one sentence and exit code 1."""
-    try:
-        run(arguments())
-    except ModelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    """Parse and run."""
+    run(arguments())
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)

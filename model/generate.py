@@ -27,6 +27,7 @@ from model.errors import ModelError
 from model.pipeline import CustomContrastPipeline, build_pipeline
 from model.prompt import noun_ends
 from model.references import MARGIN, segment_photo
+from params import cli
 
 READY = Path("weights/toybox/adapter")
 """The adapter that comes with the repository; it draws the toybox's subjects."""
@@ -177,13 +178,9 @@ def read_image(path: Path) -> Image.Image:
 
 
 def main() -> None:
-    """Parse, run; what the user can mend is one sentence and exit code 1."""
-    try:
-        run(arguments())
-    except ModelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    """Parse and run."""
+    run(arguments())
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)

@@ -16,6 +16,7 @@ from model.adapter import Adapter
 from model.attention import CrossAttentionContext, cross_attention_layers
 from model.errors import ModelError
 from model.export import base_unet, ip_adapter_state, layer_numbers
+from params import cli
 from tests.model.test_attention import sd15_unet, sdxl_unet
 from tests.model.tiny_models import TinyDiffusion, make_adapter, make_features, unet
 
@@ -142,5 +143,5 @@ def test_missing_adapter_is_one_sentence_and_exit_code_1(tmp_path, monkeypatch, 
     words = ["export", "--adapter", str(tmp_path), "--out", str(tmp_path / "kv.safetensors")]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as caught:
-        export.main()
+        cli(export.main)
     assert caught.value.code == 1 and capsys.readouterr().err.startswith("error: ")

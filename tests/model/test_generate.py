@@ -11,6 +11,7 @@ from PIL import Image
 
 from model import generate
 from model.backbones.variant import load_variant, variant_of
+from params import cli
 from tests.model.test_pipeline import FakeClip
 from tests.model.test_segment import photo
 from tests.model.tiny_models import make_adapter
@@ -115,7 +116,7 @@ def test_each_prompt_with_each_seed_is_the_picture_it_is_alone(workplace, capsys
 def test_bad_input_is_one_sentence_and_exit_code_1(workplace, words, settings, message, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["generate", *command(workplace.folder, *words, **settings)])
     with pytest.raises(SystemExit) as stop:
-        generate.main()
+        cli(generate.main)
     assert stop.value.code == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
