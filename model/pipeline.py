@@ -189,13 +189,15 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         if subjects is not None:
             if references is not None or class_nouns:
                 raise ModelError("subjects and references were both given; give one of them")
-            references, class_nouns = self.segment(subjects), tuple(subjects)
+            references, class_nouns = list[Any](subjects.values()), tuple(subjects)
         nouns = (class_nouns,) if isinstance(class_nouns, str) else tuple(class_nouns)
         native = (self.unet.config.sample_size,) * 2 if isinstance(self.unet.config.sample_size, int) else None
         native_height, native_width = native or self.unet.config.sample_size
         height = height or native_height * self.vae_scale_factor
         width = width or native_width * self.vae_scale_factor
         self.check_inputs(prompts, references, nouns, height, width, num_inference_steps, subject_strength, text_every)
+        if subjects is not None:
+            references = self.segment(subjects)  # after the checks: it may load Grounded SAM
         device = self._execution_device
         guided = guidance_scale > 1
         images = len(prompts) * num_images_per_prompt

@@ -415,6 +415,7 @@ def test_another_image_encoder_is_refused_by_name(tiny_sd):
         (("a dog", make_features(1)[..., :5], "dog"), {}, "hidden states of 'tiny-clip'"),
         (("a dog", Image.new("RGB", (8, 8)), "dog"), {}, "no image encoder; pass one"),
         (("a dog",), {"subjects": {"dog": Image.new("RGB", (8, 8))}}, "knows no Grounded SAM; give photos with"),
+        (("a cat",), {"subjects": {"dog": Image.new("RGB", (8, 8))}}, "caption 'a cat' has no class noun 'dog'"),
         (("a dog", make_features(1), "dog"), {"subjects": {}}, "subjects and references were both given"),
         (("a dog",), {"subjects": {}}, "0 references and 0 class nouns"),
         (("a dog",), {"control_image": torch.zeros(1, 3, 16, 16)}, "give both or neither"),
