@@ -76,22 +76,22 @@ class Job:
     reference: Photo
 
 
-def held_out(data: Path) -> list[Subject]:
-    """Return the subjects of split test, in the order of the frames table.
+def held_out(data: Path, split: str = "test") -> list[Subject]:
+    """Return the subjects of split test (or another), in the order of the frames table.
 
     Raises:
         TableError: curate or mask has not run.
-        UserError: no source is of split test.
+        UserError: no source is of that split.
     """
     masks = {row["frame_id"]: row for row in tables.rows(data / "mask", "masks", _MASK_COLUMNS)}
     photos: dict[tuple[str, str], list[Photo]] = {}
     for row in tables.rows(data / "curate", "frames", _FRAME_COLUMNS):
-        if row["split"] == "test":
+        if row["split"] == split:
             photo = Photo(row["frame_id"], row["source"], row["path"], row["sha256"], masks.get(row["frame_id"]))
             photos.setdefault((row["subject_id"], row["class_name"]), []).append(photo)
     if not photos:
         raise UserError(
-            f"{data / 'curate' / 'frames'} holds no photo of split test; add a source with split: test to params.yaml"
+            f"{data / 'curate' / 'frames'} holds no photo of split {split}; add a source with split: {split} to params.yaml"
         )
     return [Subject(subject_id, class_name, tuple(members)) for (subject_id, class_name), members in photos.items()]
 

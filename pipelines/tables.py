@@ -287,6 +287,32 @@ TABLES: dict[str, TableSpec] = {
             "dino_i": Column(_f32, "the same with DINO", nullable=True),
         },
     ),
+    "view_tokens": TableSpec(
+        row="the S+ of a photo at a level",
+        keys=("subject_id", "frame_id", "level"),
+        columns={
+            "subject_id": _subject_id,
+            "frame_id": _frame_id,
+            "level": Column(_i32, "0.. of S+; -1 is what the adapter reads: the image encoder's last tokens, averaged"),
+            "class_name": _class_name,
+            "vector": Column(_half, "unit vector: the tokens of all text encoders, each at unit length, one after another"),
+        },
+    ),
+    "location_masks": TableSpec(
+        row="where the subject was being drawn in a step of a generated picture",
+        keys=("subject_id", "group", "prompt_id", "index", "step"),
+        columns={
+            "subject_id": _subject_id,
+            "prompt_id": Column(_i32, "as in generations"),
+            "group": Column(_text, "as in generations"),
+            "index": Column(_i32, "as in generations"),
+            "step": Column(_i32, "0.. of the sampler's steps"),
+            "timestep": Column(_i32, "of the step, 0..999"),
+            "height": Column(_i32, "of the map: the latent's"),
+            "width": Column(_i32, "of the map"),
+            "map": Column(pa.binary(), "uint8 [height, width], row-major; 255 where the subject surely is"),
+        },
+    ),
 }
 
 
