@@ -1,0 +1,200 @@
+"""Stage: a few of the generated pictures, drawn once more -> where each step's attention saw the subject.
+
+`python -m eval.location`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+
+from eval import metrics, outputs, protocol
+from eval.generate import GenerateParams
+from eval.resume import Task, run_tasks
+from model.adapter import DESCRIPTION, WEIGHTS, Adapter
+from model.backbones.clip import load_clip
+from model.backbones.diffusion import load_diffusion
+from model.backbones.variant import Variant, load_variant
+from model.pipeline import build_pipeline
+from params import BackbonesParams, RunParams, Section, UserError, cli, data_dir, load
+from pipelines import tables
+from pipelines.storage import Roots, SourceParams
+from stage import digest_files, write_json
+
+HERE = Path(__file__).parent
+CODE = (HERE / "location.py", HERE / "protocol.py", HERE.parent / "model")
+Drawn = tuple[str, dict[str, Any], protocol.Photo]
+"""class noun, row of the generations table without its image, reference."""
+
+
+class LocationParams(Section):
+    """How many maps are kept."""
+
+    pictures: int = Field(ge=0)  # drawn once more
+    steps: int = Field(ge=1)  # of those that recorded a map, at equal steps from the first to the last
+
+
+def maps_over_steps(call: Callable[..., Any]) -> dict[int, tuple[int, np.ndarray]]:
+    """Run a pipeline call of one picture and one subject and return its location maps.
+
+    Args:
+        call: takes `callback_on_step_end` and `callback_on_step_end_tensor_inputs`, as diffusers pipelines do; its
+            callback is given `location`, [images, S, h, w] in 0..1 or None (see `model.pipeline`).
+
+    Returns step -> (timestep, map [h, w] in 0..1), of the steps that recorded one. Steps before `location_start` record
+    none: nothing is drawn yet; the last one has no next step that would use its map.
+    """
+    found: dict[int, tuple[int, np.ndarray]] = {}
+    last: list[Any] = [None]
+
+    def keep(_: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
+        location = tensors["location"]
+        if location is not None and location is not last[0]:  # a step without a map of its own hands on the last one
+            found[step] = (timestep, location[0, 0].float().cpu().numpy())
+        last[0] = location
+        return {}
+
+    call(callback_on_step_end=keep, callback_on_step_end_tensor_inputs=("location",))
+    return found
+
+
+def equal_steps(steps: Sequence[int], count: int) -> list[int]:
+    """Return `count` of the steps, from the first to the last at equal distances; all where there are no more."""
+    if len(steps) <= count:
+        return list(steps)
+    if count == 1:
+        return [steps[-1]]
+    return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
+
+
+def chosen(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Return `count` rows of the generations table: subjects at equal steps of their order, groups in turn, the first
+    picture of each: none is picked for how it looks."""
+    first = [row for row in rows if row["index"] == 0 and row["group"] != protocol.RECONSTRUCTION]
+    subjects = list(dict.fromkeys(row["subject_id"] for row in first))
+    groups = sorted({row["group"] for row in first})
+    count = min(count, len(subjects))
+    result = []
+    for number in range(count):
+        own = [row for row in first if row["subject_id"] == subjects[number * len(subjects) // count]]
+        wanted = groups[number % len(groups)]
+        result.append(next((row for row in own if row["group"] == wanted), own[0]))
+    return result
+
+
+def tasks(rows: Sequence[dict[str, Any]], subjects: Sequence[protocol.Subject]) -> Iterator[Task]:
+    """Yield the task of each subject.
+
+    Raises:
+        UserError: a picture was made from a photo that has no usable mask any more.
+    """
+    photos = {photo.frame_id: photo for subject in subjects for photo in subject.photos if photo.quality == "ok"}
+    ordered = sorted(rows, key=lambda row: tables.path_order(row["subject_id"]))
+    for subject_id, group in groupby(ordered, key=lambda row: row["subject_id"]):
+        members = list(group)
+        gone = {row["reference"] for row in members} - set(photos)
+        if gone:
+            raise UserError(f"generations were made from '{min(gone)}', which has no usable mask; run generate again")
+        work = [(row["class_name"], row, photos[row["reference"]]) for row in members]
+        inputs = [[row["prompt"], row["seed"], photo.fingerprint] for _, row, photo in work]
+        yield Task(subject_id, inputs, len(members), work)
+
+
+class MapRecorder:
+    """Computes the rows of one subject's pictures."""
+
+    def __init__(
+        self, params: LocationParams, made_by: GenerateParams, pipeline: Any, side: int, roots: Roots
+    ) -> None:
+        self.params, self.made_by, self.pipeline, self.side, self.roots = params, made_by, pipeline, side, roots
+
+    def __call__(self, work: Sequence[Drawn]) -> list[dict[str, Any]]:
+        rows = []
+        for class_name, row, photo in work:
+            segment = protocol.read_segment(self.roots, photo, self.made_by.margin)
+            maps = maps_over_steps(partial(self.draw, segment, class_name, row["prompt"], row["seed"]))
+            for step in equal_steps(sorted(maps), self.params.steps):
+                timestep, values = maps[step]
+                rows.append(
+                    {
+                        **{name: row[name] for name in ("subject_id", "group", "prompt_id", "index")},
+                        "step": step,
+                        "timestep": timestep,
+                        "height": values.shape[0],
+                        "width": values.shape[1],
+                        "map": np.rint(values * 255).astype(np.uint8).tobytes(),
+                    }
+                )
+        return rows
+
+    def draw(self, segment: Image.Image, class_name: str, prompt: str, seed: int, **callbacks: Any) -> Any:
+        """Draw one picture as the generate stage did."""
+        return self.pipeline(
+            [prompt],
+            segment,
+            class_name,
+            height=self.side,
+            width=self.side,
+            num_inference_steps=self.made_by.steps,
+            guidance_scale=self.made_by.guidance_scale,
+            generator=[torch.Generator("cpu").manual_seed(seed)],
+            subject_strength=self.made_by.strength,
+            location_masks=True,
+            output_type="latent",
+            **callbacks,
+        )
+
+
+def load_recorder(
+    params: LocationParams,
+    made_by: GenerateParams,
+    variant: Variant,
+    adapter: Path,
+    sources: Sequence[SourceParams],
+    device: str,
+) -> MapRecorder:
+    """Return the recorder around the pipeline of the base model and the trained adapter."""
+    torch.set_num_threads(made_by.threads)
+    diffusion = load_diffusion(variant.diffusion, getattr(torch, made_by.dtype), device)
+    trained = Adapter.load(adapter, diffusion.name, diffusion.revision).to(device).eval()
+    pipeline = build_pipeline(diffusion, trained, load_clip(variant.image_encoder, device, batch_size=1))
+    pipeline.set_progress_bar_config(disable=True)
+    return MapRecorder(params, made_by, pipeline, variant.resolution, Roots(sources))
+
+
+def main() -> None:
+    params, made_by, run = load("location", LocationParams), load("generate", GenerateParams), load("run", RunParams)
+    variant, sources = load_variant(load("backbones", BackbonesParams).variant), load("sources", list[SourceParams])
+    data, out, adapter = data_dir(), data_dir() / "location", data_dir() / "train" / "adapter"
+    files = [adapter / name for name in (DESCRIPTION, WEIGHTS)]
+    if not all(file.is_file() for file in files):
+        raise UserError(f"{adapter} holds no adapter ({DESCRIPTION} and {WEIGHTS}); run the train stage first")
+    columns = [name for name in tables.spec("generations").columns if name != "image"]
+    made = tables.read(data / "generate", "generations", columns).to_pylist()
+    rows = chosen([row for row in made if row.get("method", metrics.MODEL) == metrics.MODEL], params.pictures)
+    weights = [outputs.weights_name(variant.diffusion), outputs.weights_name(variant.image_encoder)]
+    tally = run_tasks(
+        "location",
+        "location_masks",
+        tasks(rows, protocol.held_out(data)),
+        len(rows),
+        identity=[params.steps, made_by.model_dump(), digest_files(*CODE), weights, digest_files(*files)],
+        start=partial(load_recorder, params, made_by, variant, adapter, sources, run.torch_device()),
+        out=out,
+        run=run,
+    )
+    maps = tables.count(out, "location_masks")
+    write_json(out / "metrics.json", {"pictures": tally.pictures, "maps": maps})
+    print(f"location: {maps} maps of {tally.pictures} pictures; {tally.seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    cli(main)
