@@ -4,40 +4,179 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from colorsys import hls_to_rgb
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 # matplotlib wants colours, the page has variables for light and dark: these stand in, and are replaced in the SVG.
+OTHERS = 4
 COLOURS = {
     "ink": "#010203",
     "line": "#040506",
     "customcontrast": "#070809",
     "real": "#0a0b0c",
     "copy": "#0d0e0f",
+    "prompt_only": "#101112",
+    **{f"other{number}": f"#1{number}1415" for number in range(OTHERS)},
 }
+MARKS = "os^Dvp*X"
+"""Shapes of the views of a subject, in turn."""
 MAX_POINTS = 240
 """More than a chart of this width has pixels for."""
 
 
-def bars_by_group(values: Mapping[str, Mapping[str, float | None]], line: float | None, name: str) -> str:
-    """Return horizontal bars: group -> method -> score, and a dashed line at what real photos reach."""
-    methods = [method for method in ("customcontrast", "copy") if any(method in row for row in values.values())]
-    figure, axes = _figure(3.6, 0.5 + 0.42 * max(len(values), 1))
-    height = 0.8 / max(len(methods), 1)
-    for number, method in enumerate(methods):
-        places = [row + (number - (len(methods) - 1) / 2) * height for row in range(len(values))]
-        widths = [values[group].get(method) or 0.0 for group in values]
-        axes.barh(places, widths, height * 0.92, color=COLOURS[method])
+@dataclass(frozen=True)
+class Point:
+    """A method in a scatter: its name, colour, and estimates (mean, low, high) on both axes."""
+
+    name: str
+    colour: str
+    x: Mapping[str, float | None]
+    y: Mapping[str, float | None]
+    main: bool
+
+
+def colour(name: str) -> str:
+    """Return the CSS variable of a colour of the page."""
+    return f"var(--{name})"
+
+
+def method_colours(methods: Iterable[str]) -> dict[str, str]:
+    """Return the CSS variable of each method: the model and the oracles have theirs, others take turns."""
+    others = [name for name in methods if name not in COLOURS]
+    turns = {name: f"other{number % OTHERS}" for number, name in enumerate(others)}
+    return {name: colour(turns.get(name, name)) for name in methods}
+
+
+def scatter(points: Sequence[Point], axes_names: tuple[str, str], line: tuple[str, float] | None, name: str) -> str:
+    """Return points with a cross of their intervals, each with its name, and a dashed line (name, y) at real photos."""
+    figure, axes = _figure(4.4, 3.6)
+    for point in points:
+        drawn = _stand_in(point.colour)
+        x, y = (float(of["mean"] or 0.0) for of in (point.x, point.y))
+        for of, at in ((point.x, "x"), (point.y, "y")):
+            if of["low"] is not None and of["high"] is not None:
+                ends = (of["low"], of["high"])
+                across = (ends, (y, y)) if at == "x" else ((x, x), ends)
+                axes.plot(*across, color=drawn, linewidth=1.2, alpha=0.55, solid_capstyle="butt")
+        axes.plot([x], [y], "o", color=drawn, markersize=7.5 if point.main else 5)
+    if line is not None:
+        axes.axhline(line[1], color=COLOURS["real"], linestyle=(0, (3, 2)), linewidth=1.2)
+    axes.margins(0.16, 0.1)
+    axes.set_xlabel(axes_names[0])
+    axes.set_ylabel(axes_names[1])
+    axes.grid(color=COLOURS["line"], linewidth=0.6)
+    figure.draw_without_rendering()
+    if line is not None:
+        axes.annotate(
+            line[0], (1, line[1]), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
+            ha="right", color=COLOURS["real"], fontsize=7.5,
+        )  # fmt: skip
+    _name_points(axes, points)
+    return _svg(figure, name)
+
+
+def _name_points(axes: Any, points: Sequence[Point]) -> None:
+    """Write each point's name on the side where it covers least of the points and of names written before."""
+    places = {
+        point.name: axes.transData.transform((float(point.x["mean"] or 0), float(point.y["mean"] or 0)))
+        for point in points
+    }
+    scale = axes.figure.dpi / 72  # pixels a point
+    area = axes.get_window_extent()
+    taken = [(x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale) for x, y in places.values()]
+    for point in sorted(points, key=lambda of: not of.main):
+        x, y = places[point.name]
+        width, height = 4.3 * len(point.name) * scale, 9 * scale
+        sides = []
+        for dx, dy, align, left in (
+            (7, -3, "left", 0.0),
+            (-7, -3, "right", -1.0),
+            (0, 7, "center", -0.5),
+            (0, -13, "center", -0.5),
+        ):
+            x0, y0 = x + dx * scale + left * width, y + dy * scale
+            box = (x0, y0, x0 + width, y0 + height)
+            outside = max(area.x0 - x0, 0) + max(x0 + width - area.x1, 0)
+            sides.append((sum(_overlap(box, other) for other in taken) + outside * height, dx, dy, align, box))
+        _, dx, dy, align, box = min(sides, key=lambda side: side[0])
+        taken.append(box)
+        axes.annotate(
+            point.name, (point.x["mean"], point.y["mean"]), xytext=(dx, dy), textcoords="offset points", ha=align,
+            fontsize=7.5, fontweight="bold" if point.main else "normal",
+        )  # fmt: skip
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def dots_by_group(
+    rows: Mapping[str, Mapping[str, Mapping[str, float | None] | None]],
+    colours: Mapping[str, str],
+    line: float | None,
+    name: str,
+) -> str:
+    """Return group -> method -> estimate as dots with their intervals, and a dashed line at what real photos reach."""
+    methods = [method for method in colours if any(row.get(method) for row in rows.values())]
+    step = min(0.7 / max(len(methods), 1), 0.22)
+    figure, axes = _figure(3.6, 0.55 + len(rows) * (0.16 + 0.13 * max(len(methods), 1)))
+    for place, row in enumerate(rows.values()):
+        for number, method in enumerate(methods):
+            found = row.get(method)
+            if not found:
+                continue
+            y, drawn = place + (number - (len(methods) - 1) / 2) * step, _stand_in(colours[method])
+            if found["low"] is not None:
+                axes.plot((found["low"], found["high"]), (y, y), color=drawn, linewidth=2.2, alpha=0.45)
+            axes.plot([found["mean"]], [y], "o", color=drawn, markersize=4.5)
     if line is not None:
         axes.axvline(line, color=COLOURS["real"], linestyle=(0, (3, 2)), linewidth=1.4)
-    axes.set_yticks(range(len(values)), list(values))
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=COLOURS["line"], linewidth=0.6)
+    for place in range(1, len(rows)):
+        axes.axhline(place - 0.5, color=COLOURS["line"], linewidth=0.6)
     return _svg(figure, name)
+
+
+def flat_map(places: np.ndarray, labels: Sequence[str], marks: Sequence[int], named: bool, name: str) -> str:
+    """Return a map [P, 2]: a colour for each label, whose points are joined to their middle, a shape for each mark.
+
+    named: whether labels are written where their points lie.
+    """
+    figure, axes = _figure(3.2, 3.2)
+    labels_in_order = list(dict.fromkeys(labels))
+    for number, label in enumerate(labels_in_order):
+        own = np.flatnonzero(np.asarray(labels) == label)
+        drawn = hls_to_rgb(number / len(labels_in_order), 0.56, 0.62)
+        middle = places[own].mean(axis=0)
+        for place in places[own]:
+            axes.plot(*zip(middle, place, strict=True), color=drawn, linewidth=0.8, alpha=0.5)
+        for point in own:
+            axes.plot(*places[point], MARKS[marks[point] % len(MARKS)], color=drawn, markersize=5, alpha=0.95)
+        if named:
+            top = places[own][:, 1].max()
+            axes.annotate(
+                label, (middle[0], top), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7.5
+            )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.margins(0.12)
+    axes.set_aspect("equal", adjustable="datalim")
+    return _svg(figure, name)
+
+
+def _stand_in(variable: str) -> str:
+    """Return what stands for a CSS variable of the page until the SVG is written."""
+    return COLOURS[variable.removeprefix("var(--").removesuffix(")")]
 
 
 def curve(steps: Sequence[float], values: Sequence[float], name: str) -> str:

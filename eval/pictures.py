@@ -26,6 +26,9 @@ OUTLINE = (255, 0, 110)
 SECOND = (0, 120, 255)
 """Told from the pink also where red and green look the same."""
 
+DIMMED = 0.12
+"""Of its light, what a place keeps where a location map is 0: enough to see what lies there."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -63,6 +66,13 @@ def outlined(image: Image.Image, mask: np.ndarray, side: int, colour: tuple[int,
     pixels[halo] = 255
     pixels[ring] = colour
     return Image.fromarray(pixels)
+
+
+def spotlit(image: Image.Image, weights: np.ndarray) -> Image.Image:
+    """Return `image` [RGB] with the places where the map `weights` (0..1, any size) is low nearly black."""
+    grown = Image.fromarray(weights.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+    light = DIMMED + (1 - DIMMED) * np.clip(np.asarray(grown), 0, 1)
+    return Image.fromarray(np.rint(np.asarray(image) * light[..., None]).astype(np.uint8))
 
 
 def boxed(image: Image.Image, box: Sequence[float], side: int) -> Image.Image:

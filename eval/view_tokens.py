@@ -1,6 +1,6 @@
 """Stage: photos of subjects -> their S+, and how far it depends on the view rather than the subject (paper, Fig. 7).
 
-`python -m eval.views`
+`python -m eval.view_tokens`
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipelines.storage import Roots, SourceParams
 from stage import digest_files, write_json
 
 HERE = Path(__file__).parent
-CODE = (HERE / "views.py", HERE / "invariance.py", HERE / "protocol.py", HERE.parent / "model")
+CODE = (HERE / "view_tokens.py", HERE / "invariance.py", HERE / "protocol.py", HERE.parent / "model")
 FEATURES = -1
 """Level of what the adapter reads, beside the levels 0.. of what it makes of it."""
 
