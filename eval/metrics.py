@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eval.protocol import RECONSTRUCTION
+from eval.protocol import PAIR, RECONSTRUCTION
 
 MissPolicy = Literal["zero", "skip", "unsegmented"]
 Row = dict[str, Any]
@@ -92,7 +92,7 @@ def _is_reconstruction(group: str) -> bool:
 
 
 def _is_editing(group: str) -> bool:
-    return group != RECONSTRUCTION
+    return group not in (RECONSTRUCTION, PAIR)
 
 
 def _in_group(rows: Iterable[Row], wanted: Callable[[str], bool]) -> list[Row]:

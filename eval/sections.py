@@ -94,7 +94,8 @@ def gallery(sources: Sources) -> dict[str, Any]:
     folder = need(data, "generate", "generations")
     subject_ids = set(tables.read(folder, "generations", ["subject_id"])["subject_id"].to_pylist())
     made: list[tuple[str, list[dict[str, Any]]]] = []
-    for subject_id, group in groupby(tables.rows(folder, "generations"), key=lambda row: row["subject_id"]):
+    ours = (row for row in tables.rows(folder, "generations") if row["method"] == metrics.MODEL)
+    for subject_id, group in groupby(ours, key=lambda row: row["subject_id"]):
         if len(made) == params.subjects:
             break
         first = sorted((row for row in group if row["index"] == 0), key=lambda row: row["prompt_id"])
