@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ def _death(stage: str, member: Member[T]) -> UserError:
 def work(start: Start, pipe: Connection) -> None:
     """Do what comes through the pipe until it is closed; answer None, or the sentence of an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends it in order
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order too: libraries hand their semaphores back
     threading.Thread(target=_die_with_parent, daemon=True).start()
     write: Callable[[Path, Any], None] | None = None
     try:

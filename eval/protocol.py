@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,8 @@ RECONSTRUCTION = "reconstruction"
 RECONSTRUCTION_ID = -1
 PAIR = "pair"
 """Group of the pictures of two subjects, which no score of single subjects counts."""
+PAIR_ID = 10_000
+"""Where the prompt_ids of pairs begin."""
 
 
 class ProtocolParams(Section):
@@ -224,26 +226,19 @@ def pair_id(pair: Pair) -> str:
 def pair_jobs(chosen: Sequence[Pair], params: ProtocolParams) -> list[list[tuple[Job, Job]]]:
     """Return the pictures to make of each pair, each as it concerns its two subjects: same prompt, same seed.
 
-    A subject is shown by its first reference. In its rows the pictures of its pairs are numbered one after the other.
+    A subject is shown by its first reference. The n-th prompt of the k-th pair has the id PAIR_ID + 100 k + n, so that
+    an id is one text of a subject here too.
     """
-    seen: dict[str, int] = {}
     result = []
-    for pair in chosen:
-        shown = [references(subject, params)[0] for subject in pair]
-        names = [subject.class_name for subject in pair]
-        before = [seen.setdefault(subject.subject_id, 0) for subject in pair]
+    for k, pair in enumerate(chosen):
+        first, second = (references(subject, params)[0] for subject in pair)
         pictures = []
-        for number, template in enumerate(own_prompts.of_pairs()):
-            text = template.format(a=names[0], b=names[1])
+        for n, template in enumerate(own_prompts.of_pairs()):
+            text = template.format(a=pair[0].class_name, b=pair[1].class_name)
+            number = PAIR_ID + own_prompts.LIST_IDS * k + n
             for index in range(params.images):
-                seed = seed_of(params.seed, pair_id(pair), number, index)
-                first, second = (
-                    Job(number, PAIR, text, start + index, seed, photo)
-                    for start, photo in zip(before, shown, strict=True)
-                )
-                pictures.append((first, second))
-        for subject in pair:
-            seen[subject.subject_id] += params.images
+                job = Job(number, PAIR, text, index, seed_of(params.seed, pair_id(pair), n, index), first)
+                pictures.append((job, replace(job, reference=second)))
         result.append(pictures)
     return result
 
