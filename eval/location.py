@@ -78,7 +78,8 @@ def equal_steps(steps: Sequence[int], count: int) -> list[int]:
 def chosen(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """Return `count` rows of the generations table: subjects at equal steps of their order, groups in turn, the first
     picture of each: none is picked for how it looks."""
-    first = [row for row in rows if row["index"] == 0 and row["group"] != protocol.RECONSTRUCTION]
+    leave_out = (protocol.RECONSTRUCTION, protocol.PAIR)
+    first = [row for row in rows if row["index"] == 0 and row["group"] not in leave_out]
     subjects = list(dict.fromkeys(row["subject_id"] for row in first))
     groups = sorted({row["group"] for row in first})
     count = min(count, len(subjects))
@@ -179,7 +180,8 @@ def main() -> None:
         raise UserError(f"{adapter} holds no adapter ({DESCRIPTION} and {WEIGHTS}); run the train stage first")
     columns = [name for name in tables.spec("generations").columns if name != "image"]
     made = tables.read(data / "generate", "generations", columns).to_pylist()
-    rows = chosen([row for row in made if row.get("method", metrics.MODEL) == metrics.MODEL], params.pictures)
+    own = [row for row in made if row["method"] == metrics.MODEL]
+    rows = chosen(own, params.pictures if made_by.location_masks else 0)  # without, the pictures had no such maps
     weights = [outputs.weights_name(variant.diffusion), outputs.weights_name(variant.image_encoder)]
     tally = run_tasks(
         "location",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from eval.protocol import RECONSTRUCTION
+from eval.protocol import PAIR, RECONSTRUCTION
 from params import Section
 
 MissPolicy = Literal["zero", "skip", "unsegmented"]
@@ -182,7 +182,7 @@ def _by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 PARTS: dict[str, Callable[[str], bool]] = {
     "R": lambda group: group in (RECONSTRUCTION, PHOTO),
-    "E": lambda group: group != RECONSTRUCTION,
+    "E": lambda group: group not in (RECONSTRUCTION, PAIR),
 }
 """Reconstruction and editing: which groups of prompts count in each."""
 

@@ -1,10 +1,11 @@
-"""What is evaluated: held-out subjects, the photo shown to the model, the prompts, the seeds."""
+"""What is evaluated: held-out subjects, the photos shown to a method, the prompts, the seeds, and the id of it all."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,24 +13,34 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from eval import prompts as own_prompts
 from model.segment import on_white
 from params import Section, UserError
 from pipelines import tables
 from pipelines.storage import DecodeError, Roots, decode_image
+from stage import digest
 
 RECONSTRUCTION = "reconstruction"
 RECONSTRUCTION_ID = -1
+PAIR = "pair"
+"""Group of the pictures of two subjects, which no score of single subjects counts."""
+PAIR_ID = 10_000
+"""Where the prompt_ids of pairs begin."""
 
 
 class ProtocolParams(Section):
     """Which pictures are made."""
 
-    reference: Literal["first", "all"]  # the photo shown: the first by id with a usable mask, or each of them in turn
+    # The photo shown: the first by id with a usable mask, or each of them in turn; leave_one_out: each in turn, and
+    # pictures made from it are not compared with it.
+    reference: Literal["first", "all", "leave_one_out"]
     references: dict[str, str]  # subject_id: frame_id, a fixed list (Kosmos-G publishes one); goes before the rule
+    prompt_set: Literal["source", "groups"]  # the prompts table's, or those of eval/prompts.yaml
     prompts: int | None = Field(ge=0)  # of each subject's, spread over the groups; null: all
     images: int = Field(ge=1)  # per prompt and reference
     reconstructions: int = Field(ge=1)  # per reference, of `a photo of a <class>`
     reconstruction: str  # its prompt; {class} is the class noun
+    pairs: int = Field(ge=0)  # of held-out subjects, shown together
     seed: int
 
 
@@ -66,7 +77,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to make. index: 0.. of the pictures of one prompt, over references and repetitions."""
+    """One picture to make, as it concerns one of the subjects in it.
+
+    index: 0.. of the subject's pictures of one prompt, over references and repetitions.
+    """
 
     prompt_id: int
     group: str
@@ -124,7 +138,7 @@ def references(subject: Subject, params: ProtocolParams) -> list[Photo]:
                 f"choose one of {', '.join(photo.frame_id for photo in usable) or 'another subject'}"
             )
         return named
-    return usable if params.reference == "all" else usable[:1]
+    return usable[:1] if params.reference == "first" else usable
 
 
 def spread(prompts: Sequence[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
@@ -152,17 +166,103 @@ def seed_of(seed: int, subject_id: str, prompt_id: int, index: int) -> int:
 
 
 def jobs(subject: Subject, prompts: Sequence[dict[str, Any]], params: ProtocolParams) -> list[Job]:
-    """Return the pictures to make of a subject: the reconstruction prompt first, then the chosen prompts."""
+    """Return the pictures to make of a subject alone: the reconstruction prompt first, then the chosen prompts.
+
+    prompts: the subject's rows of the prompts table, which `prompt_set: groups` takes the place of.
+    """
     shown = references(subject, params)
+    asked = list(own_prompts.of_class(subject.class_name)) if params.prompt_set == "groups" else prompts
     rebuild = {"prompt_id": RECONSTRUCTION_ID, "group": RECONSTRUCTION, "template": params.reconstruction}
     result = []
-    for row in [rebuild, *spread(prompts, params.prompts)]:
+    for row in [rebuild, *spread(asked, params.prompts)]:
         count = params.reconstructions if row is rebuild else params.images
         for index in range(count * len(shown)):
             seed = seed_of(params.seed, subject.subject_id, row["prompt_id"], index)
             text = row["template"].replace("{class}", subject.class_name)
             result.append(Job(row["prompt_id"], row["group"], text, index, seed, shown[index // count]))
     return result
+
+
+Pair = tuple[Subject, Subject]
+
+
+def pairs(subjects: Sequence[Subject], params: ProtocolParams) -> list[Pair]:
+    """Return the pairs of subjects shown together: of different class nouns, or nobody could tell which is which.
+
+    The subjects that are in the fewest pairs come first, the rest is drawn by the seed; fewer pairs are the first ones
+    of more.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    able = [subject for subject in subjects if references(subject, params)] if params.pairs else []
+    left = [(a, b) for a, b in combinations(able, 2) if a.class_name != b.class_name]
+    if params.pairs > len(left):
+        raise UserError(
+            f"generate.protocol.pairs is {params.pairs}, and the held-out subjects with a usable mask form {len(left)} "
+            f"pairs of different class nouns; ask for at most so many"
+        )
+    uses = {subject.subject_id: 0 for subject in able}
+
+    def rank(pair: Pair) -> tuple[int, int, int]:
+        counts = [uses[subject.subject_id] for subject in pair]
+        return max(counts), sum(counts), seed_of(params.seed, pair_id(pair), 0, 0)
+
+    chosen = []
+    for _ in range(params.pairs):
+        best = min(left, key=rank)
+        left.remove(best)
+        chosen.append(best)
+        for subject in best:
+            uses[subject.subject_id] += 1
+    return chosen
+
+
+def pair_id(pair: Pair) -> str:
+    """Return what names a pair."""
+    return "+".join(subject.subject_id for subject in pair)
+
+
+def pair_jobs(chosen: Sequence[Pair], params: ProtocolParams) -> list[list[tuple[Job, Job]]]:
+    """Return the pictures to make of each pair, each as it concerns its two subjects: same prompt, same seed.
+
+    A subject is shown by its first reference. The n-th prompt of the k-th pair has the id PAIR_ID + 100 k + n, so that
+    an id is one text of a subject here too.
+    """
+    result = []
+    for k, pair in enumerate(chosen):
+        first, second = (references(subject, params)[0] for subject in pair)
+        pictures = []
+        for n, template in enumerate(own_prompts.of_pairs()):
+            text = template.format(a=pair[0].class_name, b=pair[1].class_name)
+            number = PAIR_ID + own_prompts.LIST_IDS * k + n
+            for index in range(params.images):
+                job = Job(number, PAIR, text, index, seed_of(params.seed, pair_id(pair), n, index), first)
+                pictures.append((job, replace(job, reference=second)))
+        result.append(pictures)
+    return result
+
+
+def protocol_id(subjects: Iterable[Subject], asked: Iterable[Job], rule: str, side: int) -> str:
+    """Return 16 hex digits that name the protocol: results with the same id may stand in one table.
+
+    In it are, of every held-out subject, its id, its class noun and the bytes of all its photos; of every picture its
+    group, prompt, seed and the photo shown; the reference rule, which says what a picture is compared with; the side of
+    the pictures, px. Not in it: the methods, their weights and sampler, and what measures the scores, which results
+    name beside it. The masks are left out too: they come from Grounded SAM, whose last digits differ by machine.
+
+    Args:
+        asked: of all pictures, those of pairs included; their order does not matter.
+        rule: ProtocolParams.reference.
+    """
+    photos = [
+        [subject.subject_id, subject.class_name, [[photo.frame_id, photo.sha256] for photo in subject.photos]]
+        for subject in sorted(subjects, key=lambda subject: subject.subject_id)
+    ]
+    pictures = sorted(
+        [job.reference.frame_id, job.prompt_id, job.group, job.prompt, job.index, job.seed] for job in asked
+    )
+    return digest(photos, pictures, rule, side)
 
 
 def read_photo(roots: Roots, photo: Photo) -> tuple[Image.Image, np.ndarray | None]:

@@ -1,35 +1,34 @@
-"""Work that a killed run does not lose: the rows of each finished subject are kept until the stage's table is whole.
+"""Work that a killed run does not lose: the rows of each finished task are kept until the stage's table is whole.
 
-What `pipelines.shards` is to many small photos on many workers, this is to a few long computations in one process.
+What `pipelines.shards` is to many small photos on many workers, this is to a few long computations on one machine.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from eval.processes import deal_out
 from params import RunParams
 from pipelines import tables
 from stage import Progress, digest, exclusive
 
-# As the parts of the data stages: few files, each still quick to read whole.
-PART_BYTES = 64 * 2**20
-
 Compute = Callable[[Any], list[dict[str, Any]]]
+Start = Callable[[], Compute]
 
 
 @dataclass(frozen=True)
 class Task:
-    """The rows of one subject.
+    """Rows that are computed together, mostly those of one subject.
 
-    id: the subject's. inputs: JSON-like, all that the rows depend on beside the stage's identity. pictures: what the
-    progress counts. payload: what the computation is given.
+    id: names it among the stage's. inputs: JSON-like, all that the rows depend on beside the stage's identity.
+    pictures: what the progress counts. payload: what the computation is given.
     """
 
     id: str
@@ -40,7 +39,7 @@ class Task:
 
 @dataclass
 class Tally:
-    """What a run did."""
+    """What a run did; `subjects` and `done_before` count tasks."""
 
     subjects: int = 0
     done_before: int = 0
@@ -56,66 +55,87 @@ def run_tasks(
     total: int,
     *,
     identity: Any,
-    start: Callable[[], Compute],
+    start: Start | Sequence[Start],
     out: Path,
     run: RunParams,
 ) -> Tally:
-    """Write `table` into `out`, computing only the subjects that no earlier run of the same identity has finished.
+    """Write `table` into `out`, computing only the tasks that no earlier run of the same identity has finished.
 
     Args:
-        tasks: sorted by id part by part; drawn one at a time, so that payloads need not fit in memory together.
+        tasks: in any order, each row in one of them; drawn one at a time, so that payloads need not fit in memory
+            together.
         total: pictures of all tasks.
         identity: JSON-like: params, code and weights that the rows depend on.
-        start: loads the models; called only where something is missing.
+        start: loads the models; called only where something is missing. Of several, each has a process of its own, and
+            they and the payloads must be picklable.
 
     Raises:
-        UserError: another run holds the stage.
+        UserError: another run holds the stage, or a process died.
     """
     started, tally, files = time.monotonic(), Tally(), []
     folder = Path(run.work) / stage / digest(identity)
-    compute: Compute | None = None
+    starts = [start] if callable(start) else list(start)
     with exclusive(stage, Path(run.work)):
         progress = Progress(stage, total, "picture")
-        try:
+
+        def missing() -> Iterator[tuple[Path, Task]]:
             for task in tasks:
                 file = folder / f"{digest(task.id, task.inputs)}.parquet"
-                if file.exists():
-                    tally.done_before += 1
-                else:
-                    compute = compute or start()
-                    tables.write_part(file, table, tables.from_rows(table, compute(task.payload)))
-                    tally.computed += task.pictures
                 files.append(file)
                 tally.subjects += 1
                 tally.pictures += task.pictures
+                if file.exists():
+                    tally.done_before += 1
+                    progress.advance(task.pictures)
+                else:
+                    yield file, task
+
+        try:
+            for task in compute(stage, table, starts, missing()):
+                tally.computed += task.pictures
                 progress.advance(task.pictures)
         finally:
             progress.close()
-        gather(out, table, files)
+        tables.write_parts(out, table, by_subject(table, files))
     tally.seconds = time.monotonic() - started
     return tally
 
 
-def gather(out: Path, table: str, files: Sequence[Path]) -> None:
-    """Write the subjects' files as one table in key order; in several parts where its first key is the subject."""
-    temporary = out / f".{table}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    by_subject = tables.TABLES[table].keys[0] == "subject_id"
-    for number, members in enumerate(_bins(files) if by_subject and files else [list(files)]):
-        rows = [tables.read_part(file, table) for file in members] or [tables.from_rows(table, [])]
-        tables.write_part(temporary / f"part-{number:05d}.parquet", table, tables.sort(table, pa.concat_tables(rows)))
-    shutil.rmtree(out / table, ignore_errors=True)
-    temporary.rename(out / table)
+def compute(stage: str, table: str, starts: Sequence[Start], todo: Iterator[tuple[Path, Task]]) -> Iterator[Task]:
+    """Yield each task when its file is written: computed here with one of `starts`, else in a process each."""
+    if len(starts) > 1:
+        yield from deal_out(stage, [partial(Writer, table, start) for start in starts], todo, lambda task: task.payload)
+        return
+    write: Writer | None = None
+    for file, task in todo:
+        write = write or Writer(table, starts[0])
+        write(file, task.payload)
+        yield task
 
 
-def _bins(files: Sequence[Path]) -> Iterator[list[Path]]:
-    members: list[Path] = []
-    size = 0
+class Writer:
+    """Writes the file of a task."""
+
+    def __init__(self, table: str, start: Start) -> None:
+        self.table, self.compute = table, start()
+
+    def __call__(self, file: Path, payload: Any) -> None:
+        tables.write_part(file, self.table, tables.from_rows(self.table, self.compute(payload)))
+
+
+def by_subject(table: str, files: Sequence[Path]) -> Iterator[pa.Table]:
+    """Yield the rows of the tasks' files in the table's order, a subject at a time: what is held stays small."""
+    keys = tables.TABLES[table].keys
+    first = keys[: keys.index("subject_id") + 1]
+    places: dict[tuple[str, ...], list[Path]] = {}
     for file in files:
-        if members and size + file.stat().st_size > PART_BYTES:
-            yield members
-            members, size = [], 0
-        members.append(file)
-        size += file.stat().st_size
-    if members:
-        yield members
+        for key in dict.fromkeys(_keys(tables.read_part(file, table, first), first)):
+            places.setdefault(key, []).append(file)
+    for key in sorted(places, key=lambda values: [tables.path_order(value) for value in values]):
+        parts = [tables.read_part(file, table) for file in places[key]]
+        rows = [part.filter(pa.array([other == key for other in _keys(part, first)])) for part in parts]
+        yield tables.sort(table, pa.concat_tables(rows))
+
+
+def _keys(part: pa.Table, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    return zip(*(part[name].to_pylist() for name in names), strict=True)

@@ -36,8 +36,9 @@ Questions = tuple[str, list[Asked], list[dict[str, Any]]]
 
 
 def generated(folder: Path) -> Iterator[Questions]:
-    """Yield what the generations table in `folder` holds of each subject."""
-    for subject_id, group in groupby(tables.rows(folder, "generations"), key=lambda row: row["subject_id"]):
+    """Yield what the generations table in `folder` holds of each subject, by all methods."""
+    ordered = sorted(tables.rows(folder, "generations"), key=lambda row: tables.path_order(row["subject_id"]))
+    for subject_id, group in groupby(ordered, key=lambda row: row["subject_id"]):
         rows = list(group)
         asked = [Asked(r["prompt_id"], r["group"], r["prompt"], r["reference"]) for r in rows]
         yield subject_id, list(dict.fromkeys(asked)), rows

@@ -146,7 +146,7 @@ class Scorer:
         for number, g in enumerate(work.generations):
             values = {column: values[number] for column, values in scores.items()}
             place = (g["prompt_id"], g["group"], g["index"])
-            yield row(metrics.MODEL, work.subject, place, found[number], float(texts[number]), values)
+            yield row(g["method"], work.subject, place, found[number], float(texts[number]), values)
 
     def segment(self, image: Image.Image, mask: np.ndarray | None) -> Image.Image:
         """Return what the encoders of similarity see: the subject on white, or the whole picture without a mask."""

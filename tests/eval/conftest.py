@@ -43,10 +43,12 @@ def protocol_params() -> ProtocolParams:
     return ProtocolParams(
         reference="first",
         references={},
+        prompt_set="source",
         prompts=None,
         images=1,
         reconstructions=2,
         reconstruction="a photo of a {class}",
+        pairs=0,
         seed=0,
     )
 
@@ -174,12 +176,13 @@ class FakePainter:
         self.calls: list[SimpleNamespace] = []
         self.die_after = die_after
 
-    def __call__(self, segment: Any, class_name: str, prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
+    def __call__(self, segments: Any, class_names: Sequence[str], prompts: Sequence[str], seeds: Any) -> list[Any]:
         if self.die_after is not None and len(self.calls) >= self.die_after:
             raise KeyboardInterrupt
-        self.calls.append(SimpleNamespace(class_name=class_name, prompts=list(prompts), seeds=list(seeds)))
+        self.calls.append(SimpleNamespace(class_names=list(class_names), prompts=list(prompts), seeds=list(seeds)))
         grounds = [np.random.default_rng(seed).integers(0, 255, 3) for seed in seeds]
-        return [draw(COLOURS[class_name], int(g[0]) % 5, tuple(int(v) for v in g))[0] for g in grounds]
+        colour = COLOURS[class_names[0]]
+        return [draw(colour, int(g[0]) % 5, (int(g[0]), int(g[1]), int(g[2])))[0] for g in grounds]
 
 
 @pytest.fixture

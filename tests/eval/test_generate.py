@@ -1,18 +1,29 @@
-from functools import partial
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from eval import generate, protocol
-from eval.resume import run_tasks
+from eval import generate, methods, protocol
+from eval.resume import Tally, run_tasks
+from model.backbones.variant import load_variant
 from params import UserError
 from pipelines import tables
+from stage import exclusive
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def params(protocol_params):
     return generate.GenerateParams(
+        methods=["customcontrast"],
         protocol=protocol_params,
         steps=2,
         guidance_scale=1,
@@ -22,19 +33,27 @@ def params(protocol_params):
         batch_size=2,
         dtype="float32",
         threads=1,
+        processes=1,
     )
 
 
 @pytest.fixture
-def make(data, roots, run, params):
-    """Run the stage with a painter; returns its tally."""
+def make(data, roots, run, params, fakes):
+    """Run the stage with a painter for each method; returns its tally."""
 
-    def make(painter, out="generate", run=run):
-        prompts = protocol.prompts_by_subject(data)
-        plan = [(s, protocol.jobs(s, prompts[s.subject_id], params.protocol)) for s in protocol.held_out(data)]
-        start = partial(generate.Generator, params, painter, roots)
+    def make(painters, out="generate", run=run, several=True, **override):
+        painters = painters if isinstance(painters, dict) else {"customcontrast": painters}
+        plan = generate.plan_of(data, params.protocol.model_copy(update=override))
+        works = [work for name in painters for work in plan.work(name, several)]
         return run_tasks(
-            "generate", "generations", generate.tasks(plan), 10, identity="x", start=start, out=data / out, run=run
+            "generate",
+            "generations",
+            generate.tasks(works, dict.fromkeys(painters, "x")),
+            10,
+            identity="x",
+            start=lambda: generate.Generator(params, painters.__getitem__, fakes.side, roots),
+            out=data / out,
+            run=run,
         )
 
     return make
@@ -44,9 +63,13 @@ def bytes_of(folder):
     return {file.relative_to(folder): file.read_bytes() for file in sorted(folder.rglob("*.parquet"))}
 
 
+def made(data):
+    return tables.read(data / "generate", "generations").to_pylist()
+
+
 def test_a_subject_without_a_usable_mask_is_left_out_and_the_others_get_every_prompt(make, fakes, data):
     tally = make(fakes.Painter())
-    rows = tables.read(data / "generate", "generations").to_pylist()
+    rows = made(data)
     assert (tally.subjects, tally.pictures, len(rows)) == (2, 10, 10)
     assert {row["subject_id"] for row in rows} == {"bench/duck", "bench/mug"}
     assert {row["reference"] for row in rows} == {"bench/duck/00", "bench/mug/01"}
@@ -60,6 +83,29 @@ def test_pictures_of_one_subject_are_drawn_in_batches(make, fakes):
     assert painter.calls[0].prompts == ["a photo of a duck"] * 2
 
 
+def test_every_method_is_asked_for_the_same_pictures_from_the_same_noise(make, fakes, data):
+    make({"customcontrast": fakes.Painter(), "another": fakes.Painter()})
+    rows = made(data)
+    assert [row["method"] for row in rows] == ["another"] * 10 + ["customcontrast"] * 10
+    for other, ours in zip(rows[:10], rows[10:], strict=True):
+        assert {k: v for k, v in other.items() if k != "method"} == {k: v for k, v in ours.items() if k != "method"}
+
+
+def test_a_further_method_costs_only_itself(make, fakes):
+    make(fakes.Painter())
+    before, new = fakes.Painter(), fakes.Painter()
+    tally = make({"customcontrast": before, "another": new})
+    assert (tally.done_before, tally.computed, before.calls) == (2, 10, [])
+    assert len(new.calls) == 6
+
+
+def test_one_painter_is_held_at_a_time(params, roots):
+    loaded = []
+    generator = generate.Generator(params, lambda name: loaded.append(name) or name, 24, roots)
+    assert [generator.painter(name) for name in ("a", "a", "b", "a")] == ["a", "a", "b", "a"]
+    assert loaded == ["a", "b", "a"]
+
+
 def test_killed_generate_resumes_to_the_same_bytes(make, fakes, data, run, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make(fakes.Painter(die_after=4))  # within the second subject
@@ -67,7 +113,7 @@ def test_killed_generate_resumes_to_the_same_bytes(make, fakes, data, run, tmp_p
     painter = fakes.Painter()
     tally = make(painter)
     assert (tally.done_before, tally.computed) == (1, 5)
-    assert {call.class_name for call in painter.calls} == {"mug"}
+    assert {call.class_names[0] for call in painter.calls} == {"mug"}
     fresh = run.model_copy(update={"work": str(tmp_path / "other")})
     make(fakes.Painter(), "again", fresh)
     assert bytes_of(data / "generate") == bytes_of(data / "again")
@@ -80,28 +126,132 @@ def test_another_prompt_costs_only_the_subject_that_has_it(make, fakes, data):
     tables.write(data / "curate", "prompts", tables.from_rows("prompts", rows))
     painter = fakes.Painter()
     assert make(painter).done_before == 1
-    assert {call.class_name for call in painter.calls} == {"duck"}
+    assert {call.class_names[0] for call in painter.calls} == {"duck"}
 
 
 def test_two_runs_at_once_are_refused(make, fakes, run):
-    from pathlib import Path
-
-    from stage import exclusive
-
     with exclusive("generate", Path(run.work)), pytest.raises(UserError, match="already being run"):
         make(fakes.Painter())
 
 
-def test_the_pipeline_is_given_the_segment_the_settings_and_a_noise_for_each_picture(params, data, roots):
+def test_a_picture_of_a_pair_is_drawn_once_and_has_a_row_for_each_of_the_two(make, fakes, data):
+    painter = fakes.Painter()
+    tally = make(painter, pairs=1)
+    rows = [row for row in made(data) if row["group"] == protocol.PAIR]
+    duck, mug = ([row for row in rows if row["subject_id"] == name] for name in ("bench/duck", "bench/mug"))
+    assert tally.pictures == 10 + len(duck)
+    assert len(duck) == len(mug) >= 5
+    for one, other in zip(duck, mug, strict=True):
+        assert all(one[name] == other[name] for name in ("image", "prompt", "seed", "prompt_id", "index"))
+        assert (one["partner"], other["partner"]) == ("bench/mug", "bench/duck")
+        assert (one["reference"], other["reference"]) == ("bench/duck/00", "bench/mug/01")
+    assert "a duck next to a mug" in {row["prompt"] for row in rows}
+    assert ["duck", "mug"] in [call.class_names for call in painter.calls]
+    assert all(row["partner"] is None for row in made(data) if row["group"] != protocol.PAIR)
+
+
+def test_a_method_for_single_subjects_is_asked_for_no_pair(make, fakes, data):
+    make(fakes.Painter(), several=False, pairs=1)
+    assert protocol.PAIR not in {row["group"] for row in made(data)}
+
+
+def test_what_a_method_draws_is_checked(make):
+    with pytest.raises(UserError, match="customcontrast drew 1 pictures for 2 prompts"):
+        make(lambda segments, names, prompts, seeds: [Image.new("RGB", (24, 24))])
+    with pytest.raises(UserError, match="32x24 px; the protocol's are 24x24"):
+        make(lambda segments, names, prompts, seeds: [Image.new("RGB", (32, 24))] * len(prompts))
+
+
+def test_the_pipeline_is_given_the_segments_the_settings_and_a_noise_for_each_picture(params, data, roots):
     asked = {}
 
-    def pipeline(prompts, segment, class_name, **settings):
-        asked.update(settings, prompts=prompts, segment=segment, class_name=class_name)
+    def pipeline(prompts, segments, class_names, **settings):
+        asked.update(settings, prompts=prompts, segments=segments, class_names=class_names)
         return SimpleNamespace(images=[Image.new("RGB", (8, 8))] * len(prompts))
 
     segment = protocol.read_segment(roots, protocol.held_out(data)[0].photos[0], margin=0.0)
-    made = generate.painter(pipeline, params, 8)(segment, "duck", ["a duck", "a duck in snow"], [5, 2**32 - 1])
+    made = methods.painter(pipeline, params, 8)([segment], ["duck"], ["a duck", "a duck in snow"], [5, 2**32 - 1])
     assert len(made) == 2
-    assert asked["segment"].getpixel((0, 0)) in ((255, 255, 255), (230, 180, 20))
+    assert asked["segments"][0].getpixel((0, 0)) in ((255, 255, 255), (230, 180, 20))
+    assert asked["class_names"] == ("duck",)
     assert [generator.initial_seed() for generator in asked["generator"]] == [5, 2**32 - 1]
     assert (asked["height"], asked["num_inference_steps"], asked["location_masks"]) == (8, 2, True)
+
+
+@pytest.fixture
+def toybox(params, monkeypatch):
+    """What the methods are loaded from: the ready toybox."""
+    monkeypatch.chdir(ROOT)
+    return methods.MethodInputs(params, load_variant("toybox"), ROOT / "weights/toybox/adapter", "cpu")
+
+
+def test_prompt_only_draws_what_customcontrast_draws_with_the_subject_turned_off(toybox):
+    segment = Image.open(ROOT / "docs/toybox_reference.png").convert("RGB")
+    off = methods.MethodInputs(toybox.params.model_copy(update={"strength": 0.0}), *list(vars(toybox).values())[1:])
+    asked = ([segment], ["mug"], ["a photo of a mug on the beach", "a red mug"], [3, 4])
+    alone, without, with_subject = (
+        method(inputs)(*asked)
+        for method, inputs in (
+            (methods.prompt_only, toybox),
+            (methods.customcontrast, off),
+            (methods.customcontrast, toybox),
+        )
+    )
+    for a, b, c in zip(alone, without, with_subject, strict=True):
+        assert a.size == (64, 64)
+        assert np.array_equal(np.asarray(a), np.asarray(b))
+        assert not np.array_equal(np.asarray(a), np.asarray(c))
+
+
+def test_a_method_is_named_by_the_weights_it_reads(toybox):
+    assert set(methods.METHODS["prompt_only"].weights(toybox)) == {"diffusion"}
+    assert set(methods.METHODS["customcontrast"].weights(toybox)) == {"diffusion", "image encoder", "adapter"}
+    untrained = methods.MethodInputs(toybox.params, toybox.variant, Path("nowhere"), "cpu")
+    with pytest.raises(UserError, match="nowhere holds no adapter"):
+        methods.METHODS["customcontrast"].weights(untrained)
+    assert set(methods.Method(methods.customcontrast).weights(untrained)) == {"diffusion", "image encoder"}
+
+
+@pytest.mark.parametrize("name", ["customcontrats", "no.such.module:load", "eval.methods:no_such", ":"])
+def test_a_method_that_is_not_there_is_one_sentence(name):
+    with pytest.raises(UserError, match=f"generate.methods names '{name}'") as error:
+        methods.find_method(name)
+    assert "\n" not in str(error.value)
+
+
+def test_processes_are_given_the_cpu_or_a_gpu_each(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert generate.devices("cpu", 3) == ["cpu"] * 3
+    assert generate.devices("cuda", 1) == ["cuda:0"]
+    assert generate.devices("cuda", 8) == ["cuda:0", "cuda:1"]
+
+
+def test_report_tells_by_method_what_was_made(data, params, capsys):
+    plan = generate.plan_of(data, params.protocol)
+    works = [work for name in ("customcontrast", "prompt_only") for work in plan.work(name, True)]
+    generate.report(data / "generate", plan, works, Tally(subjects=4, pictures=20))
+    written = json.loads((data / "generate" / "metrics.json").read_text())
+    assert (written["subjects"], written["subjects_without_mask"], written["pictures"]) == (2, 1, 20)
+    assert written["methods"]["prompt_only"] == {
+        "pictures": 10,
+        "groups": {"reconstruction": 4, "scene": 4, "style": 2},
+    }
+    assert "bench/ring" in capsys.readouterr().out
+
+
+def test_the_method_of_the_documentation_runs_in_the_stage(data, roots, tmp_path, params, monkeypatch):
+    """The whole command with the example of docs/evaluation.md, twice: alone, and in two processes."""
+    code = re.search(r"```python\n# mine.py\n(.*?)```", (ROOT / "docs/evaluation.md").read_text(), re.DOTALL)
+    assert code is not None
+    (tmp_path / "mine.py").write_text(code[1])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    found = methods.find_method("mine:load")
+    assert found.code() == tmp_path / "mine.py"
+    assert importlib.import_module("mine") is sys.modules["mine"]
+    inputs = methods.MethodInputs(params, load_variant("toybox"), tmp_path, "cpu")
+    generator = generate.Generator(params, lambda name: methods.find_method(name)(inputs), 64, roots)
+    plan = generate.plan_of(data, params.protocol)
+    rows = [row for work in plan.work("mine:load", found.pairs) for row in generator(work)]
+    assert len(rows) == 10
+    assert {row["method"] for row in rows} == {"mine:load"}

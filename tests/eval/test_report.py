@@ -42,8 +42,10 @@ def full(sources, data, fakes):
     bad = fakes.hostile
     write(data / "generate", "generations", [
         {
+            "method": metrics.MODEL,
             "subject_id": subject,
             "class_name": bad,
+            "partner": None,
             "prompt_id": prompt_id,
             "group": group,
             "prompt": f"a {bad} {prompt_id}",

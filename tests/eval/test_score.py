@@ -36,8 +36,10 @@ def made(data, fakes):
     ]
     rows = [
         {
+            "method": metrics.MODEL,
             "subject_id": "bench/duck",
             "class_name": "duck",
+            "partner": None,
             "prompt_id": prompt_id,
             "group": group,
             "prompt": prompt,
