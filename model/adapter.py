@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from model.attention import CrossAttentionLayer, Granularity, cross_attention_layers, install_processors
 from model.errors import ModelError
+from model.ip_adapter import IPAdapterPlusEncoder
 from model.mfi import MFIEncoder, MFIOutput
 
 FORMAT = 1
@@ -44,6 +45,8 @@ class AdapterConfig:
     """Width of the visual tokens: the UNet's cross-attention width, so that K', V' start from W_k, W_v."""
     text_widths: tuple[int, ...]
     """Embedding width of each text encoder: one (SD 1.5) or two (SDXL)."""
+    encoder: Literal["mfi", "ip_adapter_plus"] = "mfi"
+    """What reads the image features: the MFI encoder, or the baseline's resampler, which has no text tokens."""
     width: int = 768
     """Width of the MFI encoder."""
     heads: int = 12
@@ -91,6 +94,10 @@ class AdapterConfig:
             )
         if set(self.levels) != set(range(self.level_count)):
             raise ModelError(f"adapter: levels {sorted(set(self.levels))} have gaps; number them from 0")
+        if self.encoder not in ("mfi", "ip_adapter_plus"):
+            raise ModelError(f"adapter: encoder is '{self.encoder}'; use mfi or ip_adapter_plus")
+        if self.encoder == "ip_adapter_plus" and self.textual:
+            raise ModelError("adapter: ip_adapter_plus has no textual Q-Former; set textual and tv_fusion to false")
         if self.tv_fusion and not self.textual:
             raise ModelError("adapter: tv_fusion needs the textual Q-Former; set textual too, or tv_fusion to false")
         if self.visual_scope not in ("all", "own"):
@@ -143,21 +150,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.config = config
         self.data_hash: str | None = None
-        self.mfi = MFIEncoder(
-            feature_layers=len(config.feature_layers),
-            feature_width=config.feature_width,
-            width=config.width,
-            heads=config.heads,
-            depth=config.depth,
-            visual_tokens=config.visual_tokens,
-            visual_width=config.visual_width,
-            levels=config.level_count,
-            text_tokens=config.text_tokens,
-            text_widths=config.text_widths,
-            textual=config.textual,
-            tv_fusion=config.tv_fusion,
-            code=(config.fourier_pairs, config.fourier_sigma_t, config.fourier_sigma_l, config.fourier_seed),
-        )
+        self.mfi = encoder_of(config)
         self.projections = nn.ModuleList(
             VisualProjection(config.visual_width, inner_width) for inner_width in config.inner_widths
         )
@@ -216,6 +209,7 @@ class Adapter(nn.Module):
         mfi = self.mfi(reference, timesteps)
         positive_s_plus = None
         if positive is not None:
+            assert isinstance(self.mfi, MFIEncoder)  # the baseline has no S+
             positive_s_plus = self.mfi.s_plus(positive, timesteps if positive_timesteps is None else positive_timesteps)
         keys, values = self.project(mfi.visual_tokens)
         return AdapterOutput(mfi, positive_s_plus, keys, values)
@@ -307,6 +301,26 @@ class Adapter(nn.Module):
         adapter.requires_grad_(True)
         adapter.data_hash = data_hash
         return adapter
+
+
+def encoder_of(config: AdapterConfig) -> MFIEncoder | IPAdapterPlusEncoder:
+    """The module between the image features and the tokens, with new weights."""
+    sizes: dict[str, Any] = {
+        name: getattr(config, name)
+        for name in ("feature_width", "width", "heads", "depth", "visual_tokens", "visual_width")
+    }
+    if config.encoder == "ip_adapter_plus":
+        return IPAdapterPlusEncoder(**sizes)
+    return MFIEncoder(
+        **sizes,
+        feature_layers=len(config.feature_layers),
+        levels=config.level_count,
+        text_tokens=config.text_tokens,
+        text_widths=config.text_widths,
+        textual=config.textual,
+        tv_fusion=config.tv_fusion,
+        code=(config.fourier_pairs, config.fourier_sigma_t, config.fourier_sigma_l, config.fourier_seed),
+    )
 
 
 def read_description(folder: Path) -> tuple[AdapterConfig, str | None]:

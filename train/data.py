@@ -51,8 +51,10 @@ class TrainingSet:
     """Triplets left out because a frame of theirs is not encoded, or their subject is not compared with others."""
 
     @classmethod
-    def read(cls, data: Path, arrays: Arrays) -> TrainingSet:
+    def read(cls, data: Path, arrays: Arrays, pairing: str) -> TrainingSet:
         """Read the tables under `data`, whose large columns are `arrays`.
+
+        pairing: `triplet`, or `self`: reference and positive are the target's own frame.
 
         Raises:
             UserError: no triplet is left, augmentations are missing, or a caption lacks its class noun.
@@ -62,9 +64,10 @@ class TrainingSet:
         encoded = tables.read(encode, "latents", ["frame_id"])["frame_id"]
         frames, augmentations = augmented_frames(encode)
         similarity = SubjectSimilarity.read(data / "similarity", arrays.cosines)
+        shown = ("target", "target") if pairing == "self" else ("reference", "positive")
         rows = {
-            "reference": places(triplets["reference"], frames),
-            "positive": places(triplets["positive"], frames),
+            "reference": places(triplets[shown[0]], frames),
+            "positive": places(triplets[shown[1]], frames),
             "target": places(triplets["target"], encoded),
             "subjects": places(triplets["subject_id"], similarity.subject_ids),
         }

@@ -27,6 +27,7 @@ TABLES = {
 class ModelParams(Section):
     """Sizes and switches of the adapter; see `model.adapter.AdapterConfig`."""
 
+    encoder: Literal["mfi", "ip_adapter_plus"]
     width: int
     heads: int
     depth: int
@@ -92,6 +93,7 @@ class TrainParams(Section):
     gradient_checkpointing: Literal["none", "text", "all"]  # what is computed again: text encoders, or the UNet too
     deterministic: bool
     seed: int = Field(ge=0)
+    pairing: Literal["triplet", "self"]
     positive_timesteps: Literal["independent", "shared"]
     drop: DropParams
     objective: ObjectiveParams

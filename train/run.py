@@ -27,7 +27,7 @@ def train(ranks: Ranks) -> None:
     data, work, out = data_dir(), Path(run.work) / "train", data_dir() / "train"
     data_hash = ranks.first("data", lambda: input_digest(data))
     cached = Path(ranks.first("arrays", lambda: str(arrays.write(data, work / "arrays" / data_hash))))
-    samples = TrainingSet.read(data, Arrays.open(cached))
+    samples = TrainingSet.read(data, Arrays.open(cached), params.pairing)
     ranks.say(f"train: {len(samples)} triplets, {samples.dropped} dropped because a frame is not encoded")
     trainer = build(params, model, variant, samples, ranks, run.threads)
     identity = run_digest(

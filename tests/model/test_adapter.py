@@ -53,6 +53,25 @@ def test_own_scope_gives_a_layer_its_level_s_tokens(tiny_sd):
         torch.testing.assert_close(keys, own @ adapter.projections[level].to_k.weight.T)
 
 
+def test_baseline_reads_one_layer_with_diffusers_own_resampler(tiny_sd, tmp_path):
+    adapter = make_adapter(tiny_sd, encoder="ip_adapter_plus", textual=False, tv_fusion=False)
+    features = make_features(2)
+    out = adapter(features, torch.tensor([3, 900]))
+    torch.testing.assert_close(out.mfi.visual_tokens, adapter.mfi.resampler(features[:, -1]))
+    assert out.mfi.s_plus is None
+    assert torch.equal(
+        adapter(features * torch.tensor([2.0, 2, 1])[:, None, None], torch.tensor([5, 6])).keys[0], out.keys[0]
+    )
+    assert torch.equal(adapter.mfi.at_timesteps(features, torch.arange(4)).visual_tokens, out.mfi.visual_tokens)
+    adapter.save(tmp_path)
+    assert torch.equal(Adapter.load(tmp_path)(features, torch.tensor([3, 900])).values[0], out.values[0])
+
+
+def test_baseline_with_text_tokens_is_refused(tiny_sd):
+    with pytest.raises(ModelError, match="ip_adapter_plus has no textual Q-Former"):
+        make_adapter(tiny_sd, encoder="ip_adapter_plus", textual=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_parameter_survives_saving_after_it_was_changed(tiny_sdxl, tmp_path, dtype):
     adapter = make_adapter(tiny_sdxl)

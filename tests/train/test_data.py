@@ -31,8 +31,8 @@ def samples(world: World) -> TrainingSet:
     return read(world.data)
 
 
-def read(data: Path) -> TrainingSet:
-    return TrainingSet.read(data, Arrays.open(arrays.write(data, data / "work" / input_digest(data))))
+def read(data: Path, pairing: str = "triplet") -> TrainingSet:
+    return TrainingSet.read(data, Arrays.open(arrays.write(data, data / "work" / input_digest(data))), pairing)
 
 
 def sampler(samples: TrainingSet, **options: Any) -> Sampler:
@@ -66,6 +66,17 @@ def test_ranks_share_out_the_global_batch(samples: TrainingSet, ranks: int):
             assert torch.equal(torch.cat(shares), value), name
         else:
             assert [item for share in shares for item in share] == value
+
+
+def test_self_pairing_shows_the_target_s_own_segment(world: World, samples: TrainingSet):
+    own = read(world.data, "self")
+    assert own.triplet_ids.equals(samples.triplet_ids)
+    assert np.array_equal(own.target, samples.target)
+    frames = tables.read(world.data / "encode", "latents", ["frame_id"])["frame_id"].to_pylist()
+    shown = tables.read(world.data / "encode", "features", ["frame_id"])["frame_id"].to_pylist()[::AUGMENTATIONS]
+    assert [shown[row] for row in own.reference] == [frames[row] for row in own.target]
+    assert np.array_equal(own.reference, own.positive)
+    assert not np.array_equal(samples.reference, own.reference)
 
 
 def test_subject_appears_once_in_a_global_batch_and_all_are_of_one_group(samples: TrainingSet):

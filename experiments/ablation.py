@@ -1,0 +1,236 @@
+"""Train, paint and measure what is missing of the ablation, and write it down: `python -m experiments.ablation`.
+
+Each run of `ablation.yaml` is a few values laid over params.yaml; the stages' own commands do the work, and its numbers
+become `experiments/results/RUN-SEED.json`, which a later call leaves alone as long as recipe and data stay the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from experiments.document import write_document
+from params import Section, UserError, cli, load, option_parser, parse, resolved
+from pipelines.toybox.write import ToyboxParams
+from stage import digest, exclusive, write_json, write_text
+from train.recipe import input_digest
+
+HERE = Path(__file__).parent
+MATRIX, RESULTS, DOCUMENT = HERE / "ablation.yaml", HERE / "results", HERE.parent / "docs" / "ablation.md"
+WORK = Path(".work/ablation")
+TRAINED_ON = ("curate", "similarity", "encode")
+"""Stages whose tables training reads, of the default pipeline."""
+MEASURED_ON = ("curate", "mask")
+"""Stages whose tables the evaluation reads, of the matrix's own world."""
+STAGES = ("eval.generate", "eval.score", "eval.views", "experiments.truth")
+"""What is run on a trained adapter, in order."""
+
+Kind = Literal["ablation", "baseline", "factor"]
+
+
+class Run(Section):
+    """One way to train."""
+
+    title: str
+    kind: Kind = "ablation"
+    params: dict[str, Any]  # laid over params.yaml
+    paper: tuple[float, float, float] | None = None  # E-CI, E-DI, CT of the paper's Table 4
+    against: str | None = None  # the run that it is compared with
+
+
+class Matrix(Section):
+    """All of them."""
+
+    common: dict[str, Any]  # laid over params.yaml before the params of a run
+    world: dict[str, Any]  # the sources of the evaluation
+    runs: dict[str, Run]
+    seeds: dict[Kind, list[int]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run with one seed."""
+
+    name: str
+    run: Run
+    seed: int
+    overlay: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.seed}"
+
+    @property
+    def result(self) -> Path:
+        return RESULTS / f"{self.label}.json"
+
+
+def read_matrix() -> Matrix:
+    """Read `ablation.yaml`.
+
+    Raises:
+        UserError: a key is unknown or missing, or a run is compared with one that is not there.
+    """
+    matrix = parse(MATRIX.name, yaml.safe_load(MATRIX.read_text(encoding="utf-8")), Matrix)
+    for name, run in matrix.runs.items():
+        if run.against is not None and run.against not in matrix.runs:
+            raise UserError(f"{MATRIX.name}: {name} is compared with '{run.against}', which is no run; correct it")
+    return matrix
+
+
+def merged(*trees: dict[str, Any]) -> dict[str, Any]:
+    """Mappings laid over each other, the last on top; all else replaces."""
+    result: dict[str, Any] = {}
+    for tree in trees:
+        for key, value in tree.items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def jobs_of(matrix: Matrix, wanted: Sequence[str], seeds: int | None) -> list[Job]:
+    """All runs of the first seed, then all of the second: whoever stops early has whole tables of fewer seeds."""
+    found = []
+    for name, run in matrix.runs.items():
+        for place, seed in enumerate(matrix.seeds[run.kind][:seeds]):
+            overlay = merged(matrix.common, run.params, {"train": {"seed": seed}})
+            found.append((place, Job(name, run, seed, overlay)))
+    chosen = [job for _, job in sorted(found, key=lambda pair: pair[0]) if not wanted or job.name in wanted]
+    return chosen
+
+
+def recipe_of(job: Job, world: dict[str, Any], data: str) -> str:
+    """16 hex digits of all that a result depends on, the code apart: what is resolved of its params, and the data."""
+    tree = merged(resolved(), job.overlay)
+    return digest([tree[name] for name in ("backbones", "model", "train", "generate")], world, data)
+
+
+def is_done(job: Job, recipe: str) -> bool:
+    """Whether the result is there and of this recipe."""
+    return job.result.is_file() and json.loads(job.result.read_text(encoding="utf-8"))["recipe"] == recipe
+
+
+def command(module: str, folder: Path, data: Path, log: Path) -> None:
+    """Run a stage with the overlay in `folder` on the tables in `data`; what it says goes to `log`.
+
+    Raises:
+        UserError: it failed; with its last line.
+    """
+    words = [sys.executable, "-m", module, "--params", str(folder / "overlay.yaml"), "--data", str(data)]
+    with log.open("a", encoding="utf-8") as stream:
+        code = subprocess.run(words, stdout=stream, stderr=stream, check=False).returncode
+    if code:
+        last = (log.read_text(encoding="utf-8").strip().splitlines() or ["nothing said"])[-1]
+        raise UserError(f"{module} of {folder.name} ended with code {code} ({last}); all of it is in {log}")
+
+
+def link(folder: Path, places: dict[str, Path]) -> Path:
+    """Make `folder` with a link to each of `places`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, place in places.items():
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(place.resolve())
+    return folder
+
+
+def prepare_world(matrix: Matrix) -> Path:
+    """Draw, curate and mask the subjects of the evaluation, once; return the folder of their tables."""
+    folder = WORK / f"world-{digest(matrix.world, load('toybox', ToyboxParams).model_dump())}"
+    data = folder / "data"
+    if not (data / "mask" / "metrics.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        overlay = merged(matrix.world, {"run": {"work": str(folder / "work")}})
+        write_text(folder / "overlay.yaml", yaml.safe_dump(overlay, sort_keys=False))
+        print("ablation: subjects to measure on: drawing, curate, mask", flush=True)
+        for module in ("pipelines.toybox.write", "pipelines.curate", "pipelines.mask"):
+            command(module, folder, data, folder / "log.txt")
+    return data
+
+
+def execute(job: Job, recipe: str, matrix: Matrix, bench: Path) -> None:
+    """Train and measure one job, and write its result."""
+    folder = WORK / f"{job.label}-{recipe}"
+    begun = time.monotonic()
+    training = link(folder / "training", {stage: Path("data") / stage for stage in TRAINED_ON})
+    overlay = merged(job.overlay, matrix.world, {"run": {"work": str(folder / "work")}})
+    write_text(folder / "overlay.yaml", yaml.safe_dump(overlay, sort_keys=False))
+    adapter = training / "train"
+    if not (adapter / "metrics.json").is_file():  # written last
+        command("train.launch", folder, training, folder / "log.txt")
+    trained = time.monotonic()
+    data = link(folder / "data", {stage: bench / stage for stage in MEASURED_ON} | {"train": adapter})
+    for module in STAGES:
+        command(module, folder, data, folder / "log.txt")
+    parts = {name: read_json(data / name / "metrics.json") for name in ("train", "score", "views", "truth")}
+    minutes = {"train": round((trained - begun) / 60, 1), "measure": round((time.monotonic() - trained) / 60, 1)}
+    write_json(job.result, {"run": job.name, "seed": job.seed, "recipe": recipe, "minutes": minutes, **parts})
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The metrics of a stage."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(parents=[option_parser()], allow_abbrev=False, description=__doc__)
+    parser.add_argument("runs", nargs="*", help="names of ablation.yaml; all by default")
+    parser.add_argument("--seeds", type=int, help="the first so many seeds of each run; all by default")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="runs side by side")
+    parser.add_argument("--document", action="store_true", help="write the document of what is there, run nothing")
+    options = parser.parse_args()
+    matrix = read_matrix()
+    unknown = [name for name in options.runs if name not in matrix.runs]
+    if unknown:
+        raise UserError(f"there is no run '{unknown[0]}' in {MATRIX.name}; choose from {', '.join(matrix.runs)}")
+    if not options.document:
+        with exclusive("ablation", WORK):
+            run_missing(matrix, options.runs, options.seeds, options.jobs)
+    write_document(matrix, RESULTS, DOCUMENT)
+    print(f"ablation: {DOCUMENT.relative_to(HERE.parent)}")
+
+
+def run_missing(matrix: Matrix, names: Sequence[str], seeds: int | None, side_by_side: int) -> None:
+    """Run the jobs that have no result of their recipe yet, several at a time; the document follows each.
+
+    Raises:
+        TableError: the default pipeline's tables are not there.
+        UserError: jobs failed, after all the others ran.
+    """
+    tables = input_digest(Path("data"))
+    recipes = {job.label: (job, recipe_of(job, matrix.world, tables)) for job in jobs_of(matrix, names, seeds)}
+    missing = [(job, recipe) for job, recipe in recipes.values() if not is_done(job, recipe)]
+    print(f"ablation: {len(recipes) - len(missing)} of {len(recipes)} runs are done", flush=True)
+    if not missing:
+        return
+    bench, failed = prepare_world(matrix), []
+
+    def work(pair: tuple[Job, str]) -> None:
+        job, recipe = pair
+        try:
+            print(f"ablation: {job.label} begins", flush=True)
+            execute(job, recipe, matrix, bench)
+            write_document(matrix, RESULTS, DOCUMENT)
+            print(f"ablation: {job.label} is done", flush=True)
+        except UserError as error:
+            failed.append(job.label)
+            print(f"ablation: {error}", file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(side_by_side) as pool:
+        list(pool.map(work, missing))
+    if failed:
+        raise UserError(f"{len(failed)} of {len(missing)} runs failed: {', '.join(sorted(failed))}; the rest is done")
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,186 @@
+"""From the results of the runs to docs/ablation.md: tables beside the paper's, and a plain sentence for each row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stage import write_text
+
+if TYPE_CHECKING:
+    from experiments.ablation import Matrix, Run
+
+Result = dict[str, Any]
+Read = Callable[[Result], float | None]
+
+MODEL = "customcontrast"
+PAPER = ("E-CI", "E-DI", "CT")
+"""What the paper's Table 4 has."""
+
+
+def score(name: str) -> Read:
+    """A column of the score stage."""
+    return lambda result: (result["score"][MODEL][name] or {}).get("mean")
+
+
+def view(name: str) -> Read:
+    """A measure of S+ over the views of subjects; None without S+."""
+    return lambda result: (result["views"].get("s_plus") or {}).get(name)
+
+
+def truth(part: str, name: str) -> Read:
+    """What the toybox knows."""
+    return lambda result: result["truth"][part][name]
+
+
+SCORES: dict[str, Read] = {name: score(name) for name in ("E-CI", "E-DI", "CT", "IR", "R-CI", "R-DI")} | {
+    "S+ AUC": view("auc"),
+    "S+ AUC, same class": view("auc_same_class"),
+}
+TRUTH: dict[str, Read] = {
+    **{name: truth("kept", name) for name in ("family", "colour", "pattern")},
+    **{name: truth("followed", name) for name in ("scene", "style", "accessory", "shape")},
+    "same pose": truth("pose", "same_pose"),
+    "by chance": truth("pose", "chance"),
+}
+
+INTRODUCTION = """# The paper's ablation on the toybox
+
+`make ablation` trains what is missing, and writes this page from `experiments/results`. {runs} runs of
+{steps} steps of {batch} ({samples:,} samples) each, the same triplets, steps and sampler for all; {minutes}
+minutes of one CPU core a run in the middle, painting and scoring included. Measured on {subjects} held-out
+subjects, three of a family, {pictures} pictures a run. Means over seeds, and ± the standard deviation over
+seeds where there is more than one.
+
+These are small backbones, a small world and short runs: what can be compared with the paper is the direction
+of a change, not its size.
+"""
+
+TRUTH_WORDS = """Because the toybox knows what it drew, a classifier ([its own accuracy](toybox.md)) can tell whether a
+picture shows the subject's family, colour and pattern, and what its prompt asked for. A pose is read by the nearest
+of 72 renders of the subject, for subjects whose own photos show it; *same pose* is the share of pictures
+within 30 degrees of the photo that was shown, *by chance* the same pictures against all photos of their
+subject: a method that copies the view of its reference is above it.
+"""
+
+
+def write_document(matrix: Matrix, results: Path, file: Path) -> None:
+    """Write the page of the results that are there."""
+    found = read_results(matrix, results)
+    if found:
+        write_text(file, page(matrix, found))
+
+
+def read_results(matrix: Matrix, results: Path) -> dict[str, list[Result]]:
+    """Run -> its results by seed, in the order of the matrix; runs without any are left out."""
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
+    by_run = {name: [result for result in read if result["run"] == name] for name in matrix.runs}
+    return {name: sorted(members, key=lambda result: result["seed"]) for name, members in by_run.items() if members}
+
+
+def page(matrix: Matrix, found: dict[str, list[Result]]) -> str:
+    """The page as Markdown."""
+    every = [result for members in found.values() for result in members]
+    steps = matrix.common["train"]["steps"]
+    batch = round(every[0]["train"].get("batch", 16))
+    parts = [
+        INTRODUCTION.format(
+            runs=len(every),
+            steps=steps,
+            batch=batch,
+            samples=steps * batch,
+            minutes=round(float(np.median([sum(result["minutes"].values()) for result in every]))),
+            subjects=every[0]["views"]["subjects"],
+            pictures=every[0]["score"][MODEL]["pictures"],
+        )
+    ]
+    rows = of_kind(matrix, found, "ablation")
+    if rows:
+        parts += ["## Table 4\n", table(rows, SCORES, paper=True), directions(matrix, found)]
+        parts += ["## What the toybox knows\n", TRUTH_WORDS, table(rows, TRUTH)]
+    baselines = of_kind(matrix, found, "baseline")
+    if baselines:
+        whole = [(run, found[name]) for name, run in matrix.runs.items() if name == "both" and name in found]
+        parts += ["## Baselines\n", table(baselines + whole, SCORES), table(baselines + whole, TRUTH)]
+    factors = of_kind(matrix, found, "factor")
+    if factors:
+        first = [(run, found[name][:1]) for name, run in matrix.runs.items() if name == "both" and name in found]
+        parts += ["## Factors of MACL, one seed\n", table(first + factors, SCORES), table(first + factors, TRUTH)]
+    absent = missing(matrix, found)
+    if absent:
+        parts.append(f"Not run yet: {', '.join(absent)}.\n")
+    return "\n".join(parts)
+
+
+def of_kind(matrix: Matrix, found: dict[str, list[Result]], kind: str) -> list[tuple[Run, list[Result]]]:
+    """The runs of a kind that have results."""
+    return [(run, found[name]) for name, run in matrix.runs.items() if run.kind == kind and name in found]
+
+
+def missing(matrix: Matrix, found: dict[str, list[Result]]) -> list[str]:
+    """Runs and seeds without a result."""
+    done = {(result["run"], result["seed"]) for members in found.values() for result in members}
+    wanted = [(name, seed) for name, run in matrix.runs.items() for seed in matrix.seeds[run.kind]]
+    return [f"{name} with seed {seed}" for name, seed in wanted if (name, seed) not in done]
+
+
+def values_of(results: Sequence[Result], read: Read) -> list[float]:
+    """The values of a column, one for each seed that has it."""
+    return [value for value in map(read, results) if value is not None]
+
+
+def cell(values: Sequence[float]) -> str:
+    """Mean and, over several seeds, standard deviation."""
+    if not values:
+        return "-"
+    mean = f"{np.mean(values):.3f}"
+    return f"{mean} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else mean
+
+
+def table(rows: Sequence[tuple[Run, list[Result]]], columns: dict[str, Read], paper: bool = False) -> str:
+    """A Markdown table, a run a row; `paper` adds the paper's columns."""
+    head = ["run", "seeds", *columns, *(f"paper's {name}" for name in PAPER if paper)]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for run, results in rows:
+        shown = [cell(values_of(results, read)) for read in columns.values()]
+        told = [f"{value:.3f}" for value in run.paper or ()] if paper else []
+        lines.append("| " + " | ".join([run.title, str(len(results)), *shown, *told]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def directions(matrix: Matrix, found: dict[str, list[Result]]) -> str:
+    """A sentence for each row: does the paper's direction hold here?"""
+    lines = []
+    for name, run in matrix.runs.items():
+        if run.against is None or name not in found or run.against not in found:
+            continue
+        other = matrix.runs[run.against]
+        words = []
+        for place, column in enumerate(PAPER):
+            if run.paper is None or other.paper is None:
+                continue
+            theirs = run.paper[place] - other.paper[place]
+            ours = [values_of(found[which], SCORES[column]) for which in (name, run.against)]
+            words.append(f"{column} {verdict(theirs, *ours)}")
+        lines.append(f"- **{run.title}**, against {other.title}: {'; '.join(words)}.")
+    return "\n".join(lines) + "\n"
+
+
+def verdict(theirs: float, ours: Sequence[float], before: Sequence[float]) -> str:
+    """How the change of a column compares with the paper's change `theirs`.
+
+    A change below the standard error of its difference over the seeds tells nothing; of one seed no error is known.
+    """
+    change = float(np.mean(ours) - np.mean(before))
+    as_in_paper = change * theirs > 0
+    told = f"{change:+.3f} (paper {theirs:+.3f})"
+    if min(len(ours), len(before)) < 2:
+        return f"{told}, {'the same direction' if as_in_paper else 'another direction'} with one seed"
+    error = float(np.sqrt(np.var(ours, ddof=1) / len(ours) + np.var(before, ddof=1) / len(before)))
+    if abs(change) <= error:
+        return f"{told}, within the spread of seeds"
+    return f"{told}, {'holds' if as_in_paper else 'does not hold'}"

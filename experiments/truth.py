@@ -1,0 +1,224 @@
+"""What only the toybox can tell of generated pictures: which attributes were kept and followed, and whose pose it is.
+
+`python -m experiments.truth` reads the tables and generations under --data, and writes DATA/truth/metrics.json.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from model.segment import on_white
+from params import RunParams, cli, data_dir, load
+from pipelines import tables
+from pipelines.toybox.accessories import ACCESSORIES
+from pipelines.toybox.layouts import DREAMBENCH, capture, generator
+from pipelines.toybox.render import Item, render
+from pipelines.toybox.scenes import BLANK, SCENES
+from pipelines.toybox.styles import STYLES
+from pipelines.toybox.world import FAMILIES, SHAPES, Look, Subject, View, sample_subject
+from pipelines.toybox.write import ToyboxParams
+from stage import write_json
+from train.toybox.data import ATTRIBUTES
+from train.toybox.judge import Judge, load_judge, verdicts
+
+AZIMUTHS = np.arange(-180, 180, 15)
+"""Degrees; of the renders a picture's pose is read from."""
+ELEVATIONS = (12.0, 25.0, 38.0)
+"""Degrees, over the range in which photos are taken."""
+NEAR = 30.0
+"""Degrees within which two azimuths are one pose: photos of a subject are 72 apart."""
+READABLE = 0.6
+"""Share of a subject's own photos whose azimuth must be read right; the pose of a ball cannot be read."""
+SIDE = 32
+"""Pixels of the cut-outs that poses are compared on."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a prompt of the toybox asks for; None: it does not say."""
+
+    scene: str | None
+    style: str | None
+    accessory: str | None
+    shape: str | None
+
+
+def people(params: ToyboxParams) -> dict[str, tuple[Subject, list[Item]]]:
+    """Name of each evaluation subject -> the subject and its photos in order, as `layouts.write_dreambench` draws."""
+    objects = [family for family in FAMILIES if family != "duck"]
+    order = ["duck", *generator(params.seed, DREAMBENCH, 0).permutation(objects).tolist()]
+    found: dict[str, tuple[Subject, list[Item]]] = {}
+    for index in range(params.dreambench_subjects):
+        family, turn = order[index % len(order)], index // len(order)
+        rng = generator(params.seed, DREAMBENCH, index + 1)
+        subject = sample_subject(rng, family, kept=True)
+        found[f"{family}{turn + 1}" if turn else family] = (
+            subject,
+            capture(rng, params.dreambench_photos, True, subject),
+        )
+    return found
+
+
+def asked(prompt: str) -> Answer:
+    """Read a prompt: scenes, styles, accessories and shapes by the phrases that the toybox has for them."""
+    # A photo is said "a photo of", which a reconstruction prompt says too: only the other styles are asked for.
+    styles = [name for name, style in STYLES.items() if name != "photo" and style.phrase in prompt]
+    scenes = [name for name, scene in SCENES.items() if name != BLANK and prompt.endswith(scene.phrase)]
+    worn = [name for name in ACCESSORIES if f"wearing {name}" in prompt or f"wearing a {name}" in prompt]
+    shapes = [name for name in SHAPES if f"{name} shaped" in prompt]
+    return Answer(*(found[0] if found else None for found in (scenes, styles, worn, shapes)))
+
+
+def attributes(rows: Sequence[Mapping[str, Any]], subjects: Mapping[str, Subject], judge: Judge) -> dict[str, Any]:
+    """Share of pictures in which the judge sees what should be there, None where no picture asks for it.
+
+    rows: of the generations table. `kept`: family, colour and pattern of the subject, of the pictures whose prompt
+    leaves them visible (no other shape for the family, no style for colour and pattern). `followed`: scene, style,
+    accessory and shape, of the pictures whose prompt names one.
+    """
+    images = torch.from_numpy(np.stack([picture(row) for row in rows]))
+    seen = {name: [ATTRIBUTES[name][i] for i in found.tolist()] for name, found in verdicts(judge, images)[0].items()}
+    hits: dict[str, list[bool]] = {}
+    for number, row in enumerate(rows):
+        subject, answer = subjects[name_of(row["subject_id"])], asked(row["prompt"])
+        wanted = {
+            "scene": answer.scene,
+            "style": answer.style,
+            "dress": answer.accessory,
+            "shape": answer.shape,
+            "family": None if answer.shape else subject.family,
+            "colour": None if answer.style else subject.colours[0],
+            "pattern": None if answer.style else subject.pattern,
+        }
+        for name, value in wanted.items():
+            if value is not None:
+                hits.setdefault(name, []).append(seen[name][number] == value)
+    share = {name: round(float(np.mean(hits[name])), 4) if name in hits else None for name in ATTRIBUTES}
+    return {
+        "kept": {name: share[name] for name in ("family", "colour", "pattern")},
+        "followed": {
+            "scene": share["scene"],
+            "style": share["style"],
+            "accessory": share["dress"],
+            "shape": share["shape"],
+        },
+    }
+
+
+def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+    """The subject on white, float [SIDE, SIDE, 3] in 0..1; None where the mask is empty. image uint8 [H, W, 3]."""
+    if not mask.any():
+        return None
+    square = on_white(Image.fromarray(image), mask, margin=0.05).resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.asarray(square, dtype=np.float32) / 255
+
+
+def nearest_azimuth(cut: np.ndarray, renders: np.ndarray) -> float:
+    """Azimuth of the render most like `cut` by mean squared difference; renders [elevations, azimuths, S, S, 3]."""
+    distance = ((renders - cut) ** 2).mean(axis=(2, 3, 4))
+    return float(AZIMUTHS[distance.min(axis=0).argmin()])
+
+
+def renders_of(subject: Subject) -> np.ndarray:
+    """Cut-outs of the bare subject from everywhere, [len(ELEVATIONS), len(AZIMUTHS), SIDE, SIDE, 3]."""
+    views = [View(float(azimuth), elevation) for elevation in ELEVATIONS for azimuth in AZIMUTHS]
+    drawn = render([(subject, view, Look(BLANK)) for view in views])
+    cuts = [cut_out(image, mask) for image, mask in zip(drawn.images.numpy(), drawn.subject_masks.numpy(), strict=True)]
+    return np.stack([cut for cut in cuts if cut is not None]).reshape(len(ELEVATIONS), len(AZIMUTHS), SIDE, SIDE, 3)
+
+
+def apart(a: float, b: float) -> float:
+    """Degrees between two azimuths, 0..180."""
+    return abs((a - b + 180) % 360 - 180)
+
+
+def leakage(read: Iterable[tuple[str, float, float]], azimuths: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """How often a picture has the pose of the photo that was shown, and how often by chance.
+
+    read: (subject, azimuth read off the picture, azimuth of the reference), degrees. azimuths: of all photos of a
+    subject. Chance: the same pictures against every photo of their subject, shown or not; so a model that always
+    paints subjects from the front leaks nothing.
+    """
+    hits, chance = [], []
+    for subject, found, shown in read:
+        hits.append(apart(found, shown) <= NEAR)
+        chance.append(np.mean([apart(found, other) <= NEAR for other in azimuths[subject]]))
+    return {"same_pose": round(float(np.mean(hits)), 4), "chance": round(float(np.mean(chance)), 4)}
+
+
+def poses(
+    rows: Sequence[Mapping[str, Any]], world: Mapping[str, tuple[Subject, list[Item]]], judge: Judge
+) -> dict[str, Any]:
+    """`leakage` over the subjects whose own photos show their pose; all of it None where there is no such subject."""
+    renders: dict[str, np.ndarray] = {}
+    right: list[float] = []
+    for name, (subject, photos) in world.items():
+        own, drawn = renders_of(subject), render(photos)
+        cuts = [cut_out(i, m) for i, m in zip(drawn.images.numpy(), drawn.subject_masks.numpy(), strict=True)]
+        found = [
+            apart(nearest_azimuth(cut, own), view.azimuth) <= NEAR
+            for cut, (_, view, _) in zip(cuts, photos, strict=True)
+            if cut is not None
+        ]
+        if np.mean(found) >= READABLE:
+            renders[name] = own
+            right.append(float(np.mean(found)))
+    shown = [row for row in rows if readable(row, renders)]
+    if not shown:
+        return {"subjects": len(renders), "pictures": 0, "read_right": None, "same_pose": None, "chance": None}
+    images = np.stack([picture(row) for row in shown])
+    masks = verdicts(judge, torch.from_numpy(images))[1].numpy()
+    azimuths = {name: [view.azimuth for _, view, _ in photos] for name, (_, photos) in world.items()}
+    read = []
+    for row, image, mask in zip(shown, images, masks, strict=True):
+        name, cut = name_of(row["subject_id"]), cut_out(image, mask)
+        if cut is not None:
+            reference = azimuths[name][int(row["reference"].rsplit("/", 1)[1])]
+            read.append((name, nearest_azimuth(cut, renders[name]), reference))
+    known = {"subjects": len(renders), "pictures": len(read), "read_right": round(float(np.mean(right)), 4)}
+    return known | leakage(read, azimuths)
+
+
+def readable(row: Mapping[str, Any], renders: Mapping[str, np.ndarray]) -> bool:
+    """Whether a picture shows the bare subject in its own shape, and its subject's pose can be read."""
+    answer = asked(row["prompt"])
+    return name_of(row["subject_id"]) in renders and not (answer.style or answer.shape or answer.accessory)
+
+
+def name_of(subject_id: str) -> str:
+    """The subject's own name: the last part of its id."""
+    return subject_id.rsplit("/", 1)[-1]
+
+
+def picture(row: Mapping[str, Any]) -> np.ndarray:
+    """The picture of a row of the generations table, uint8 [H, W, 3]."""
+    return np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB"))
+
+
+def measure(data: Path, params: ToyboxParams) -> dict[str, Any]:
+    """All of it for the generations under `data`."""
+    world, judge = people(params), load_judge()
+    rows = list(tables.rows(data / "generate", "generations"))
+    subjects = {name: subject for name, (subject, _) in world.items()}
+    return attributes(rows, subjects, judge) | {"pose": poses(rows, world, judge)}
+
+
+def main() -> None:
+    params, run, data = load("toybox", ToyboxParams), load("run", RunParams), data_dir()
+    torch.set_num_threads(run.threads)
+    found = measure(data, params)
+    write_json(data / "truth" / "metrics.json", found)
+    for name, values in found.items():
+        print(f"truth: {name} " + ", ".join(f"{key} {value}" for key, value in values.items()))
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,139 @@
+"""The matrix of runs, what names a result, and the page that is written of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments import ablation, document
+from params import UserError, parse
+from train.recipe import ModelParams, TrainParams
+
+PARAMS = yaml.safe_load(Path("params.yaml").read_text())
+
+
+@pytest.fixture
+def matrix() -> ablation.Matrix:
+    return ablation.read_matrix()
+
+
+def test_rows_are_the_paper_s_and_change_one_thing_each(matrix: ablation.Matrix):
+    rows = [name for name, run in matrix.runs.items() if run.kind == "ablation"]
+    assert rows == ["visual", "textual", "fusion", "cscl", "macl", "both"]
+    jobs = {job.name: ablation.merged(PARAMS, job.overlay) for job in ablation.jobs_of(matrix, [], 1)}
+    switches = {
+        name: (
+            tree["model"]["textual"],
+            tree["model"]["tv_fusion"],
+            tree["train"]["objective"]["cscl"],
+            tree["train"]["objective"]["macl"],
+        )
+        for name, tree in jobs.items()
+        if name in rows
+    }
+    assert switches == {
+        "visual": (False, False, False, False),
+        "textual": (True, False, False, False),
+        "fusion": (True, True, False, False),
+        "cscl": (True, True, True, False),
+        "macl": (True, True, False, True),
+        "both": (True, True, True, True),
+    }
+
+
+def test_every_run_is_a_valid_set_of_params_with_the_same_budget(matrix: ablation.Matrix):
+    budgets = set()
+    for job in ablation.jobs_of(matrix, [], None):
+        tree = ablation.merged(PARAMS, job.overlay)
+        parse("model", tree["model"], ModelParams)
+        train = parse("train", tree["train"], TrainParams)
+        assert train.seed == job.seed
+        budgets.add((train.steps, train.batch, train.learning_rate, train.schedule))
+    assert len(budgets) == 1
+
+
+def test_paper_s_numbers_are_those_of_its_table(matrix: ablation.Matrix):
+    published = json.loads(Path("eval/published.json").read_text())["tables"][2]["rows"]
+    told = [run.paper for run in matrix.runs.values() if run.paper]
+    assert told == [(row[4], row[6], row[1]) for row in published]
+
+
+def test_first_seeds_come_before_second_ones(matrix: ablation.Matrix):
+    seeds = [job.seed for job in ablation.jobs_of(matrix, [], None)]
+    assert seeds == sorted(seeds)
+    assert {job.name for job in ablation.jobs_of(matrix, ["both"], None)} == {"both"}
+    assert len(ablation.jobs_of(matrix, [], 1)) == len(matrix.runs)
+
+
+def test_result_counts_while_recipe_and_data_are_the_same(matrix: ablation.Matrix, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["ablation"])
+    job = ablation.jobs_of(matrix, ["both"], 1)[0]
+    recipe = ablation.recipe_of(job, matrix.world, "tables")
+    assert not ablation.is_done(job, recipe)
+    job.result.write_text(json.dumps({"recipe": recipe}))
+    assert ablation.is_done(job, ablation.recipe_of(job, matrix.world, "tables"))
+    assert not ablation.is_done(job, ablation.recipe_of(job, matrix.world, "other tables"))
+    assert not ablation.is_done(job, ablation.recipe_of(job, {}, "tables"))
+    monkeypatch.setattr("sys.argv", ["ablation", "--set", "train.learning_rate=0.5"])
+    assert not ablation.is_done(job, ablation.recipe_of(job, matrix.world, "tables"))
+
+
+def test_failed_stage_is_one_sentence_with_its_last_line(tmp_path):
+    (tmp_path / "overlay.yaml").write_text("train: {stpes: 1}\n")
+    with pytest.raises(UserError, match=r"train\.launch of .* ended with code 1 \(error: .*unknown key 'stpes'"):
+        ablation.command("train.launch", tmp_path, tmp_path, tmp_path / "log.txt")
+
+
+def test_comparison_with_no_run_is_refused(tmp_path, monkeypatch):
+    tree = yaml.safe_load(ablation.MATRIX.read_text())
+    tree["runs"]["both"]["against"] = "nothing"
+    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.setattr(ablation, "MATRIX", tmp_path / "ablation.yaml")
+    with pytest.raises(UserError, match="both is compared with 'nothing', which is no run"):
+        ablation.read_matrix()
+
+
+def result(run: str, seed: int, value: float) -> dict:
+    columns = ("E-CI", "E-DI", "CT", "IR", "R-CI", "R-DI")
+    return {
+        "run": run,
+        "seed": seed,
+        "minutes": {"train": 5.0, "measure": 1.0},
+        "train": {"steps": 640},
+        "score": {"customcontrast": {name: {"mean": value} for name in columns} | {"pictures": 240}},
+        "views": {"subjects": 24, "s_plus": {"auc": 0.9, "auc_same_class": None}},
+        "truth": {
+            "kept": {"family": value, "colour": value, "pattern": value},
+            "followed": dict.fromkeys(("scene", "style", "accessory", "shape"), value),
+            "pose": {"same_pose": 0.3, "chance": 0.2},
+        },
+    }
+
+
+def test_page_holds_means_spreads_and_what_is_missing(matrix: ablation.Matrix, tmp_path):
+    for run, values in {"fusion": (0.50, 0.52, 0.54), "both": (0.60, 0.62, 0.64), "factor-none": (0.55,)}.items():
+        for seed, value in enumerate(values):
+            (tmp_path / f"{run}-{seed}.json").write_text(json.dumps(result(run, seed, value)))
+    document.write_document(matrix, tmp_path, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "| MFI encoder + CSCL + MACL | 3 | 0.620 ± 0.020 |" in text
+    assert "E-CI +0.100 (paper +0.034), holds" in text
+    assert "Not run yet: visual with seed 0" in text and "both with seed" not in text
+    assert "10,240 samples" in text
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "before", "words"),
+    [
+        (0.1, [0.5, 0.6], [0.1, 0.2], "holds"),
+        (-0.1, [0.5, 0.6], [0.1, 0.2], "does not hold"),
+        (0.1, [0.1, 0.9], [0.1, 0.8], "within the spread"),
+        (0.1, [0.5], [0.1, 0.2], "the same direction with one seed"),
+    ],
+)
+def test_verdict_by_hand(theirs, ours, before, words):
+    assert words in document.verdict(theirs, ours, before)

@@ -1,0 +1,112 @@
+"""What the toybox knows of its evaluation subjects, and measures made with it."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments import truth
+from pipelines.toybox import layouts
+from pipelines.toybox.render import render
+from pipelines.toybox.world import ACCESSORIES, SCENES, SHAPES, STYLES, Look
+from pipelines.toybox.write import ToyboxParams
+from train.toybox.judge import load_judge
+
+PARAMS = ToyboxParams(
+    root="-",
+    seed=3,
+    size=64,
+    mvimgnet_subjects=1,
+    mvimgnet_views=2,
+    scene_per_view=True,
+    openimages_photos=1,
+    dreambench_subjects=11,
+    dreambench_photos=2,
+    caption_detail="noun",
+)
+
+
+def test_subjects_and_views_are_those_that_were_drawn(tmp_path):
+    layouts.write_dreambench(tmp_path, 3, 11, 2, 64, "noun", lambda done, total: None)
+    world = truth.people(PARAMS)
+    assert {path.name for path in (tmp_path / "dataset").iterdir() if path.is_dir()} == set(world)
+    drawn = render([item for _, photos in world.values() for item in photos]).images.numpy()
+    files = [tmp_path / "dataset" / name / f"{k:02d}.jpg" for name in world for k in range(2)]
+    for image, file in zip(drawn, files, strict=True):
+        assert np.abs(image.astype(int) - np.asarray(Image.open(file)).astype(int)).mean() < 4, file  # JPEG
+
+
+def test_prompts_are_read_as_they_were_written():
+    for live in (True, False):
+        for template in layouts.prompts(live):
+            answer = truth.asked(template.replace("{0} {1}", "gem"))
+            assert sum(value is not None for value in vars(answer).values()) == 1, template
+            value = next(value for value in vars(answer).values() if value is not None)
+            assert value in (*SCENES, *STYLES, *ACCESSORIES, *SHAPES)
+    assert truth.asked("a photo of a gem") == truth.Answer(None, None, None, None)
+    assert truth.asked("a gem wearing a hat").accessory == "hat"
+    assert truth.asked("a ball shaped gem").shape == "ball"
+
+
+def generation(image: np.ndarray, name: str, prompt: str) -> dict:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return {
+        "subject_id": f"bench/{name}",
+        "prompt": prompt,
+        "image": stream.getvalue(),
+        "reference": f"bench/{name}/00",
+    }
+
+
+def test_attributes_of_true_pictures_are_found_and_of_another_s_are_not():
+    world, judge = truth.people(PARAMS), load_judge()
+    names = sorted(world)
+    subjects = {name: subject for name, (subject, _) in world.items()}
+    items = [(subject, photos[0][1], Look("beach")) for _, (subject, photos) in sorted(world.items())]
+    images = render(items).images.numpy()
+    prompt = "a {} on the beach"
+    right = truth.attributes(
+        [generation(i, n, prompt.format(n)) for i, n in zip(images, names, strict=True)], subjects, judge
+    )
+    assert min(*right["kept"].values(), right["followed"]["scene"]) > 0.8
+    assert right["followed"]["style"] is None
+    other = np.roll(images, 1, axis=0)
+    wrong = truth.attributes(
+        [generation(i, n, prompt.format(n)) for i, n in zip(other, names, strict=True)], subjects, judge
+    )
+    assert wrong["kept"]["family"] < 0.5 and wrong["followed"]["scene"] > 0.8
+
+
+def test_leakage_by_hand():
+    azimuths = {"a": [0.0, 90.0, 180.0, 270.0]}
+    copied = truth.leakage([("a", azimuth, azimuth) for azimuth in azimuths["a"]], azimuths)
+    assert copied == {"same_pose": 1.0, "chance": 0.25}
+    front = truth.leakage([("a", 10.0, azimuth) for azimuth in azimuths["a"]], azimuths)
+    assert front == {"same_pose": 0.25, "chance": 0.25}
+    assert truth.apart(-170, 170) == 20
+
+
+def test_pose_of_a_render_is_read_and_a_copied_photo_leaks():
+    world, judge = truth.people(PARAMS), load_judge()
+    rows = []
+    for name, (_, photos) in world.items():
+        drawn = render([(who, view, Look("studio")) for who, view, _ in photos]).images.numpy()
+        for k, image in enumerate(drawn):
+            rows.append(generation(image, name, f"a photo of a {name}") | {"reference": f"bench/{name}/{k:02d}"})
+    found = truth.poses(rows, world, judge)
+    assert found["subjects"] >= 1 and found["read_right"] >= truth.READABLE
+    assert found["same_pose"] > found["chance"] + 0.2
+
+
+def test_empty_mask_has_no_cut_out():
+    assert truth.cut_out(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), bool)) is None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    torch.set_num_threads(1)
