@@ -1,6 +1,7 @@
 """Stage: tables -> adapter. Starts the ranks of `train.run` on this machine with DeepSpeed's launcher.
 
-`python -m train.launch`. On several machines: `deepspeed --hostfile HOSTS --module train.run`.
+`python -m train.launch [--resume FOLDER [--other-ranks]]`. On several machines: `deepspeed --hostfile HOSTS --module
+train.run`, or `torchrun --nnodes N ... -m train.run` on each.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pathlib import Path
 from model.backbones.variant import load_variant
 from params import BackbonesParams, RunParams, UserError, cli, load, passed_on
 from stage import exclusive
-from train.ranks import LOOPBACK
+from train.ranks import LOOPBACK, settings
 from train.recipe import ModelParams, TrainParams
+from train.resume import ResumeOptions
 
 
 def devices(params: TrainParams, kind: str) -> list[str]:
@@ -42,16 +44,9 @@ def devices(params: TrainParams, kind: str) -> list[str]:
 
 
 def environment(kind: str, threads: int) -> dict[str, str]:
-    """Variables of the ranks: loopback only, one kind of device, bounded threads, reproducible matrix products."""
+    """Variables of the ranks: those of `train.ranks.settings`, and loopback only."""
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
-    return {
-        "DS_ACCELERATOR": kind,
-        "OMP_NUM_THREADS": str(threads),
-        "GLOO_SOCKET_IFNAME": loopback,
-        "NCCL_SOCKET_IFNAME": loopback,
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    return settings(kind, threads) | {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
 
 
 def start(module: str, ids: Sequence[str], words: Sequence[str]) -> int:
@@ -108,6 +103,7 @@ def free_port() -> int:
 
 
 def main() -> None:
+    resume = ResumeOptions.read()
     params, run = load("train", TrainParams), load("run", RunParams)
     load("model", ModelParams)
     load_variant(load("backbones", BackbonesParams).variant)
@@ -116,7 +112,7 @@ def main() -> None:
     print(f"train: {len(ids)} rank{'s' * (len(ids) > 1)} on {kind}, ZeRO-{params.zero_stage}", flush=True)
     os.environ.update(environment(kind, run.threads))
     with exclusive("train", Path(run.work)):
-        code = start("train.run", ids, passed_on())
+        code = start("train.run", ids, [*passed_on(), *resume.words()])
     if code < 0:
         raise UserError(
             f"a rank of the training was killed by signal {-code}; if that was for memory, lower train.batch; the same"

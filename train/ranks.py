@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import re
 import signal
 import socket
 import sys
@@ -15,6 +17,7 @@ from typing import Self
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 
 from model.errors import ModelError
@@ -23,29 +26,31 @@ from params import UserError
 LOOPBACK = "127.0.0.1"
 # Rank 0 may read tables of many gigabytes while the others wait for it.
 PATIENCE = timedelta(hours=12)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers, as the DeepSpeed launcher numbered them."""
+    """This process among its peers, as DeepSpeed's launcher or torchrun numbered them."""
 
     rank: int
     world: int
     device: torch.device
-    store: dist.TCPStore
+    store: dist.Store
 
     @classmethod
     def join(cls, kind: str) -> Self:
         """Meet the other ranks; `kind` is cpu (gloo) or cuda (NCCL, one GPU a rank).
 
         On one machine the ranks listen on the loopback interface only.
+
+        Raises:
+            UserError: the port at which they meet is in use, or the environment names no ranks.
         """
         import deepspeed
 
-        rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        listener = listen(port) if rank == 0 and host == LOOPBACK else None
-        store = dist.TCPStore(host, port, world, rank == 0, timeout=PATIENCE, master_listen_fd=listener)
+        rank, world, local = (number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        store = meet(rank, world)
         device = torch.device("cuda", local) if kind == "cuda" else torch.device("cpu")
         if kind == "cuda":
             torch.cuda.set_device(device)
@@ -93,12 +98,77 @@ class Ranks:
         return 1
 
 
+def meet(rank: int, world: int) -> dist.Store:
+    """The store at MASTER_ADDR and MASTER_PORT, served by rank 0, or by torchrun where that started the ranks."""
+    host, port = os.environ.get("MASTER_ADDR", LOOPBACK), number("MASTER_PORT")
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = rank == 0 and not served
+    try:
+        listener = listen(port) if serves and host == LOOPBACK else None
+        store = dist.TCPStore(host, port, world, serves, timeout=PATIENCE, master_listen_fd=listener)
+    except (OSError, dist.DistNetworkError) as error:
+        in_use = getattr(error, "errno", None) == errno.EADDRINUSE or "EADDRINUSE" in str(error)
+        if serves and in_use:
+            raise UserError(f"port {port}, at which the ranks meet, is in use; give another --master_port") from None
+        raise
+    # torchrun keeps its store when it starts the ranks again.
+    return dist.PrefixStore(f"train/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def number(name: str) -> int:
+    """An environment variable of the launcher.
+
+    Raises:
+        UserError: it is missing or no number.
+    """
+    value = os.environ.get(name, "")
+    if not value.isdigit():
+        raise UserError(f"{name} is '{value}'; start the ranks with python -m train.launch, deepspeed or torchrun")
+    return int(value)
+
+
 def tell(error: Exception) -> None:
     """Print what stopped a run: one sentence for what the user can mend, a traceback for everything else."""
     if isinstance(error, (UserError, ModelError)):
         print(f"error: {error}", file=sys.stderr)
+    elif no_room(error):
+        print(
+            f"error: the disk took no more ({error}); make room and run the same command again, which goes on from the"
+            " last checkpoint",
+            file=sys.stderr,
+        )
+    elif lost(error):
+        print(
+            "error: another rank is gone, by a kill or for want of memory; run the same command again, which goes on"
+            " from the last checkpoint",
+            file=sys.stderr,
+        )
     else:
         traceback.print_exception(error)
+
+
+def no_room(error: Exception) -> bool:
+    """Did a write fail because the disk, a quota or a limit is full?"""
+    if isinstance(error, SafetensorError):  # it carries the number in its text only
+        found = re.search(r"os error (\d+)", str(error))
+        return found is not None and int(found[1]) in NO_ROOM
+    return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
+def lost(error: Exception) -> bool:
+    """Did a collective fail because its other end is gone?"""
+    gone = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in gone)
+
+
+def settings(kind: str, threads: int) -> dict[str, str]:
+    """Environment of a rank on `kind`: DeepSpeed's device, bounded threads, reproducible matrix products."""
+    return {
+        "DS_ACCELERATOR": kind,
+        "OMP_NUM_THREADS": str(threads),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
 
 
 def listen(port: int) -> int:

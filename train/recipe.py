@@ -12,7 +12,7 @@ from model.losses import Factor, Similarity
 from model.objective import ObjectiveConfig
 from params import Section, UserError
 from pipelines import tables
-from stage import digest, digest_files
+from stage import digest_files
 
 TABLES = {
     "triplets": "curate",
@@ -81,7 +81,8 @@ class TrainParams(Section):
     """How the adapter is trained."""
 
     steps: int = Field(ge=1)
-    batch: int = Field(ge=1)  # samples of a step over all ranks, each of another subject
+    batch: int = Field(ge=1)  # samples of a micro step over all ranks, each of another subject
+    accumulation: int = Field(ge=1)  # micro steps of a step; contrastive negatives come from one micro step
     ranks: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     schedule: Literal["constant", "cosine"]
@@ -89,7 +90,10 @@ class TrainParams(Section):
     weight_decay: float = Field(ge=0)
     gradient_clipping: float = Field(gt=0)  # largest norm of the gradient
     precision: Literal["fp32", "bf16", "fp16"]
-    zero_stage: Literal[1, 2, 3]
+    zero_stage: Literal[0, 1, 2, 3]
+    offload: Literal["none", "optimizer", "all"]  # what waits in CPU memory: optimizer state, or the weights too
+    compile: bool  # the UNet, by torch.compile
+    ema: float | None = Field(gt=0, lt=1)  # decay a step of the moving average of the weights; null: none
     gradient_checkpointing: Literal["none", "text", "all"]  # what is computed again: text encoders, or the UNet too
     deterministic: bool
     seed: int = Field(ge=0)
@@ -100,8 +104,20 @@ class TrainParams(Section):
     log_every: int = Field(ge=1)  # steps
     checkpoint_every: int = Field(ge=1)  # steps
 
+    @model_validator(mode="after")
+    def goes_together(self) -> Self:
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("offload optimizer needs zero_stage 1, 2 or 3")
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(f"offload all needs zero_stage 3, and it is {self.zero_stage}")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile does not go with zero_stage 3, whose gathering of each layer breaks the graph there"
+            )
+        return self
+
     def rows(self, ranks: int) -> int:
-        """Samples of a step on each of so many ranks.
+        """Samples of a micro step on each of so many ranks.
 
         Raises:
             UserError: they do not divide the batch.
@@ -109,6 +125,15 @@ class TrainParams(Section):
         if self.batch % ranks:
             raise UserError(f"train.batch = {self.batch} does not divide into {ranks} ranks; change one of them")
         return self.batch // ranks
+
+    @property
+    def samples(self) -> int:
+        """Samples of a step, over all ranks and micro steps."""
+        return self.batch * self.accumulation
+
+    def draws(self, step: int) -> range:
+        """Which of the sampler's batches the micro steps of a 0-based step take."""
+        return range(step * self.accumulation, (step + 1) * self.accumulation)
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a 0-based step: a linear warm-up, then constant, or a half cosine that ends near 0."""
@@ -135,7 +160,6 @@ def code_digest() -> str:
     return digest_files(*sorted(root.glob("*.py")), *model)
 
 
-def run_digest(train: TrainParams, model: ModelParams, **others: Any) -> str:
-    """16 hex digits that name a run: its parameters, its input and everything else its weights depend on."""
-    recipe = train.model_dump(exclude={"checkpoint_every", "ranks"})
-    return digest([recipe, model.model_dump(), others])
+def recipe(train: TrainParams, model: ModelParams, **others: Any) -> dict[str, Any]:
+    """All that the weights of a run depend on, JSON-like: its parameters, its input, `others`."""
+    return {"train": train.model_dump(exclude={"checkpoint_every", "ranks"}), "model": model.model_dump(), **others}

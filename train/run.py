@@ -1,9 +1,13 @@
-"""One rank of a training run, started by `train.launch` or by DeepSpeed's own launcher."""
+"""One rank of a training run, started by `train.launch`, DeepSpeed's own launcher or torchrun."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
@@ -14,46 +18,79 @@ from train import arrays
 from train.arrays import Arrays
 from train.checkpoint import Checkpoints
 from train.data import TrainingSet
-from train.ranks import Ranks, die_with_parent
-from train.recipe import ModelParams, TrainParams, code_digest, input_digest, run_digest
+from train.log import LossLog
+from train.ranks import Ranks, die_with_parent, settings
+from train.recipe import ModelParams, TrainParams, code_digest, input_digest, recipe
+from train.resume import ResumeOptions, accept, run_folder, unfinished
+
+if TYPE_CHECKING:  # DeepSpeed asks the environment for its device when it is imported
+    from train.trainer import Trainer
 
 
-def train(ranks: Ranks) -> None:
+def train(ranks: Ranks, resume: ResumeOptions) -> None:
     """Read tables, train, write the adapter and its losses."""
     from train.trainer import build
 
     params, model, run = load("train", TrainParams), load("model", ModelParams), load("run", RunParams)
     variant = load_variant(load("backbones", BackbonesParams).variant)
-    data, work, out = data_dir(), Path(run.work) / "train", data_dir() / "train"
+    data, work = data_dir(), Path(run.work) / "train"
     data_hash = ranks.first("data", lambda: input_digest(data))
     cached = Path(ranks.first("arrays", lambda: str(arrays.write(data, work / "arrays" / data_hash))))
     samples = TrainingSet.read(data, Arrays.open(cached), params.pairing)
     ranks.say(f"train: {len(samples)} triplets, {samples.dropped} dropped because a frame is not encoded")
     trainer = build(params, model, variant, samples, ranks, run.threads)
-    identity = run_digest(
-        params,
-        model,
-        data=data_hash,
-        code=code_digest(),
-        base=[trainer.diffusion.name, trainer.diffusion.revision, trainer.engine.module.config.image_encoder],
-        ranks=[ranks.world, ranks.device.type],
-    )
-    folder = work / identity
-    folder.mkdir(parents=True, exist_ok=True)
-    log = trainer.fit(Checkpoints(folder, ranks), folder / "log.jsonl")
-    trainer.save(out / "adapter", data_hash)
-    if ranks.rank == 0:
-        log.write(out / "losses.csv")
-        counts = {"steps": params.steps, "triplets": len(samples), "triplets_dropped": samples.dropped}
-        write_json(out / "metrics.json", counts | log.final())
+    base = {"model": trainer.diffusion.name, "revision": trainer.diffusion.revision}
+    base["image_encoder"] = trainer.adapter.config.image_encoder
+    whole = recipe(params, model, data=data_hash, code=code_digest(), base=base, ranks=[ranks.world, ranks.device.type])
+    folder = Path(ranks.first("folder", lambda: str(begin(work, whole, resume))))
+    log = trainer.fit(Checkpoints(folder, ranks, resume.folder), folder / "log.jsonl")
+    counts = {"steps": params.steps, "triplets": len(samples), "triplets_dropped": samples.dropped}
+    publish(trainer, data_dir() / "train", data_hash, whole, log, counts)
+
+
+def begin(work: Path, whole: dict[str, Any], resume: ResumeOptions) -> Path:
+    """The folder of the run with recipe `whole`; says what it goes on from, or why it begins anew."""
+    said = accept(resume.folder, whole, resume) if resume.folder is not None else ""
+    folder = run_folder(work, whole)
+    if said := said or ("" if any(folder.glob("step-*")) else unfinished(work, folder, whole)):
+        print(said, flush=True)
+    return folder
+
+
+def publish(
+    trainer: Trainer, out: Path, data_hash: str, whole: dict[str, Any], log: LossLog, counts: dict[str, int]
+) -> None:
+    """Write the outs, all or none: the adapter with its card, losses and metrics. Collective."""
+    card = {"recipe": whole, "losses": log.final(), "commit": commit(), **counts}
+    try:
+        trainer.save(out / "adapter", data_hash, card)
+        if trainer.ranks.rank == 0:
+            log.write(out / "losses.csv")
+            write_json(out / "metrics.json", counts | log.final())
+    except OSError:
+        if trainer.ranks.rank == 0:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def commit() -> str | None:
+    """The commit that is checked out; None where this is no git repository."""
+    words = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def main() -> None:
     """Train as one of the ranks that the environment numbers."""
     die_with_parent()
-    ranks = Ranks.join(load("run", RunParams).torch_device())
+    resume, run = ResumeOptions.read(), load("run", RunParams)
+    for name, value in settings(run.torch_device(), run.threads).items():
+        os.environ.setdefault(name, value)
+    ranks = Ranks.join(run.torch_device())
     try:
-        train(ranks)
+        train(ranks, resume)
         dist.destroy_process_group()
     except Exception as error:
         sys.exit(ranks.report(error))

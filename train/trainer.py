@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import deepspeed
 import torch
 
 from model.adapter import Adapter
@@ -14,16 +14,18 @@ from model.backbones.clip import WEIGHTS as CLIP_WEIGHTS
 from model.backbones.diffusion import Diffusion, load_diffusion
 from model.backbones.hub import identify, reading
 from model.backbones.variant import ImageEncoderSpec, Variant
-from model.objective import training_losses
 from model.prompt import checkpoint_text
 from params import UserError
+from stage import write_json
 from train.checkpoint import Checkpoints
 from train.data import Sampler, TrainingSet
+from train.engine import DTYPES, Objective, TrainedState, gradient_norm, start_engine
 from train.log import LOSSES, LossLog, Progress
 from train.ranks import Ranks
 from train.recipe import ModelParams, TrainParams
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Of an adapter's folder: the weights without averaging, where it holds averages; and what the adapter is of.
+RAW, CARD = "raw", "card.json"
 
 
 @dataclass
@@ -33,18 +35,25 @@ class Trainer:
     params: TrainParams
     diffusion: Diffusion
     engine: Any
-    """DeepSpeedEngine around the Adapter."""
+    """DeepSpeedEngine around an Objective."""
+    trained: TrainedState
     sampler: Sampler
     ranks: Ranks
+
+    @property
+    def adapter(self) -> Adapter:
+        """What is trained."""
+        found: Adapter = self.engine.module.adapter
+        return found
 
     def fit(self, checkpoints: Checkpoints, log_file: Path) -> LossLog:
         """Train up to `params.steps`, from the newest checkpoint where there is one, and return the losses."""
         log = LossLog(self.params.log_every)
-        start, state = checkpoints.restore(self.engine)
+        start, state = checkpoints.restore(self.trained)
         if state is not None:
             log.restore(state)
             self.ranks.say(f"train: goes on at step {start} of {self.params.steps}")
-        progress = Progress(start, self.params.steps, self.params.batch, log_file) if self.ranks.rank == 0 else None
+        progress = Progress(start, self.params.steps, self.params.samples, log_file) if self.ranks.rank == 0 else None
         for step in range(start, self.params.steps):
             values = self.step(step)
             log.add(step, values)
@@ -54,7 +63,7 @@ class Trainer:
             if progress is not None:
                 progress.advance(dict(zip(LOSSES, values, strict=False)))
             if last or (step + 1) % self.params.checkpoint_every == 0:
-                checkpoints.save(self.engine, step + 1, log.state())
+                checkpoints.save(self.trained, step + 1, log.state())
                 if progress is not None:
                     progress.note(samples_per_second=round(progress.rate(), 2))
         if progress is not None:
@@ -62,26 +71,30 @@ class Trainer:
         return log
 
     def step(self, step: int) -> list[float]:
-        """One update of the weights; returns the values of log.COLUMNS, means over the ranks.
+        """One update of the weights; returns the values of log.COLUMNS, means over the ranks and micro steps.
 
         Raises:
             UserError: a loss or the gradient is not finite; names step, losses and triplets.
         """
-        batch = self.sampler.batch(step, self.ranks.rank, self.ranks.world, self.ranks.device)
-        adapter = self.engine.module
-        losses = training_losses(batch, self.engine, adapter.config, self.diffusion, self.params.objective.config())
-        means = self.ranks.mean(torch.stack([losses[name] for name in LOSSES])).tolist()
-        named = dict(zip(LOSSES, means, strict=True))
-        self.require_finite(step, named)
         rate = self.params.learning_rate_at(step)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        self.engine.backward(losses["total"])
-        self.engine.step()
-        norm = float(self.engine.get_global_grad_norm())
+        rows, before = [], None
+        for draw in self.params.draws(step):
+            batch = self.sampler.batch(draw, self.ranks.rank, self.ranks.world, self.ranks.device)
+            losses = self.engine(batch)
+            rows.append(self.ranks.mean(torch.stack([losses[name] for name in LOSSES])).tolist())
+            self.require_finite(step, dict(zip(LOSSES, rows[-1], strict=True)))
+            self.engine.backward(losses["total"])
+            before = gradient_norm(self.engine)
+            self.engine.step()
+        means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        norm = float(self.engine.get_global_grad_norm()) if before is None else before
         # In fp16 the loss scaler skips such a step and tries a smaller scale.
         if self.params.precision != "fp16":
-            self.require_finite(step, named | {"gradient norm": norm})
+            self.require_finite(step, dict(zip(LOSSES, means, strict=True)) | {"gradient norm": norm})
+        if self.engine.was_step_applied():
+            self.trained.average(step)
         return [*means, rate, norm]
 
     def require_finite(self, step: int, values: dict[str, float]) -> None:
@@ -99,20 +112,39 @@ class Trainer:
 
     def suspects(self, step: int) -> tuple[list[str], bool]:
         """Ids of the triplets of a step, only those with input that is not finite where there are some (then True)."""
-        whole = self.sampler.batch(step)
-        finite = torch.stack(
-            [rows.float().flatten(1).isfinite().all(dim=1) for rows in (whole.latents, whole.reference, whole.positive)]
-        ).all(dim=0)
-        ids = [self.sampler.data.triplet_ids[int(row)].as_py() for row in self.sampler.draw(step).triplets]
-        broken = [name for name, fine in zip(ids, finite.tolist(), strict=True) if not fine]
+        ids: list[str] = []
+        broken: list[str] = []
+        for draw in self.params.draws(step):
+            whole = self.sampler.batch(draw)
+            inputs = (whole.latents, whole.reference, whole.positive)
+            finite = torch.stack([rows.float().flatten(1).isfinite().all(dim=1) for rows in inputs]).all(dim=0)
+            names = [self.sampler.data.triplet_ids[int(row)].as_py() for row in self.sampler.draw(draw).triplets]
+            ids += names
+            broken += [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
         return broken or ids, bool(broken)
 
-    def save(self, folder: Path, data_hash: str) -> None:
-        """Write the adapter from rank 0, in the precision it was trained in. Collective: ZeRO-3 gathers it."""
-        adapter = self.engine.module
-        with deepspeed.zero.GatheredParameters(list(adapter.parameters())):
-            if self.ranks.rank == 0:
-                adapter.save(folder, data_hash)
+    def save(self, folder: Path, data_hash: str, card: dict[str, Any]) -> None:
+        """Write the adapter from rank 0, in the precision it was trained in, and `card` beside it. Collective.
+
+        With train.ema the adapter is the moving average, and the weights without averaging lie in `raw`.
+        """
+        averaged = self.params.ema is not None
+        kinds = {"": self.trained.adapter_weights(ema=averaged)}
+        if averaged:
+            kinds[RAW] = self.trained.adapter_weights(ema=False)
+        if self.ranks.rank == 0:
+            temporary = folder.with_name(f".{folder.name}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            try:
+                for kind, weights in kinds.items():
+                    adapter = Adapter(self.adapter.config)
+                    adapter.load_state_dict(weights, assign=True)
+                    adapter.save(temporary / kind, data_hash)
+                write_json(temporary / CARD, card)
+                shutil.rmtree(folder, ignore_errors=True)
+                temporary.rename(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
         self.ranks.barrier()
 
 
@@ -124,13 +156,17 @@ def build(
         raise UserError("train.precision fp16 needs a GPU; use fp32 or bf16, or set run.device to cuda")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(params.deterministic, warn_only=True)
-    diffusion = load_diffusion(variant.diffusion, DTYPES[params.precision], ranks.device)
+    # ZeRO 3 moves the frozen weights to the ranks' devices itself, to each its share.
+    place = torch.device("cpu") if params.zero_stage == 3 else ranks.device
+    diffusion = load_diffusion(variant.diffusion, DTYPES[params.precision], place)
     vae, unet, scheduler = (cast(Any, part) for part in (diffusion.vae, diffusion.unet, diffusion.scheduler))
     vae.to("meta")  # latents are cached; only its configuration is read
     if params.gradient_checkpointing == "all":
         unet.enable_gradient_checkpointing()
     if params.gradient_checkpointing != "none":
         checkpoint_text(diffusion.text_encoders)
+    if params.compile:
+        unet.compile()
     sampler = Sampler(
         data,
         batch=params.batch,
@@ -140,12 +176,9 @@ def build(
         independent=params.positive_timesteps == "independent",
     )
     adapter = make_adapter(model, variant, diffusion, data, params.seed)
-    engine, *_ = deepspeed.initialize(
-        model=adapter,
-        optimizer=torch.optim.AdamW(adapter.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay),
-        config=engine_config(params, params.rows(ranks.world), sum(p.numel() for p in adapter.parameters())),
-    )
-    return Trainer(params, diffusion, engine, sampler, ranks)
+    objective = Objective(adapter, diffusion, params.objective.config(), sharded=params.zero_stage == 3)
+    engine = start_engine(params, objective, ranks.world, ranks.device)
+    return Trainer(params, diffusion, engine, TrainedState(engine, params.ema), sampler, ranks)
 
 
 def make_adapter(model: ModelParams, variant: Variant, diffusion: Diffusion, data: TrainingSet, seed: int) -> Adapter:
@@ -186,22 +219,3 @@ def encoder_name(spec: ImageEncoderSpec) -> str:
     with reading(spec.path, f"an open_clip folder with {CLIP_WEIGHTS}"):
         name, revision = identify(spec, [spec.local / CLIP_WEIGHTS])
     return f"{name}@{revision[:12]}"
-
-
-def engine_config(params: TrainParams, rows: int, weights: int) -> dict[str, Any]:
-    """DeepSpeed's configuration for `rows` samples a rank and so many trained `weights`."""
-    # Its buckets are made anew each step; the default of 500 million numbers is 2 GB for any adapter.
-    bucket = min(weights, 50_000_000)
-    return {
-        "train_micro_batch_size_per_gpu": rows,
-        "gradient_clipping": params.gradient_clipping,
-        "zero_optimization": {
-            "stage": params.zero_stage,
-            "overlap_comm": False,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-        },
-        "bf16": {"enabled": params.precision == "bf16"},
-        "fp16": {"enabled": params.precision == "fp16"},
-        "steps_per_print": 10**9,
-    }
