@@ -1,4 +1,4 @@
-"""The scores (method, section 5), as functions of cosines and of rows of the scores table; docs/metrics.md explains each.
+"""The scores (method, section 5), as functions of cosines and of rows of the scores table; see docs/metrics.md.
 
 X-I(s) = mean over pictures g and real photos r of subject s of cos(phi(seg r), phi(seg g)), then the mean over s. CT is
 the mean over editing prompts of cos(text, picture), IR that of ImageReward, again by subject first.
