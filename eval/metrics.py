@@ -24,6 +24,9 @@ MODEL, PROMPT_ONLY, REAL, COPY = "customcontrast", "prompt_only", "real", "copy"
 PHOTO = "photo"
 """Group of the real photos: made from no prompt, they stand in both the reconstruction and the editing columns."""
 
+PAIR = "pair"
+"""Group of the pictures of two subjects: neither reconstruction nor editing of one, they count in their group alone."""
+
 METRICS = ("CT", "IR", "R-CI", "E-CI", "R-DI", "E-DI")
 """The columns of the published table."""
 
@@ -173,6 +176,19 @@ def summaries(
     return {name: summary(scored[name], segmented.get(name, []), intervals) for name in methods}
 
 
+def columns(values: dict[str, Any]) -> dict[str, Estimate | None]:
+    """Return the columns of METRICS of a `summary`, then those of its other metrics that say something: R-<metric> and
+    E-<metric>."""
+    shown = set(HEADLINE.values())
+    others = {
+        f"{part}-{name}": found
+        for name, parts in values["metrics"].items()
+        for part, found in parts.items()
+        if found is not None and (name, part) not in shown
+    }
+    return {column: values[column] for column in METRICS} | others
+
+
 def _by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -182,7 +198,7 @@ def _by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 PARTS: dict[str, Callable[[str], bool]] = {
     "R": lambda group: group in (RECONSTRUCTION, PHOTO),
-    "E": lambda group: group != RECONSTRUCTION,
+    "E": lambda group: group not in (RECONSTRUCTION, PAIR),
 }
 """Reconstruction and editing: which groups of prompts count in each."""
 
