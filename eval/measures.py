@@ -52,6 +52,8 @@ def lpips(pictures: Pictures) -> np.ndarray:
 
 def diversity(pictures: Pictures) -> np.ndarray:
     """Mean DINO distance, 1 - cosine, to the other seeds of the prompt."""
+    if not pictures.have_siblings:
+        return np.full(len(pictures), np.nan)
     vectors = pictures.vectors("dino", segmented=False)
     return metrics.mean_to_siblings(1 - vectors @ vectors.T, pictures.siblings)
 

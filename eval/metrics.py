@@ -44,6 +44,10 @@ PICTURE = ("subject_id", "group", "prompt_id", "index")
 """What a picture of a method is known by."""
 
 
+SAME = 1e-3
+"""Difference of cosines below which half precision sees no two pictures."""
+
+
 class IntervalParams(Section):
     """How far a mean may be from that of other subjects of the same kind: bootstrap over subjects (Efron 1979)."""
 
@@ -64,7 +68,8 @@ def copy_excess(cosines: np.ndarray, photos: np.ndarray, shown: np.ndarray, comp
     """Return how much nearer each picture is to what the model was shown than to the subject's other photos, [G].
 
     c(x, nearest shown crop r) - mean c(x, others), over what it is for r itself, 1 - mean c(r, others): 1 for a copy of
-    the crop, 0 for a picture that is no nearer to it than to the others. NaN without a shown crop or without others.
+    the crop, 0 for a picture that is no nearer to it than to the others. NaN without a shown crop or without others,
+    and where the crop is all but the others (SAME): nobody could tell then.
 
     Args:
         cosines: [G, P] of pictures and photos.
@@ -77,9 +82,9 @@ def copy_excess(cosines: np.ndarray, photos: np.ndarray, shown: np.ndarray, comp
     nearest = np.where(shown, cosines, -np.inf).argmax(axis=1)
     others = compared & ~shown
     own, copied = _masked_mean(cosines, others), _masked_mean(photos[nearest], others)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        excess = (cosines[np.arange(len(cosines)), nearest] - own) / (1 - copied)
-    return np.where(shown.any(axis=1) & np.isfinite(excess), excess, np.nan)
+    told = shown.any(axis=1) & (1 - copied > SAME)  # false for NaN
+    excess = cosines[np.arange(len(cosines)), nearest] - own
+    return np.divide(excess, 1 - copied, out=np.full(len(cosines), np.nan), where=told)
 
 
 def mean_to_siblings(distances: np.ndarray, siblings: Sequence[Any]) -> np.ndarray:

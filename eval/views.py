@@ -108,6 +108,11 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.work.pictures)
 
+    @property
+    def have_siblings(self) -> bool:
+        """Whether a prompt has several pictures."""
+        return len(set(self.siblings)) < len(self)
+
     def images(self) -> list[Image.Image]:
         """Return the whole pictures, RGB."""
         return [self.image(number) for number in range(len(self))]

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, Dinov2Model
+from transformers import AutoImageProcessor, Dinov2Model, ViTConfig, ViTImageProcessor, ViTModel
 
 from model.backbones.clip import WEIGHTS, Clip, load_clip
 from model.backbones.variant import ClipSpec, DinoSpec
@@ -140,6 +140,24 @@ def test_dino_is_the_class_token_after_the_final_norm(
     with torch.no_grad():
         pooled = model(**processor(images=photos, return_tensors="pt")).pooler_output
     torch.testing.assert_close(dino.encode_image(photos), F.normalize(pooled, dim=1))
+
+
+def test_first_dino_is_known_by_its_folder(tmp_path: Path, photos: list[Image.Image]) -> None:
+    """As facebook/dino-vits16 is published: a ViTModel without a pooling layer."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    whole = ViTModel(ViTConfig(**sizes, image_size=32, patch_size=16), add_pooling_layer=False).eval()
+    whole.save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    with torch.no_grad():
+        states = whole(**processor(images=photos, return_tensors="pt")).last_hidden_state
+    found = load_dino(DinoSpec(path=str(tmp_path)), "cpu", batch_size=4).encode_image(photos)
+    torch.testing.assert_close(found, F.normalize(states[:, 0], dim=1))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "swin"}))
+    with pytest.raises(ModelError, match=r"cannot be read as a transformers folder of DINO .*its model_type is swin"):
+        load_dino(DinoSpec(path=str(tmp_path)), "cpu")
 
 
 def test_published_dinov2_names_are_the_ones_on_disk(dino_folder: Path) -> None:
