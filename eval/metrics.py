@@ -1,4 +1,4 @@
-"""The scores (method, section 5), as functions of cosines and of rows of the scores table; docs/metrics.md explains each.
+"""The scores (method, section 5), as functions of cosines and of rows of the scores table; see docs/metrics.md.
 
 X-I(s) = mean over pictures g and real photos r of subject s of cos(phi(seg r), phi(seg g)), then the mean over s. CT is
 the mean over editing prompts of cos(text, picture), IR that of ImageReward, again by subject first.
@@ -24,6 +24,9 @@ MODEL, PROMPT_ONLY, REAL, COPY = "customcontrast", "prompt_only", "real", "copy"
 PHOTO = "photo"
 """Group of the real photos: made from no prompt, they stand in both the reconstruction and the editing columns."""
 
+PAIR = "pair"
+"""Group of the pictures of two subjects: neither reconstruction nor editing of one, they count in their group alone."""
+
 METRICS = ("CT", "IR", "R-CI", "E-CI", "R-DI", "E-DI")
 """The columns of the published table."""
 
@@ -39,6 +42,10 @@ HEADLINE = {
 
 PICTURE = ("subject_id", "group", "prompt_id", "index")
 """What a picture of a method is known by."""
+
+
+SAME = 1e-3
+"""Difference of cosines below which half precision sees no two pictures."""
 
 
 class IntervalParams(Section):
@@ -61,7 +68,8 @@ def copy_excess(cosines: np.ndarray, photos: np.ndarray, shown: np.ndarray, comp
     """Return how much nearer each picture is to what the model was shown than to the subject's other photos, [G].
 
     c(x, nearest shown crop r) - mean c(x, others), over what it is for r itself, 1 - mean c(r, others): 1 for a copy of
-    the crop, 0 for a picture that is no nearer to it than to the others. NaN without a shown crop or without others.
+    the crop, 0 for a picture that is no nearer to it than to the others. NaN without a shown crop or without others,
+    and where the crop is all but the others (SAME): nobody could tell then.
 
     Args:
         cosines: [G, P] of pictures and photos.
@@ -74,9 +82,9 @@ def copy_excess(cosines: np.ndarray, photos: np.ndarray, shown: np.ndarray, comp
     nearest = np.where(shown, cosines, -np.inf).argmax(axis=1)
     others = compared & ~shown
     own, copied = _masked_mean(cosines, others), _masked_mean(photos[nearest], others)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        excess = (cosines[np.arange(len(cosines)), nearest] - own) / (1 - copied)
-    return np.where(shown.any(axis=1) & np.isfinite(excess), excess, np.nan)
+    told = shown.any(axis=1) & (1 - copied > SAME)  # false for NaN
+    excess = cosines[np.arange(len(cosines)), nearest] - own
+    return np.divide(excess, 1 - copied, out=np.full(len(cosines), np.nan), where=told)
 
 
 def mean_to_siblings(distances: np.ndarray, siblings: Sequence[Any]) -> np.ndarray:
@@ -171,6 +179,19 @@ def summaries(
     order = {MODEL: -1, PROMPT_ONLY: 1, REAL: 2, COPY: 3}
     methods = sorted(scored, key=lambda name: (order.get(name, 0), name))
     return {name: summary(scored[name], segmented.get(name, []), intervals) for name in methods}
+
+
+def columns(values: dict[str, Any]) -> dict[str, Estimate | None]:
+    """Return the columns of METRICS of a `summary`, then those of its other metrics that say something: R-<metric> and
+    E-<metric>."""
+    shown = set(HEADLINE.values())
+    others = {
+        f"{part}-{name}": found
+        for name, parts in values["metrics"].items()
+        for part, found in parts.items()
+        if found is not None and (name, part) not in shown
+    }
+    return {column: values[column] for column in METRICS} | others
 
 
 def _by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:

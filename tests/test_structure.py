@@ -17,7 +17,7 @@ ALLOWED = {
     "pipelines": ("model",),
     "model": (),
     "train": ("model", "pipelines.tables", "pipelines.storage"),
-    "eval": ("model", "pipelines.tables", "pipelines.storage"),
+    "eval": ("model", "pipelines.prefetch", "pipelines.tables", "pipelines.storage"),
     # The toybox's own: it knows what was drawn, and starts the stages by their commands.
     "experiments": ("model", "pipelines.tables", "pipelines.toybox", "train.recipe", "train.toybox"),
 }

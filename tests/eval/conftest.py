@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from eval.protocol import ProtocolParams
-from model.backbones.grounded_sam import Detection
+from model.backbones.encoders import Encoder
+from model.backbones.grounded_sam import Cut, Detection
 from params import RunParams
 from pipelines import tables
 from pipelines.storage import Roots, SourceParams
@@ -120,7 +121,8 @@ def data(tmp_path: Path, roots: Roots) -> Path:
     for subject, class_name in TEST_SUBJECTS.items():
         for number in range(4):
             frame_id = f"{subject}/{number:02d}"
-            image, mask = draw(COLOURS[class_name], number, (90 + 20 * number, 120, 90))
+            red, green, blue = COLOURS[class_name]  # in another light each time
+            image, mask = draw((red, green, blue + 40 * number), number, (90 + 20 * number, 120, 90))
             file = tmp_path / "photos" / f"{frame_id}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(png(image))
@@ -138,35 +140,73 @@ def data(tmp_path: Path, roots: Roots) -> Path:
     return folder
 
 
-class FakeEncoders:
-    """Embeds a picture by its mean colour, a text by a fixed direction; finds a subject unless it is drawn in black."""
+class FakeModels:
+    """Embeds a picture by its mean colour, a text by a fixed direction; finds a subject unless it is drawn in black.
 
-    @property
-    def grounded_sam(self) -> FakeEncoders:
+    `calls` counts the pictures that each model was given.
+    """
+
+    def __init__(self) -> None:
+        self.calls: dict[str, int] = {}
+
+    def count(self, model: str, pictures: Sequence[Any]) -> None:
+        self.calls[model] = self.calls.get(model, 0) + len(pictures)
+
+    def encoder(self, name: str) -> Encoder:
+        def embed(means: Sequence[torch.Tensor]) -> torch.Tensor:
+            self.count(name, means)
+            return torch.nn.functional.normalize(torch.stack(list(means)), dim=1)
+
+        return Encoder(name, self.prepare, embed, self.encode_text)
+
+    def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:
+        self.count("text", prompts)
+        return torch.tensor([[len(prompt) / 100, 0.0, 0.0] for prompt in prompts], dtype=torch.float64)
+
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(image, dtype=np.float64).mean(axis=(0, 1)) + 1)
+
+    def reward(self) -> FakeModels:
         return self
 
-    def similarity(self, pictures: Sequence[Image.Image]) -> dict[str, np.ndarray]:
-        return {"clip_i": self.vectors(pictures), "dino_i": self.vectors(pictures)}
+    def rate(self, means: Sequence[torch.Tensor], prompts: Sequence[str]) -> torch.Tensor:
+        self.count("reward", means)
+        return torch.stack(list(means))[:, 0] - torch.tensor([float(len(prompt)) for prompt in prompts])
 
-    def controllability(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        return self.vectors(pictures)[:, 0] * np.array([len(prompt) / 100 for prompt in prompts])
+    def lpips(self) -> FakeModels:
+        return self
+
+    def distances(self, means: Sequence[torch.Tensor]) -> torch.Tensor:
+        self.count("lpips", means)
+        return torch.cdist(torch.stack(list(means)), torch.stack(list(means)))
 
     @staticmethod
     def vectors(pictures: Sequence[Image.Image]) -> np.ndarray:
         means = np.array([np.asarray(p, dtype=np.float64).mean(axis=(0, 1)) + 1 for p in pictures])
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
-    def detect(self, images: Sequence[Image.Image], phrases: Sequence[str]) -> list[Detection | None]:
-        return [Detection((4, 5, 14, 18), 0.9) if np.asarray(i).max() > 20 else None for i in images]
 
-    def segment(self, images: Sequence[Image.Image], boxes: Any) -> tuple[list[np.ndarray], list[float]]:
-        masks = []
-        for image, (x0, y0, x1, y1) in zip(images, boxes, strict=True):
+class FakeSegmenter:
+    """Finds one box in every picture that is not black; answers the last picture first, as batches may."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
+
+    def cut_out(
+        self, photos: Iterable[tuple[int, Image.Image, str]], min_score: float
+    ) -> Iterator[tuple[int, Detection | None, Cut | None]]:
+        for number, image, phrase in reversed(list(photos)):
+            self.asked.append(phrase)
+            if np.asarray(image).max() <= 20:
+                yield number, None, None
+                continue
             mask = np.zeros((image.height, image.width), dtype=bool)
-            mask[int(y0) : int(y1), int(x0) : int(x1)] = True
+            mask[5:18, 4:14] = True
             mask[0, 0] = True  # a speck
-            masks.append(mask)
-        return masks, [0.9] * len(masks)
+            yield number, Detection((4, 5, 14, 18), 0.9), Cut(mask, 0.9)
 
 
 class FakePainter:
@@ -188,7 +228,8 @@ class FakePainter:
 @pytest.fixture
 def fakes() -> SimpleNamespace:
     return SimpleNamespace(
-        Encoders=FakeEncoders,
+        Models=FakeModels,
+        Segmenter=FakeSegmenter,
         Painter=FakePainter,
         draw=draw,
         png=png,

@@ -5,34 +5,43 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import metrics, score
+from eval import measures, metrics, score, segmentation
 from eval.protocol import held_out, prompts_by_subject, read_photo
 from eval.resume import Tally, run_tasks
-from eval.scorer import ScoreParams, Scorer
+from eval.scorer import ScoreParams, Scorer, specs
+from model.backbones.variant import load_variant
 from model.segment import on_white
 from params import UserError, parse
 from pipelines import tables
 
 PARAMS = {
+    "metrics": ["clip_t", "reward", "clip_i", "dino_i", "clip_i_whole", "copy_paste", "diversity", "lpips"],
+    "encoders": {},
     "miss": "zero",
     "phrase": "{class}",
     "min_detection": 0.25,
     "min_piece": 0.1,
     "margin": 0.0,
     "photo_quality": ["ok", "border"],
+    "intervals": {"resamples": 20, "level": 0.95, "seed": 0},
     "batch_size": 2,
     "dtype": "float32",
     "threads": 1,
 }
 
 
+def params_with(**override):
+    return parse("score", PARAMS | override, ScoreParams)
+
+
 @pytest.fixture
 def made(data, fakes):
-    """Two generations of the duck: a copy of its reference, and a black picture in which nothing is found."""
-    copy, _ = fakes.draw((230, 180, 20), 0, (90, 120, 90))
+    """Four generations of the duck: a copy of its reference, two seeds of it on another ground, and a black picture."""
     pictures = [
-        (-1, "reconstruction", "a photo of a duck", copy),
-        (0, "scene", "a duck on a beach", Image.new("RGB", (24, 24))),
+        (-1, "reconstruction", "a photo of a duck", 0, fakes.draw((230, 180, 20), 0, (90, 120, 90))[0]),
+        (0, "scene", "a duck on a beach", 0, fakes.draw((200, 150, 20), 0, (9, 120, 200))[0]),
+        (0, "scene", "a duck on a beach", 1, fakes.draw((230, 180, 90), 0, (9, 120, 100))[0]),
+        (1, "scene", "a duck in snow", 0, Image.new("RGB", (24, 24))),
     ]
     rows = [
         {
@@ -43,74 +52,168 @@ def made(data, fakes):
             "prompt_id": prompt_id,
             "group": group,
             "prompt": prompt,
-            "index": 0,
+            "index": index,
             "seed": 1,
             "reference": "bench/duck/00",
             "image": fakes.png(image),
         }
-        for prompt_id, group, prompt, image in pictures
+        for prompt_id, group, prompt, index, image in pictures
     ]
+    if "method" in tables.TABLES["generations"].columns:
+        rows = [{"method": metrics.MODEL, **row} for row in rows]
     tables.write(data / "generate", "generations", tables.from_rows("generations", rows))
     return data
 
 
 @pytest.fixture
 def scored(made, roots, run, fakes):
-    """Score with a params override; returns the rows by method."""
+    """Score with a params override; returns {method: {metric: [values]}}, and keeps the models in `scored.models`."""
 
-    def scored(questions=None, out="score", **override):
-        params = parse("score", PARAMS | override, ScoreParams)
-        encoders = fakes.Encoders()
-        work = score.tasks(held_out(made), questions or score.generated(made / "generate"), params)
-        start = partial(Scorer, params, encoders, roots)
-        run_tasks("score", "scores", work, 2, identity=override, start=start, out=made / out, run=run)
+    def scored(asked=None, out="score", leave_out=False, decoders=1, **override):
+        params = params_with(**override)
+        folder = made / "generate"
+        finder = segmentation.SubjectFinder(fakes.Segmenter(), "{class}", 0.25, 0.1, decoders, 2)
+        generations = [] if asked else list(score.generated(folder))
+        found = [row for rows in generations for row in finder(rows)]
+        tables.write(made / out, "segmentations", tables.from_rows("segmentations", found))
+        scored.models = fakes.Models()
+        weights = dict.fromkeys(("clip", "dino", "reward", "lpips", *params.encoders), "weights")
+        work = score.works(held_out(made), asked or score.asked_of(folder), generations, found, leave_out, params)
+        start = partial(Scorer, params, scored.models, roots, decoders)
+        scored.tally = run_tasks(
+            "score", "scores", score.tasks(work, params, weights), 2, identity=[], start=start, out=made / out, run=run
+        )
         rows = tables.read(made / out, "scores").to_pylist()
-        return {m: [r for r in rows if r["method"] == m] for m in (metrics.MODEL, metrics.REAL, metrics.COPY)}
+        return {
+            method: {
+                name: [r["value"] for r in rows if (r["method"], r["metric"]) == (method, name)]
+                for name in params.metrics
+            }
+            for method in (metrics.MODEL, metrics.REAL, metrics.COPY)
+        }
 
     return scored
 
 
-def test_a_picture_in_which_the_subject_is_not_found_counts_zero_is_skipped_or_is_compared_whole(scored):
-    values = {}
-    for policy in ("zero", "skip", "unsegmented"):
-        model = scored(miss=policy)[metrics.MODEL]
-        assert [row["segmented"] for row in model] == [True, False]
-        values[policy] = model[1]["clip_i"]
-    assert values["zero"] == 0.0
-    assert values["skip"] is None
-    assert 0 < values["unsegmented"] < 1
+def test_a_picture_in_which_the_subject_is_not_found_counts_zero_is_skipped_or_is_compared_whole(scored, made):
+    missed = {policy: scored(miss=policy)[metrics.MODEL] for policy in ("zero", "skip", "unsegmented")}
+    assert [row["segmented"] for row in tables.rows(made / "score", "segmentations")] == [True, True, True, False]
+    for name in ("clip_i", "copy_paste"):
+        assert missed["zero"][name][3] == 0.0
+        assert missed["skip"][name][3] is None
+        assert missed["unsegmented"][name][3] not in (0.0, None)
+    assert missed["zero"]["clip_i_whole"] == missed["skip"]["clip_i_whole"], "whole pictures cannot be missed"
 
 
-def test_a_picture_that_is_the_reference_scores_what_copy_paste_scores(scored):
-    rows = scored()
-    model, copy = rows[metrics.MODEL], rows[metrics.COPY]
-    assert model[0]["clip_i"] == pytest.approx(copy[0]["clip_i"])
-    assert [(row["prompt_id"], row["group"]) for row in copy] == [(-1, "reconstruction"), (0, "scene")]
-    assert copy[1]["clip_i"] == copy[0]["clip_i"]
-    assert copy[1]["clip_t"] is not None
+def test_a_picture_that_is_the_reference_scores_what_copy_paste_scores(scored, made):
+    found = scored()
+    model, copy = found[metrics.MODEL], found[metrics.COPY]
+    for name in ("clip_i", "clip_i_whole", "clip_t", "reward", "copy_paste"):
+        assert model[name][0] == pytest.approx(copy[name][0])
+    assert model["copy_paste"][0] == pytest.approx(1.0, abs=1e-4)
+    rows = [r for r in tables.rows(made / "score", "scores") if r["method"] == "copy" and r["metric"] == "clip_t"]
+    assert [(r["group"], r["prompt_id"], r["index"]) for r in rows] == [
+        ("reconstruction", -1, 0), ("scene", 0, 0), ("scene", 1, 0)
+    ]  # fmt: skip
+    assert copy["clip_i"][1] == copy["clip_i"][0]
+    assert copy["diversity"] == [None] * 3, "one copy of each prompt has no sibling"
+
+
+def test_values_are_those_of_the_formulas_written_out(scored, data, roots, made, fakes):
+    model = scored()[metrics.MODEL]
+    (rows,) = score.generated(made / "generate")
+    photos = [read_photo(roots, photo) for photo in held_out(data)[0].photos]
+    cut = fakes.Models.vectors([on_white(image, mask, margin=0.0) for image, mask in photos])
+    mask = np.zeros((24, 24), dtype=bool)
+    mask[5:18, 4:14] = True
+    whole = [segmentation.picture(row) for row in rows]
+    vectors = fakes.Models.vectors([on_white(image, mask, margin=0.0) for image in whole])
+    expected = [np.mean([vectors[i] @ photo for photo in cut]) for i in range(3)]
+    assert model["clip_i"][:3] == pytest.approx(expected)
+    assert model["dino_i"] == model["clip_i"]
+    loose = fakes.Models.vectors(whole)
+    flat = fakes.Models.vectors([image for image, _ in photos])
+    assert model["clip_i_whole"] == pytest.approx([np.mean([v @ photo for photo in flat]) for v in loose])
+    assert model["clip_t"] == pytest.approx(
+        [v[0] * len(row["prompt"]) / 100 for v, row in zip(loose, rows, strict=True)]
+    )
+    assert model["diversity"] == pytest.approx([None, 1 - loose[1] @ loose[2], 1 - loose[1] @ loose[2], None])
+    means = [np.asarray(image, dtype=float).mean(axis=(0, 1)) for image in whole]
+    apart = np.linalg.norm(means[1] - means[2])
+    assert model["lpips"] == pytest.approx([None, apart, apart, None])
+    assert model["reward"] == pytest.approx([m[0] + 1 - len(r["prompt"]) for m, r in zip(means, rows, strict=True)])
+    nearer = [v @ cut[0] - np.mean([v @ photo for photo in cut[1:]]) for v in vectors[:3]]
+    most = 1 - np.mean([cut[0] @ photo for photo in cut[1:]])
+    assert model["copy_paste"][:3] == pytest.approx([value / most for value in nearer], rel=1e-4)
 
 
 def test_real_photos_are_scored_against_the_others_without_a_text(scored, data, roots, fakes):
     real = scored()[metrics.REAL]
     photos = [read_photo(roots, photo) for photo in held_out(data)[0].photos]
-    vectors = fakes.Encoders.vectors([on_white(image, mask, margin=0.0) for image, mask in photos])
+    vectors = fakes.Models.vectors([on_white(image, mask, margin=0.0) for image, mask in photos])
     expected = [np.mean([vectors[i] @ vectors[j] for j in range(4) if j != i]) for i in range(4)]
-    assert [row["clip_i"] for row in real] == pytest.approx(expected)
-    assert all(row["clip_t"] is None for row in real)
+    assert real["clip_i"] == pytest.approx(expected)
+    for name in ("clip_t", "reward", "diversity", "lpips"):
+        assert real[name] == [None] * 4
+    assert real["copy_paste"][0] is None, "the reference is no picture made from it"
+    others = [vectors[1] @ vectors[2], vectors[1] @ vectors[3]]
+    most = 1 - np.mean([vectors[0] @ vectors[2], vectors[0] @ vectors[3]])
+    assert real["copy_paste"][1] == pytest.approx((vectors[1] @ vectors[0] - np.mean(others)) / most, rel=1e-3)
+
+
+def test_leaving_one_out_compares_a_picture_with_the_photos_its_maker_did_not_see(scored, data, roots, fakes):
+    whole, left = scored(), scored(leave_out=True)
+    photos = [read_photo(roots, photo) for photo in held_out(data)[0].photos]
+    vectors = fakes.Models.vectors([on_white(image, mask, margin=0.0) for image, mask in photos])
+    expected = np.mean([vectors[0] @ vectors[j] for j in (1, 2, 3)])
+    for method in (metrics.MODEL, metrics.COPY):
+        assert left[method]["clip_i"][0] == pytest.approx(expected)
+        assert whole[method]["clip_i"][0] == pytest.approx((3 * expected + 1) / 4)
+    assert left[metrics.REAL] == whole[metrics.REAL]
+    assert left[metrics.MODEL]["copy_paste"] == whole[metrics.MODEL]["copy_paste"]
+
+
+def test_scoring_with_one_more_metric_computes_that_metric_alone(scored):
+    scored(metrics=["clip_t", "clip_i"])
+    first = scored.models.calls
+    assert scored.tally.done_before == 0
+    scored(metrics=["clip_t", "clip_i", "dino_i"])
+    assert scored.models.calls == {"dino": 8}, "four pictures and four photos"
+    assert (scored.tally.done_before, scored.tally.subjects) == (6, 9)
+    scored(metrics=["clip_i", "dino_i"])
+    assert scored.models.calls == {}
+    assert first == {"clip": 8 + 8, "text": 3}, "segments and whole pictures, photos and pictures; each prompt once"
+
+
+def test_what_metrics_share_is_computed_once(scored):
+    scored(metrics=["clip_i", "clip_t", "clip_i_whole", "dino_i", "copy_paste", "diversity"])
+    assert scored.models.calls == {"clip": 2 * 8, "text": 3, "dino": 8 + 4}
+
+
+def test_threads_change_nothing(scored):
+    alone = scored(out="alone", decoders=0)
+    assert scored(out="beside", decoders=3, photo_quality=["border", "ok"], phrase="a {class}") == alone
+
+
+def test_further_encoders_are_scored_beside_the_variants_own(scored):
+    spec = {"kind": "dino", "path": "facebook/dino-vits16", "revision": "a" * 40}
+    found = scored(metrics=["dino_s16_i", "dino_i"], encoders={"dino_s16": spec})
+    assert found[metrics.MODEL]["dino_s16_i"] == found[metrics.MODEL]["dino_i"]
+    assert scored.models.calls["dino_s16"] == 8
 
 
 def test_photos_alone_give_both_oracles_for_every_subject_with_masks(scored, data, protocol_params):
-    questions = score.planned(held_out(data), prompts_by_subject(data), protocol_params)
-    rows = scored(questions)
-    assert rows[metrics.MODEL] == []
-    assert len(rows[metrics.REAL]) == 8
-    assert len(rows[metrics.COPY]) == 2 * (1 + 3)
-    assert {row["subject_id"] for row in rows[metrics.REAL]} == {"bench/duck", "bench/mug"}
+    found = scored(score.planned(held_out(data), prompts_by_subject(data), protocol_params))
+    assert found[metrics.MODEL]["clip_i"] == []
+    assert len(found[metrics.REAL]["clip_i"]) == 8
+    assert len(found[metrics.COPY]["clip_i"]) == 2 * (1 + 3)
+    subjects = {row["subject_id"] for row in tables.rows(data / "score", "scores")}
+    assert subjects == {"bench/duck", "bench/mug"}
 
 
 def test_photos_of_other_mask_qualities_are_not_compared_with(scored, data, protocol_params):
-    questions = score.planned(held_out(data), prompts_by_subject(data), protocol_params)
-    assert len(scored(questions, photo_quality=["ok"])[metrics.REAL]) == 7
+    asked = score.planned(held_out(data), prompts_by_subject(data), protocol_params)
+    assert len(scored(asked, photo_quality=["ok"])[metrics.REAL]["clip_i"]) == 7
 
 
 def test_a_picture_of_a_reference_that_lost_its_mask_is_an_error(scored, data):
@@ -120,22 +223,53 @@ def test_a_picture_of_a_reference_that_lost_its_mask_is_an_error(scored, data):
         scored()
 
 
-def test_references_must_be_among_the_photos_compared_with():
-    with pytest.raises(UserError, match="photo_quality"):
-        parse("score", PARAMS | {"photo_quality": ["border"]}, ScoreParams)
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"photo_quality": ["border"]}, "the list must hold ok"),
+        ({"metrics": ["clip_x"]}, r"score.metrics names 'clip_x'; it may hold reward, .*clip_t, clip_i, clip_i_whole"),
+        ({"metrics": ["dino_t"]}, "score.metrics names 'dino_t'"),
+        ({"metrics": ["dino_s16_i"]}, "score.metrics names 'dino_s16_i'.*score.encoders adds encoders"),
+        ({"metrics": ["clip_t", "clip_t"]}, "metrics holds one twice"),
+        ({"encoders": {"clip": {"kind": "clip", "path": "weights/x"}}}, "not clip or dino"),
+        ({"encoders": {"big": {"kind": "clip", "path": "laion/x"}}}, "needs `revision`"),
+    ],
+)
+def test_params_that_cannot_be_are_one_sentence(override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        params_with(**override)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_metric_without_weights_is_one_sentence_before_anything_is_computed(tmp_path):
+    toybox = load_variant("toybox")
+    with pytest.raises(UserError, match="'lpips', and the variant toybox names no weights of 'lpips'"):
+        specs(params_with(), toybox)
+    found = specs(params_with(metrics=["lpips", "reward", "dino_i"]), load_variant("sd15"))
+    assert list(found) == ["lpips", "reward", "dino"]
+    with pytest.raises(UserError, match=r"alexnet-owt-7be5be79.pth: no such file"):
+        score.names(found)
 
 
 def test_report_writes_metrics_and_a_plot_of_group_by_metric(scored, data, capsys):
     scored()
-    params = parse("score", PARAMS, ScoreParams)
-    score.report(data / "score", held_out(data), params, Tally(subjects=1, pictures=2))
+    score.report(data / "score", held_out(data), params_with(), Tally(subjects=1, pictures=2))
     written = json.loads((data / "score" / "metrics.json").read_text())
-    assert written["customcontrast"]["misses"] == 1
-    assert written["photos"] == 12
-    assert written["photos_compared"] == 8
+    assert (written["customcontrast"]["misses"], written["customcontrast"]["miss_rate"]) == (1, 0.25)
+    assert set(written["customcontrast"]["CT"]) == {"mean", "low", "high"}
+    assert "E-diversity" in written["customcontrast"] and "E-lpips" in written["customcontrast"]
+    assert (written["photos"], written["photos_compared"]) == (12, 8)
     lines = (data / "score" / "groups.csv").read_text().splitlines()
-    assert lines[0] == "method,group,metric,value"
-    assert any(line.startswith("customcontrast,scene,CI,0.0") for line in lines)
+    assert lines[0] == "method,group,metric,value,low,high"
+    assert any(line.startswith("customcontrast,scene,clip_i,0.") for line in lines)
     told = capsys.readouterr().out
-    assert "in 1 of 2 pictures the class noun was not found" in told
+    assert "customcontrast: in 1 of 4 pictures the class noun was not found" in told
     assert "bench/ring" in told
+
+
+def test_metrics_by_name_are_those_of_every_encoder_and_the_table():
+    kinds = {"clip": "clip", "dino": "dino", "siglip_so": "siglip"}
+    for name, segments in (("clip_t", False), ("siglip_so_i", True), ("siglip_so_i_whole", False), ("dino_i", True)):
+        chosen = measures.measure(name, kinds)
+        assert (chosen.models, chosen.segments) == ((name.removesuffix("_whole")[:-2],), segments)
+    assert measures.measure("copy_paste", kinds) is measures.MEASURES["copy_paste"]

@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, Dinov2Model
+from transformers import AutoImageProcessor, Dinov2Model, ViTConfig, ViTImageProcessor, ViTModel
 
 from model.backbones.clip import WEIGHTS, Clip, load_clip
-from model.backbones.dino import Dino, load_dino
 from model.backbones.variant import ClipSpec, DinoSpec
+from model.backbones.vision import Vision, load_dino
 from model.errors import ModelError
 
 CAPTIONS = ["a mug", "a photo of a teddy bear on a long, long beach at the end of the summer", "", "dog", "a mug"]
@@ -29,7 +29,7 @@ def clip(clip_folder: Path) -> Clip:
 
 
 @pytest.fixture(scope="module")
-def dino(dino_folder: Path) -> Dino:
+def dino(dino_folder: Path) -> Vision:
     return load_dino(DinoSpec(path=str(dino_folder)), "cpu", batch_size=4)
 
 
@@ -51,11 +51,11 @@ def test_clip_text_embedding_does_not_depend_on_its_neighbours(clip: Clip) -> No
     assert same_bits_in_any_company(clip.encode_text, CAPTIONS)
 
 
-def test_dino_embedding_does_not_depend_on_its_neighbours(dino: Dino, photos: list[Image.Image]) -> None:
+def test_dino_embedding_does_not_depend_on_its_neighbours(dino: Vision, photos: list[Image.Image]) -> None:
     assert same_bits_in_any_company(dino.encode_image, photos)
 
 
-def test_embeddings_are_unit_float32_rows_that_differ(clip: Clip, dino: Dino, photos: list[Image.Image]) -> None:
+def test_embeddings_are_unit_float32_rows_that_differ(clip: Clip, dino: Vision, photos: list[Image.Image]) -> None:
     for rows, width in (
         (clip.encode_image(photos), 24),
         (clip.encode_text(CAPTIONS[:4]), 24),
@@ -68,7 +68,7 @@ def test_embeddings_are_unit_float32_rows_that_differ(clip: Clip, dino: Dino, ph
         assert len(rows.unique(dim=0)) == len(rows)
 
 
-def test_no_photos_give_no_rows(clip: Clip, dino: Dino) -> None:
+def test_no_photos_give_no_rows(clip: Clip, dino: Vision) -> None:
     assert clip.encode_image([]).shape == (0, 24)
     assert clip.encode_text([]).shape == (0, 24)
     assert clip.hidden_states([], [1, 2]).shape == (0, 2, 17, 32)
@@ -132,12 +132,32 @@ def test_half_precision_encoders_stay_close(clip_folder: Path, dino_folder: Path
         assert cosine.min() > 0.99
 
 
-def test_dino_is_the_class_token_after_the_final_norm(dino: Dino, dino_folder: Path, photos: list[Image.Image]) -> None:
+def test_dino_is_the_class_token_after_the_final_norm(
+    dino: Vision, dino_folder: Path, photos: list[Image.Image]
+) -> None:
     model = Dinov2Model.from_pretrained(dino_folder, dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(dino_folder)
     with torch.no_grad():
         pooled = model(**processor(images=photos, return_tensors="pt")).pooler_output
     torch.testing.assert_close(dino.encode_image(photos), F.normalize(pooled, dim=1))
+
+
+def test_first_dino_is_known_by_its_folder(tmp_path: Path, photos: list[Image.Image]) -> None:
+    """As facebook/dino-vits16 is published: a ViTModel without a pooling layer."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    whole = ViTModel(ViTConfig(**sizes, image_size=32, patch_size=16), add_pooling_layer=False).eval()
+    whole.save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    with torch.no_grad():
+        states = whole(**processor(images=photos, return_tensors="pt")).last_hidden_state
+    found = load_dino(DinoSpec(path=str(tmp_path)), "cpu", batch_size=4).encode_image(photos)
+    torch.testing.assert_close(found, F.normalize(states[:, 0], dim=1))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "swin"}))
+    with pytest.raises(ModelError, match=r"cannot be read as a transformers folder of DINO .*its model_type is swin"):
+        load_dino(DinoSpec(path=str(tmp_path)), "cpu")
 
 
 def test_published_dinov2_names_are_the_ones_on_disk(dino_folder: Path) -> None:
@@ -189,9 +209,9 @@ def test_unreadable_dino_is_one_sentence(dino_folder: Path, tmp_path: Path) -> N
     with pytest.raises(ModelError, match=r"dino: 1 missing weights for .*, first 'layernorm.bias'; replace the file"):
         load_dino(DinoSpec(path=str(folder)), "cpu")
     (folder / "model.safetensors").write_bytes(b"\xff" * 40)
-    with pytest.raises(ModelError, match="dino: cannot be read as a transformers folder of DINOv2"):
+    with pytest.raises(ModelError, match="dino: cannot be read as a transformers folder of DINO or DINOv2"):
         load_dino(DinoSpec(path=str(folder)), "cpu")
     (folder / "preprocessor_config.json").unlink()
     shutil.copy(dino_folder / "model.safetensors", folder)
-    with pytest.raises(ModelError, match="dino: cannot be read as a transformers folder of DINOv2"):
+    with pytest.raises(ModelError, match="dino: cannot be read as a transformers folder of DINO or DINOv2"):
         load_dino(DinoSpec(path=str(folder)), "cpu")
