@@ -33,7 +33,7 @@ TRAINED_ON = ("curate", "similarity", "encode")
 """Stages whose tables training reads, of the default pipeline."""
 MEASURED_ON = ("curate", "mask")
 """Stages whose tables the evaluation reads, of the matrix's own world."""
-STAGES = ("eval.generate", "eval.score", "eval.views", "experiments.truth")
+STAGES = ("eval.generate", "eval.score", "eval.view_tokens", "experiments.truth")
 """What is run on a trained adapter, in order."""
 
 Kind = Literal["ablation", "baseline", "factor"]
