@@ -99,9 +99,10 @@ class Generator:
 
     def painter(self, method: str) -> Painter:
         """Return the method's painter, in the place of the one before."""
-        if self.held is None or self.held[0] != method:
+        if self.held is not None and self.held[0] != method:
             self.held = None
             gc.collect()  # a pipeline is full of cycles, and two would not fit a GPU that one fills
+        if self.held is None:
             self.held = method, self.load(method)
         return self.held[1]
 

@@ -106,8 +106,9 @@ def _death(stage: str, member: Member[T]) -> UserError:
     """Return what to say of a process that is gone."""
     member.process.join()
     code = member.process.exitcode
-    killed = code is not None and code < 0
-    how = f"was killed ({signal.Signals(-code).name})" if killed else f"ended with exit code {code} (see above)"  # type: ignore[operator]
+    how = f"ended with exit code {code} (see above)"
+    if code is not None and code < 0:
+        how = f"was killed ({signal.Signals(-code).name})"
     return UserError(
         f"a process of stage {stage} {how}; what is finished is kept, so run the same command again, with fewer "
         f"processes if memory was short"
@@ -120,16 +121,18 @@ def work(start: Start, pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order too: libraries hand their semaphores back
     threading.Thread(target=_die_with_parent, daemon=True).start()
     write: Callable[[Path, Any], None] | None = None
-    try:
-        while True:
+    while True:
+        try:
             file, payload = pipe.recv()
+        except EOFError:
+            return
+        complaint = None
+        try:
             write = write or start()
             write(file, payload)
-            pipe.send(None)
-    except (EOFError, ConnectionError):
-        return
-    except (UserError, ModelError) as error:
-        pipe.send(str(error))
+        except (UserError, ModelError) as error:
+            complaint = str(error)
+        pipe.send(complaint)
 
 
 def _die_with_parent() -> None:

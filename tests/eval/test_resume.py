@@ -84,13 +84,14 @@ def test_rows_are_the_same_bytes_in_key_order_whatever_the_number_of_processes(d
     assert (tmp_path / "log1").read_text().split() == others  # nothing missing, nothing started
 
 
-def test_a_killed_process_is_one_sentence_and_costs_its_own_task_only(do, tmp_path):
+def test_a_killed_process_is_one_sentence_and_costs_what_was_being_worked_on_only(do, tmp_path):
     works = [(["a"], ""), (["b"], ""), (["c"], "kill")]
     with pytest.raises(UserError, match=r"process of stage generate was killed \(SIGKILL\).*run the same command"):
         do(works, 2)
     assert not (tmp_path / "out").exists()
     tally = do([*works[:2], (["c"], "")], 1)
-    assert (tally.done_before, tally.computed) == (2, 1)
+    assert tally.done_before >= 1
+    assert tally.done_before + tally.computed == 3
 
 
 @pytest.mark.parametrize(
