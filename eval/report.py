@@ -50,13 +50,15 @@ def environment() -> Environment:
     return found
 
 
-def estimate(value: dict[str, float | None] | None) -> Markup:
+def estimate(value: dict[str, float | None] | None, signed: bool = False) -> Markup:
     """Return a mean with the ends of its interval below it."""
     if value is None or value["mean"] is None:
         return Markup("–")
+    number = "{:+.3f}" if signed else "{:.3f}"
     if value["low"] is None:
-        return Markup("{:.3f}").format(value["mean"])
-    return Markup('{:.3f}<span class="ci">{:.3f} to {:.3f}</span>').format(value["mean"], value["low"], value["high"])
+        return Markup(number).format(value["mean"])
+    template = Markup(f'{number}<span class="ci">{number} to {number}</span>')
+    return template.format(value["mean"], value["low"], value["high"])
 
 
 def main() -> None:
