@@ -18,6 +18,7 @@ from params import cli, data_dir, load
 from pipelines.storage import Roots, SourceParams
 from stage import write_text
 
+LARGE = 10_000_000  # bytes
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -68,7 +69,10 @@ def main() -> None:
     text = page(sources)
     file = data / "report" / "index.html"
     write_text(file, text)
-    print(f"report: {file}, {len(text.encode()) / 1e6:.1f} MB")
+    size = len(text.encode())
+    print(f"report: {file}, {size / 1e6:.1f} MB")
+    if size > LARGE:
+        print("  slow to open on a phone: lower report.side, or the numbers of pictures below it in params.yaml")
 
 
 if __name__ == "__main__":
