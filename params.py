@@ -168,11 +168,12 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _overlay(tree: dict[str, Any], patch: dict[str, Any], origin: str) -> None:
-    """Lay `patch` over `tree` in place: mappings merge, everything else replaces."""
+    """Lay `patch` over `tree` in place: mappings merge, everything else replaces. An empty mapping, whose keys are the
+    user's to choose, is replaced."""
     for key, value in patch.items():
         if key not in tree:
             raise UserError(f"{origin}: unknown key '{key}' is not in {PARAMS_FILE}; correct its spelling")
-        if isinstance(value, dict) and isinstance(tree[key], dict):
+        if isinstance(value, dict) and isinstance(tree[key], dict) and tree[key]:
             _overlay(tree[key], value, origin)
         else:
             tree[key] = value

@@ -1,4 +1,4 @@
-"""The scores (method, section 5), as functions of cosines and of rows of the scores table; docs/metrics.md explains each.
+"""The scores (method, section 5), as functions of cosines and of rows of the scores table; see docs/metrics.md.
 
 X-I(s) = mean over pictures g and real photos r of subject s of cos(phi(seg r), phi(seg g)), then the mean over s. CT is
 the mean over editing prompts of cos(text, picture), IR that of ImageReward, again by subject first.
@@ -23,6 +23,9 @@ Estimate = dict[str, float | None]
 MODEL, PROMPT_ONLY, REAL, COPY = "customcontrast", "prompt_only", "real", "copy"
 PHOTO = "photo"
 """Group of the real photos: made from no prompt, they stand in both the reconstruction and the editing columns."""
+
+PAIR = "pair"
+"""Group of the pictures of two subjects: neither reconstruction nor editing of one, they count in their group alone."""
 
 METRICS = ("CT", "IR", "R-CI", "E-CI", "R-DI", "E-DI")
 """The columns of the published table."""
@@ -171,6 +174,19 @@ def summaries(
     order = {MODEL: -1, PROMPT_ONLY: 1, REAL: 2, COPY: 3}
     methods = sorted(scored, key=lambda name: (order.get(name, 0), name))
     return {name: summary(scored[name], segmented.get(name, []), intervals) for name in methods}
+
+
+def columns(values: dict[str, Any]) -> dict[str, Estimate | None]:
+    """Return the columns of METRICS of a `summary`, then those of its other metrics that say something: R-<metric> and
+    E-<metric>."""
+    shown = set(HEADLINE.values())
+    others = {
+        f"{part}-{name}": found
+        for name, parts in values["metrics"].items()
+        for part, found in parts.items()
+        if found is not None and (name, part) not in shown
+    }
+    return {column: values[column] for column in METRICS} | others
 
 
 def _by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -1,4 +1,4 @@
-"""Stage: generations and real photos -> scores, with two oracles beside the model.
+"""Stage: generations and real photos -> segmentations and scores, with two oracles beside the methods.
 
 `python -m eval.score`; with `--photos-only` it scores the oracles alone, which needs neither an adapter nor generations
 (for other photos: run curate and mask with `--data DIR`, then this with the same options).
@@ -7,82 +7,200 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from eval import metrics, outputs, protocol
+import torch
+
+from eval import metrics, outputs, protocol, segmentation
 from eval.generate import GenerateParams
+from eval.measures import measure
 from eval.resume import Tally, Task, run_tasks
-from eval.scorer import Asked, ScoreParams, Work, comparable, load_scorer
-from model.backbones.variant import Variant, load_variant
+from eval.scorer import ScoreParams, comparable, load_scorer, specs
+from eval.segmentation import PLACE, Row, SubjectFinder
+from eval.views import Picture, Work
+from model.backbones.grounded_sam import load_grounded_sam
+from model.backbones.variant import Spec, Variant, load_variant
 from params import BackbonesParams, RunParams, UserError, cli, data_dir, load, option_parser
 from pipelines import tables
-from pipelines.storage import SourceParams
+from pipelines.storage import Roots, SourceParams
 from stage import digest_files, write_json
 
 HERE = Path(__file__).parent
-CODE = (
-    *(HERE / name for name in ("scorer.py", "metrics.py", "protocol.py", "segmentation.py")),
-    HERE.parent / "model" / "backbones",
-    HERE.parent / "model" / "segment.py",
-)
-
-Questions = tuple[str, list[Asked], list[dict[str, Any]]]
-"""subject_id, what was asked, rows of the generations table."""
+MODELS = (HERE.parent / "model" / "backbones", HERE.parent / "model" / "segment.py")
+FINDING = (HERE / "segmentation.py", *MODELS)
+SCORING = (*(HERE / f"{name}.py" for name in ("measures", "metrics", "protocol", "scorer", "views")), *FINDING)
+LEAVE_ONE_OUT = "leave_one_out"
+ASKED = ("subject_id", "group", "prompt_id", "prompt", "reference")
 
 
-def generated(folder: Path) -> Iterator[Questions]:
-    """Yield what the generations table in `folder` holds of each subject, by all methods."""
-    ordered = sorted(tables.rows(folder, "generations"), key=lambda row: tables.path_order(row["subject_id"]))
-    for subject_id, group in groupby(ordered, key=lambda row: row["subject_id"]):
-        rows = list(group)
-        asked = [Asked(r["prompt_id"], r["group"], r["prompt"], r["reference"]) for r in rows]
-        yield subject_id, list(dict.fromkeys(asked)), rows
+def generated(folder: Path) -> Iterator[list[Row]]:
+    """Yield the rows of the generations table in `folder`, each method's of each subject together."""
+    rows = tables.rows(folder, "generations")
+    for _, group in groupby(({"method": metrics.MODEL, **row} for row in rows), key=_maker):
+        yield list(group)
+
+
+def asked_of(folder: Path) -> dict[str, list[Picture]]:
+    """Return, by subject_id, each prompt and reference that a picture in `folder` was made from, as `planned` does."""
+    found: dict[str, dict[Picture, None]] = {}
+    for row in tables.rows(folder, "generations", ASKED):
+        if row["group"] != metrics.PAIR:
+            picture = Picture(row["group"], row["prompt_id"], 0, row["prompt"], shown_to(row))
+            found.setdefault(row["subject_id"], {})[picture] = None
+    return {subject: list(pictures) for subject, pictures in found.items()}
 
 
 def planned(
-    subjects: Iterable[protocol.Subject],
-    prompts: dict[str, list[dict[str, Any]]],
-    params: protocol.ProtocolParams,
-) -> Iterator[Questions]:
-    """Yield what the protocol would ask of each subject, with nothing generated."""
+    subjects: Iterable[protocol.Subject], prompts: dict[str, list[dict[str, Any]]], params: protocol.ProtocolParams
+) -> dict[str, list[Picture]]:
+    """Return, by subject_id, what the protocol would ask, with nothing generated."""
+    found = {}
     for subject in subjects:
         jobs = protocol.jobs(subject, prompts.get(subject.subject_id, []), params)
-        asked = [Asked(job.prompt_id, job.group, job.prompt, job.reference.frame_id) for job in jobs]
-        yield subject.subject_id, list(dict.fromkeys(asked)), []
+        asked = [Picture(job.group, job.prompt_id, 0, job.prompt, (job.reference.frame_id,)) for job in jobs]
+        found[subject.subject_id] = list(dict.fromkeys(asked))
+    return found
 
 
-def tasks(subjects: Iterable[protocol.Subject], questions: Iterable[Questions], params: ScoreParams) -> Iterator[Task]:
-    """Yield the task of each subject that has photos to compare with.
+def works(
+    subjects: Iterable[protocol.Subject],
+    asked: dict[str, list[Picture]],
+    made: Iterable[Sequence[Row]],
+    segmentations: Iterable[Row],
+    leave_out: bool,
+    params: ScoreParams,
+) -> Iterator[Work]:
+    """Yield the oracles of each subject that something was asked of, then each method's pictures of it.
+
+    Subjects without a photo to compare with are left out.
+
+    Args:
+        asked: by subject_id, the prompts and references.
+        made: rows of the generations table, a method's of a subject together.
+        segmentations: rows of that table, for the same pictures.
+        leave_out: whether a picture is compared with the photos that its maker did not see.
 
     Raises:
         UserError: a picture was made from a photo that is no longer among those compared with.
     """
-    by_id = {subject.subject_id: subject for subject in subjects}
-    for subject_id, asked, generations in questions:
-        photos = comparable(by_id[subject_id], params) if subject_id in by_id else ()
-        gone = {a.reference for a in asked} - {photo.frame_id for photo in photos}
+    by_id = {subject.subject_id: (subject, comparable(subject, params)) for subject in subjects}
+    for subject_id, questions in asked.items():
+        subject, photos = by_id.get(subject_id, (None, ()))
+        gone = {frame_id for question in questions for frame_id in question.shown} - {p.frame_id for p in photos}
         if gone:
             raise UserError(
                 f"generations were made from '{min(gone)}', which has no usable mask now; run generate again"
             )
-        if photos:
-            images = [hashlib.sha256(row["image"]).hexdigest() for row in generations]
-            inputs = [[photo.fingerprint for photo in photos], [vars(a) for a in asked], images]
-            work = Work(by_id[subject_id], photos, tuple(asked), tuple(generations))
-            yield Task(subject_id, inputs, len(generations) or len(photos), work)
+        if subject is not None and photos:
+            yield Work(metrics.REAL, subject, photos, real_photos(questions, photos), leave_out, real=True)
+            yield Work(metrics.COPY, subject, photos, copies(questions, photos), leave_out)
+    masks = {place(row): row for row in segmentations}
+    for rows in made:
+        subject, photos = by_id.get(rows[0]["subject_id"], (None, ()))
+        if subject is not None and photos:
+            pictures = tuple(
+                Picture(r["group"], r["prompt_id"], r["index"], r["prompt"], shown_to(r), r, masks[place(r)])
+                for r in rows
+            )
+            yield Work(rows[0]["method"], subject, photos, pictures, leave_out)
 
 
-def encoders(variant: Variant, photos_only: bool) -> dict[str, str]:
-    """Return what names the weights the scores depend on."""
-    specs = {"clip": variant.clip, "dino": variant.dino}
-    if not photos_only:
-        specs |= {"detector": variant.detector, "sam": variant.sam}
-    return {role: outputs.weights_name(spec) for role, spec in specs.items()}
+def real_photos(questions: Sequence[Picture], photos: Sequence[protocol.Photo]) -> tuple[Picture, ...]:
+    """Return the oracle of real photos: each stands for a picture made from the references."""
+    references = dict.fromkeys(frame_id for question in questions for frame_id in question.shown)
+    return tuple(
+        Picture(metrics.PHOTO, -1, number, None, tuple(r for r in references if r != photo.frame_id), photo=number)
+        for number, photo in enumerate(photos)
+    )
+
+
+def copies(questions: Sequence[Picture], photos: Sequence[protocol.Photo]) -> tuple[Picture, ...]:
+    """Return the oracle of copy-paste: what was asked is answered with the reference photo itself."""
+    numbers = {photo.frame_id: number for number, photo in enumerate(photos)}
+    seen: dict[tuple[str, int], int] = {}
+    answers = []
+    for question in questions:
+        if question.shown:
+            key = (question.group, question.prompt_id)
+            seen[key] = seen.get(key, -1) + 1
+            photo = numbers[question.shown[0]]
+            answers.append(
+                Picture(question.group, question.prompt_id, seen[key], question.prompt, question.shown, photo=photo)
+            )
+    return tuple(answers)
+
+
+def tasks(found: Iterable[Work], params: ScoreParams, weights: dict[str, str]) -> Iterator[Task]:
+    """Yield a task for each metric of each work, those of one work together; `weights` names each model's."""
+    kinds = params.kinds()
+    for work in found:
+        photos = [photo.fingerprint for photo in work.photos]
+        images = segmentation.digests(picture.made for picture in work.pictures if picture.made is not None)
+        asked = [[p.group, p.prompt_id, p.index, p.prompt, p.shown, p.photo] for p in work.pictures]
+        masks = [p.segmentation and (p.segmentation["rle"] or b"").hex() for p in work.pictures]
+        for name in params.metrics:
+            chosen = measure(name, kinds)
+            inputs = [name, [weights[model] for model in chosen.models], photos, asked, images, work.leave_out]
+            inputs += [masks, params.miss] if chosen.segments else []
+            yield Task(f"{work.method}/{work.subject.subject_id}", inputs, len(work.pictures), (work, name))
+
+
+def shown_to(row: Row) -> tuple[str, ...]:
+    """Return the photos that the maker of a picture saw."""
+    return (row["reference"],) if row["reference"] else ()
+
+
+def place(row: Row) -> tuple[Any, ...]:
+    """Return what a picture is known by."""
+    return tuple(row[key] for key in PLACE)
+
+
+def _maker(row: Row) -> tuple[str, str]:
+    return row["method"], row["subject_id"]
+
+
+def find(
+    params: ScoreParams, variant: Variant, out: Path, run: RunParams, made: Iterable[list[Row]], total: int
+) -> Tally:
+    """Write the segmentations table of the generated pictures."""
+
+    def start() -> SubjectFinder:
+        torch.set_num_threads(params.threads)
+        options = {"dtype": getattr(torch, params.dtype), "batch_size": params.batch_size}
+        model = load_grounded_sam(variant.detector, variant.sam, run.torch_device(), **options)
+        how = (params.phrase, params.min_detection, params.min_piece, run.decoders, 2 * params.batch_size)
+        return SubjectFinder(model, *how)
+
+    how = params.model_dump(include={"phrase", "min_detection", "min_piece", "batch_size", "dtype", "threads"})
+    return run_tasks(
+        "score",
+        "segmentations",
+        segmentation.tasks((rows, segmentation.digests(rows)) for rows in made),
+        total,
+        identity=["segmentations", how, digest_files(*FINDING), names({"d": variant.detector, "s": variant.sam})],
+        start=start,
+        out=out,
+        run=run,
+    )
+
+
+def names(found: dict[str, Spec]) -> dict[str, str]:
+    """Return what names the weights of each model.
+
+    Raises:
+        UserError: a file is not there; better said now than after hours.
+    """
+    for spec in found.values():
+        if not spec.local.exists() and spec.revision is None:
+            raise UserError(
+                f"{spec.path}: no such file or folder; put the weights there, or correct the variant's JSON"
+            )
+    return {role: outputs.weights_name(spec) for role, spec in found.items()}
 
 
 def main() -> None:
@@ -91,66 +209,103 @@ def main() -> None:
     photos_only = parser.parse_args().photos_only
     params, run = load("score", ScoreParams), load("run", RunParams)
     variant, sources = load_variant(load("backbones", BackbonesParams).variant), load("sources", list[SourceParams])
+    plan = load("generate", GenerateParams).protocol
     data, out = data_dir(), data_dir() / "score"
-    subjects = protocol.held_out(data)
-    if photos_only:
-        plan = load("generate", GenerateParams).protocol
-        questions = planned(subjects, protocol.prompts_by_subject(data), plan)
-        total = sum(len(comparable(subject, params)) for subject in subjects)
-    else:
-        questions = generated(data / "generate")
-        total = tables.read(data / "generate", "generations", ["index"]).num_rows
-    used = encoders(variant, photos_only)
+    subjects, weights = protocol.held_out(data), names(specs(params, variant))
+    recorded: dict[str, Any] = {"protocol": {"reference": plan.reference}}
+    asked, made, count = planned(subjects, protocol.prompts_by_subject(data), plan), data / "generate", 0
+    if not photos_only:
+        recorded, asked = read_protocol(made / "protocol.json"), asked_of(made)
+        count = tables.count(made, "generations")
+        weights |= names({"detector": variant.detector, "sam": variant.sam})
+    find(params, variant, out, run, generated(made) if count else (), count)
+    leave_out = recorded["protocol"]["reference"] == LEAVE_ONE_OUT
+    total = count + sum(len(comparable(s, params)) + len(asked.get(s.subject_id, ())) for s in subjects)
     tally = run_tasks(
         "score",
         "scores",
-        tasks(subjects, questions, params),
-        total,
-        identity=[params.model_dump(), photos_only, digest_files(*CODE), used],
-        start=partial(load_scorer, params, variant, sources, run.torch_device(), photos_only),
+        tasks(
+            works(
+                subjects, asked, generated(made) if count else (), tables.rows(out, "segmentations"), leave_out, params
+            ),
+            params,
+            weights,
+        ),
+        total * len(params.metrics),
+        identity=[params.model_dump(include={"margin", "batch_size", "dtype", "threads"}), digest_files(*SCORING)],
+        start=partial(load_scorer, params, variant, Roots(sources), run.torch_device(), run.decoders),
         out=out,
         run=run,
     )
-    settings = {"variant": variant.name, "encoders": used, **params.model_dump(exclude={"threads", "batch_size"})}
-    write_json(out / "protocol.json", settings)
+    settings = params.model_dump(mode="json", exclude={"threads", "batch_size", "encoders"})
+    shared = {key: recorded[key] for key in ("id",) if key in recorded}
+    write_json(out / "protocol.json", {"variant": variant.name, "encoders": weights, **shared, **settings})
     report(out, subjects, params, tally)
 
 
+def read_protocol(file: Path) -> dict[str, Any]:
+    """Return what the generate stage recorded of its protocol."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); run the generate stage again") from None
+
+
 def report(out: Path, subjects: Sequence[protocol.Subject], params: ScoreParams, tally: Tally) -> None:
-    """Write metrics.json and groups.csv (for `dvc plots`) from the scores table, and print them."""
-    scores = metrics.summaries(tables.read(out, "scores").to_pylist())
+    """Write metrics.json and groups.csv (for `dvc plots`) from the tables, and print them."""
+    rows, segmentations = tables.read(out, "scores").to_pylist(), tables.read(out, "segmentations").to_pylist()
+    scores = metrics.summaries(rows, segmentations, params.intervals)
     photos = sum(len(subject.photos) for subject in subjects)
     compared = sum(len(comparable(subject, params)) for subject in subjects)
     wanted = ", ".join(params.photo_quality)
     bare = [subject.subject_id for subject in subjects if not comparable(subject, params)]
     counts = {"photos": photos, "photos_compared": compared, "subjects_without_photos": len(bare)}
-    # Groups go to the plot alone: as metrics they would be fifty columns.
-    overall = {method: {k: v for k, v in values.items() if k != "groups"} for method, values in scores.items()}
+    # Groups and subjects go elsewhere: as metrics they would be hundreds of columns.
+    overall = {
+        method: {**metrics.columns(values), **{key: values[key] for key in ("pictures", "misses", "miss_rate")}}
+        for method, values in scores.items()
+    }
     write_json(out / "metrics.json", {**overall, **counts})
-    header = ("method", "group", "metric", "value")
-    outputs.write_csv(out / "groups.csv", header, group_rows(scores))
+    outputs.write_csv(out / "groups.csv", ("method", "group", "metric", "value", "low", "high"), group_rows(scores))
     print(
-        f"score: {tally.pictures} pictures of {tally.subjects} subjects, {tally.done_before} subjects done before; "
-        f"{tally.seconds:.1f} s"
+        f"score: {', '.join(params.metrics)} of {len({place(row) for row in rows})} pictures, "
+        f"{tally.done_before} of {tally.subjects} tasks done before; {tally.seconds:.1f} s"
     )
     print(f"  real photos: {compared} of {photos} compared with; the others have no mask of quality {wanted}")
     if bare:
         print(f"  left out, no photo with such a mask: {', '.join(bare)}")
-    names = ("pictures", "misses", *metrics.METRICS)
-    print(outputs.text_table(("method", *names), [[m, *(s[name] for name in names)] for m, s in scores.items()]))
-    if metrics.MODEL in scores:
-        missed, made = scores[metrics.MODEL]["misses"], scores[metrics.MODEL]["pictures"]
-        meaning = {"zero": "count 0", "skip": "are left out", "unsegmented": "are compared whole"}[params.miss]
-        print(f"  in {missed} of {made} pictures the class noun was not found; their similarities {meaning}")
+    print(outputs.text_table(("", *scores), table(scores)))
+    meaning = {"zero": "count 0", "skip": "are left out", "unsegmented": "are compared whole"}[params.miss]
+    for method, values in scores.items():
+        if values["misses"]:
+            print(
+                f"  {method}: in {values['misses']} of {values['pictures']} pictures the class noun was not found; "
+                f"their similarities {meaning}"
+            )
 
 
-def group_rows(scores: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, str, float]]:
-    """Yield (method, group, metric, value) of every score of a group of prompts."""
+def table(scores: dict[str, dict[str, Any]]) -> Iterator[list[Any]]:
+    """Yield the lines of a table of columns by method, mean and interval."""
+    found = {method: metrics.columns(values) for method, values in scores.items()}
+    for column in dict.fromkeys(column for columns in found.values() for column in columns):
+        yield [column, *(_with_interval(columns.get(column)) for columns in found.values())]
+    yield ["pictures", *(values["pictures"] for values in scores.values())]
+    yield ["not found", *(values["misses"] for values in scores.values())]
+
+
+def group_rows(scores: dict[str, dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
+    """Yield (method, group, metric, value, low, high) of every score of a group of prompts."""
     for method, values in scores.items():
         for group, by_metric in values["groups"].items():
             for metric, value in by_metric.items():
                 if value is not None:
-                    yield method, group, metric, value
+                    yield method, group, metric, value["mean"], value["low"], value["high"]
+
+
+def _with_interval(value: metrics.Estimate | None) -> str | None:
+    if value is None or value["low"] is None or value["high"] is None:
+        return None if value is None else f"{value['mean']:.4f}"
+    return f"{value['mean']:.4f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 if __name__ == "__main__":

@@ -1,32 +1,36 @@
-"""The scorer: photos and pictures of a subject -> rows of the scores table, for the model and both oracles."""
+"""The scorer: pictures of a subject -> rows of the scores table, a metric at a time, with its models."""
 
 from __future__ import annotations
 
-import io
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import re
+from functools import cache
+from typing import Any, Literal, Self
 
-import numpy as np
 import torch
-from PIL import Image
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from eval import metrics, protocol
-from eval.segmentation import find_subjects
-from model.backbones.clip import load_clip
-from model.backbones.dino import load_dino
-from model.backbones.grounded_sam import load_grounded_sam
-from model.backbones.variant import Variant
-from model.segment import on_white
-from params import Section
-from pipelines.storage import Roots, SourceParams
+from eval.measures import measure
+from eval.views import Memory, Models, Pictures, Work
+from model.backbones.encoders import Encoder, Kind, load_encoder
+from model.backbones.perceptual import Perceptual, load_perceptual
+from model.backbones.reward import Reward, load_reward
+from model.backbones.variant import Spec, Variant
+from params import Section, UserError
+from pipelines.storage import Roots
+
+
+class EncoderSpec(Spec):
+    """An image encoder beside the variant's own clip and dino."""
+
+    kind: Kind
 
 
 class ScoreParams(Section):
     """How pictures are compared."""
 
+    metrics: tuple[str, ...]  # see eval/measures.py
+    encoders: dict[str, EncoderSpec]  # by the name that their metrics begin with
     miss: metrics.MissPolicy  # what the similarity is where the subject is not found in a picture
     phrase: str  # what the detector is asked for; {class} is the class noun
     min_detection: float  # score below which nothing was found, 0..1
@@ -35,6 +39,7 @@ class ScoreParams(Section):
     photo_quality: tuple[
         Literal["ok", "small", "large", "border", "low_score"], ...
     ]  # masks of the photos compared with
+    intervals: metrics.IntervalParams
     batch_size: int
     dtype: Literal["float32", "float16", "bfloat16"]
     threads: int  # CPU threads; the same number gives the same bytes
@@ -46,155 +51,120 @@ class ScoreParams(Section):
             raise ValueError("the list must hold ok, the quality of every reference")
         return quality
 
+    @field_validator("encoders")
+    @classmethod
+    def encoders_have_names_of_their_own(cls, encoders: dict[str, EncoderSpec]) -> dict[str, EncoderSpec]:
+        for name in encoders:
+            if name in ("clip", "dino") or not re.fullmatch("[a-z][a-z0-9_]*", name):
+                raise ValueError(f"'{name}' must be lower case, a word, and not clip or dino, which the variant names")
+        return encoders
 
-@dataclass(frozen=True)
-class Asked:
-    """A prompt and the photo shown with it: what the copy-paste oracle answers with the photo itself."""
+    @model_validator(mode="after")
+    def metrics_are_known(self) -> Self:
+        kinds = self.kinds()
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ValueError("metrics holds one twice")
+        for name in self.metrics:
+            measure(name, kinds)
+        return self
 
-    prompt_id: int
-    group: str
-    prompt: str
-    reference: str  # frame_id
-
-
-@dataclass(frozen=True)
-class Work:
-    """One subject: the photos compared with, what was asked, and the rows of the generations table."""
-
-    subject: protocol.Subject
-    photos: tuple[protocol.Photo, ...]
-    asked: tuple[Asked, ...]
-    generations: tuple[dict[str, Any], ...]
+    def kinds(self) -> dict[str, Kind]:
+        """Return the kind of each encoder by its name."""
+        return {"clip": "clip", "dino": "dino", **{name: spec.kind for name, spec in self.encoders.items()}}
 
 
-@dataclass(frozen=True)
-class Encoders:
-    """The scorers: unit image embeddings for similarity, CLIP's texts for controllability, Grounded SAM for masks."""
+def specs(params: ScoreParams, variant: Variant) -> dict[str, Spec]:
+    """Return where the weights of every model lie that the chosen metrics compute with, by name.
 
-    clip: Any
-    dino: Any
-    grounded_sam: Any
+    Raises:
+        UserError: the variant names none for a metric.
+    """
+    known: dict[str, Spec | None] = {"clip": variant.clip, "dino": variant.dino, **params.encoders}
+    known |= {"reward": variant.reward, "lpips": variant.lpips}
+    found: dict[str, Spec] = {}
+    for name in params.metrics:
+        for model in measure(name, params.kinds()).models:
+            spec = known[model]
+            if spec is None:
+                raise UserError(
+                    f"score.metrics names '{name}', and the variant {variant.name} names no weights of '{model}'; "
+                    f"leave the metric out, or name them in the variant's JSON"
+                )
+            found[model] = spec
+    return found
 
-    def similarity(self, pictures: Sequence[Image.Image]) -> dict[str, np.ndarray]:
-        """Return unit vectors [B, d] of pictures by the column of the scores table they are for."""
-        return {"clip_i": _numpy(self.clip.encode_image(pictures)), "dino_i": _numpy(self.dino.encode_image(pictures))}
 
-    def controllability(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Return the cosine of each whole picture and its prompt, [B]."""
-        texts = sorted(set(prompts))
-        vectors = dict(zip(texts, _numpy(self.clip.encode_text(texts)), strict=True))
-        images = _numpy(self.clip.encode_image(pictures))
-        return np.array([image @ vectors[prompt] for image, prompt in zip(images, prompts, strict=True)])
+class Loaded:
+    """The models of `eval.views.Models`, on a device."""
+
+    def __init__(self, params: ScoreParams, variant: Variant, device: str) -> None:
+        self.params, self.device = params, device
+        self.specs: dict[str, Any] = specs(params, variant)
+        self.dtype = getattr(torch, params.dtype)
+        self.encoder = cache(self.load_encoder)
+        self.reward = cache(self.load_reward)
+        self.lpips = cache(self.load_lpips)
+
+    def load_encoder(self, name: str) -> Encoder:
+        """Load an image encoder."""
+        kind = self.params.kinds()[name]
+        return load_encoder(kind, self.specs[name], self.device, self.params.batch_size, self.dtype)
+
+    def load_reward(self) -> Reward:
+        """Load ImageReward."""
+        return load_reward(self.specs["reward"], self.device, self.dtype, self.params.batch_size)
+
+    def load_lpips(self) -> Perceptual:
+        """Load LPIPS, float32: its distances are small differences of squares."""
+        return load_perceptual(self.specs["lpips"], self.device, self.params.batch_size)
 
 
 class Scorer:
-    """Computes the rows of one subject."""
+    """Computes a metric of a method's pictures of one subject; what metrics share is kept until the next work."""
 
-    def __init__(self, params: ScoreParams, encoders: Encoders, roots: Roots) -> None:
-        self.params, self.encoders, self.roots = params, encoders, roots
+    def __init__(self, params: ScoreParams, models: Models, roots: Roots, decoders: int) -> None:
+        self.params, self.models, self.roots, self.decoders = params, models, roots, decoders
+        self.memory = Memory()
+        self.view: Pictures | None = None
 
-    def __call__(self, work: Work) -> list[dict[str, Any]]:
-        whole = {photo.frame_id: protocol.read_photo(self.roots, photo) for photo in work.photos}
-        segments = [self.segment(*whole[photo.frame_id]) for photo in work.photos]
-        photos = self.encoders.similarity(segments)
-        images = {frame_id: image for frame_id, (image, _) in whole.items()}
+    def __call__(self, asked: tuple[Work, str]) -> list[dict[str, Any]]:
+        work, name = asked
+        chosen = measure(name, self.params.kinds())
+        view = self.pictures(work)
+        values: list[float | None] = [None if value != value else float(value) for value in chosen.values(view)]
+        if chosen.segments:
+            values = metrics.with_misses(values, view.found.tolist(), self.params.miss)
         return [
-            *self.real(work, photos),
-            *self.copies(work, photos, images),
-            *(self.pictures(work, photos) if work.generations else []),
+            {
+                "method": work.method,
+                "subject_id": work.subject.subject_id,
+                "group": picture.group,
+                "prompt_id": picture.prompt_id,
+                "index": picture.index,
+                "metric": name,
+                "value": value,
+            }
+            for picture, value in zip(work.pictures, values, strict=True)
         ]
 
-    def real(self, work: Work, photos: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the real photos, each against the others."""
-        scores = {column: metrics.mean_cosines_to_others(vectors) for column, vectors in photos.items()}
-        for index in range(len(work.photos)):
-            values = {column: _null(values[index]) for column, values in scores.items()}
-            yield row(metrics.REAL, work.subject, (-1, metrics.PHOTO, index), True, None, values)
-
-    def copies(
-        self, work: Work, photos: dict[str, np.ndarray], images: dict[str, Image.Image]
-    ) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the reference photo standing in for every picture; it is among the photos, as it is for a
-        model."""
-        if not work.asked:
-            return
-        scores = {column: metrics.mean_cosines(vectors, vectors) for column, vectors in photos.items()}
-        place = {photo.frame_id: number for number, photo in enumerate(work.photos)}
-        texts = self.encoders.controllability([images[a.reference] for a in work.asked], [a.prompt for a in work.asked])
-        seen: dict[int, int] = {}
-        for asked, text in zip(work.asked, texts, strict=True):
-            index = seen[asked.prompt_id] = seen.get(asked.prompt_id, -1) + 1
-            values = {column: _null(cosines[place[asked.reference]]) for column, cosines in scores.items()}
-            yield row(metrics.COPY, work.subject, (asked.prompt_id, asked.group, index), True, float(text), values)
-
-    def pictures(self, work: Work, photos: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the generated pictures, each against all photos."""
-        made = [Image.open(io.BytesIO(g["image"])).convert("RGB") for g in work.generations]
-        texts = self.encoders.controllability(made, [g["prompt"] for g in work.generations])
-        phrase = self.params.phrase.replace("{class}", work.subject.class_name)
-        masks = find_subjects(
-            self.encoders.grounded_sam, made, phrase, self.params.min_detection, self.params.min_piece
-        )
-        found = [mask is not None for mask in masks]
-        vectors = self.encoders.similarity([self.segment(i, m) for i, m in zip(made, masks, strict=True)])
-        scores = {
-            column: metrics.with_misses(
-                metrics.mean_cosines(vectors[column], photos[column]).tolist(), found, self.params.miss
+    def pictures(self, work: Work) -> Pictures:
+        """Return the view of `work`, the last one where the work is the same."""
+        if self.view is None or self.view.work is not work:
+            params = self.params
+            for photo in work.photos:
+                self.roots[photo.source]  # opened here, not by several threads at once
+            self.view = Pictures(
+                work, self.models, self.roots, self.memory, params.margin, params.batch_size, self.decoders
             )
-            for column in photos
-        }
-        for number, g in enumerate(work.generations):
-            values = {column: values[number] for column, values in scores.items()}
-            place = (g["prompt_id"], g["group"], g["index"])
-            yield row(g["method"], work.subject, place, found[number], float(texts[number]), values)
-
-    def segment(self, image: Image.Image, mask: np.ndarray | None) -> Image.Image:
-        """Return what the encoders of similarity see: the subject on white, or the whole picture without a mask."""
-        return image if mask is None else on_white(image, mask, margin=self.params.margin)
+        return self.view
 
 
-def row(
-    method: str,
-    subject: protocol.Subject,
-    place: tuple[int, str, int],
-    segmented: bool,
-    text: float | None,
-    similarity: dict[str, float | None],
-) -> dict[str, Any]:
-    """Return a row of the scores table; place: prompt_id, group, index."""
-    prompt_id, group, index = place
-    return {
-        "method": method,
-        "subject_id": subject.subject_id,
-        "prompt_id": prompt_id,
-        "group": group,
-        "index": index,
-        "segmented": segmented,
-        "clip_t": text,
-        **similarity,
-    }
-
-
-def load_scorer(
-    params: ScoreParams, variant: Variant, sources: Sequence[SourceParams], device: str, photos_only: bool
-) -> Scorer:
-    """Return the scorer with its encoders; real photos need no segmenter, they come with masks."""
+def load_scorer(params: ScoreParams, variant: Variant, roots: Roots, device: str, decoders: int) -> Scorer:
+    """Return the scorer; its models are loaded when the first metric asks for them."""
     torch.set_num_threads(params.threads)
-    dtype = getattr(torch, params.dtype)
-    options = {"device": device, "batch_size": params.batch_size, "dtype": dtype}
-    segmenter = None if photos_only else load_grounded_sam(variant.detector, variant.sam, **options)
-    encoders = Encoders(load_clip(variant.clip, **options), load_dino(variant.dino, **options), segmenter)
-    return Scorer(params, encoders, Roots(sources))
+    return Scorer(params, Loaded(params, variant, device), roots, decoders)
 
 
 def comparable(subject: protocol.Subject, params: ScoreParams) -> tuple[protocol.Photo, ...]:
     """Return the photos whose mask is good enough to compare with."""
     return tuple(photo for photo in subject.photos if photo.quality in params.photo_quality)
-
-
-def _numpy(vectors: torch.Tensor) -> np.ndarray:
-    return vectors.float().cpu().numpy()
-
-
-def _null(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)

@@ -17,7 +17,7 @@ ALLOWED = {
     "pipelines": ("model",),
     "model": (),
     "train": ("model", "pipelines.tables", "pipelines.storage"),
-    "eval": ("model", "pipelines.tables", "pipelines.storage"),
+    "eval": ("model", "pipelines.prefetch", "pipelines.tables", "pipelines.storage"),
 }
 ONLY_IN = {"ray": "pipelines", "deepspeed": "train"}
 STAGES: dict[str, dict] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,12 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from model.backbones.clip import Clip, load_clip
-from model.backbones.dino import load_dino
-from model.backbones.siglip import load_siglip
-from model.backbones.variant import ClipSpec, DinoSpec, Spec
+from model.backbones.variant import ClipSpec, Spec
+from model.backbones.vision import load_dino, load_siglip
 
 Kind = Literal["clip", "dino", "siglip"]
-"""clip: any open_clip folder; dino: DINOv2, siglip: SigLIP, folders of transformers."""
+"""clip: any open_clip folder; dino: DINO or DINOv2, siglip: SigLIP, folders of transformers."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +28,21 @@ class Encoder:
     """A photo as the encoder reads it [3, s, s]; touches no device."""
     embed: Callable[[Sequence[Tensor]], Tensor]
     """Prepared photos to unit embeddings [B, d], float32 on the device; no row depends on the others."""
+    encode_text: Callable[[Sequence[str]], Tensor] | None = None
+    """Captions to unit embeddings [B, d] in the same space; None for an encoder that reads none."""
 
 
-def load_encoder(kind: Kind, spec: Spec, device: str | torch.device, batch_size: int) -> Encoder:
-    """The frozen encoder of `spec`; raises ModelError where its folder is missing or of another kind."""
+def load_encoder(
+    kind: Kind, spec: Spec, device: str | torch.device, batch_size: int, dtype: torch.dtype = torch.float32
+) -> Encoder:
+    """The frozen encoder of `spec`, computing as `dtype`; raises ModelError where its folder is missing or of another
+    kind."""
     if kind == "clip":
-        clip = load_clip(ClipSpec(path=spec.path, revision=spec.revision), device, batch_size=batch_size)
+        clip = load_clip(ClipSpec(path=spec.path, revision=spec.revision), device, dtype, batch_size)
         ready: Any = after_preparing(clip)
-        return Encoder(clip.name, clip.preprocess, ready.encode_image)
-    if kind == "dino":
-        found: Any = load_dino(DinoSpec(path=spec.path, revision=spec.revision), device, batch_size=batch_size)
-    else:
-        found = load_siglip(spec, device, batch_size=batch_size)
-    ready = replace(found, processor=as_processed)
-    return Encoder(found.name, partial(processed, found.processor), ready.encode_image)
+        return Encoder(clip.name, clip.preprocess, ready.encode_image, clip.encode_text)
+    vision = (load_dino if kind == "dino" else load_siglip)(spec, device, dtype, batch_size)
+    return Encoder(vision.name, vision.prepare, vision.embed)
 
 
 def after_preparing(clip: Clip) -> Clip:
@@ -53,14 +52,3 @@ def after_preparing(clip: Clip) -> Clip:
 
 def as_is(pixels: Any) -> Tensor:
     return pixels
-
-
-def processed(processor: Any, image: Image.Image) -> Tensor:
-    """A photo as a transformers processor makes it, [3, s, s]."""
-    pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
-    return pixels
-
-
-def as_processed(images: Tensor, return_tensors: str) -> dict[str, Tensor]:
-    """The place of a processor where its work is done."""
-    return {"pixel_values": images[None]}

@@ -179,7 +179,6 @@ class Reward:
     """`<hub id or path>@<12 digits of the revision>`: the model's id in tables."""
     revision: str
 
-    @torch.no_grad()
     def score(self, images: Sequence[Image.Image] | NDArray[np.uint8] | Tensor, prompts: Sequence[str]) -> Tensor:
         """Rewards [N], float32, of each picture for its prompt; any real number, higher is better.
 
@@ -188,11 +187,22 @@ class Reward:
         """
         if len(images) != len(prompts):
             raise ModelError(f"{len(images)} images and {len(prompts)} prompts; give one prompt an image")
+        rewards = [torch.zeros(0, device=next(self.model.parameters()).device)]
+        for rows, count in fixed_batches(range(len(prompts)), self.batch_size):
+            pixels = [self.prepare(photo(images[row])) for row in rows]
+            rewards.append(self.rate(pixels, [prompts[row] for row in rows])[:count])
+        return torch.cat(rewards)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """A photo as the model reads it, [3, s, s]; touches no device, so that threads can do it."""
+        return preprocess(self.model.config.image_size)(image)
+
+    @torch.no_grad()
+    def rate(self, photos: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+        """As `score`, of photos that `prepare` made ready."""
         device = next(self.model.parameters()).device
         rewards = [torch.zeros(0, device=device)]
-        prepare = preprocess(self.model.config.image_size)
         for rows, count in fixed_batches(range(len(prompts)), self.batch_size):
-            pixels = torch.stack([prepare(photo(images[row])) for row in rows])
             said = self.tokenizer(
                 [prompts[row] for row in rows],
                 padding="max_length",
@@ -200,6 +210,7 @@ class Reward:
                 max_length=self.model.config.length,
                 return_tensors="pt",
             )
+            pixels = torch.stack([photos[row] for row in rows])
             found = self.model(pixels.to(device), said["input_ids"].to(device), said["attention_mask"].to(device))
             rewards.append(found[:count])
         return torch.cat(rewards)

@@ -98,6 +98,15 @@ class SamSpec(Spec):
     """Digest of the checkpoint, checked before it is read."""
 
 
+class LpipsSpec(Spec):
+    """The network below LPIPS's linear layers: a file of torchvision's ImageNet weights."""
+
+    net: Literal["alex", "vgg", "squeeze"]
+    """AlexNet, which its authors advise for comparing pictures; VGG16; SqueezeNet 1.1."""
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """Digest of the file, checked before it is read."""
+
+
 class Variant(BaseModel):
     """One model variant: every frozen backbone it needs."""
 
@@ -115,6 +124,10 @@ class Variant(BaseModel):
     """Its embeddings give DINO-I."""
     detector: DetectorSpec
     sam: SamSpec
+    reward: Spec | None = None
+    """What the metric `reward` is computed with; None: it cannot be asked for."""
+    lpips: LpipsSpec | None = None
+    """As `reward`, of the metric `lpips`."""
 
 
 def load_variant(name: str) -> Variant:

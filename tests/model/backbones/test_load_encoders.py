@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, Dinov2Model
 
 from model.backbones.clip import WEIGHTS, Clip, load_clip
-from model.backbones.dino import Dino, load_dino
 from model.backbones.variant import ClipSpec, DinoSpec
+from model.backbones.vision import Vision, load_dino
 from model.errors import ModelError
 
 CAPTIONS = ["a mug", "a photo of a teddy bear on a long, long beach at the end of the summer", "", "dog", "a mug"]
@@ -29,7 +29,7 @@ def clip(clip_folder: Path) -> Clip:
 
 
 @pytest.fixture(scope="module")
-def dino(dino_folder: Path) -> Dino:
+def dino(dino_folder: Path) -> Vision:
     return load_dino(DinoSpec(path=str(dino_folder)), "cpu", batch_size=4)
 
 
@@ -51,11 +51,11 @@ def test_clip_text_embedding_does_not_depend_on_its_neighbours(clip: Clip) -> No
     assert same_bits_in_any_company(clip.encode_text, CAPTIONS)
 
 
-def test_dino_embedding_does_not_depend_on_its_neighbours(dino: Dino, photos: list[Image.Image]) -> None:
+def test_dino_embedding_does_not_depend_on_its_neighbours(dino: Vision, photos: list[Image.Image]) -> None:
     assert same_bits_in_any_company(dino.encode_image, photos)
 
 
-def test_embeddings_are_unit_float32_rows_that_differ(clip: Clip, dino: Dino, photos: list[Image.Image]) -> None:
+def test_embeddings_are_unit_float32_rows_that_differ(clip: Clip, dino: Vision, photos: list[Image.Image]) -> None:
     for rows, width in (
         (clip.encode_image(photos), 24),
         (clip.encode_text(CAPTIONS[:4]), 24),
@@ -68,7 +68,7 @@ def test_embeddings_are_unit_float32_rows_that_differ(clip: Clip, dino: Dino, ph
         assert len(rows.unique(dim=0)) == len(rows)
 
 
-def test_no_photos_give_no_rows(clip: Clip, dino: Dino) -> None:
+def test_no_photos_give_no_rows(clip: Clip, dino: Vision) -> None:
     assert clip.encode_image([]).shape == (0, 24)
     assert clip.encode_text([]).shape == (0, 24)
     assert clip.hidden_states([], [1, 2]).shape == (0, 2, 17, 32)
@@ -132,7 +132,9 @@ def test_half_precision_encoders_stay_close(clip_folder: Path, dino_folder: Path
         assert cosine.min() > 0.99
 
 
-def test_dino_is_the_class_token_after_the_final_norm(dino: Dino, dino_folder: Path, photos: list[Image.Image]) -> None:
+def test_dino_is_the_class_token_after_the_final_norm(
+    dino: Vision, dino_folder: Path, photos: list[Image.Image]
+) -> None:
     model = Dinov2Model.from_pretrained(dino_folder, dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(dino_folder)
     with torch.no_grad():
@@ -189,9 +191,9 @@ def test_unreadable_dino_is_one_sentence(dino_folder: Path, tmp_path: Path) -> N
     with pytest.raises(ModelError, match=r"dino: 1 missing weights for .*, first 'layernorm.bias'; replace the file"):
         load_dino(DinoSpec(path=str(folder)), "cpu")
     (folder / "model.safetensors").write_bytes(b"\xff" * 40)
-    with pytest.raises(ModelError, match="dino: cannot be read as a transformers folder of DINOv2"):
+    with pytest.raises(ModelError, match="dino: cannot be read as a transformers folder of DINO or DINOv2"):
         load_dino(DinoSpec(path=str(folder)), "cpu")
     (folder / "preprocessor_config.json").unlink()
     shutil.copy(dino_folder / "model.safetensors", folder)
-    with pytest.raises(ModelError, match="dino: cannot be read as a transformers folder of DINOv2"):
+    with pytest.raises(ModelError, match="dino: cannot be read as a transformers folder of DINO or DINOv2"):
         load_dino(DinoSpec(path=str(folder)), "cpu")

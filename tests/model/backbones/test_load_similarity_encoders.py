@@ -14,10 +14,9 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, SiglipConfig, SiglipImageProcessor, SiglipModel
 
 from model.backbones.clip import WEIGHTS, load_clip
-from model.backbones.dino import load_dino
 from model.backbones.encoders import after_preparing, load_encoder
-from model.backbones.siglip import load_siglip
 from model.backbones.variant import ClipSpec, DinoSpec, Spec
+from model.backbones.vision import load_dino, load_siglip
 from model.errors import ModelError
 
 # Small relatives of open_clip's families: convolutional, timm's (as its SigLIP, EVA and ConvNeXt are), CoCa.

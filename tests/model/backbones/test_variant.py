@@ -33,17 +33,17 @@ def load(tree: dict[str, Any], folder: Path) -> Variant:
 def test_shipped_variant_loads_and_pins_every_hub_id(name: str) -> None:
     variant = load_variant(name)
     assert variant.name == name
-    for field in ("diffusion", "image_encoder", "clip", "dino", "detector", "sam"):
+    for field in ("diffusion", "image_encoder", "clip", "dino", "detector", "sam", "reward"):
         spec = getattr(variant, field)
         assert (spec.revision is not None) == spec.is_hub_id
 
 
 def test_toybox_needs_no_network() -> None:
     variant = load_variant("toybox")
-    paths = [
-        getattr(variant, field).path for field in ("diffusion", "image_encoder", "clip", "dino", "detector", "sam")
-    ]
-    assert paths == [f"weights/toybox/{part}" for part in ("diffusion", "clip", "clip", "dino", "detector", "sam")]
+    fields = ("diffusion", "image_encoder", "clip", "dino", "detector", "sam", "reward")
+    folders = ("diffusion", "clip", "clip", "dino", "detector", "sam", "reward")
+    assert [getattr(variant, field).path for field in fields] == [f"weights/toybox/{part}" for part in folders]
+    assert variant.lpips is None
     assert variant.resolution == 64
 
 
@@ -66,7 +66,7 @@ def test_variant_may_be_a_file_of_ones_own(tree: dict[str, Any], tmp_path: Path)
         ("image_encoder", {"path": "weights/x", "layers": [3, 3]}, r"image_encoder.layers: \[3, 3\] must be 0-based"),
         ("sam", {"path": "weights/x", "size": "vit_x"}, "sam.size: Input should be 'vit_b'"),
         ("resolution", 0, "resolution: Input should be greater than 0"),
-        ("reward", {"path": "weights/x"}, "reward: Extra inputs are not permitted"),
+        ("judge", {"path": "weights/x"}, "judge: Extra inputs are not permitted"),
     ],
 )
 def test_fault_names_file_and_key(tree: dict[str, Any], tmp_path: Path, key: str, value: Any, message: str) -> None:

@@ -1,0 +1,81 @@
+"""LPIPS (Zhang et al. 2018): how different two pictures look, through the package that its authors publish.
+
+The package ships the calibrated linear layers. The network below them is torchvision's, whose weights it would fetch by
+itself; here they are a file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import lpips
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+
+from model.backbones.frozen import freeze
+from model.backbones.hub import identify, reading, resolve, sha256
+from model.backbones.variant import LpipsSpec
+from model.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Perceptual:
+    """A frozen LPIPS 0.1."""
+
+    model: lpips.LPIPS
+    batch_size: int
+    """Pictures at once in the network."""
+    name: str
+    """`<path>@<12 digits of the SHA-256>`: the id in tables."""
+    revision: str
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """A picture as the network reads it, [3, h, w] in -1..1 at its own size; for threads, it touches no device."""
+        return pil_to_tensor(image.convert("RGB")).float() / 127.5 - 1
+
+    @torch.no_grad()
+    def distances(self, pictures: Sequence[Tensor]) -> Tensor:
+        """LPIPS between all of `pictures`, [N, N] float32, 0 on the diagonal; equal to the package's own forward.
+
+        pictures: what `prepare` made. Raises ModelError where their sizes differ. The features of each are computed
+        once, where the forward of pairs would compute them N - 1 times.
+        """
+        sizes = {tuple(picture.shape) for picture in pictures}
+        if len(sizes) > 1:
+            found = " and ".join(sorted(f"{width}x{height}" for _, height, width in sizes))
+            raise ModelError(f"LPIPS compares pictures of one size, not {found}; generate them anew")
+        device = self.model.scaling_layer.shift.device
+        layers: list[list[Tensor]] = []
+        for start in range(0, len(pictures), self.batch_size):
+            batch = torch.stack(list(pictures[start : start + self.batch_size])).to(device)
+            layers.append([lpips.normalize_tensor(f) for f in self.model.net(self.model.scaling_layer(batch))])
+        result = torch.zeros(len(pictures), len(pictures), device=device)
+        for linear, *parts in zip(self.model.lins, *layers, strict=True) if layers else ():
+            features = torch.cat(parts)
+            for row, feature in enumerate(features[:-1]):
+                between = linear((features[row + 1 :] - feature) ** 2).mean(dim=(1, 2, 3))
+                result[row, row + 1 :] += between
+        return result + result.T
+
+
+def load_perceptual(spec: LpipsSpec, device: str | torch.device, batch_size: int = 32) -> Perceptual:
+    """The frozen LPIPS over the network of `spec`; raises ModelError where its file is missing or does not fit."""
+    known = {"alex": "AlexNet", "vgg": "VGG16", "squeeze": "SqueezeNet1_1"}[spec.net]
+    file = resolve(spec, [], f"download torchvision.models.{known}_Weights.IMAGENET1K_V1.url there")
+    digest = sha256([file])
+    if spec.sha256 not in (None, digest):
+        raise ModelError(f"{spec.path}: SHA-256 is {digest}, expected {spec.sha256}; download it again")
+    what = f"torchvision's weights of {known}"
+    with reading(spec.path, what):
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torchvision, about the arguments that the package gives it
+            model = lpips.LPIPS(net=spec.net, pnet_rand=True, verbose=False)
+        # `slice3.6.weight` there is `features.6.weight` here: slices keep the numbers of the layers.
+        model.net.load_state_dict({key: state[f"features.{key.partition('.')[2]}"] for key in model.net.state_dict()})
+    name, revision = identify(spec, [file])
+    return Perceptual(freeze(model, device), batch_size, f"{name}@{revision[:12]}", revision)
