@@ -18,6 +18,7 @@ from params import cli, data_dir, load
 from pipelines.storage import Roots, SourceParams
 from stage import write_text
 
+LARGE = 10_000_000  # bytes
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -50,13 +51,15 @@ def environment() -> Environment:
     return found
 
 
-def estimate(value: dict[str, float | None] | None) -> Markup:
+def estimate(value: dict[str, float | None] | None, signed: bool = False) -> Markup:
     """Return a mean with the ends of its interval below it."""
     if value is None or value["mean"] is None:
         return Markup("–")
+    number = "{:+.3f}" if signed else "{:.3f}"
     if value["low"] is None:
-        return Markup("{:.3f}").format(value["mean"])
-    return Markup('{:.3f}<span class="ci">{:.3f} to {:.3f}</span>').format(value["mean"], value["low"], value["high"])
+        return Markup(number).format(value["mean"])
+    template = Markup(f'{number}<span class="ci">{number} to {number}</span>')
+    return template.format(value["mean"], value["low"], value["high"])
 
 
 def main() -> None:
@@ -66,7 +69,10 @@ def main() -> None:
     text = page(sources)
     file = data / "report" / "index.html"
     write_text(file, text)
-    print(f"report: {file}, {len(text.encode()) / 1e6:.1f} MB")
+    size = len(text.encode())
+    print(f"report: {file}, {size / 1e6:.1f} MB")
+    if size > LARGE:
+        print("  slow to open on a phone: lower report.side, or the numbers of pictures below it in params.yaml")
 
 
 if __name__ == "__main__":

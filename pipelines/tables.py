@@ -265,8 +265,13 @@ TABLES: dict[str, TableSpec] = {
             "subject_id": _subject_id,
             "class_name": _class_name,
             "partner": Column(_text, "subject_id of the other subject of a pair", nullable=True),
-            "prompt_id": Column(_i32, "of the prompts table or eval/prompts.yaml; -1 for the reconstruction prompt"),
-            "group": Column(_text, "the prompt's group; reconstruction for 'a photo of a <class>'; pair for two subjects"),
+            "prompt_id": Column(
+                _i32,
+                "of the prompts table or eval/prompts.yaml; -1 for the reconstruction prompt; 10000 and up: of a pair",
+            ),
+            "group": Column(
+                _text, "the prompt's group; reconstruction for 'a photo of a <class>'; pair for two subjects"
+            ),
             "prompt": Column(_text, "as given to the method, class nouns inserted"),
             "index": Column(_i32, "0.. of the subject's pictures of one prompt"),
             "seed": Column(pa.int64(), "of the starting noise; the same for every method"),

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from eval.metrics import MODEL, Row
-from eval.pictures import Picture, inline, sample
+from eval.pictures import Album, Picture, inline, sample
 from eval.protocol import RECONSTRUCTION
 from eval.sections.base import (
     TITLES,
@@ -27,6 +27,7 @@ from eval.sections.base import (
 )
 
 RANKS = ("best", "median", "worst")
+CORNER = 2  # of a picture's side, on a screen with two pixels a dot
 
 
 def gallery(sources: Sources) -> dict[str, Any]:
@@ -209,6 +210,7 @@ def _cards(sources: Sources, rows: list[Row]) -> dict[Key, dict[str, Any]]:
 
 
 def _segments(sources: Sources, rows: list[Row]) -> dict[str, Picture | None]:
-    """Return the segmented reference of each picture, small, by frame_id."""
-    photos = sources.album.photos({row["reference"] for row in rows})
-    return {frame_id: sources.album.segment(photo) for frame_id, photo in photos.items()}
+    """Return the segmented reference of each picture, for a corner of it, by frame_id."""
+    album = Album(sources.data, sources.album.roots, max(sources.params.side // CORNER, 16))
+    photos = album.photos({row["reference"] for row in rows})
+    return {frame_id: album.segment(photo) for frame_id, photo in photos.items()}
