@@ -353,6 +353,8 @@ def connect(run: RunParams) -> bool:
     if not os.environ.get("RAY_ADDRESS"):
         # Ray's name for its loopback-only mode; without it, 127.0.0.1 below is replaced by the machine's address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Ray would give its workers niceness 15, and beside any other work on the machine a stage would stand still.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     if ray.is_initialized():

@@ -182,6 +182,12 @@ def test_ray_listens_on_loopback_only_and_a_running_one_is_left_alone(ray_starte
     assert shards.connect(run_params()) is False
 
 
+def test_workers_are_as_important_as_whoever_started_them(ray_started):
+    import ray
+
+    assert ray.get(ray.remote(num_cpus=0)(lambda: os.nice(0)).remote()) == os.nice(0)
+
+
 def test_lost_photo_is_an_error_that_counts(tmp_path):
     summary = shards.Summary(input=4, kept=2, rejects={"blurred": 1})
     with pytest.raises(RuntimeError, match=r"2 kept \+ 1 rejected != 4"):
