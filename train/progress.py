@@ -20,13 +20,15 @@ LOG = "log.jsonl"
 # Columns of a window that TensorBoard groups by name; the others are L_diff of a timestep bucket.
 GROUPS = dict.fromkeys(LOSSES, "loss") | dict.fromkeys(ACCURACIES, "accuracy") | dict.fromkeys(OF_THE_UPDATE, "update")
 
+SPEED = ("samples_per_second", "waiting", "peak_memory")
+
 
 class Progress:
     """A bar on a terminal, a plain line now and then elsewhere, and all that is measured in files of the run's folder.
 
-    `log.jsonl` holds one object a line: of a window its columns, the samples per second of wall time and the most
-    memory this rank has taken so far (bytes; resident on the CPU, allocated on a GPU), of a validation its columns
-    under `validation`, of a sheet of pictures its file under `pictures`, of a warning its sentence under `warning`.
+    `log.jsonl` holds one object a line: of a window its columns, the samples per second of wall time, the share of
+    the time so far that went into waiting for batches and the most memory this rank has taken so far (bytes; resident
+    on the CPU, allocated on a GPU), of a validation its columns under `validation`, of a sheet of pictures its file under `pictures`, of a warning its sentence under `warning`.
     """
 
     def __init__(
@@ -40,6 +42,8 @@ class Progress:
         self.record, self.first, self.folder, self.device, self.every = record, start, folder, device, every
         self.params = record.params
         self.step = self.window = start
+        self.waited = 0.0
+        """Seconds that the steps of this process waited for their batches."""
         self.board = board(folder, start) if self.params.tensorboard else None
         write_text(folder / LOG, "".join(f"{line}\n" for line in lines_up_to(folder / LOG, start)))
         self.log = (folder / LOG).open("a", encoding="utf-8")
@@ -63,7 +67,7 @@ class Progress:
             numbers = " ".join(f"{name} {value}" for name, value in self.numbers().items())
             left = tqdm.format_interval((self.params.steps - self.step) * self.params.samples / self.rate())
             steps = f"step {self.step} of {self.params.steps}"
-            print(f"train: {steps}, {numbers}, {self.rate():.1f} samples/s, {left} left", flush=True)
+            print(f"train: {steps}, {numbers}, {self.speed()}, {left} left", flush=True)
 
     def numbers(self) -> dict[str, str]:
         """Total loss and accuracies of the window that is not ended yet, else of the last."""
@@ -83,6 +87,7 @@ class Progress:
             samples = (self.step - self.window) * self.params.samples
             speed = {
                 "samples_per_second": round(samples / max(now - self.last_window, 1e-9), 2),
+                "waiting": round(self.waiting(), 4),
                 "peak_memory": peak_memory(self.device),
             }
             self.window, self.last_window = self.step, now
@@ -97,7 +102,7 @@ class Progress:
         if self.board is not None:
             for name, value in values.items():
                 if name != "step" and value is not None:
-                    group = GROUPS.get(name, "speed" if name in ("samples_per_second", "peak_memory") else "timesteps")
+                    group = GROUPS.get(name, "speed" if name in SPEED else "timesteps")
                     self.board.add_scalar(f"{prefix}{group}/{name}", value, self.step)
 
     def note(self, **values: Any) -> None:
@@ -116,16 +121,24 @@ class Progress:
         """Samples a second since this process began to train, all told."""
         return max(self.step - self.first, 1) * self.params.samples / max(time.monotonic() - self.begun, 1e-9)
 
+    def waiting(self) -> float:
+        """Share of the time since then that went into waiting for batches."""
+        return self.waited / max(time.monotonic() - self.begun, 1e-9)
+
+    def speed(self) -> str:
+        """Rate and waiting in words."""
+        return f"{self.rate():.1f} samples/s, {self.waiting():.1%} of the time waiting for data"
+
     def close(self) -> None:
         """End the bar and the files, and say how it went."""
         if self.bar is not None:
             self.bar.close()
         seconds, steps = time.monotonic() - self.begun, self.step - self.first
-        self.note(seconds=round(seconds, 1))
+        self.note(seconds=round(seconds, 1), waiting=round(self.waiting(), 4))
         self.log.close()
         if self.board is not None:
             self.board.close()
-        rate = f", {self.rate():.1f} samples/s" if steps else ""
+        rate = f", {self.speed()}" if steps else ""
         print(f"train: {steps} steps in {seconds:.1f} s{rate}", *self.record.table(), sep="\n", flush=True)
 
 

@@ -24,6 +24,7 @@ from train.checkpoint import Checkpoints
 from train.data import Sampler, TrainingSet
 from train.engine import DTYPES, Objective, TrainedState, gradient_norm, start_engine
 from train.log import LOSSES, Measures, Record
+from train.prefetch import Batches
 from train.progress import Progress
 from train.ranks import Ranks
 from train.recipe import ModelParams, TrainParams
@@ -44,6 +45,8 @@ class Trainer:
     """DeepSpeedEngine around an Objective."""
     trained: TrainedState
     sampler: Sampler
+    batches: Batches
+    """Its threads run until it is closed."""
     ranks: Ranks
 
     @property
@@ -78,6 +81,7 @@ class Trainer:
             if validation and (last or (step + 1) % self.params.validation.every == 0):
                 self.validate(step, validation, record)
             if progress is not None:
+                progress.waited = self.batches.waited
                 progress.advance()
             if pictures and (last or (step + 1) % pictures == 0):
                 weights = self.trained.adapter_weights(ema=self.params.ema is not None)
@@ -112,7 +116,7 @@ class Trainer:
         where, draws = f"step {step}", self.params.draws(step)
         rows, before = [], None
         for draw in draws:
-            batch = self.sampler.batch(draw, self.ranks.rank, self.ranks.world, self.ranks.device)
+            batch = self.batches.take(draw)
             losses, measured = self.losses(batch)
             rows.append(measured)
             self.require_finite(where, dict(zip(LOSSES, measured[0], strict=False)), self.sampler, draws)
@@ -226,21 +230,25 @@ def build(
         drop=params.drop,
         timesteps=scheduler.config.num_train_timesteps,
         independent=params.positive_timesteps == "independent",
+        mixture=params.mixture,
+    )
+    batches = Batches(
+        sampler, ranks.rank, ranks.world, ranks.device, ahead=params.prefetch, steps=params.draws(params.steps)[0]
     )
     adapter = make_adapter(model, variant, diffusion, data, params.seed)
     objective = Objective(adapter, diffusion, params.objective.config(), sharded=params.zero_stage == 3)
     engine = start_engine(params, objective, ranks.world, ranks.device)
-    return Trainer(params, diffusion, engine, TrainedState(engine, params.ema), sampler, ranks)
+    return Trainer(params, diffusion, engine, TrainedState(engine, params.ema), sampler, batches, ranks)
 
 
 def make_adapter(model: ModelParams, variant: Variant, diffusion: Diffusion, data: TrainingSet, seed: int) -> Adapter:
-    """A new adapter for the backbone and the cached features, installed in the UNet; `seed` draws its initial weights.
+    """A new adapter for the backbone and the image features, installed in the UNet; `seed` draws its initial weights.
 
     Raises:
         UserError: latents or features were made by another backbone.
     """
-    _, channels, _, _ = data.arrays.latents.shape
-    _, layers, _, width = data.arrays.hidden.shape
+    channels, _, _ = data.latent_shape
+    layers, _, width = data.hidden_shape
     encoder = variant.image_encoder
     unet = cast(Any, diffusion.unet)
     for found, expected, what in (

@@ -51,14 +51,21 @@ def write_world(
     tables.write(data / "curate", "triplets", tables.from_rows("triplets", triplets))
     write_encoded(data / "encode", encoded, rng)
     subject_ids = sorted(ids, key=tables.path_order)
-    vectors = rng.normal(size=(len(ids), 16)).astype(np.float32)
+    return World(data, subject_ids, write_similarity(data / "similarity", subject_ids, group_size, rng))
+
+
+def write_similarity(
+    folder: Path, subject_ids: list[str], group_size: int = 4096, rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """Tiles of random embeddings, which are returned [subjects, 16]."""
+    vectors = (rng or np.random.default_rng(0)).normal(size=(len(subject_ids), 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     settings = {"encoder": "clip", "weights": None, "margin": 0.0, "batch_size": 1, "shard_subjects": 1}
     params = SimilarityParams(
         **settings, group_size=group_size, groupings=2, tile=5, neighbours=0, same_subject=None, seed=0
     )
-    tables.write_parts(data / "similarity", "similarity", tiles(subject_ids, vectors, params))
-    return World(data, subject_ids, vectors)
+    tables.write_parts(folder, "similarity", tiles(subject_ids, vectors, params))
+    return vectors
 
 
 def frame(frame_id: str, subject: str, noun: str) -> dict[str, Any]:
@@ -66,7 +73,7 @@ def frame(frame_id: str, subject: str, noun: str) -> dict[str, Any]:
     caption = f"a photo of a {noun} number {frame_id[-1]}"
     known = {"frame_id": frame_id, "subject_id": subject, "class_name": noun, "caption": caption, "split": "train"}
     measured = {
-        "source": "s",
+        "source": subject.split("/")[0],
         "path": "p",
         "width": 64,
         "height": 64,
@@ -132,6 +139,8 @@ def write_variant(folder: Path) -> Path:
     index = {"_class_name": "StableDiffusionPipeline", "text_encoder": ["transformers", "CLIPTextModel"]}
     (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "open_clip_model.safetensors").write_bytes(b"only its digest is read")
+    vision = {"width": WIDTH, "image_size": 4, "patch_size": 2}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"vision_cfg": vision}}))
     here = {"path": str(folder)}
     parts = dict.fromkeys(("diffusion", "clip", "dino", "detector", "sam"), here)
     tree = {"name": "tiny", "resolution": 16, "image_encoder": here | {"layers": [1, 3]}, **parts}
