@@ -82,7 +82,7 @@ def publish(
         if trainer.ranks.rank == 0:
             record.write(out)
             write_json(out / "metrics.json", counts | record.metrics())
-    except OSError:
+    except BaseException:
         if trainer.ranks.rank == 0:
             shutil.rmtree(out, ignore_errors=True)
         raise
