@@ -202,7 +202,7 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "R": lambda group: group in (RECONSTRUCTION, PHOTO),
     "E": lambda group: group not in (RECONSTRUCTION, PAIR),
 }
-"""Reconstruction and editing: which groups of prompts count in each."""
+"""Reconstruction and editing of one subject: which groups of prompts count in each. Pairs are apart."""
 
 
 def _in_group(rows: Iterable[Row], wanted: Callable[[str], bool]) -> list[Row]:
