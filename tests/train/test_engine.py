@@ -45,7 +45,7 @@ def run(world: World, variant: Path, tmp_path: Path) -> Callable[..., Path]:
 
 def rows(out: Path) -> list[dict[str, float]]:
     with (out / "losses.csv").open() as stream:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
 
 
 def content(out: Path) -> dict[str, bytes]:
