@@ -273,9 +273,9 @@ def report(out: Path, plan: Plan, works: Sequence[Work], tally: Tally) -> None:
     )
     if plan.bare:
         print(f"  left out, no photo with a usable mask: {', '.join(plan.bare)}")
-    groups = sorted({group for counted in made.values() for group in counted})
-    lines = [(name, *(counted.get(group) for group in groups)) for name, counted in made.items()]
-    print(outputs.text_table(("pictures", *groups), lines))
+    names = sorted({group for groups in made.values() for group in groups})
+    lines = [(method, *(groups.get(name) for name in names)) for method, groups in made.items()]
+    print(outputs.text_table(("pictures", *names), lines))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-import importlib
+import io
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from PIL import Image
 from eval import generate, methods, protocol
 from eval.resume import Tally, run_tasks
 from model.backbones.variant import load_variant
-from params import UserError
+from params import UserError, load
 from pipelines import tables
 from stage import exclusive
 
@@ -239,19 +240,71 @@ def test_report_tells_by_method_what_was_made(data, params, capsys):
     assert "bench/ring" in capsys.readouterr().out
 
 
-def test_the_method_of_the_documentation_runs_in_the_stage(data, roots, tmp_path, params, monkeypatch):
-    """The whole command with the example of docs/evaluation.md, twice: alone, and in two processes."""
+@pytest.fixture
+def stage(data, tmp_path, monkeypatch):
+    """Run the command on the world of this test with some settings; returns its protocol.json."""
+    source = {"name": "photos", "layout": "folder", "root": str(tmp_path / "photos"), "split": "test"}
+    (tmp_path / "sources.yaml").write_text(json.dumps({"sources": [source]}))
+    monkeypatch.chdir(ROOT)
+
+    def stage(*settings, options=()):
+        fixed = ["run.device=cpu", f"run.work={tmp_path / 'work'}", "generate.processes=1"]
+        words = [word for setting in (*fixed, *settings) for word in ("--set", setting)]
+        words += ["--data", str(data), "--params", str(tmp_path / "sources.yaml"), *options]
+        monkeypatch.setattr(sys, "argv", ["generate", *words])
+        generate.main()
+        return json.loads((data / "generate" / "protocol.json").read_text())
+
+    return stage
+
+
+def test_the_method_of_the_documentation_runs(stage, data, tmp_path, monkeypatch):
     code = re.search(r"```python\n# mine.py\n(.*?)```", (ROOT / "docs/evaluation.md").read_text(), re.DOTALL)
     assert code is not None
     (tmp_path / "mine.py").write_text(code[1])
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(ROOT)
-    found = methods.find_method("mine:load")
-    assert found.code() == tmp_path / "mine.py"
-    assert importlib.import_module("mine") is sys.modules["mine"]
-    inputs = methods.MethodInputs(params, load_variant("toybox"), tmp_path, "cpu")
-    generator = generate.Generator(params, lambda name: methods.find_method(name)(inputs), 64, roots)
-    plan = generate.plan_of(data, params.protocol)
-    rows = [row for work in plan.work("mine:load", found.pairs) for row in generator(work)]
-    assert len(rows) == 10
+    told = stage("generate.methods=[mine:load]", "generate.protocol.images=2", "generate.protocol.reconstructions=1")
+    rows = made(data)
+    assert len(rows) == 2 * (1 + 3 * 2)
     assert {row["method"] for row in rows} == {"mine:load"}
+    first = Image.open(io.BytesIO(rows[0]["image"]))
+    assert first.size == (64, 64)
+    assert len({row["image"] for row in rows if row["subject_id"] == "bench/duck"}) == 1  # it pastes the reference
+    assert set(told["methods"]["mine:load"]) == {"diffusion", "image encoder"}
+    assert re.fullmatch("[0-9a-f]{16}", told["id"])
+    assert told["reference"] == "first"
+
+
+def test_the_protocols_id_is_that_of_its_parts_and_knows_no_method(stage, data, tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text(
+        "from PIL import Image\n"
+        "def load(inputs):\n"
+        "    return lambda segments, names, prompts, seeds: [Image.new('RGB', (64, 64))] * len(prompts)\n"
+        "def again(inputs):\n"
+        "    return load(inputs)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ids = {
+        stage("generate.methods=[theirs:load]")["id"],
+        stage("generate.methods=[theirs:load, theirs:again]", "generate.steps=3")["id"],
+    }
+    assert ids == {generate.plan_of(data, load("generate", generate.GenerateParams).protocol).id("first", 64)}
+    assert stage("generate.methods=[theirs:load]", "generate.protocol.reference=leave_one_out")["id"] not in ids
+
+
+def test_a_method_listed_twice_and_an_untrained_adapter_are_one_sentence(stage, tmp_path):
+    with pytest.raises(UserError, match="a method is listed twice"):
+        stage("generate.methods=[prompt_only, prompt_only]")
+    with pytest.raises(UserError, match=r"holds no adapter .* run the train stage first"):
+        stage("generate.methods=[customcontrast]")
+    with pytest.raises(UserError, match="elsewhere holds no adapter"):
+        stage("generate.methods=[customcontrast]", options=("--adapter", str(tmp_path / "elsewhere")))
+
+
+def test_a_method_is_hashed_with_the_file_it_is_written_in(tmp_path, monkeypatch):
+    (tmp_path / "ours.py").write_text("class Load:\n    def __call__(self, inputs): ...\ndef load(inputs, seed): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import ours
+
+    for method in (ours.load, ours.Load, ours.Load(), partial(partial(ours.load), seed=1)):
+        assert methods.Method(method).code() == tmp_path / "ours.py"
