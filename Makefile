@@ -7,7 +7,7 @@ BIN := .venv/bin
 # The stages are commands of this environment, whether or not it is active.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lint lock clean toybox toybox-check bench-data bench-model ablation
+.PHONY: repro test lint lock clean toybox toybox-check bench-data bench-model bench-eval ablation
 .DEFAULT_GOAL := repro
 
 repro: .venv/installed
@@ -53,6 +53,10 @@ bench-data: .venv/installed
 # What the adapter costs beside diffusers' IP-Adapter-plus and the bare model, against goals; PARTS and OPTIONS likewise.
 bench-model: .venv/installed
 	$(BIN)/python -m model.bench $(PARTS) $(OPTIONS)
+
+# What scoring costs beside the models' own forward passes, against goals; PARTS and OPTIONS likewise.
+bench-eval: .venv/installed
+	$(BIN)/python -m eval.bench $(PARTS) $(OPTIONS)
 
 # The paper's ablation on the toybox: trains and measures what is missing, and writes docs/ablation.md; RUNS="both macl" or
 # OPTIONS="--seeds 1 --jobs 4" for less or more at once.

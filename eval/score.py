@@ -45,10 +45,10 @@ def generated(folder: Path) -> Iterator[list[Row]]:
         yield list(group)
 
 
-def asked_of(folder: Path) -> dict[str, list[Picture]]:
-    """Return, by subject_id, each prompt and reference that a picture in `folder` was made from, as `planned` does."""
+def asked_in(generations: Iterable[Row]) -> dict[str, list[Picture]]:
+    """Return, by subject_id, each prompt and reference that a picture was made from, as `planned` does."""
     found: dict[str, dict[Picture, None]] = {}
-    for row in tables.rows(folder, "generations", ASKED):
+    for row in generations:
         if row["group"] != metrics.PAIR:
             picture = Picture(row["group"], row["prompt_id"], 0, row["prompt"], shown_to(row))
             found.setdefault(row["subject_id"], {})[picture] = None
@@ -215,7 +215,7 @@ def main() -> None:
     recorded: dict[str, Any] = {"protocol": {"reference": plan.reference}}
     asked, made, count = planned(subjects, protocol.prompts_by_subject(data), plan), data / "generate", 0
     if not photos_only:
-        recorded, asked = read_protocol(made / "protocol.json"), asked_of(made)
+        recorded, asked = read_protocol(made / "protocol.json"), asked_in(tables.rows(made, "generations", ASKED))
         count = tables.count(made, "generations")
         weights |= names({"detector": variant.detector, "sam": variant.sam})
     find(params, variant, out, run, generated(made) if count else (), count)

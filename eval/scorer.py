@@ -124,6 +124,10 @@ class Scorer:
 
     def __init__(self, params: ScoreParams, models: Models, roots: Roots, decoders: int) -> None:
         self.params, self.models, self.roots, self.decoders = params, models, roots, decoders
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget all vectors."""
         self.memory = Memory()
         self.view: Pictures | None = None
 

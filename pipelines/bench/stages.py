@@ -9,8 +9,9 @@ import torch
 
 from measure import Line, ratio
 from model.backbones.variant import load_variant
+from model.bench import forwards
 from pipelines import similarity
-from pipelines.bench import forwards, photos
+from pipelines.bench import photos
 from pipelines.bench.setting import Setting
 from pipelines.curate import CurateWorker, pack
 from pipelines.mask import MaskWorker

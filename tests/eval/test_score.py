@@ -78,7 +78,14 @@ def scored(made, roots, run, fakes):
         tables.write(made / out, "segmentations", tables.from_rows("segmentations", found))
         scored.models = fakes.Models()
         weights = dict.fromkeys(("clip", "dino", "reward", "lpips", *params.encoders), "weights")
-        work = score.works(held_out(made), asked or score.asked_of(folder), generations, found, leave_out, params)
+        work = score.works(
+            held_out(made),
+            asked or score.asked_in(tables.rows(folder, "generations")),
+            generations,
+            found,
+            leave_out,
+            params,
+        )
         start = partial(Scorer, params, scored.models, roots, decoders)
         scored.tally = run_tasks(
             "score", "scores", score.tasks(work, params, weights), 2, identity=[], start=start, out=made / out, run=run

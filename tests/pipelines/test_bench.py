@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from measure import Line, ratio
-from pipelines.bench import forwards
+from model.bench import forwards
 from pipelines.bench.engine import busy_rate
 from pipelines.bench.photos import draw
 

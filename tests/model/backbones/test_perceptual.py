@@ -81,7 +81,7 @@ def test_weights_missing_of_another_network_or_changed_are_one_sentence(weights:
         load_perceptual(LpipsSpec(path="weights/none.pth", net="alex"), "cpu")
     with pytest.raises(ModelError, match="cannot be read as torchvision's weights of AlexNet"):
         load_perceptual(LpipsSpec(path=str(weights), net="alex"), "cpu")
-    with pytest.raises(ModelError, match="SHA-256 is .*, expected 0000"):
+    with pytest.raises(ModelError, match=r"SHA-256 is .*, expected 0000"):
         load_perceptual(LpipsSpec(path=str(weights), net="squeeze", sha256="0" * 64), "cpu")
     (tmp_path / "broken.pth").write_bytes(b"no weights")
     with pytest.raises(ModelError, match=r"broken.pth: cannot be read as torchvision's weights of SqueezeNet1_1"):

@@ -1,0 +1,1 @@
+"""What scoring costs beside the models' own work, as ratios from one run."""

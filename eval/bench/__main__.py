@@ -1,0 +1,153 @@
+"""A line a figure; exit code 1 where one is short. `make bench-eval`, or `python -m eval.bench [PART ...]`.
+
+segment: Grounded SAM over its forward passes; score: all of score.metrics over those of their models. Both read PNGs,
+resize, cut out and write rows, which the bare forward passes are spared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.bench import pictures
+from eval.score import asked_in, works
+from eval.scorer import ScoreParams, Scorer, load_scorer
+from eval.segmentation import Row, SubjectFinder
+from eval.views import Work
+from measure import Line, measured, ratio, report
+from model.backbones.grounded_sam import load_grounded_sam
+from model.backbones.variant import Variant, load_variant
+from model.bench import forwards
+from params import BackbonesParams, RunParams, UserError, cli, load, option_parser
+
+GOAL = 0.85
+PHOTOS = 5  # of a subject, as DreamBench has on average
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, and on what."""
+
+    params: ScoreParams
+    run: RunParams
+    variant: Variant
+    folder: Path
+    """Of the photos; emptied at the end."""
+    subjects: int
+    pictures: int
+    """Of each subject."""
+    seeds: int
+    """Pictures of a prompt."""
+    side: int
+    """px, of pictures and photos."""
+    repeats: int
+
+
+def segment(setting: Setting) -> Iterator[Line]:
+    """Grounded SAM of generated pictures, every one of which has a box."""
+    finder, made = finder_of(setting), [rows for _, rows in world(setting)]
+
+    def work() -> None:
+        for rows in made:
+            finder(rows)
+
+    yield over_forwards("segment over forward", work, sum(map(len, made)), setting)
+
+
+def score(setting: Setting) -> Iterator[Line]:
+    """All metrics of the generated pictures and of both oracles."""
+    finder, everything = finder_of(setting), world(setting)
+    subjects, made = [subject for subject, _ in everything], [rows for _, rows in everything]
+    found = [row for rows in made for row in finder(rows)]
+    todo = list(works(subjects, asked_in(row for rows in made for row in rows), made, found, False, setting.params))
+    scorer = load_scorer(
+        setting.params,
+        setting.variant,
+        pictures.roots(setting.folder),
+        setting.run.torch_device(),
+        setting.run.decoders,
+    )
+    yield over_forwards("score over forward", lambda: score_all(scorer, todo), sum(map(len, made)), setting)
+
+
+def score_all(scorer: Scorer, todo: list[Work]) -> None:
+    """Compute all rows, with nothing remembered of an earlier time."""
+    scorer.forget()
+    for work in todo:
+        for name in scorer.params.metrics:
+            scorer((work, name))
+
+
+def finder_of(setting: Setting) -> SubjectFinder:
+    """Return the segmenter of the score stage; without a threshold, so that SAM sees every picture."""
+    params, run = setting.params, setting.run
+    options = {"dtype": getattr(torch, params.dtype), "batch_size": params.batch_size}
+    model = load_grounded_sam(setting.variant.detector, setting.variant.sam, run.torch_device(), **options)
+    return SubjectFinder(model, params.phrase, 0.0, params.min_piece, run.decoders, 2 * params.batch_size)
+
+
+def world(setting: Setting) -> list[tuple[Any, list[Row]]]:
+    """Return subjects with the generations of each."""
+    subjects = [pictures.subject(number, PHOTOS, setting.side, setting.folder) for number in range(setting.subjects)]
+    return [
+        (subject, pictures.generations(subject, setting.pictures, setting.seeds, setting.side)) for subject in subjects
+    ]
+
+
+def over_forwards(name: str, work: Callable[[], None], count: int, setting: Setting) -> Line:
+    """Return the rate of `work` over that of the forward passes it makes."""
+    work()  # loads the models
+    calls = forwards.record(work)
+    return ratio(name, work, lambda: forwards.replay(calls), count, "picture", GOAL, setting.repeats)
+
+
+PARTS: dict[str, Callable[[Setting], Iterator[Line]]] = {"segment": segment, "score": score}
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.bench", description=__doc__, parents=[option_parser()], allow_abbrev=False
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--repeats", type=int, default=5, help="the median counts (default: %(default)s)")
+    parser.add_argument("--subjects", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--pictures", type=int, default=104, help="of each, as published (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=4, help="pictures of a prompt (default: %(default)s)")
+    parser.add_argument("--side", type=int, help="px, of the pictures (default: the variant's resolution)")
+    parser.add_argument("--json", type=Path, default=Path(".work/bench/eval.json"), help="default: %(default)s")
+    return parser
+
+
+def main() -> None:
+    options = command_line().parse_args()
+    chosen = options.parts or list(PARTS)
+    unknown = [part for part in chosen if part not in PARTS]
+    if unknown:
+        raise UserError(f"there is no part '{unknown[0]}'; choose from {', '.join(PARTS)}")
+    params, run = load("score", ScoreParams), load("run", RunParams)
+    variant = load_variant(load("backbones", BackbonesParams).variant)
+    sizes = {name: getattr(options, name) for name in ("subjects", "pictures", "seeds", "repeats")}
+    for name, value in sizes.items():
+        if value < 1:
+            raise UserError(f"--{name} is {value}; give at least 1")
+    torch.set_num_threads(params.threads)  # as the stage does: the other cores decode
+    with tempfile.TemporaryDirectory() as folder:
+        setting = Setting(params, run, variant, Path(folder), side=options.side or variant.resolution, **sizes)
+        lines = measured(line for part in chosen for line in PARTS[part](setting))
+    machine = {"cores": os.cpu_count(), "processor": platform.machine(), "device": run.torch_device()}
+    asked = {"parts": chosen, "variant": variant.name, "metrics": list(params.metrics), "side": setting.side, **sizes}
+    sys.exit(report(lines, options.json, machine, asked))
+
+
+if __name__ == "__main__":
+    cli(main)
