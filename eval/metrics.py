@@ -24,9 +24,6 @@ MODEL, PROMPT_ONLY, REAL, COPY = "customcontrast", "prompt_only", "real", "copy"
 PHOTO = "photo"
 """Group of the real photos: made from no prompt, they stand in both the reconstruction and the editing columns."""
 
-PAIR = "pair"
-"""Group of the pictures of two subjects: neither reconstruction nor editing of one, they count in their group alone."""
-
 METRICS = ("CT", "IR", "R-CI", "E-CI", "R-DI", "E-DI")
 """The columns of the published table."""
 
@@ -205,7 +202,7 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "R": lambda group: group in (RECONSTRUCTION, PHOTO),
     "E": lambda group: group not in (RECONSTRUCTION, PAIR),
 }
-"""Reconstruction and editing: which groups of prompts count in each."""
+"""Reconstruction and editing of one subject: which groups of prompts count in each. Pairs are apart."""
 
 
 def _in_group(rows: Iterable[Row], wanted: Callable[[str], bool]) -> list[Row]:

@@ -40,8 +40,7 @@ ASKED = ("subject_id", "group", "prompt_id", "prompt", "reference")
 
 def generated(folder: Path) -> Iterator[list[Row]]:
     """Yield the rows of the generations table in `folder`, each method's of each subject together."""
-    rows = tables.rows(folder, "generations")
-    for _, group in groupby(({"method": metrics.MODEL, **row} for row in rows), key=_maker):
+    for _, group in groupby(tables.rows(folder, "generations"), key=_maker):
         yield list(group)
 
 
@@ -49,7 +48,7 @@ def asked_in(generations: Iterable[Row]) -> dict[str, list[Picture]]:
     """Return, by subject_id, each prompt and reference that a picture was made from, as `planned` does."""
     found: dict[str, dict[Picture, None]] = {}
     for row in generations:
-        if row["group"] != metrics.PAIR:
+        if row["group"] != protocol.PAIR:  # one photo answers no question of two subjects
             picture = Picture(row["group"], row["prompt_id"], 0, row["prompt"], shown_to(row))
             found.setdefault(row["subject_id"], {})[picture] = None
     return {subject: list(pictures) for subject, pictures in found.items()}

@@ -45,6 +45,12 @@ def test_section_is_read_with_overlays_and_single_values(command, tmp_path: Path
     assert (demo.count, demo.inner.low, demo.inner.high) == (7, 0.25, 1.0)
 
 
+def test_empty_mapping_takes_any_keys_from_an_overlay(command, tmp_path: Path):
+    (tmp_path / "more.yaml").write_text("named: {mine: {path: x}}\n")
+    command("named: {}\n", "--params", str(tmp_path / "more.yaml"))
+    assert params.load("named", dict) == {"mine": {"path": "x"}}
+
+
 @pytest.mark.parametrize(
     ("text", "words", "said"),
     [

@@ -59,8 +59,6 @@ def made(data, fakes):
         }
         for prompt_id, group, prompt, index, image in pictures
     ]
-    if "method" in tables.TABLES["generations"].columns:
-        rows = [{"method": metrics.MODEL, **row} for row in rows]
     tables.write(data / "generate", "generations", tables.from_rows("generations", rows))
     return data
 

@@ -1,0 +1,80 @@
+"""The oracles on real photographs of DreamBench, where they are at hand: the whole stage, with the toybox's models."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from eval import score
+from eval.protocol import held_out, read_segment
+from model.backbones.clip import load_clip
+from model.backbones.variant import load_variant
+from params import parse
+from pipelines import tables
+from pipelines.curate import CurateParams, CurateWorker, pack
+from pipelines.mask import MaskParams, MaskWorker
+from pipelines.sources import open_source
+from pipelines.storage import Roots, SourceParams
+
+ROOT = Path(__file__).parents[2]
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+EVERY = 10  # of the subjects, so that the test stays quick
+
+
+@pytest.fixture
+def source(real_data: Path) -> SourceParams:
+    return SourceParams(name="dreambench", layout="dreambench", root=str(real_data / "dreambench"), split="test")
+
+
+@pytest.fixture
+def data(source: SourceParams, tmp_path: Path) -> Path:
+    """The tables of curate and mask of some subjects."""
+    subjects = list(open_source(source).subjects())[::EVERY]
+    worker = CurateWorker(parse("curate", PARAMS["curate"], CurateParams), [source])
+    frames = [rows["frames"] for rows in worker.compute([pack(subject) for subject in subjects])]
+    masks = MaskWorker(parse("mask", PARAMS["mask"], MaskParams), "toybox", [source], "cpu").compute(frames)
+    folder = tmp_path / "data"
+    for stage, name, rows in (
+        ("curate", "frames", [row for group in frames for row in group]),
+        ("curate", "prompts", []),
+        ("mask", "masks", [row for made in masks for row in made["masks"]]),
+    ):
+        tables.write(folder / stage, name, tables.from_rows(name, rows))
+    return folder
+
+
+def test_real_photos_against_each_other_and_copied(
+    data: Path,
+    source: SourceParams,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    sources = yaml.safe_dump([source.model_dump()], default_flow_style=True)
+    qualities = "[ok, small, large, border, low_score]"
+    words = ["--photos-only", "--data", str(data), "--set", f"sources={sources}", "--set", f"run.work={tmp_path}/work"]
+    words += ["--set", f"score.photo_quality={qualities}", "--set", "run.device=cpu"]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["score", *words])
+    score.main()
+    rows = tables.read(data / "score", "scores").to_pylist()
+    value = {(r["method"], r["subject_id"], r["prompt_id"], r["index"], r["metric"]): r["value"] for r in rows}
+    clip = load_clip(load_variant("toybox").clip, "cpu", batch_size=8)
+    compared = [subject for subject in held_out(data) if len(subject.photos) > 1]
+    assert len(compared) >= 3
+    for subject in compared:
+        photos = [photo for photo in subject.photos if photo.quality in qualities]
+        segments = [read_segment(Roots([source]), photo, PARAMS["score"]["margin"]) for photo in photos]
+        vectors = clip.encode_image(segments).numpy()
+        for number in range(len(photos)):
+            others = [vectors[number] @ other for place, other in enumerate(vectors) if place != number]
+            found = value["real", subject.subject_id, -1, number, "clip_i"]
+            assert found == pytest.approx(np.mean(others), abs=1e-5)
+        copy = ("copy", subject.subject_id, -1, 0)
+        if (*copy, "clip_i") in value:  # of a subject with a usable reference
+            assert value[*copy, "copy_paste"] == pytest.approx(1, abs=1e-3)
+            assert np.isfinite(value[*copy, "reward"]) and -1 <= value[*copy, "clip_t"] <= 1
+    assert any(method == "copy" for method, *_ in value)
