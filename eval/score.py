@@ -181,7 +181,12 @@ def find(
         "segmentations",
         segmentation.tasks((rows, segmentation.digests(rows)) for rows in made),
         total,
-        identity=["segmentations", how, digest_files(*FINDING), names({"d": variant.detector, "s": variant.sam})],
+        identity=[
+            "segmentations",
+            how,
+            digest_files(*FINDING),
+            names({"detector": variant.detector, "sam": variant.sam}),
+        ],
         start=start,
         out=out,
         run=run,

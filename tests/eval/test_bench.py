@@ -1,0 +1,41 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval.bench import __main__ as bench
+from params import UserError
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--subjects", "1", "--pictures", "4", "--seeds", "2", "--repeats", "1", "--set", "run.device=cpu"]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+
+    def run(*words: str) -> dict:
+        monkeypatch.setattr(sys, "argv", ["bench", *SMALL, *words, "--json", str(tmp_path / "figures.json")])
+        with pytest.raises(SystemExit) as ended:
+            bench.main()
+        figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+        assert ended.value.code == any(not figure["ok"] for figure in figures)
+        return {figure["name"]: figure for figure in figures}
+
+    return run
+
+
+def test_both_parts_are_measured_over_the_forward_passes_they_make(command):
+    figures = command("--set", "score.metrics=[clip_t, dino_i, reward]")
+    assert list(figures) == ["segment over forward", "score over forward"]
+    for figure in figures.values():
+        # Decoding and cutting out come on top of the forward passes, so that at this size the rate is far below theirs.
+        assert 0.01 < figure["value"] < 1.2 and figure["goal"] == 0.85
+        assert "4 pictures" in figure["detail"]
+
+
+def test_unknown_part_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["bench", "speed"])
+    with pytest.raises(UserError, match="there is no part 'speed'; choose from segment, score"):
+        bench.main()
