@@ -14,16 +14,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from eval import metrics, outputs, protocol, segmentation
 from eval.generate import GenerateParams
 from eval.measures import measure
 from eval.resume import Tally, Task, run_tasks
-from eval.scorer import ScoreParams, comparable, load_scorer, specs
-from eval.segmentation import PLACE, Row, SubjectFinder
+from eval.scorer import ScoreParams, comparable, load_finder, load_scorer, specs
+from eval.segmentation import PLACE, Row
 from eval.views import Picture, Work
-from model.backbones.grounded_sam import load_grounded_sam
 from model.backbones.variant import Spec, Variant, load_variant
 from params import BackbonesParams, RunParams, UserError, cli, data_dir, load, option_parser
 from pipelines import tables
@@ -163,34 +160,21 @@ def _maker(row: Row) -> tuple[str, str]:
     return row["method"], row["subject_id"]
 
 
-def find(
-    params: ScoreParams, variant: Variant, out: Path, run: RunParams, made: Iterable[list[Row]], total: int
-) -> Tally:
-    """Write the segmentations table of the generated pictures."""
-
-    def start() -> SubjectFinder:
-        torch.set_num_threads(params.threads)
-        options = {"dtype": getattr(torch, params.dtype), "batch_size": params.batch_size}
-        model = load_grounded_sam(variant.detector, variant.sam, run.torch_device(), **options)
-        how = (params.phrase, params.min_detection, params.min_piece, run.decoders, 2 * params.batch_size)
-        return SubjectFinder(model, *how)
-
+def segment(params: ScoreParams, variant: Variant, folder: Path, out: Path, run: RunParams) -> dict[str, str]:
+    """Write the segmentations table of the pictures in `folder`; return what names the weights."""
+    weights = names({"detector": variant.detector, "sam": variant.sam})
     how = params.model_dump(include={"phrase", "min_detection", "min_piece", "batch_size", "dtype", "threads"})
-    return run_tasks(
+    run_tasks(
         "score",
         "segmentations",
-        segmentation.tasks((rows, segmentation.digests(rows)) for rows in made),
-        total,
-        identity=[
-            "segmentations",
-            how,
-            digest_files(*FINDING),
-            names({"detector": variant.detector, "sam": variant.sam}),
-        ],
-        start=start,
+        segmentation.tasks((rows, segmentation.digests(rows)) for rows in generated(folder)),
+        tables.count(folder, "generations"),
+        identity=["segmentations", how, digest_files(*FINDING), weights],
+        start=partial(load_finder, params, variant, run.torch_device(), run.decoders),
         out=out,
         run=run,
     )
+    return weights
 
 
 def names(found: dict[str, Spec]) -> dict[str, str]:
@@ -215,34 +199,30 @@ def main() -> None:
     variant, sources = load_variant(load("backbones", BackbonesParams).variant), load("sources", list[SourceParams])
     plan = load("generate", GenerateParams).protocol
     data, out = data_dir(), data_dir() / "score"
-    subjects, weights = protocol.held_out(data), names(specs(params, variant))
-    recorded: dict[str, Any] = {"protocol": {"reference": plan.reference}}
-    asked, made, count = planned(subjects, protocol.prompts_by_subject(data), plan), data / "generate", 0
-    if not photos_only:
+    made, subjects, weights = data / "generate", protocol.held_out(data), names(specs(params, variant))
+    if photos_only:
+        recorded: dict[str, Any] = {"protocol": plan.model_dump()}
+        asked, rows, count = planned(subjects, protocol.prompts_by_subject(data), plan), iter(()), 0
+        tables.write(out, "segmentations", tables.from_rows("segmentations", []))
+    else:
         recorded, asked = read_protocol(made / "protocol.json"), asked_in(tables.rows(made, "generations", ASKED))
-        count = tables.count(made, "generations")
-        weights |= names({"detector": variant.detector, "sam": variant.sam})
-    find(params, variant, out, run, generated(made) if count else (), count)
+        rows, count = generated(made), tables.count(made, "generations")
+        weights |= segment(params, variant, made, out, run)
     leave_out = recorded["protocol"]["reference"] == LEAVE_ONE_OUT
-    total = count + sum(len(comparable(s, params)) + len(asked.get(s.subject_id, ())) for s in subjects)
+    found = works(subjects, asked, rows, tables.rows(out, "segmentations"), leave_out, params)
+    count += sum(len(comparable(s, params)) + len(asked.get(s.subject_id, ())) for s in subjects)
     tally = run_tasks(
         "score",
         "scores",
-        tasks(
-            works(
-                subjects, asked, generated(made) if count else (), tables.rows(out, "segmentations"), leave_out, params
-            ),
-            params,
-            weights,
-        ),
-        total * len(params.metrics),
+        tasks(found, params, weights),
+        count * len(params.metrics),
         identity=[params.model_dump(include={"margin", "batch_size", "dtype", "threads"}), digest_files(*SCORING)],
         start=partial(load_scorer, params, variant, Roots(sources), run.torch_device(), run.decoders),
         out=out,
         run=run,
     )
-    settings = params.model_dump(mode="json", exclude={"threads", "batch_size", "encoders"})
     shared = {key: recorded[key] for key in ("id",) if key in recorded}
+    settings = params.model_dump(mode="json", exclude={"threads", "batch_size", "encoders"})
     write_json(out / "protocol.json", {"variant": variant.name, "encoders": weights, **shared, **settings})
     report(out, subjects, params, tally)
 

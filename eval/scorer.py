@@ -11,8 +11,10 @@ from pydantic import field_validator, model_validator
 
 from eval import metrics, protocol
 from eval.measures import measure
+from eval.segmentation import SubjectFinder
 from eval.views import Memory, Models, Pictures, Work
 from model.backbones.encoders import Encoder, Kind, load_encoder
+from model.backbones.grounded_sam import load_grounded_sam
 from model.backbones.perceptual import Perceptual, load_perceptual
 from model.backbones.reward import Reward, load_reward
 from model.backbones.variant import Spec, Variant
@@ -167,6 +169,16 @@ def load_scorer(params: ScoreParams, variant: Variant, roots: Roots, device: str
     """Return the scorer; its models are loaded when the first metric asks for them."""
     torch.set_num_threads(params.threads)
     return Scorer(params, Loaded(params, variant, device), roots, decoders)
+
+
+def load_finder(params: ScoreParams, variant: Variant, device: str, decoders: int) -> SubjectFinder:
+    """Return what finds the subjects in generated pictures, with its models."""
+    torch.set_num_threads(params.threads)
+    options = {"dtype": getattr(torch, params.dtype), "batch_size": params.batch_size}
+    model = load_grounded_sam(variant.detector, variant.sam, device, **options)
+    return SubjectFinder(
+        model, params.phrase, params.min_detection, params.min_piece, decoders, ahead=2 * params.batch_size
+    )
 
 
 def comparable(subject: protocol.Subject, params: ScoreParams) -> tuple[protocol.Photo, ...]:

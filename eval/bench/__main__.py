@@ -20,11 +20,10 @@ import torch
 
 from eval.bench import pictures
 from eval.score import asked_in, works
-from eval.scorer import ScoreParams, Scorer, load_scorer
+from eval.scorer import ScoreParams, Scorer, load_finder, load_scorer
 from eval.segmentation import Row, SubjectFinder
 from eval.views import Work
 from measure import Line, measured, ratio, report
-from model.backbones.grounded_sam import load_grounded_sam
 from model.backbones.variant import Variant, load_variant
 from model.bench import forwards
 from params import BackbonesParams, RunParams, UserError, cli, load, option_parser
@@ -69,13 +68,8 @@ def score(setting: Setting) -> Iterator[Line]:
     subjects, made = [subject for subject, _ in everything], [rows for _, rows in everything]
     found = [row for rows in made for row in finder(rows)]
     todo = list(works(subjects, asked_in(row for rows in made for row in rows), made, found, False, setting.params))
-    scorer = load_scorer(
-        setting.params,
-        setting.variant,
-        pictures.roots(setting.folder),
-        setting.run.torch_device(),
-        setting.run.decoders,
-    )
+    run, roots = setting.run, pictures.roots(setting.folder)
+    scorer = load_scorer(setting.params, setting.variant, roots, run.torch_device(), run.decoders)
     yield over_forwards("score over forward", lambda: score_all(scorer, todo), sum(map(len, made)), setting)
 
 
@@ -89,10 +83,8 @@ def score_all(scorer: Scorer, todo: list[Work]) -> None:
 
 def finder_of(setting: Setting) -> SubjectFinder:
     """Return the segmenter of the score stage; without a threshold, so that SAM sees every picture."""
-    params, run = setting.params, setting.run
-    options = {"dtype": getattr(torch, params.dtype), "batch_size": params.batch_size}
-    model = load_grounded_sam(setting.variant.detector, setting.variant.sam, run.torch_device(), **options)
-    return SubjectFinder(model, params.phrase, 0.0, params.min_piece, run.decoders, 2 * params.batch_size)
+    params, run = setting.params.model_copy(update={"min_detection": 0.0}), setting.run
+    return load_finder(params, setting.variant, run.torch_device(), run.decoders)
 
 
 def world(setting: Setting) -> list[tuple[Any, list[Row]]]:
