@@ -200,9 +200,11 @@ def main() -> None:
     plan = load("generate", GenerateParams).protocol
     data, out = data_dir(), data_dir() / "score"
     made, subjects, weights = data / "generate", protocol.held_out(data), names(specs(params, variant))
+    recorded: dict[str, Any]
+    rows: Iterator[list[Row]]
     if photos_only:
-        recorded: dict[str, Any] = {"protocol": plan.model_dump()}
-        asked, rows, count = planned(subjects, protocol.prompts_by_subject(data), plan), iter(()), 0
+        recorded, rows, count = {"protocol": plan.model_dump()}, iter(()), 0
+        asked = planned(subjects, protocol.prompts_by_subject(data), plan)
         tables.write(out, "segmentations", tables.from_rows("segmentations", []))
     else:
         recorded, asked = read_protocol(made / "protocol.json"), asked_in(tables.rows(made, "generations", ASKED))

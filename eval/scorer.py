@@ -9,8 +9,9 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import field_validator, model_validator
 
-from eval import metrics, protocol
+from eval import protocol
 from eval.measures import measure
+from eval.metrics import IntervalParams, MissPolicy, with_misses
 from eval.segmentation import SubjectFinder
 from eval.views import Memory, Models, Pictures, Work
 from model.backbones.encoders import Encoder, Kind, load_encoder
@@ -33,7 +34,7 @@ class ScoreParams(Section):
 
     metrics: tuple[str, ...]  # see eval/measures.py
     encoders: dict[str, EncoderSpec]  # by the name that their metrics begin with
-    miss: metrics.MissPolicy  # what the similarity is where the subject is not found in a picture
+    miss: MissPolicy  # what the similarity is where the subject is not found in a picture
     phrase: str  # what the detector is asked for; {class} is the class noun
     min_detection: float  # score below which nothing was found, 0..1
     min_piece: float  # pieces of a mask smaller than this fraction of the largest are dropped
@@ -41,7 +42,7 @@ class ScoreParams(Section):
     photo_quality: tuple[
         Literal["ok", "small", "large", "border", "low_score"], ...
     ]  # masks of the photos compared with
-    intervals: metrics.IntervalParams
+    intervals: IntervalParams
     batch_size: int
     dtype: Literal["float32", "float16", "bfloat16"]
     threads: int  # CPU threads; the same number gives the same bytes
@@ -139,7 +140,7 @@ class Scorer:
         view = self.pictures(work)
         values: list[float | None] = [None if value != value else float(value) for value in chosen.values(view)]
         if chosen.segments:
-            values = metrics.with_misses(values, view.found.tolist(), self.params.miss)
+            values = with_misses(values, view.found.tolist(), self.params.miss)
         return [
             {
                 "method": work.method,

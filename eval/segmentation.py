@@ -89,7 +89,7 @@ def picture(generation: Mapping[str, Any]) -> Image.Image:
     return Image.open(io.BytesIO(generation["image"])).convert("RGB")
 
 
-def digests(generations: Iterable[Row]) -> list[str]:
+def digests(generations: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the SHA-256 of each picture's file."""
     return [hashlib.sha256(row["image"]).hexdigest() for row in generations]
 

@@ -140,7 +140,7 @@ class Pictures:
     def prompt_cosines(self, encoder: str) -> np.ndarray:
         """Return the cosine [G] of each whole picture and its prompt; NaN without one."""
         model = self.models.encoder(encoder)
-        new = sorted({text for text in self.prompts if text and (encoder, text) not in self.memory.texts})
+        new = sorted({text for text in self.prompts if text is not None and (encoder, text) not in self.memory.texts})
         if new:
             assert model.encode_text is not None  # `measures.measure` gives no other encoder a text metric
             self.memory.texts |= zip(((encoder, text) for text in new), _numpy(model.encode_text(new)), strict=True)

@@ -23,6 +23,9 @@ from pipelines.storage import Roots, SourceParams
 ROOT = Path(__file__).parents[2]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 EVERY = 10  # of the subjects, so that the test stays quick
+# The toybox's detector has not seen such photos: its best box stands for the subject, wherever it lies.
+LENIENT = {"min_area": 0.0, "max_area": 1.0, "max_border_contact": 1.0, "min_score": 0.0, "min_box_iou": 0.0}
+ANY_BOX = {"min_detection": 0.0, "quality": PARAMS["mask"]["quality"] | LENIENT}
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def data(source: SourceParams, tmp_path: Path) -> Path:
     subjects = list(open_source(source).subjects())[::EVERY]
     worker = CurateWorker(parse("curate", PARAMS["curate"], CurateParams), [source])
     frames = [rows["frames"] for rows in worker.compute([pack(subject) for subject in subjects])]
-    masks = MaskWorker(parse("mask", PARAMS["mask"], MaskParams), "toybox", [source], "cpu").compute(frames)
+    masks = MaskWorker(parse("mask", PARAMS["mask"] | ANY_BOX, MaskParams), "toybox", [source], "cpu").compute(frames)
     folder = tmp_path / "data"
     for stage, name, rows in (
         ("curate", "frames", [row for group in frames for row in group]),
@@ -54,27 +57,25 @@ def test_real_photos_against_each_other_and_copied(
     monkeypatch: pytest.MonkeyPatch,
 ):
     sources = yaml.safe_dump([source.model_dump()], default_flow_style=True)
-    qualities = "[ok, small, large, border, low_score]"
     words = ["--photos-only", "--data", str(data), "--set", f"sources={sources}", "--set", f"run.work={tmp_path}/work"]
-    words += ["--set", f"score.photo_quality={qualities}", "--set", "run.device=cpu"]
+    words += ["--set", "run.device=cpu"]
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["score", *words])
     score.main()
     rows = tables.read(data / "score", "scores").to_pylist()
     value = {(r["method"], r["subject_id"], r["prompt_id"], r["index"], r["metric"]): r["value"] for r in rows}
     clip = load_clip(load_variant("toybox").clip, "cpu", batch_size=8)
-    compared = [subject for subject in held_out(data) if len(subject.photos) > 1]
-    assert len(compared) >= 3
-    for subject in compared:
-        photos = [photo for photo in subject.photos if photo.quality in qualities]
-        segments = [read_segment(Roots([source]), photo, PARAMS["score"]["margin"]) for photo in photos]
+    subjects = held_out(data)
+    assert len(subjects) == 3
+    for subject in subjects:
+        assert len(subject.photos) > 1 and all(photo.quality == "ok" for photo in subject.photos)
+        segments = [read_segment(Roots([source]), photo, PARAMS["score"]["margin"]) for photo in subject.photos]
         vectors = clip.encode_image(segments).numpy()
-        for number in range(len(photos)):
+        for number in range(len(segments)):
             others = [vectors[number] @ other for place, other in enumerate(vectors) if place != number]
             found = value["real", subject.subject_id, -1, number, "clip_i"]
             assert found == pytest.approx(np.mean(others), abs=1e-5)
-        copy = ("copy", subject.subject_id, -1, 0)
-        if (*copy, "clip_i") in value:  # of a subject with a usable reference
-            assert value[*copy, "copy_paste"] == pytest.approx(1, abs=1e-3)
-            assert np.isfinite(value[*copy, "reward"]) and -1 <= value[*copy, "clip_t"] <= 1
-    assert any(method == "copy" for method, *_ in value)
+        copy = {name: value["copy", subject.subject_id, -1, 0, name] for name in PARAMS["score"]["metrics"]}
+        assert copy["clip_i"] == pytest.approx(np.mean(vectors @ vectors[0]), abs=1e-5)
+        assert copy["copy_paste"] == pytest.approx(1, abs=1e-3)
+        assert np.isfinite(copy["reward"]) and -1 <= copy["clip_t"] <= 1
