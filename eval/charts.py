@@ -107,7 +107,7 @@ def _name_points(axes: Any, points: Sequence[Point]) -> None:
         taken.append(box)
         axes.annotate(
             point.name, (point.x["mean"], point.y["mean"]), xytext=(dx, dy), textcoords="offset points", ha=align,
-            fontsize=7.5, fontweight="bold" if point.main else "normal",
+            fontsize=7.5, fontweight="bold" if point.main else "normal", color=COLOURS["ink"],
         )  # fmt: skip
 
 
@@ -165,8 +165,9 @@ def flat_map(places: np.ndarray, labels: Sequence[str], marks: Sequence[int], na
         if named:
             top = places[own][:, 1].max()
             axes.annotate(
-                label, (middle[0], top), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7.5
-            )
+                label, (middle[0], top), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7.5,
+                color=COLOURS["ink"],
+            )  # fmt: skip
     axes.set_xticks([])
     axes.set_yticks([])
     axes.margins(0.12)

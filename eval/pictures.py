@@ -26,8 +26,8 @@ OUTLINE = (255, 0, 110)
 SECOND = (0, 120, 255)
 """Told from the pink also where red and green look the same."""
 
-DIMMED = 0.12
-"""Of its light, what a place keeps where a location map is 0: enough to see what lies there."""
+COVERED = 0.65
+"""How far the colours of a map hide the picture: enough to read them, little enough to see what lies below."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,14 @@ def outlined(image: Image.Image, mask: np.ndarray, side: int, colour: tuple[int,
     return Image.fromarray(pixels)
 
 
-def spotlit(image: Image.Image, weights: np.ndarray) -> Image.Image:
-    """Return `image` [RGB] with the places where the map `weights` (0..1, any size) is low nearly black."""
+def heated(image: Image.Image, weights: np.ndarray) -> Image.Image:
+    """Return `image` in grey under the colours of the map `weights` (0..1, any size): violet 0, yellow 1."""
+    from matplotlib import colormaps
+
     grown = Image.fromarray(weights.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
-    light = DIMMED + (1 - DIMMED) * np.clip(np.asarray(grown), 0, 1)
-    return Image.fromarray(np.rint(np.asarray(image) * light[..., None]).astype(np.uint8))
+    colours = colormaps["viridis"](np.clip(np.asarray(grown), 0, 1))[..., :3] * 255
+    grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None]
+    return Image.fromarray(np.rint(COVERED * colours + (1 - COVERED) * grey).astype(np.uint8))
 
 
 def boxed(image: Image.Image, box: Sequence[float], side: int) -> Image.Image:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from eval import charts
 from eval.metrics import MODEL
-from eval.pictures import inline, spotlit
+from eval.pictures import inline, heated
 from eval.sections.base import Missing, Sources, images, made, need, read_json
 from params import UserError
 from pipelines import tables
@@ -66,7 +66,7 @@ def location(sources: Sources) -> dict[str, Any]:
                     {
                         "step": row["step"],
                         "timestep": row["timestep"],
-                        "image": inline(spotlit(picture, location_map(row)), sources.params.side),
+                        "image": inline(heated(picture, location_map(row)), sources.params.side),
                     }
                     for row in members
                 ],

@@ -6,20 +6,14 @@ import numpy as np
 import pytest
 
 from eval import metrics, report, sections
-from eval.pictures import Album, boxed, inline, outlined
+from eval.pictures import Album, boxed, heated, inline, outlined
+from eval.sections import SECTIONS, base, inside, pictures
+from eval.sections import data as data_sections
+from eval.sections.scores import PUBLISHED, scores, shade, subject_table
 from params import UserError
 from pipelines import tables
-from stage import write_json, write_text
-
-PARAMS = sections.ReportParams(
-    title="A run", side=48, subjects=9, pictures=9, masks=4, triplets=4, heat_map=9, neighbours=2, rejects=2
-)
-
-
-@pytest.fixture
-def sources(data, roots):
-    return sections.Sources(data, Album(data, roots, PARAMS.side), PARAMS)
-
+from stage import write_json
+from tests.eval.report_world import PARAMS, full, sources, write  # noqa: F401
 
 class Links(HTMLParser):
     """Collects what a browser would follow or load."""
@@ -32,87 +26,6 @@ class Links(HTMLParser):
         self.found += [v for name, v in attributes if name in ("src", "href", "xlink:href", "srcset", "data", "action")]
 
 
-def write(folder, name, rows):
-    tables.write(folder, name, tables.from_rows(name, rows))
-
-
-@pytest.fixture
-def full(sources, data, fakes):
-    """Every table a report can read, with a hostile string wherever text of a source or prompt appears."""
-    bad = fakes.hostile
-    write(data / "generate", "generations", [
-        {
-            "method": metrics.MODEL,
-            "subject_id": subject,
-            "class_name": bad,
-            "partner": None,
-            "prompt_id": prompt_id,
-            "group": group,
-            "prompt": f"a {bad} {prompt_id}",
-            "index": 0,
-            "seed": 1,
-            "reference": f"{subject}/01",
-            "image": fakes.png(fakes.draw((200, 9, 9), prompt_id, (9, 90, 90))[0]),
-        }
-        for subject in ("bench/duck", "bench/mug")
-        for prompt_id, group in ((-1, "reconstruction"), (0, "scene"), (1, bad))
-    ])  # fmt: skip
-    write(data / "score", "scores", [
-        {
-            "method": method,
-            "subject_id": "bench/duck",
-            "prompt_id": prompt_id,
-            "group": group,
-            "index": 0,
-            "segmented": prompt_id != 0,
-            "clip_t": None if method == "real" else 0.25,
-            "clip_i": 0.75 if method == "real" else 0.8,
-            "dino_i": 0.5,
-        }
-        for method, keys in (
-            (metrics.MODEL, ((-1, "reconstruction"), (0, "scene"), (1, bad))),
-            (metrics.COPY, ((-1, "reconstruction"), (0, "scene"))),
-            (metrics.REAL, ((-1, "photo"),)),
-        )
-        for prompt_id, group in keys
-    ])  # fmt: skip
-    write_json(data / "score" / "protocol.json", {"miss": "zero", "encoders": {"clip": f"{bad}@abc"}})
-    shown = ("photos", "bench/duck/01.png", (0.1, 0.1, 0.6, 0.9))
-    write(data / "curate", "rejects", [
-        tables.reject(f"{bad}/1", "curate", "blurred", bad),
-        tables.reject("bench/duck/99", "curate", "subject_cut", bad, *shown),
-    ])  # fmt: skip
-    write(data / "mask", "rejects", [tables.reject("bench/ring/00", "mask", "mask_missing")])
-    triplet = {
-        "triplet_id": f"{bad}/0",
-        "subject_id": "bench/duck",
-        "class_name": bad,
-        "reference": "bench/duck/00",
-        "positive": "bench/duck/01",
-        "target": "gone/from/disk",
-        "reference_target_angle": 30.0,
-        "reference_positive_angle": 20.0,
-        "method": "pose",
-    }
-    write(data / "curate", "triplets", [triplet])
-    tile = {"tile_id": "0", "grouping": 0, "group": 0, "values": np.array([1, 0.5, 0.5, 1], np.float16)}
-    ids = ["bench/duck", "bench/mug"]
-    write(data / "similarity", "similarity", [tile | {"row_subjects": ids, "column_subjects": ids}])
-    near = {"subject_id": ids[0], "neighbours": [ids[1]], "cosines": np.array([0.5], np.float16)}
-    write(data / "similarity", "neighbours", [near, near | {"subject_id": ids[1], "neighbours": [ids[0]]}])
-    write(data / "mask", "agreement", [
-        {"frame_id": f"bench/duck/{n:02d}", "class_name": bad, "height": fakes.side, "width": fakes.side, "score": 0.5,
-         "annotated": tables.encode_mask(mask), "found": found and tables.encode_mask(mask.T), "iou": iou}
-        for n, (mask, found, iou) in enumerate(
-            [(fakes.draw((1, 2, 3), 0, (9, 9, 9))[1], True, 0.25), (fakes.draw((1, 2, 3), 1, (9, 9, 9))[1], None, None)]
-        )
-    ])  # fmt: skip
-    write_json(data / "curate" / "metrics.json", {"input": 3, "kept": 2, "rejected": 1, bad: 7})
-    losses = ["step,diffusion,cscl,macl,location,total"] + [f"{s},{1 / s},1,1,0,2" for s in range(1, 40)]
-    write_text(data / "train" / "losses.csv", "\n".join(losses) + "\n")
-    return sources
-
-
 def test_the_page_needs_nothing_else(full):
     page = report.page(full)
     links = Links()
@@ -122,8 +35,8 @@ def test_the_page_needs_nothing_else(full):
     assert "@import" not in page
     assert "url(" not in page.replace("url(#", "")
     assert "<script" not in page
-    assert page.count("<svg") == 3 + 5 + 1 + 1
-    for section in sections.SECTIONS:
+    assert page.count("<svg") == 2 + 3 * 2 + 4 + 5 + 1 + 1 + 1
+    for section in SECTIONS:
         assert f'<section id="{section}">' in page
 
 
@@ -140,19 +53,19 @@ def test_the_same_inputs_give_the_same_bytes(full):
 
 def test_a_report_of_nothing_says_which_stage_each_section_waits_for(tmp_path, roots):
     page = report.page(sections.Sources(tmp_path, Album(tmp_path, roots, 48), PARAMS))
-    for stage in ("curate", "mask", "similarity", "train", "generate", "score"):
+    for stage in ("curate", "mask", "similarity", "train", "generate", "score", "views", "location"):
         assert f"dvc repro {stage}" in page
     assert "<svg" not in page
 
 
 def test_scores_above_real_photos_are_called_copying(full):
-    assert sections.scores(full)["above_real"] == ["R-CI", "E-CI"]
+    assert scores(full)["above_real"] == ["R-CI", "E-CI"]
     assert "copies its reference" in report.page(full)
 
 
 def test_the_published_table_is_marked_as_another_run(full):
     page = report.page(full)
-    assert "Another run, other weights, real photos." in page
+    assert "Another run, other weights, another protocol, real photos." in page
     assert "0.325" in page
 
 
@@ -161,11 +74,11 @@ def test_photos_that_cannot_be_read_leave_a_gap(full):
 
 
 def test_rejects_are_shown_with_the_photo_they_drop(full, fakes):
-    found = {e["id"]: e["image"] for s in sections.rejects(full)["stages"] for r in s["reasons"] for e in r["examples"]}
+    found = {e["id"]: e["image"] for s in data_sections.rejects(full)["stages"] for r in s["reasons"] for e in r["examples"]}
     assert found["bench/duck/99"] is not None, "by the path in the reject"
     assert found["bench/ring/00"] is not None, "by its row in the frames table"
     assert found[f"{fakes.hostile}/1"] is None
-    counts = {s["name"]: s["total"] for s in sections.rejects(full)["stages"]}
+    counts = {s["name"]: s["total"] for s in data_sections.rejects(full)["stages"]}
     assert counts == {"curate": 2, "mask": 1}
 
 
@@ -184,8 +97,9 @@ def test_a_broken_losses_file_is_named(full):
 
 
 def test_oracles_alone_make_a_page(full, data):
-    rows = [row for row in tables.rows(data / "score", "scores") if row["method"] != metrics.MODEL]
-    write(data / "score", "scores", rows)
+    oracles = (metrics.REAL, metrics.COPY)
+    write(data / "score", "scores", [r for r in tables.rows(data / "score", "scores") if r["method"] in oracles])
+    write(data / "score", "segmentations", [])
     assert "oracle: real photos" in report.page(full)
 
 
@@ -193,7 +107,7 @@ def test_the_page_says_how_far_both_kinds_of_masks_agree(full):
     page = report.page(full)
     assert "mean IoU 0.25, median 0.25" in page
     assert "Over the 1 of 2 compared photos where both gave a mask" in page
-    (shown,) = sections.agreement(full)["sheet"]
+    (shown,) = data_sections.agreement(full)["sheet"]
     assert shown["frame_id"] == "bench/duck/00" and shown["image"] is not None
 
 
@@ -201,11 +115,11 @@ def test_photos_compared_are_shown_from_the_least_agreement_to_the_most(full, da
     rows = list(tables.rows(data / "mask", "agreement"))
     many = [rows[0] | {"frame_id": f"bench/duck/{n:02d}", "iou": (n * 7 % 10) / 10} for n in range(10)]
     write(data / "mask", "agreement", many)
-    shown = sections.agreement(full)
+    shown = data_sections.agreement(full)
     assert [round(row["iou"], 1) for row in shown["sheet"]] == [0.0, 0.3, 0.6, 0.9]
     assert shown["mean"] == pytest.approx(0.45)
     write(data / "mask", "agreement", [rows[1]])
-    assert sections.agreement(full) is None
+    assert data_sections.agreement(full) is None
 
 
 def test_nearest_subjects_come_from_the_neighbours_table(full, data):
@@ -213,7 +127,7 @@ def test_nearest_subjects_come_from_the_neighbours_table(full, data):
     write(data / "similarity", "neighbours", [
         {"subject_id": ids[0], "neighbours": [ids[2], ids[1]], "cosines": np.array([0.9, 0.25], np.float16)}
     ])  # fmt: skip
-    (line,) = sections.similarity(full)["neighbours"]
+    (line,) = data_sections.similarity(full)["neighbours"]
     assert [(n["id"], n["cosine"]) for n in line["subjects"]] == [("bench/duck", 1.0), ("bench/mug", 0.25)]
 
 
@@ -229,6 +143,107 @@ def test_small_pictures_stay_exact_and_large_ones_are_scaled_down(fakes):
 
 
 def test_published_numbers_are_those_of_the_paper():
-    tables_by_name = {t["name"]: t["rows"] for t in json.loads(sections.PUBLISHED.read_text())["tables"]}
+    tables_by_name = {t["name"]: t["rows"] for t in json.loads(PUBLISHED.read_text())["tables"]}
     assert tables_by_name["SD 1.5 class"][-1] == ["CustomContrast", 0.325, 0.45, 0.919, 0.788, 0.737, 0.591]
     assert [len(rows) for rows in tables_by_name.values()] == [9, 5, 6]
+
+
+def test_each_score_stands_with_its_interval(full):
+    first = scores(full)["methods"][0]
+    means, found = (0.475, 0.575), first["E-DI"]
+    assert first["id"] == metrics.MODEL
+    assert found["mean"] == pytest.approx(np.mean(means), abs=1e-4)
+    assert (found["low"], found["high"]) == pytest.approx(means, abs=1e-4)  # two subjects: draws are one, both, other
+    assert f"{found['low']:.3f} to {found['high']:.3f}" in report.page(full)
+
+
+def test_metrics_beside_the_published_columns_are_listed_by_part(full):
+    rows = {(row["metric"], row["part"]): row["values"] for row in scores(full)["further"]["rows"]}
+    assert set(rows) == {("copy_paste", "rebuilding"), ("copy_paste", "editing"), ("clip_t", "rebuilding"),
+                         ("reward", "rebuilding")}  # fmt: skip
+    assert rows["copy_paste", "editing"][0]["mean"] == 0.125
+
+
+def test_shades_go_from_the_lowest_to_the_highest_of_a_column():
+    subjects = {name: {"dino_i": {"R": value, "E": None}} for name, value in (("a", 0.2), ("b", 0.6), ("c", 0.3))}
+    table = subject_table(subjects)
+    assert table["columns"] == ["R-DI"]
+    assert [row["cells"][0]["shade"] for row in table["rows"]] == pytest.approx([0.0, 1.0, 0.25])
+    assert shade(0.3, [0.3, 0.3]) == 0.5
+
+
+def test_best_median_and_worst_are_those_of_the_scores():
+    values = {(n,): float(n) for n in range(9)}
+    assert pictures.best_median_worst(values, 2) == [
+        ("best", [(8,), (7,)]), ("median", [(5,), (4,)]), ("worst", [(1,), (0,)])
+    ]  # fmt: skip
+    assert pictures.best_median_worst(values, 1)[1] == ("median", [(4,)])
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+@pytest.mark.parametrize("wanted", [1, 3])
+def test_no_picture_is_both_among_the_best_and_the_worst(count, wanted):
+    ranks = pictures.best_median_worst({(n,): 0.5 for n in range(count)}, wanted)
+    keys = [key for _, members in ranks for key in members]
+    assert len(keys) == len(set(keys))
+    assert ranks[0] == ("best", [(n,) for n in range(len(ranks[0][1]))]), "equal values: in the order of their keys"
+
+
+def test_picked_pictures_name_the_score_they_are_picked_by(full, fakes):
+    (by_dino, _) = pictures.picks(full)["rankings"]
+    group = {g["name"]: g for g in by_dino["groups"]}[fakes.hostile]
+    found = {rank["name"]: [p["value"] for p in rank["pictures"]] for rank in group["ranks"]}
+    assert found["best"] == pytest.approx([0.6])
+    assert found["worst"] == pytest.approx([0.4])
+    assert "Chosen by score" in report.page(full)
+
+
+def test_methods_are_shown_side_by_side_for_the_same_prompts(full, data):
+    shown = pictures.side_by_side(full)
+    assert shown["methods"] == ["CustomContrast", "other", "prompt only"]
+    assert [len(row["pictures"]) for row in shown["rows"]] == [3, 3]
+    rows = [row for row in tables.rows(data / "generate", "generations") if row["method"] == metrics.MODEL]
+    write(data / "generate", "generations", rows)
+    assert pictures.side_by_side(full) == {"methods": [], "rows": []}
+
+
+def test_subjects_not_found_are_counted_and_shown(full):
+    found = pictures.misses(full)
+    assert found["total"] == 2
+    assert found["methods"][0]["all"] == [2, 10]
+    assert dict(zip(found["groups"], found["methods"][0]["cells"], strict=True))["scene"] == [2, 2]
+    assert [p["detection"] for p in found["pictures"]] == [0.25, 0.25]
+
+
+def test_location_maps_lie_over_the_picture_in_the_colours_of_their_values(full, fakes):
+    (shown,) = inside.location(full)["pictures"]
+    assert [(s["step"], s["timestep"]) for s in shown["steps"]] == [(0, 900), (4, 896)]
+    image = fakes.draw((200, 200, 200), 0, (200, 200, 200))[0]
+    drawn = np.asarray(heated(image, np.array([[0.0, 1.0], [0.0, 0.0]]))).astype(int)
+    violet, yellow = (0.65 * np.array(rgb) + 0.35 * 200 for rgb in ((68, 1, 84), (253, 231, 37)))
+    assert np.abs(drawn[-1, 0] - violet).max() <= 2
+    assert np.abs(drawn[0, -1] - yellow).max() <= 2
+
+
+def test_the_page_says_how_subjects_and_views_lie(full):
+    shown = inside.views(full)
+    assert [row["name"] for row in shown["rows"]] == ["what the adapter reads", "S+, all levels", "S+, level 1 of 1"]
+    assert "silhouette 0.62" in report.page(full)
+
+
+def test_a_broken_map_of_views_is_named(full):
+    (full.data / "views" / "map.csv").write_text("subject_id,frame_id,level,x\n")
+    with pytest.raises(UserError, match=r"map\.csv.*run the views stage"):
+        report.page(full)
+
+
+def test_scores_without_intervals_are_refused_with_what_to_do(full):
+    write_json(full.data / "score" / "protocol.json", {"miss": "zero"})
+    with pytest.raises(UserError, match="run the score stage again"):
+        report.page(full)
+
+
+def test_items_at_equal_steps_hold_the_first_and_the_last():
+    assert base.equally_spaced(range(10), 4) == [0, 3, 6, 9]
+    assert base.equally_spaced(range(3), 9) == [0, 1, 2]
+    assert base.equally_spaced(range(3), 1) == [0]
