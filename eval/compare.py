@@ -93,7 +93,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
             what = ", ".join(keys) or "the subjects, photos or prompts themselves"
             raise UserError(
                 f"{first.folder} and {other.folder} were made under different protocols ({ids[0]} and {ids[1]}) and "
-                f"their numbers mean different things; they differ in {what}; generate and score both under one protocol"
+                f"their numbers mean different things; they differ in {what}; make and score both under one"
             )
         of = [
             flat({key: value for key, value in run.measured.items() if key not in NOT_OF_A_MEASURE}, "score")

@@ -105,7 +105,8 @@ def held_out(data: Path, split: str = "test") -> list[Subject]:
             photos.setdefault((row["subject_id"], row["class_name"]), []).append(photo)
     if not photos:
         raise UserError(
-            f"{data / 'curate' / 'frames'} holds no photo of split {split}; add a source with split: {split} to params.yaml"
+            f"{data / 'curate' / 'frames'} holds no photo of split {split}; "
+            f"add a source with split: {split} to params.yaml"
         )
     return [Subject(subject_id, class_name, tuple(members)) for (subject_id, class_name), members in photos.items()]
 
