@@ -23,6 +23,7 @@ COLOURS = {
     "prompt_only": "#101112",
     **{f"other{number}": f"#1{number}1415" for number in range(OTHERS)},
 }
+LABEL = 18  # characters
 MARKS = "os^Dvp*X"
 """Shapes of the views of a subject, in turn."""
 MAX_POINTS = 240
@@ -111,6 +112,11 @@ def _name_points(axes: Any, points: Sequence[Point]) -> None:
         )  # fmt: skip
 
 
+def short(label: str) -> str:
+    """Return a label that leaves room for what it labels."""
+    return label if len(label) <= LABEL else f"{label[: LABEL - 1]}…"
+
+
 def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
@@ -138,7 +144,7 @@ def dots_by_group(
             axes.plot([found["mean"]], [y], "o", color=drawn, markersize=4.5)
     if line is not None:
         axes.axvline(line, color=COLOURS["real"], linestyle=(0, (3, 2)), linewidth=1.4)
-    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_yticks(range(len(rows)), [short(label) for label in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=COLOURS["line"], linewidth=0.6)

@@ -92,8 +92,8 @@ def check_comparable(runs: Sequence[Run]) -> None:
             keys += ["resolution"] if first.protocol.get("resolution") != other.protocol.get("resolution") else []
             what = ", ".join(keys) or "the subjects, photos or prompts themselves"
             raise UserError(
-                f"{first.folder} and {other.folder} were made under different protocols ({ids[0]} and {ids[1]}) and their "
-                f"numbers mean different things; they differ in {what}; generate and score both under one protocol"
+                f"{first.folder} and {other.folder} were made under different protocols ({ids[0]} and {ids[1]}) and "
+                f"their numbers mean different things; they differ in {what}; make and score both under one"
             )
         of = [
             flat({key: value for key, value in run.measured.items() if key not in NOT_OF_A_MEASURE}, "score")
@@ -102,7 +102,8 @@ def check_comparable(runs: Sequence[Run]) -> None:
         keys = [key for key in sorted(of[0].keys() | of[1].keys()) if of[0].get(key) != of[1].get(key)]
         if keys:
             raise UserError(
-                f"{first.folder} and {other.folder} were measured differently ({', '.join(keys)}); score both in one way"
+                f"{first.folder} and {other.folder} were measured differently ({', '.join(keys)}); "
+                f"score both in one way"
             )
 
 
@@ -196,7 +197,7 @@ def text(runs: Sequence[Run]) -> str:
         for name, values in score_rows(runs)
     ]
     lines = [outputs.text_table(("run", *METRICS, "not found"), rows)]
-    lines.append(f"\n  minus {runs[0].name}, paired by subject, {100 * bootstrap.level:.0f} % intervals; * leaves out 0")
+    lines.append(f"\n  minus {runs[0].name}, paired by subject, {100 * bootstrap.level:.0f} % intervals; *: without 0")
     changes = [
         [other.name, *(_change(found[column]) for column in METRICS)]
         for other in runs[1:]

@@ -34,7 +34,7 @@ def pair_auc(likeness: np.ndarray, subjects: Sequence[str], classes: Sequence[st
 
     Args:
         likeness: [P, P], symmetric.
-        subjects, classes: of each photo. With classes only pairs within a class count, of classes with several subjects.
+        subjects, classes: of each photo. With classes, only pairs within a class of several subjects count.
 
     Returns None where a kind of pair does not occur.
     """
@@ -60,7 +60,7 @@ def mean_cosine(likeness: np.ndarray, subjects: Sequence[str], same: bool) -> fl
 
 
 def silhouette(vectors: np.ndarray, labels: Sequence[str]) -> float | None:
-    """Return the mean silhouette (Rousseeuw 1987) of [P, d] by cosine distance, -1..1; 1: labels are tight, apart groups.
+    """Return the mean silhouette (Rousseeuw 1987) of [P, d] by cosine distance, -1..1; 1: tight groups far apart.
 
     Returns None for fewer than two labels, or one label a photo.
     """

@@ -112,9 +112,7 @@ def tasks(rows: Sequence[dict[str, Any]], subjects: Sequence[protocol.Subject]) 
 class MapRecorder:
     """Computes the rows of one subject's pictures."""
 
-    def __init__(
-        self, params: LocationParams, made_by: GenerateParams, pipeline: Any, side: int, roots: Roots
-    ) -> None:
+    def __init__(self, params: LocationParams, made_by: GenerateParams, pipeline: Any, side: int, roots: Roots) -> None:
         self.params, self.made_by, self.pipeline, self.side, self.roots = params, made_by, pipeline, side, roots
 
     def __call__(self, work: Sequence[Drawn]) -> list[dict[str, Any]]:

@@ -31,12 +31,16 @@ def page(sources: Sources) -> str:
             shown[name] = section(sources)
         except Missing as stage:
             missing[name] = str(stage)
-    return environment().get_template("report.html.j2").render(
-        title=sources.params.title,
-        sections=shown,
-        missing=missing,
-        settings=settings(sources.data),
-        inputs=[*inputs(sources), *weights(sources.data)],
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=sources.params.title,
+            sections=shown,
+            missing=missing,
+            settings=settings(sources.data),
+            inputs=[*inputs(sources), *weights(sources.data)],
+        )
     )
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from eval import charts
 from eval.metrics import MODEL
-from eval.pictures import inline, heated
+from eval.pictures import heated, inline
 from eval.sections.base import Missing, Sources, images, made, need, read_json
 from params import UserError
 from pipelines import tables
@@ -92,7 +92,10 @@ def views(sources: Sources) -> dict[str, Any]:
     file = folder / "map.csv"
     rows = _read_csv(file, "views", MAP_COLUMNS, may_be_empty=True)
     nouns = dict(
-        zip(*(tables.read(folder, "view_tokens", [name])[name].to_pylist() for name in ("subject_id", "class_name")))
+        zip(
+            *(tables.read(folder, "view_tokens", [name])[name].to_pylist() for name in ("subject_id", "class_name")),
+            strict=True,
+        )
     )
     maps = []
     by_level = groupby(sorted(rows, key=lambda row: int(row["level"])), key=lambda row: int(row["level"]))

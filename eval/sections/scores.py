@@ -48,7 +48,7 @@ def above_real(by_method: Summaries) -> list[str]:
 
 
 def scatters(by_method: Summaries, colours: dict[str, str]) -> list[dict[str, str]]:
-    """Return similarity against controllability: a cross of both intervals a method, a line at what real photos reach."""
+    """Return similarity against controllability: crosses of intervals, a line at what real photos reach."""
     drawn = []
     for name in SIMILARITIES:
         points = [

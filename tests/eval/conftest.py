@@ -19,6 +19,7 @@ from model.backbones.grounded_sam import Cut, Detection
 from params import RunParams
 from pipelines import tables
 from pipelines.storage import Roots, SourceParams
+from tests.eval.report_world import full, page, sources  # noqa: F401  # fixtures of the report
 
 SIDE = 24
 HOSTILE = '<script src="http://evil/x.js">"\'&$x_1$</script>'

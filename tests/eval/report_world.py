@@ -1,4 +1,4 @@
-"""Every table a report can read, of a small world, with a hostile string wherever text of a source or prompt appears."""
+"""Every table a report can read, of a small world; a hostile string wherever text of a source or prompt appears."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval import metrics, sections
+from eval import metrics, report, sections
 from eval.pictures import Album
 from pipelines import tables
 from pipelines.storage import Roots
@@ -160,3 +160,14 @@ def full(sources: sections.Sources, data: Path, fakes: SimpleNamespace) -> secti
     losses = ["step,diffusion,cscl,macl,location,total"] + [f"{s},{1 / s},1,1,0,2" for s in range(1, 40)]
     write_text(data / "train" / "losses.csv", "\n".join(losses) + "\n")
     return sources
+
+
+drawn: list[str] = []
+
+
+@pytest.fixture
+def page(full: sections.Sources) -> str:
+    """The report of that world; the same world, the same text, so it is drawn once."""
+    if not drawn:
+        drawn.append(report.page(full))
+    return drawn[0]

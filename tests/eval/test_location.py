@@ -72,6 +72,5 @@ def test_rows_hold_the_map_as_bytes(data, roots):
 
 
 def test_a_reference_that_is_gone_is_named(data):
-    with pytest.raises(UserError, match="bench/ring/01.*run generate again"):
+    with pytest.raises(UserError, match=r"bench/ring/01.*run generate again"):
         list(location.tasks([row("ring", "scene", 0)], protocol.held_out(data)))
-

@@ -9,11 +9,12 @@ from eval import metrics, report, sections
 from eval.pictures import Album, boxed, heated, inline, outlined
 from eval.sections import SECTIONS, base, inside, pictures
 from eval.sections import data as data_sections
-from eval.sections.scores import PUBLISHED, scores, shade, subject_table
+from eval.sections.scores import PUBLISHED, above_real, further, scores, shade, subject_table
 from params import UserError
 from pipelines import tables
 from stage import write_json
-from tests.eval.report_world import PARAMS, full, sources, write  # noqa: F401
+from tests.eval.report_world import PARAMS, write
+
 
 class Links(HTMLParser):
     """Collects what a browser would follow or load."""
@@ -26,8 +27,7 @@ class Links(HTMLParser):
         self.found += [v for name, v in attributes if name in ("src", "href", "xlink:href", "srcset", "data", "action")]
 
 
-def test_the_page_needs_nothing_else(full):
-    page = report.page(full)
+def test_the_page_needs_nothing_else(page):
     links = Links()
     links.feed(page)
     assert links.found
@@ -40,15 +40,14 @@ def test_the_page_needs_nothing_else(full):
         assert f'<section id="{section}">' in page
 
 
-def test_hostile_strings_are_escaped_everywhere(full, fakes):
-    page = report.page(full)
+def test_hostile_strings_are_escaped_everywhere(page, fakes):
     assert fakes.hostile not in page
     assert "&lt;script src=" in page
     assert page.count("&lt;script") >= 10
 
 
-def test_the_same_inputs_give_the_same_bytes(full):
-    assert report.page(full) == report.page(full)
+def test_the_same_inputs_give_the_same_bytes(page, full):
+    assert report.page(full) == page
 
 
 def test_a_report_of_nothing_says_which_stage_each_section_waits_for(tmp_path, roots):
@@ -58,27 +57,27 @@ def test_a_report_of_nothing_says_which_stage_each_section_waits_for(tmp_path, r
     assert "<svg" not in page
 
 
-def test_scores_above_real_photos_are_called_copying(full):
-    assert scores(full)["above_real"] == ["R-CI", "E-CI"]
-    assert "copies its reference" in report.page(full)
+def test_scores_above_real_photos_are_called_copying(page, full):
+    assert above_real(base.scored(full.data)) == ["R-CI", "E-CI"]
+    assert "copies its reference" in page
 
 
-def test_the_published_table_is_marked_as_another_run(full):
-    page = report.page(full)
+def test_the_published_table_is_marked_as_another_run(page):
     assert "Another run, other weights, another protocol, real photos." in page
     assert "0.325" in page
 
 
-def test_photos_that_cannot_be_read_leave_a_gap(full):
-    assert "not<br>readable" in report.page(full)
+def test_photos_that_cannot_be_read_leave_a_gap(page):
+    assert "not<br>readable" in page
 
 
 def test_rejects_are_shown_with_the_photo_they_drop(full, fakes):
-    found = {e["id"]: e["image"] for s in data_sections.rejects(full)["stages"] for r in s["reasons"] for e in r["examples"]}
+    stages = data_sections.rejects(full)["stages"]
+    found = {e["id"]: e["image"] for s in stages for r in s["reasons"] for e in r["examples"]}
     assert found["bench/duck/99"] is not None, "by the path in the reject"
     assert found["bench/ring/00"] is not None, "by its row in the frames table"
     assert found[f"{fakes.hostile}/1"] is None
-    counts = {s["name"]: s["total"] for s in data_sections.rejects(full)["stages"]}
+    counts = {s["name"]: s["total"] for s in stages}
     assert counts == {"curate": 2, "mask": 1}
 
 
@@ -93,18 +92,17 @@ def test_any_annotated_box_can_be_drawn(fakes, box):
 def test_a_broken_losses_file_is_named(full):
     (full.data / "train" / "losses.csv").write_text("step,total\n1,many\n")
     with pytest.raises(UserError, match=r"losses\.csv"):
-        report.page(full)
+        inside.training(full)
 
 
 def test_oracles_alone_make_a_page(full, data):
     oracles = (metrics.REAL, metrics.COPY)
     write(data / "score", "scores", [r for r in tables.rows(data / "score", "scores") if r["method"] in oracles])
     write(data / "score", "segmentations", [])
-    assert "oracle: real photos" in report.page(full)
+    assert [row["name"] for row in scores(full)["methods"]] == ["oracle: real photos", "oracle: copied photo"]
 
 
-def test_the_page_says_how_far_both_kinds_of_masks_agree(full):
-    page = report.page(full)
+def test_the_page_says_how_far_both_kinds_of_masks_agree(page, full):
     assert "mean IoU 0.25, median 0.25" in page
     assert "Over the 1 of 2 compared photos where both gave a mask" in page
     (shown,) = data_sections.agreement(full)["sheet"]
@@ -148,17 +146,15 @@ def test_published_numbers_are_those_of_the_paper():
     assert [len(rows) for rows in tables_by_name.values()] == [9, 5, 6]
 
 
-def test_each_score_stands_with_its_interval(full):
-    first = scores(full)["methods"][0]
-    means, found = (0.475, 0.575), first["E-DI"]
-    assert first["id"] == metrics.MODEL
+def test_each_score_stands_with_its_interval(page, full):
+    means, found = (0.475, 0.575), base.scored(full.data)[metrics.MODEL]["E-DI"]
     assert found["mean"] == pytest.approx(np.mean(means), abs=1e-4)
     assert (found["low"], found["high"]) == pytest.approx(means, abs=1e-4)  # two subjects: draws are one, both, other
-    assert f"{found['low']:.3f} to {found['high']:.3f}" in report.page(full)
+    assert f"{found['low']:.3f} to {found['high']:.3f}" in page
 
 
 def test_metrics_beside_the_published_columns_are_listed_by_part(full):
-    rows = {(row["metric"], row["part"]): row["values"] for row in scores(full)["further"]["rows"]}
+    rows = {(row["metric"], row["part"]): row["values"] for row in further(base.scored(full.data))["rows"]}
     assert set(rows) == {("copy_paste", "rebuilding"), ("copy_paste", "editing"), ("clip_t", "rebuilding"),
                          ("reward", "rebuilding")}  # fmt: skip
     assert rows["copy_paste", "editing"][0]["mean"] == 0.125
@@ -189,13 +185,13 @@ def test_no_picture_is_both_among_the_best_and_the_worst(count, wanted):
     assert ranks[0] == ("best", [(n,) for n in range(len(ranks[0][1]))]), "equal values: in the order of their keys"
 
 
-def test_picked_pictures_name_the_score_they_are_picked_by(full, fakes):
+def test_picked_pictures_name_the_score_they_are_picked_by(page, full, fakes):
     (by_dino, _) = pictures.picks(full)["rankings"]
     group = {g["name"]: g for g in by_dino["groups"]}[fakes.hostile]
     found = {rank["name"]: [p["value"] for p in rank["pictures"]] for rank in group["ranks"]}
     assert found["best"] == pytest.approx([0.6])
     assert found["worst"] == pytest.approx([0.4])
-    assert "Chosen by score" in report.page(full)
+    assert "Chosen by score" in page
 
 
 def test_methods_are_shown_side_by_side_for_the_same_prompts(full, data):
@@ -225,22 +221,22 @@ def test_location_maps_lie_over_the_picture_in_the_colours_of_their_values(full,
     assert np.abs(drawn[0, -1] - yellow).max() <= 2
 
 
-def test_the_page_says_how_subjects_and_views_lie(full):
+def test_the_page_says_how_subjects_and_views_lie(page, full):
     shown = inside.views(full)
     assert [row["name"] for row in shown["rows"]] == ["what the adapter reads", "S+, all levels", "S+, level 1 of 1"]
-    assert "silhouette 0.62" in report.page(full)
+    assert "silhouette 0.62" in page
 
 
 def test_a_broken_map_of_views_is_named(full):
     (full.data / "views" / "map.csv").write_text("subject_id,frame_id,level,x\n")
     with pytest.raises(UserError, match=r"map\.csv.*run the views stage"):
-        report.page(full)
+        inside.views(full)
 
 
 def test_scores_without_intervals_are_refused_with_what_to_do(full):
     write_json(full.data / "score" / "protocol.json", {"miss": "zero"})
     with pytest.raises(UserError, match="run the score stage again"):
-        report.page(full)
+        scores(full)
 
 
 def test_items_at_equal_steps_hold_the_first_and_the_last():
