@@ -83,6 +83,7 @@ def parse(section: str, value: Any, model: type[T]) -> T:
         what = {
             "extra_forbidden": f"unknown key '{key}'; remove it or correct its spelling",
             "missing": f"key '{key}' is missing; add it",
+            "value_error": f"{key}: {first.get('ctx', {}).get('error')}; correct it",
         }.get(first["type"], f"'{key}' is {first['input']!r}: {first['msg'].lower()}; correct it")
         raise UserError(f"{PARAMS_FILE}: {what}") from None
 

@@ -6,7 +6,8 @@ checkpoints and draws the same samples on any number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,6 +133,7 @@ class SubjectSimilarity:
                 where[0, groupings[row], members] = groups[row]
                 where[1, groupings[row], members] = i
                 where[2, groupings[row], members] = np.arange(len(members))
+        require_tiles(folder, tiles)
         return cls(ids, where[0], where[1], where[2], tiles, cosines)
 
     def between(self, grouping: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -313,6 +315,21 @@ def captions_of(folder: Path, targets: pa.ChunkedArray) -> pa.Array:
         missing = targets[int(np.argmin(rows))].as_py()
         raise UserError(f"{folder / 'frames'}: target '{missing}' of a triplet is missing; run curate again")
     return column(frames.take(pa.array(rows)), "caption")
+
+
+def require_tiles(folder: Path, tiles: Collection[tuple[int, int, int, int]]) -> None:
+    """Raise UserError that names the first tile that a group lacks; else a step would miss it half-way.
+
+    A group has a tile for each pair of its row blocks, (grouping, group, row block, column block).
+    """
+    last: dict[tuple[int, int], int] = {}
+    for grouping, group, i, j in tiles:
+        last[grouping, group] = max(last.get((grouping, group), 0), i, j)
+    for (grouping, group), blocks in last.items():
+        for i, j in itertools.product(range(blocks + 1), repeat=2):
+            if (grouping, group, i, j) not in tiles:
+                name = f"{grouping:02d}/{group:05d}/{i:03d}/{j:03d}"
+                raise UserError(f"{folder / 'similarity'}: tile '{name}' is missing; run similarity again")
 
 
 def require_nouns(captions: pa.Array, nouns: pa.Array) -> None:

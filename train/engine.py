@@ -140,6 +140,8 @@ class TrainedState:
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, whole fp32 tensor): `weight/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` and `ema/NAME`."""
+        if not self.optimizer.state:  # as after steps that the loss scaler skipped
+            self._allocate(0.0)
         for name, parameter in self.parameters.items():
             yield f"weight/{name}", self._get(parameter)
             for moment in MOMENTS:
@@ -253,6 +255,8 @@ def unsharded(engine: Any) -> dict[nn.Parameter, Tensor]:
 def gradient_norm(engine: Any) -> float | None:
     """Norm of the gradient of the coming step before clipping; None where DeepSpeed tells it after the step."""
     if engine.zero_optimization_stage() > 0 or engine.bfloat16_enabled() or engine.fp16_enabled():
+        return None
+    if not engine.is_gradient_accumulation_boundary():
         return None
     gradients = [p.grad for p in engine.module.adapter.parameters() if p.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients))

@@ -67,7 +67,7 @@ def publish(
         if trainer.ranks.rank == 0:
             log.write(out / "losses.csv")
             write_json(out / "metrics.json", counts | log.final())
-    except OSError:
+    except BaseException:
         if trainer.ranks.rank == 0:
             shutil.rmtree(out, ignore_errors=True)
         raise

@@ -152,8 +152,7 @@ def build(
     params: TrainParams, model: ModelParams, variant: Variant, data: TrainingSet, ranks: Ranks, threads: int
 ) -> Trainer:
     """Load the backbone, make the adapter and put the engine around it."""
-    if params.precision == "fp16" and ranks.device.type == "cpu":
-        raise UserError("train.precision fp16 needs a GPU; use fp32 or bf16, or set run.device to cuda")
+    require_precision(params, ranks.device)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(params.deterministic, warn_only=True)
     # ZeRO 3 moves the frozen weights to the ranks' devices itself, to each its share.
@@ -179,6 +178,12 @@ def build(
     objective = Objective(adapter, diffusion, params.objective.config(), sharded=params.zero_stage == 3)
     engine = start_engine(params, objective, ranks.world, ranks.device)
     return Trainer(params, diffusion, engine, TrainedState(engine, params.ema), sampler, ranks)
+
+
+def require_precision(params: TrainParams, device: torch.device) -> None:
+    """Raise UserError where the device does not compute in `params.precision`."""
+    if params.precision == "fp16" and device.type == "cpu":
+        raise UserError("train.precision fp16 needs a GPU; use fp32 or bf16, or set run.device to cuda")
 
 
 def make_adapter(model: ModelParams, variant: Variant, diffusion: Diffusion, data: TrainingSet, seed: int) -> Adapter:

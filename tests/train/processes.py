@@ -90,3 +90,71 @@ def gather_everything(rank: int) -> None:
         return found
 
     engine.engine_config = smallest
+
+
+def die_at_the_third_step(rank: int) -> None:
+    from train.trainer import Trainer
+
+    step = Trainer.step
+
+    def die(self: Trainer, number: int) -> Any:
+        if rank == 1 and number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, number)
+
+    Trainer.step = die  # type: ignore[method-assign]
+
+
+def fill_the_disk_with_the_first_checkpoint(rank: int) -> None:
+    import resource
+
+    from train.checkpoint import Checkpoints
+
+    save = Checkpoints.save
+
+    def limited(*arguments: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        save(*arguments)
+
+    Checkpoints.save = limited  # type: ignore[method-assign]
+
+
+def fill_the_disk_with_the_adapter(rank: int) -> None:
+    import resource
+
+    from train.trainer import Trainer
+
+    save = Trainer.save
+
+    def limited(*arguments: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        save(*arguments)
+
+    Trainer.save = limited  # type: ignore[method-assign]
+
+
+def trace_the_unet(rank: int) -> None:
+    """torch.compile without the C++ that it would write, which takes a minute to compile."""
+    import torch
+
+    compile_ = torch.nn.Module.compile
+    torch.nn.Module.compile = lambda self: compile_(self, backend="aot_eager")  # type: ignore[method-assign]
+
+
+def take_the_port(rank: int) -> None:
+    import socket
+
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
+    taken.listen()
+    globals()["taken"] = taken  # open as long as the process
+
+
+def compute_in_fp16(rank: int) -> None:
+    """Let the CPU do what it is refused for being slow at."""
+    from deepspeed.accelerator import get_accelerator
+
+    from train import trainer
+
+    trainer.require_precision = lambda *_: None
+    type(get_accelerator()).is_fp16_supported = lambda self: True

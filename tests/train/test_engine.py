@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.adapter import Adapter
+from params import UserError, load, parse
+from tests.train.processes import gather_everything, repeat_the_first_batch, run_ranks, trace_the_unet
+from tests.train.tiny_world import World, write_options, write_world
+from train.recipe import TrainParams
+
+OUTS = ("adapter/adapter.safetensors", "adapter/adapter.json", "adapter/card.json", "losses.csv", "metrics.json")
+# Dropped conditions leave a rank's location loss with fewer samples, and its mean over ranks is another one.
+NOTHING = {"image": 0.0, "text": 0.0, "both": 0.0}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return write_world(tmp_path_factory.mktemp("world") / "data", views=10, single=2)
+
+
+@pytest.fixture
+def run(world: World, variant: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Train with these values of the train section, and return the folder of the outs."""
+
+    def trained(before: Callable[[int], None] | None = None, **train: Any) -> Path:
+        data = tmp_path / "data"
+        if not data.exists():
+            shutil.copytree(world.data, data)
+        ranks = train.setdefault("ranks", 2)
+        words = write_options(tmp_path, variant, data, **{"steps": 3, **train})
+        assert run_ranks(ranks, words, tmp_path / "output", before) == [0] * ranks, (tmp_path / "output").read_text()
+        return data / "train"
+
+    return trained
+
+
+def rows(out: Path) -> list[dict[str, float]]:
+    with (out / "losses.csv").open() as stream:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in OUTS}
+
+
+def checkpoints(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "work" / "train").glob("*/step-*"))
+
+
+def test_all_stages_compute_the_same(run: Callable[..., Path], tmp_path: Path):
+    """ZeRO 3 with each weight sharded, those of the frozen UNet and text encoder among them."""
+    wanted = rows(run(drop=NOTHING))
+    for before, settings in (
+        (None, {"zero_stage": 0}),
+        (None, {"zero_stage": 1}),
+        (None, {"zero_stage": 2, "ranks": 1}),
+        (None, {"zero_stage": 2, "offload": "optimizer"}),
+        (gather_everything, {"zero_stage": 3, "gradient_checkpointing": "all"}),
+        (gather_everything, {"zero_stage": 3, "offload": "all"}),
+    ):
+        for row, other in zip(rows(run(before, drop=NOTHING, **settings)), wanted, strict=True):
+            assert row == pytest.approx(other, rel=2e-4), settings
+    # Each has another hash: what lies in the work folder is not gone on from.
+    assert "goes on" not in (tmp_path / "output").read_text()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_stopped_half_way_and_resumed_is_the_same_bytes(
+    run: Callable[..., Path], tmp_path: Path, stage: int, precision: str
+):
+    before = gather_everything if stage == 3 else None
+    settings = {"zero_stage": stage, "precision": precision, "steps": 4, "checkpoint_every": 2, "ema": 0.9}
+    wanted = content(run(before, **settings))
+    shutil.rmtree(checkpoints(tmp_path)[-1])
+    shutil.rmtree(tmp_path / "data" / "train")
+    found = content(run(before, **settings))
+    assert "goes on at step 2 of 4" in (tmp_path / "output").read_text()
+    assert found == wanted
+
+
+@pytest.mark.parametrize("stage,precision", [(0, "fp32"), (0, "bf16"), (2, "bf16"), (3, "fp32")])
+def test_ema_is_the_formula_and_the_adapter_that_is_used(
+    run: Callable[..., Path], tmp_path: Path, stage: int, precision: str
+):
+    before = gather_everything if stage == 3 else None
+    out = run(before, zero_stage=stage, precision=precision, ema=0.9, checkpoint_every=1)
+    second, third = (load_file(folder / "state.safetensors") for folder in checkpoints(tmp_path))
+    decay = min(0.9, (1 + 3) / (10 + 3))
+    averaged, raw = (load_file(out / "adapter" / place / "adapter.safetensors") for place in ("", "raw"))
+    names = [name for name, _ in Adapter.load(out / "adapter").named_parameters()]
+    for name in names:
+        weights, average = third[f"weight/{name}"], third[f"ema/{name}"]
+        torch.testing.assert_close(average, decay * second[f"ema/{name}"] + (1 - decay) * weights)
+        assert torch.equal(raw[name], weights.to(raw[name].dtype))
+        assert torch.equal(averaged[name], average.to(raw[name].dtype))
+    assert any(not torch.equal(raw[name], averaged[name]) for name in names)
+
+
+def test_adapter_file_is_as_large_as_its_weights(run: Callable[..., Path]):
+    out = run(gather_everything, zero_stage=3, precision="bf16", steps=1)
+    adapter = Adapter.load(out / "adapter")
+    size = sum(p.numel() * p.element_size() for p in (*adapter.parameters(), *adapter.buffers()))
+    assert {p.dtype for p in adapter.parameters()} == {torch.bfloat16}
+    file = out / "adapter" / "adapter.safetensors"
+    header = int.from_bytes(file.read_bytes()[:8], "little") + 8
+    assert file.stat().st_size == header + size
+
+
+def test_checkpoint_holds_no_frozen_weight(run: Callable[..., Path], tmp_path: Path):
+    out = run(gather_everything, zero_stage=3, steps=1)
+    names = {name for name, _ in Adapter.load(out / "adapter").named_parameters()}
+    kinds = ("weight", "exp_avg", "exp_avg_sq")
+    state = load_file(checkpoints(tmp_path)[-1] / "state.safetensors")
+    assert set(state) == {f"{kind}/{name}" for kind in kinds for name in names}
+
+
+def test_accumulated_step_is_the_mean_of_its_micro_steps(run: Callable[..., Path]):
+    wanted = rows(run(repeat_the_first_batch, batch=4))
+    for row, other in zip(rows(run(repeat_the_first_batch, batch=4, accumulation=2)), wanted, strict=True):
+        assert row == pytest.approx(other, rel=1e-5)
+
+
+def test_micro_steps_draw_batches_of_their_own(params: TrainParams):
+    assert [list(params.model_copy(update={"accumulation": 3}).draws(step)) for step in (0, 1)] == [
+        [0, 1, 2],
+        [3, 4, 5],
+    ]
+    assert params.model_copy(update={"accumulation": 3}).samples == 24
+
+
+def test_compiled_unet_computes_the_same(run: Callable[..., Path]):
+    wanted = rows(run(ranks=1, steps=2))
+    for row, other in zip(rows(run(trace_the_unet, ranks=1, steps=2, compile=True)), wanted, strict=True):
+        assert row == pytest.approx(other, rel=2e-4)
+
+
+@pytest.mark.parametrize(
+    "values,said",
+    [
+        ({"zero_stage": 2, "offload": "all"}, "offload all needs zero_stage 3, and it is 2"),
+        ({"zero_stage": 0, "offload": "optimizer"}, "offload optimizer needs zero_stage 1, 2 or 3"),
+        ({"zero_stage": 3, "compile": True}, "compile does not go with zero_stage 3"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_sentence(params: TrainParams, values: dict[str, Any], said: str):
+    with pytest.raises(UserError, match=said):
+        parse("train", params.model_dump() | values, TrainParams)
+
+
+def test_card_tells_what_the_adapter_is_of(run: Callable[..., Path], tmp_path: Path):
+    out = run(steps=2)
+    card = json.loads((out / "adapter" / "card.json").read_text())
+    adapter = Adapter.load(out / "adapter")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert card["recipe"]["data"] == adapter.data_hash
+    assert card["recipe"]["base"]["model"] == adapter.config.base_model
+    assert card["recipe"]["base"]["revision"] == adapter.config.base_revision
+    assert card["recipe"]["train"]["learning_rate"] == load("train", TrainParams).learning_rate
+    assert card["losses"] == {name: metrics[name] for name in card["losses"]} and "total" in card["losses"]
+    assert card["commit"] is None or len(card["commit"]) == 40
+    assert str(tmp_path) not in (out / "adapter" / "card.json").read_text()

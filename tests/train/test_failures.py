@@ -1,0 +1,79 @@
+"""What goes wrong outside ends in one sentence: exit code not 0, nothing half in the outs, no rank left hanging."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines import tables
+from tests.train import processes
+from tests.train.processes import run_ranks
+from tests.train.tiny_world import World, write_options, write_world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return write_world(tmp_path / "data", views=10, single=2)
+
+
+def said_once(output: Path) -> str:
+    """The one sentence in `output`."""
+    said = output.read_text()
+    assert said.count("error:") == 1 and "Traceback" not in said, said
+    return said
+
+
+def test_killed_rank_ends_the_others_within_a_minute(world: World, variant: Path, tmp_path: Path):
+    words = write_options(tmp_path, variant, world.data)
+    begun = time.monotonic()
+    codes = run_ranks(2, words, tmp_path / "output", processes.die_at_the_third_step)
+    assert time.monotonic() - begun < 60
+    assert codes == [1, -9]
+    assert "another rank is gone" in said_once(tmp_path / "output")
+    assert not (world.data / "train").exists()
+
+
+@pytest.mark.parametrize(
+    "before", [processes.fill_the_disk_with_the_first_checkpoint, processes.fill_the_disk_with_the_adapter]
+)
+def test_full_disk_is_one_sentence(before: Callable[[int], None], world: World, variant: Path, tmp_path: Path):
+    words = write_options(tmp_path, variant, world.data, steps=2, checkpoint_every=2)
+    assert run_ranks(2, words, tmp_path / "output", before) == [1, 1]
+    assert "the disk took no more" in said_once(tmp_path / "output")
+    assert not (world.data / "train").exists()
+    assert not list((tmp_path / "work" / "train").glob("*/.step*"))
+
+
+def test_port_in_use_is_one_sentence(world: World, variant: Path, tmp_path: Path):
+    words = write_options(tmp_path, variant, world.data, ranks=1)
+    assert run_ranks(1, words, tmp_path / "output", processes.take_the_port) == [1]
+    assert "at which the ranks meet, is in use; give another --master_port" in said_once(tmp_path / "output")
+
+
+def test_no_triplets_is_one_sentence(world: World, variant: Path, tmp_path: Path):
+    tables.write(world.data / "curate", "triplets", tables.from_rows("triplets", []))
+    assert run_ranks(1, write_options(tmp_path, variant, world.data, ranks=1), tmp_path / "output") == [1]
+    assert "none of the 0 triplets" in said_once(tmp_path / "output")
+
+
+def test_latent_of_another_backbone_is_one_sentence(world: World, variant: Path, tmp_path: Path):
+    rows = tables.read(world.data / "encode", "latents").to_pylist()
+    for row in rows:
+        row["channels"], row["height"] = 8, row["height"] // 2
+    tables.write(world.data / "encode", "latents", tables.from_rows("latents", rows))
+    assert run_ranks(1, write_options(tmp_path, variant, world.data, ranks=1), tmp_path / "output") == [1]
+    assert "the encoded tables have 8 latent channels and variant 'tiny' 4; run encode again" in said_once(
+        tmp_path / "output"
+    )
+
+
+def test_missing_similarity_tile_is_one_sentence(world: World, variant: Path, tmp_path: Path):
+    rows = tables.read(world.data / "similarity", "similarity").to_pylist()
+    gone = next(row["tile_id"] for row in rows if row["tile_id"].endswith("/000/001"))
+    kept = [row for row in rows if row["tile_id"] != gone]
+    tables.write(world.data / "similarity", "similarity", tables.from_rows("similarity", kept))
+    assert run_ranks(1, write_options(tmp_path, variant, world.data, ranks=1), tmp_path / "output") == [1]
+    assert f"tile '{gone}' is missing; run similarity again" in said_once(tmp_path / "output")
