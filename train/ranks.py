@@ -131,9 +131,9 @@ def tell(error: Exception) -> None:
     """Print what stopped a run: one sentence for what the user can mend, a traceback for everything else."""
     if isinstance(error, (UserError, ModelError)):
         print(f"error: {error}", file=sys.stderr)
-    elif no_room(error):
+    elif reason := no_room(error):
         print(
-            f"error: the disk took no more ({error}); make room and run the same command again, which goes on from the"
+            f"error: the disk took no more ({reason}); make room and run the same command again, which goes on from the"
             " last checkpoint",
             file=sys.stderr,
         )
@@ -147,12 +147,13 @@ def tell(error: Exception) -> None:
         traceback.print_exception(error)
 
 
-def no_room(error: Exception) -> bool:
-    """Did a write fail because the disk, a quota or a limit is full?"""
+def no_room(error: Exception) -> str:
+    """What is full where a write failed because the disk, a quota or a limit is, "" for any other error."""
+    code = error.errno if isinstance(error, OSError) else None
     if isinstance(error, SafetensorError):  # it carries the number in its text only
         found = re.search(r"os error (\d+)", str(error))
-        return found is not None and int(found[1]) in NO_ROOM
-    return isinstance(error, OSError) and error.errno in NO_ROOM
+        code = int(found[1]) if found else None
+    return os.strerror(code) if code is not None and code in NO_ROOM else ""
 
 
 def lost(error: Exception) -> bool:
@@ -168,6 +169,7 @@ def settings(kind: str, threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # else each rank adds a C++ stack to the sentence of the one that stopped
     }
 
 

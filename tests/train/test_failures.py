@@ -62,7 +62,7 @@ def test_no_triplets_is_one_sentence(world: World, variant: Path, tmp_path: Path
 def test_latent_of_another_backbone_is_one_sentence(world: World, variant: Path, tmp_path: Path):
     rows = tables.read(world.data / "encode", "latents").to_pylist()
     for row in rows:
-        row["channels"], row["height"] = 8, row["height"] // 2
+        row["channels"], row["latent"] = 8, row["latent"] * 2
     tables.write(world.data / "encode", "latents", tables.from_rows("latents", rows))
     assert run_ranks(1, write_options(tmp_path, variant, world.data, ranks=1), tmp_path / "output") == [1]
     assert "the encoded tables have 8 latent channels and variant 'tiny' 4; run encode again" in said_once(

@@ -48,7 +48,14 @@ def test_ranks_of_other_launchers_train_the_same(
         start += ["--master-port", port, "-m"]
     else:
         (tmp_path / "hosts").write_text("localhost slots=2\n")
-        start = ["deepspeed.launcher.runner", "--hostfile", str(tmp_path / "hosts"), "--master_addr", "127.0.0.1"]
+        start = [
+            "deepspeed.launcher.runner",
+            "--hostfile",
+            str(tmp_path / "hosts"),
+            "--no_ssh_check",
+            "--master_addr",
+            "127.0.0.1",
+        ]
         start += ["--master_port", port, "--module"]
     words = write_options(tmp_path, variant, data)
     command = [sys.executable, "-m", *start, "train.run", *words]

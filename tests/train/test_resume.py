@@ -40,7 +40,7 @@ def test_checkpoint_of_another_run_is_refused_with_keys_and_values(tmp_path: Pat
     assert accept(folder, RECIPE, FOLLOW) == ""
     assert accept(folder / "step-000000003", RECIPE, FOLLOW) == ""
     with pytest.raises(
-        UserError, match=r"of another run: data is a there and b here; train\.seed is 0 there and 1 here"
+        UserError, match=r"of another run: train\.seed is 0 there and 1 here; data is a there and b here"
     ):
         accept(folder, changed(data="b", train=RECIPE["train"] | {"seed": 1}), FOLLOW)
 
@@ -69,7 +69,7 @@ def test_new_run_is_told_how_the_newest_unfinished_one_differs(tmp_path: Path):
     assert unfinished(tmp_path, ours, RECIPE) == ""
     other = run_folder(tmp_path, changed(data="b", train=RECIPE["train"] | {"seed": 1}))
     (other / "step-000000003").mkdir()
-    assert f"{other} differs in data, train.seed" in unfinished(tmp_path, ours, RECIPE)
+    assert f"{other} differs in train.seed, data" in unfinished(tmp_path, ours, RECIPE)
 
 
 def test_option_about_no_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch):
