@@ -28,7 +28,8 @@ class Progress:
 
     `log.jsonl` holds one object a line: of a window its columns, the samples per second of wall time, the share of
     the time so far that went into waiting for batches and the most memory this rank has taken so far (bytes; resident
-    on the CPU, allocated on a GPU), of a validation its columns under `validation`, of a sheet of pictures its file under `pictures`, of a warning its sentence under `warning`.
+    on the CPU, allocated on a GPU), of a validation its columns under `validation`, of a
+    sheet of pictures its file under `pictures`, of a warning its sentence under `warning`.
     """
 
     def __init__(
