@@ -422,21 +422,6 @@ def require_tiles(folder: Path, tiles: Collection[tuple[int, int, int, int]]) ->
                 raise UserError(f"{folder / 'similarity'}: tile '{name}' is missing; run similarity again")
 
 
-def require_tiles(folder: Path, tiles: Collection[tuple[int, int, int, int]]) -> None:
-    """Raise UserError that names the first tile that a group lacks; else a step would miss it half-way.
-
-    A group has a tile for each pair of its row blocks, (grouping, group, row block, column block).
-    """
-    last: dict[tuple[int, int], int] = {}
-    for grouping, group, i, j in tiles:
-        last[grouping, group] = max(last.get((grouping, group), 0), i, j)
-    for (grouping, group), blocks in last.items():
-        for i, j in itertools.product(range(blocks + 1), repeat=2):
-            if (grouping, group, i, j) not in tiles:
-                name = f"{grouping:02d}/{group:05d}/{i:03d}/{j:03d}"
-                raise UserError(f"{folder / 'similarity'}: tile '{name}' is missing; run similarity again")
-
-
 def require_nouns(captions: pa.Array, nouns: pa.Array) -> None:
     """Raise ModelError that names the first caption without its class noun; else it would stop the run half-way."""
     for caption, noun in sorted(set(zip(captions.to_pylist(), nouns.to_pylist(), strict=True))):
