@@ -97,11 +97,7 @@ def macl(
     `similarity` s: the cosine, or `shifted` (1 + cosine)/2, which keeps the sign of a_ik s_ik and with it the order.
     The factor's form, the shift and the soft target are readings of the method; the paper's equation is lost.
     """
-    logits = torch.einsum("bld,cld->blc", F.normalize(anchors.float(), dim=-1), F.normalize(positives.float(), dim=-1))
-    if similarity == "shifted":
-        logits = (1 + logits) / 2
-    elif similarity != "cosine":
-        raise ModelError(f"similarity '{similarity}' is unknown; use cosine or shifted")
+    logits = appearance_similarity(anchors, positives, similarity)
     real = real_similarity.detach().float()
     logits = logits * scaling_factor(real, factor)[:, None, :] / temperature
     own = _own_column(logits.shape[0], logits.shape[-1], offset, logits.device)
@@ -111,6 +107,30 @@ def macl(
         target = (real / temperature).masked_fill(excluded, -torch.inf).softmax(dim=-1)
         return -(target[:, None, :] * log_share.masked_fill(excluded[:, None, :], 0)).sum(dim=-1).mean()
     return -log_share.masked_select(own[:, None, :]).mean()
+
+
+def appearance_similarity(anchors: Tensor, positives: Tensor, similarity: Similarity = "cosine") -> Tensor:
+    """s of MACL, level by level: anchors [B, L, d], positives [C, L, d] -> [B, L, C] float32; see `macl`."""
+    found = torch.einsum("bld,cld->blc", F.normalize(anchors.float(), dim=-1), F.normalize(positives.float(), dim=-1))
+    if similarity == "shifted":
+        return (1 + found) / 2
+    if similarity != "cosine":
+        raise ModelError(f"similarity '{similarity}' is unknown; use cosine or shifted")
+    return found
+
+
+def retrieval_accuracy(similarity: Tensor, offset: int = 0, same_subject: Tensor | None = None) -> Tensor:
+    """Share of the rows whose own candidate is more similar than every other one -> scalar in 0..1; chance is 1/C.
+
+    similarity [B, C], or [B, L, C] for the mean over levels too; row i's own candidate is offset + i. `same_subject`
+    bool [B, C] as in `macl`. A tie is a miss, so that vectors which have all become one score 0.
+    """
+    if similarity.ndim == 2:
+        similarity = similarity[:, None]
+    own = _own_column(similarity.shape[0], similarity.shape[-1], offset, similarity.device)
+    others = own if same_subject is None else own | same_subject
+    best = similarity.masked_fill(others[:, None], -torch.inf).amax(dim=-1)
+    return (similarity.masked_fill(~own[:, None], 0).sum(dim=-1) > best).float().mean()
 
 
 def scaling_factor(real_similarity: Tensor, factor: Factor) -> Tensor:

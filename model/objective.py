@@ -91,6 +91,9 @@ def training_losses(
     """`diffusion`, `cscl`, `macl`, `location` and their weighted sum `total`, scalars in float32; a loss that is
     switched off is 0.
 
+    Told beside them, without gradient: `sample_diffusion` [B], L_diff of each sample, and for each contrastive loss
+    that is on its `cscl_accuracy` or `macl_accuracy`, see `contrastive_losses`.
+
     `adapter` is the Adapter or an engine around it, called once; `adapter.install(diffusion.unet)` has been called
     before. Contrastive negatives come from all ranks. Guidance dropout touches the diffusion and location losses
     only: dropped conditions are left out (the visual branch's strength is 0, the caption plain), so the model without
@@ -122,7 +125,12 @@ def check_batch(batch: TrainingBatch, adapter_config: AdapterConfig, config: Obj
 
 
 def contrastive_losses(out: AdapterOutput, batch: TrainingBatch, config: ObjectiveConfig) -> dict[str, Tensor]:
-    """CSCL on the CLS tokens and MACL on S+ over the global batch."""
+    """CSCL on the CLS tokens and MACL on S+ over the global batch, and how often each finds its positive in it.
+
+    `cscl_accuracy`: of v among all t and, where the loss is symmetric, of t among all v, their mean. `macl_accuracy`:
+    of the reference's S+ among all positives' at the same level, the mean over levels, by the similarity inside MACL
+    without its factor a_ik, which depends on the pair and would tell the subjects apart by itself.
+    """
     zero = out.mfi.v_cls.new_zeros((), dtype=torch.float32)
     parts = {"cscl": zero, "macl": zero}
     rows = batch.subjects.shape[0]
@@ -130,19 +138,26 @@ def contrastive_losses(out: AdapterOutput, batch: TrainingBatch, config: Objecti
     same_subject = batch.subjects[:, None] == losses.gather_rows(batch.subjects)[None, :]
     if config.cscl and out.mfi.t_cls is not None:
         v, t = out.mfi.v_cls, out.mfi.t_cls
+        all_v, all_t = losses.gather_rows(v), losses.gather_rows(t)
         parts["cscl"] = losses.cscl(
             v,
             t,
             config.cscl_temperature,
             symmetric=config.cscl_symmetric,
-            candidates=(losses.gather_rows(v), losses.gather_rows(t)),
+            candidates=(all_v, all_t),
             offset=offset,
             same_subject=same_subject,
         )
+        with torch.no_grad():
+            pairs = [(v, all_t), (t, all_v)][: 2 if config.cscl_symmetric else 1]
+            found = [losses.retrieval_accuracy(losses.cosine(a, b), offset, same_subject) for a, b in pairs]
+            parts["cscl_accuracy"] = torch.stack(found).mean()
     if config.macl and out.mfi.s_plus is not None and out.positive_s_plus is not None:
+        anchors = appearance_vectors(out.mfi.s_plus)
+        positives = losses.gather_rows(appearance_vectors(out.positive_s_plus))
         parts["macl"] = losses.macl(
-            appearance_vectors(out.mfi.s_plus),
-            losses.gather_rows(appearance_vectors(out.positive_s_plus)),
+            anchors,
+            positives,
             batch.similarity,
             config.macl_temperature,
             factor=config.macl_factor,
@@ -150,6 +165,9 @@ def contrastive_losses(out: AdapterOutput, batch: TrainingBatch, config: Objecti
             offset=offset,
             same_subject=same_subject,
         )
+        with torch.no_grad():
+            similarity = losses.appearance_similarity(anchors, positives, config.macl_similarity)
+            parts["macl_accuracy"] = losses.retrieval_accuracy(similarity, offset, same_subject)
     return parts
 
 
@@ -169,7 +187,7 @@ def diffusion_losses(
     diffusion: Diffusion,
     config: ObjectiveConfig,
 ) -> dict[str, Tensor]:
-    """L_diff and the location loss of one UNet call."""
+    """L_diff, over the batch and of each sample, and the location loss of one UNet call."""
     text = batch_text(out, batch, adapter_config, diffusion)
     height, width = batch.latents.shape[-2:]
     present = (~batch.drop_image).float()
@@ -196,6 +214,7 @@ def diffusion_losses(
     with_word = present * (~batch.drop_text).float()
     return {
         "diffusion": losses.diffusion_loss(prediction, target),
+        "sample_diffusion": (prediction.detach().float() - target.float()).square().flatten(start_dim=1).mean(dim=1),
         "location": location_of(recorder, batch.subject_masks, with_word, present),
     }
 

@@ -77,6 +77,34 @@ class ObjectiveParams(Section):
         return ObjectiveConfig(**self.model_dump())
 
 
+class ValidationParams(Section):
+    """The losses on subjects that are not trained on."""
+
+    subjects: int = Field(ge=0)  # held out of training, by the hash of their ids; 0: no validation
+    batches: int = Field(ge=1)  # of train.batch samples each, always the same
+    every: int = Field(ge=1)  # steps
+
+
+class PicturesParams(Section):
+    """Pictures drawn while training."""
+
+    every: int = Field(ge=0)  # steps; 0: none
+    subjects: int = Field(ge=1)  # rows of a sheet
+    prompts: list[str]  # columns, after the target and its own caption; {class} is the subject's noun
+    steps: int = Field(ge=1)  # of DDIM
+    guidance_scale: float
+    seed: int = Field(ge=0)
+
+
+class WarningParams(Section):
+    """When a quantity counts as one that does not move; see `train.log.standstills`."""
+
+    after: float = Field(gt=0, le=1)  # share of the run
+    windows: int = Field(ge=1)  # of log_every steps, which the means of the start and of now are taken over
+    location: float = Field(ge=0, le=1)  # share of the way to the best value that must have been covered
+    accuracy: float = Field(ge=0, le=1)  # as location
+
+
 class TrainParams(Section):
     """How the adapter is trained."""
 
@@ -102,6 +130,11 @@ class TrainParams(Section):
     drop: DropParams
     objective: ObjectiveParams
     log_every: int = Field(ge=1)  # steps
+    timestep_buckets: int = Field(ge=1)  # parts of the diffusion process with an L_diff of their own
+    tensorboard: bool
+    warnings: WarningParams
+    validation: ValidationParams
+    pictures: PicturesParams
     checkpoint_every: int = Field(ge=1)  # steps
 
     @model_validator(mode="after")
@@ -114,6 +147,8 @@ class TrainParams(Section):
             raise ValueError(
                 "compile does not go with zero_stage 3, whose gathering of each layer breaks the graph there"
             )
+        if self.pictures.every and self.zero_stage == 3:
+            raise ValueError("pictures need the whole backbone on a rank, and zero_stage 3 shards it; set every to 0")
         return self
 
     def rows(self, ranks: int) -> int:
@@ -162,4 +197,6 @@ def code_digest() -> str:
 
 def recipe(train: TrainParams, model: ModelParams, **others: Any) -> dict[str, Any]:
     """All that the weights of a run depend on, JSON-like: its parameters, its input, `others`."""
-    return {"train": train.model_dump(exclude={"checkpoint_every", "ranks"}), "model": model.model_dump(), **others}
+    told = {"tensorboard", "warnings", "pictures"}
+    values = train.model_dump(exclude={"checkpoint_every", "ranks"} | told)
+    return {"train": values, "model": model.model_dump(), **others}

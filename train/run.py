@@ -18,10 +18,11 @@ from train import arrays
 from train.arrays import Arrays
 from train.checkpoint import Checkpoints
 from train.data import TrainingSet
-from train.log import LossLog
+from train.log import Record
 from train.ranks import Ranks, die_with_parent, settings
 from train.recipe import ModelParams, TrainParams, code_digest, input_digest, recipe
 from train.resume import ResumeOptions, accept, run_folder, unfinished
+from train.validation import hold_out
 
 if TYPE_CHECKING:  # DeepSpeed asks the environment for its device when it is imported
     from train.trainer import Trainer
@@ -37,15 +38,20 @@ def train(ranks: Ranks, resume: ResumeOptions) -> None:
     data_hash = ranks.first("data", lambda: input_digest(data))
     cached = Path(ranks.first("arrays", lambda: str(arrays.write(data, work / "arrays" / data_hash))))
     samples = TrainingSet.read(data, Arrays.open(cached), params.pairing)
-    ranks.say(f"train: {len(samples)} triplets, {samples.dropped} dropped because a frame is not encoded")
-    trainer = build(params, model, variant, samples, ranks, run.threads)
+    trained_on, held_out = hold_out(samples, params.validation.subjects, params.batch)
+    counts = {"triplets": len(trained_on), "triplets_held_out": len(samples) - len(trained_on)}
+    ranks.say(
+        f"train: {len(samples)} triplets, {samples.dropped} dropped because a frame is not encoded,"
+        f" {counts['triplets_held_out']} held out for validation"
+    )
+    trainer = build(params, model, variant, trained_on, ranks, run.threads)
     base = {"model": trainer.diffusion.name, "revision": trainer.diffusion.revision}
     base["image_encoder"] = trainer.adapter.config.image_encoder
     whole = recipe(params, model, data=data_hash, code=code_digest(), base=base, ranks=[ranks.world, ranks.device.type])
     folder = Path(ranks.first("folder", lambda: str(begin(work, whole, resume))))
-    log = trainer.fit(Checkpoints(folder, ranks, resume.folder), folder / "log.jsonl")
-    counts = {"steps": params.steps, "triplets": len(samples), "triplets_dropped": samples.dropped}
-    publish(trainer, data_dir() / "train", data_hash, whole, log, counts)
+    record = trainer.fit(Checkpoints(folder, ranks, resume.folder), folder, held_out)
+    counts |= {"steps": params.steps, "triplets_dropped": samples.dropped}
+    publish(trainer, data_dir() / "train", data_hash, whole, record, counts)
 
 
 def begin(work: Path, whole: dict[str, Any], resume: ResumeOptions) -> Path:
@@ -58,15 +64,15 @@ def begin(work: Path, whole: dict[str, Any], resume: ResumeOptions) -> Path:
 
 
 def publish(
-    trainer: Trainer, out: Path, data_hash: str, whole: dict[str, Any], log: LossLog, counts: dict[str, int]
+    trainer: Trainer, out: Path, data_hash: str, whole: dict[str, Any], record: Record, counts: dict[str, int]
 ) -> None:
     """Write the outs, all or none: the adapter with its card, losses and metrics. Collective."""
-    card = {"recipe": whole, "losses": log.final(), "commit": commit(), **counts}
+    card = {"recipe": whole, "losses": record.metrics(), "commit": commit(), **counts}
     try:
         trainer.save(out / "adapter", data_hash, card)
         if trainer.ranks.rank == 0:
-            log.write(out / "losses.csv")
-            write_json(out / "metrics.json", counts | log.final())
+            record.write(out)
+            write_json(out / "metrics.json", counts | record.metrics())
     except OSError:
         if trainer.ranks.rank == 0:
             shutil.rmtree(out, ignore_errors=True)

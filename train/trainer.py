@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from model.adapter import Adapter
@@ -14,15 +16,19 @@ from model.backbones.clip import WEIGHTS as CLIP_WEIGHTS
 from model.backbones.diffusion import Diffusion, load_diffusion
 from model.backbones.hub import identify, reading
 from model.backbones.variant import ImageEncoderSpec, Variant
+from model.objective import TrainingBatch
 from model.prompt import checkpoint_text
 from params import UserError
 from stage import write_json
 from train.checkpoint import Checkpoints
 from train.data import Sampler, TrainingSet
 from train.engine import DTYPES, Objective, TrainedState, gradient_norm, start_engine
-from train.log import LOSSES, LossLog, Progress
+from train.log import LOSSES, Measures, Record
+from train.progress import Progress
 from train.ranks import Ranks
 from train.recipe import ModelParams, TrainParams
+from train.samples import Samples
+from train.validation import validation_batches
 
 # Of an adapter's folder: the weights without averaging, where it holds averages; and what the adapter is of.
 RAW, CARD = "raw", "card.json"
@@ -46,32 +52,56 @@ class Trainer:
         found: Adapter = self.engine.module.adapter
         return found
 
-    def fit(self, checkpoints: Checkpoints, log_file: Path) -> LossLog:
-        """Train up to `params.steps`, from the newest checkpoint where there is one, and return the losses."""
-        log = LossLog(self.params.log_every)
+    @property
+    def measures(self) -> Measures:
+        """What is read off the losses of a step."""
+        return Measures(self.sampler.timesteps, self.params.timestep_buckets)
+
+    def fit(self, checkpoints: Checkpoints, folder: Path, held_out: TrainingSet | None) -> Record:
+        """Train up to `params.steps`, from the newest checkpoint where there is one, and return what was measured.
+
+        `folder` takes what is told on the way. `held_out`: what validation uses; None: no validation.
+        """
+        record = Record(self.params, self.measures)
         start, state = checkpoints.restore(self.trained)
         if state is not None:
-            log.restore(state)
+            record.restore(state)
             self.ranks.say(f"train: goes on at step {start} of {self.params.steps}")
-        progress = Progress(start, self.params.steps, self.params.samples, log_file) if self.ranks.rank == 0 else None
+        progress = Progress(record, start, folder, self.ranks.device) if self.ranks.rank == 0 else None
+        validation = held_out and validation_batches(held_out, self.params, self.sampler.timesteps)
+        pictures, sheets = self.params.pictures.every, self.sheets(validation or self.sampler, folder)
         for step in range(start, self.params.steps):
-            values = self.step(step)
-            log.add(step, values)
+            record.training.add(step, self.step(step))
             last = step + 1 == self.params.steps
             if last:
-                log.close(step)
+                record.training.close(step)
+            if validation and (last or (step + 1) % self.params.validation.every == 0):
+                self.validate(step, validation, record)
             if progress is not None:
-                progress.advance(dict(zip(LOSSES, values, strict=False)))
+                progress.advance()
+            if pictures and (last or (step + 1) % pictures == 0):
+                weights = self.trained.adapter_weights(ema=self.params.ema is not None)
+                if sheets is not None and progress is not None:
+                    progress.note(pictures=sheets.draw(weights, step + 1))
             if last or (step + 1) % self.params.checkpoint_every == 0:
-                checkpoints.save(self.trained, step + 1, log.state())
-                if progress is not None:
-                    progress.note(samples_per_second=round(progress.rate(), 2))
+                checkpoints.save(self.trained, step + 1, record.state())
         if progress is not None:
             progress.close()
-        return log
+        if sheets is not None:
+            self.ranks.say(f"train: pictures in {sheets.folder}")
+        return record
 
-    def step(self, step: int) -> list[float]:
-        """One update of the weights; returns the values of log.COLUMNS, means over the ranks and micro steps.
+    def sheets(self, sampler: Sampler, folder: Path) -> Samples | None:
+        """What draws the subjects in the first batch of a sampler; None where the params ask for no pictures, and on
+        other ranks than 0."""
+        if not self.params.pictures.every or self.ranks.rank > 0:
+            return None
+        batch = sampler.batch(0, device=self.ranks.device)
+        return Samples.of(self.params.pictures, self.diffusion, self.adapter, batch, folder)
+
+    def step(self, step: int) -> list[list[float]]:
+        """One update of the weights; returns numerators and denominators of the columns of `Record.training`, means
+        over the ranks and micro steps.
 
         Raises:
             UserError: a loss or the gradient is not finite; names step, losses and triplets.
@@ -79,49 +109,56 @@ class Trainer:
         rate = self.params.learning_rate_at(step)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
+        where, draws = f"step {step}", self.params.draws(step)
         rows, before = [], None
-        for draw in self.params.draws(step):
+        for draw in draws:
             batch = self.sampler.batch(draw, self.ranks.rank, self.ranks.world, self.ranks.device)
-            losses = self.engine(batch)
-            rows.append(self.ranks.mean(torch.stack([losses[name] for name in LOSSES])).tolist())
-            self.require_finite(step, dict(zip(LOSSES, rows[-1], strict=True)))
+            losses, measured = self.losses(batch)
+            rows.append(measured)
+            self.require_finite(where, dict(zip(LOSSES, measured[0], strict=False)), self.sampler, draws)
             self.engine.backward(losses["total"])
             before = gradient_norm(self.engine)
             self.engine.step()
-        means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        numerators, denominators = np.mean(rows, axis=0).tolist()
         norm = float(self.engine.get_global_grad_norm()) if before is None else before
         # In fp16 the loss scaler skips such a step and tries a smaller scale.
         if self.params.precision != "fp16":
-            self.require_finite(step, dict(zip(LOSSES, means, strict=True)) | {"gradient norm": norm})
+            values = dict(zip(LOSSES, numerators, strict=False)) | {"gradient norm": norm}
+            self.require_finite(where, values, self.sampler, draws)
         if self.engine.was_step_applied():
             self.trained.average(step)
-        return [*means, rate, norm]
+        return [[*numerators, rate, norm], [*denominators, 1.0, 1.0]]
 
-    def require_finite(self, step: int, values: dict[str, float]) -> None:
-        """Raise UserError where one of `values` is not finite."""
+    def losses(self, batch: TrainingBatch) -> tuple[dict[str, torch.Tensor], list[list[float]]]:
+        """The losses of this rank's rows of a batch, and what `measures` says of all ranks'."""
+        losses = self.engine(batch)
+        return losses, self.ranks.mean(self.measures.of(losses, batch.timesteps)).tolist()
+
+    @torch.no_grad()
+    def validate(self, step: int, batches: Sampler, record: Record) -> None:
+        """Add the losses of the trained weights (not averaged ones) on the held-out batches after a 0-based step.
+
+        Raises:
+            UserError: one is not finite; names step, losses and triplets.
+        """
+        for draw in range(self.params.validation.batches):
+            _, measured = self.losses(batches.batch(draw, self.ranks.rank, self.ranks.world, self.ranks.device))
+            values = dict(zip(LOSSES, measured[0], strict=False))
+            self.require_finite(f"validation after step {step}", values, batches, [draw])
+            record.validation.add(step, measured)
+
+    def require_finite(self, where: str, values: dict[str, float], sampler: Sampler, draws: Sequence[int]) -> None:
+        """Raise UserError where one of `values`, which come from these batches of `sampler`, is not finite."""
         if torch.tensor(list(values.values())).isfinite().all():
             return
         found = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        triplets, broken = self.suspects(step)
+        triplets, broken = suspects(sampler, draws)
         advice = (
             "their cached latents or features are not finite: run encode again"
             if broken
             else "lower train.learning_rate or train.objective.contrastive_weight, or use another train.precision"
         )
-        raise UserError(f"step {step} is not finite ({found}) for triplets {', '.join(triplets)}; {advice}")
-
-    def suspects(self, step: int) -> tuple[list[str], bool]:
-        """Ids of the triplets of a step, only those with input that is not finite where there are some (then True)."""
-        ids: list[str] = []
-        broken: list[str] = []
-        for draw in self.params.draws(step):
-            whole = self.sampler.batch(draw)
-            inputs = (whole.latents, whole.reference, whole.positive)
-            finite = torch.stack([rows.float().flatten(1).isfinite().all(dim=1) for rows in inputs]).all(dim=0)
-            names = [self.sampler.data.triplet_ids[int(row)].as_py() for row in self.sampler.draw(draw).triplets]
-            ids += names
-            broken += [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
-        return broken or ids, bool(broken)
+        raise UserError(f"{where} is not finite ({found}) for triplets {', '.join(triplets)}; {advice}")
 
     def save(self, folder: Path, data_hash: str, card: dict[str, Any]) -> None:
         """Write the adapter from rank 0, in the precision it was trained in, and `card` beside it. Collective.
@@ -148,6 +185,20 @@ class Trainer:
         self.ranks.barrier()
 
 
+def suspects(sampler: Sampler, draws: Sequence[int]) -> tuple[list[str], bool]:
+    """Ids of the triplets of batches, only those with input that is not finite where there are some (then True)."""
+    ids: list[str] = []
+    broken: list[str] = []
+    for draw in draws:
+        whole = sampler.batch(draw)
+        inputs = (whole.latents, whole.reference, whole.positive)
+        finite = torch.stack([rows.float().flatten(1).isfinite().all(dim=1) for rows in inputs]).all(dim=0)
+        names = [sampler.data.triplet_ids[int(row)].as_py() for row in sampler.draw(draw).triplets]
+        ids += names
+        broken += [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
+    return broken or ids, bool(broken)
+
+
 def build(
     params: TrainParams, model: ModelParams, variant: Variant, data: TrainingSet, ranks: Ranks, threads: int
 ) -> Trainer:
@@ -160,7 +211,8 @@ def build(
     place = torch.device("cpu") if params.zero_stage == 3 else ranks.device
     diffusion = load_diffusion(variant.diffusion, DTYPES[params.precision], place)
     vae, unet, scheduler = (cast(Any, part) for part in (diffusion.vae, diffusion.unet, diffusion.scheduler))
-    vae.to("meta")  # latents are cached; only its configuration is read
+    if not params.pictures.every or ranks.rank > 0:
+        vae.to("meta")  # latents are cached; only its configuration is read
     if params.gradient_checkpointing == "all":
         unet.enable_gradient_checkpointing()
     if params.gradient_checkpointing != "none":

@@ -187,6 +187,31 @@ def test_two_ranks_give_the_loss_and_gradients_of_one(tmp_path):
     torch.testing.assert_close(mean, torch.tensor(gradient), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("levels", [1, 3])
+def test_retrieval_accuracy_is_the_share_of_rows_whose_own_candidate_is_the_most_similar(levels):
+    s, _, _ = sample(batch=6, levels=levels)
+    noisy = s + 2.5 * torch.randn(6, levels, 7, generator=torch.Generator().manual_seed(2))
+    hits = 0
+    for i in (2, 3, 4):
+        for level in range(levels):
+            found = [cos(s[i, level], noisy[k, level]) for k in range(6)]
+            hits += found.index(max(found)) == i
+    similarity = losses.appearance_similarity(s[2:5], noisy)
+    assert losses.retrieval_accuracy(similarity, 2).item() == pytest.approx(hits / (3 * levels))
+    assert 0 < hits < 3 * levels
+    if levels == 1:
+        assert losses.retrieval_accuracy(losses.cosine(s[2:5, 0], noisy[:, 0]), 2).item() == pytest.approx(hits / 3)
+
+
+def test_retrieval_does_not_count_pairs_of_one_subject_and_a_tie_is_a_miss():
+    similarity = torch.tensor([[0.5, 0.9, 0.1], [0.2, 0.6, 0.6], [0.1, 0.2, 0.3]])
+    assert losses.retrieval_accuracy(similarity).item() == pytest.approx(1 / 3)
+    same = torch.eye(3, dtype=torch.bool)
+    same[0, 1] = True
+    assert losses.retrieval_accuracy(similarity, same_subject=same).item() == pytest.approx(2 / 3)
+    assert losses.retrieval_accuracy(torch.ones(4, 4)) == 0
+
+
 def square() -> Tensor:
     mask = torch.zeros(2, 6, 6)
     mask[:, 2:5, 1:4] = 1

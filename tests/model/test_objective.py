@@ -67,7 +67,8 @@ def test_total_is_the_weighted_sum(kind, request):
     losses = run(request.getfixturevalue(kind), make_batch())
     expected = losses["diffusion"] + 1e-2 * (losses["cscl"] + losses["macl"]) + 1e-3 * losses["location"]
     torch.testing.assert_close(losses["total"], expected)
-    assert all(loss.ndim == 0 and loss.dtype == torch.float32 for loss in losses.values())
+    assert all(loss.ndim == (name == "sample_diffusion") for name, loss in losses.items())
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
     assert losses["cscl"] > 0 and losses["macl"] > 0 and -1 < losses["location"] < 1
 
 
@@ -129,7 +130,39 @@ def test_all_subject_masks_give_no_location_loss(tiny_sd):
 def test_positive_timesteps_of_their_own_change_macl_only(tiny_sd):
     plain = run(tiny_sd, make_batch())
     other = run(tiny_sd, replace(make_batch(), positive_timesteps=torch.tensor([5, 10, 500, 900])))
-    assert {name for name in plain if plain[name] != other[name]} == {"macl", "total"}
+    assert {name for name in plain if not torch.equal(plain[name], other[name])} - {"macl_accuracy"} == {
+        "macl",
+        "total",
+    }
+
+
+def test_accuracies_are_those_of_the_similarities_in_the_losses_without_the_factor(tiny_sdxl):
+    adapter, batch = make_adapter(tiny_sdxl), make_batch()
+    found = training_losses(batch, adapter, adapter.config, tiny_sdxl, OBJECTIVE)
+    with torch.no_grad():
+        out = adapter(batch.reference, batch.timesteps, batch.positive)
+    own = torch.arange(4)
+    cls = torch.nn.functional.cosine_similarity(out.mfi.v_cls[:, None], out.mfi.t_cls[None], dim=-1)
+    hits = [(cls.argmax(dim=1) == own).float().mean(), (cls.argmax(dim=0) == own).float().mean()]
+    assert found["cscl_accuracy"] == sum(hits) / 2
+    pairs = zip(out.mfi.s_plus, out.positive_s_plus, strict=True)
+    words = [torch.nn.functional.cosine_similarity(s[:, None], p[None], dim=-1).mean(dim=-1) for s, p in pairs]
+    levels = (sum(words).argmax(dim=1) == own[:, None]).float()
+    assert found["macl_accuracy"] == levels.mean()
+    real = replace(batch, similarity=torch.rand(4, 4).fill_diagonal_(0.2))
+    assert training_losses(real, adapter, adapter.config, tiny_sdxl, OBJECTIVE)["macl_accuracy"] == levels.mean()
+    one_way = training_losses(batch, adapter, adapter.config, tiny_sdxl, replace(OBJECTIVE, cscl_symmetric=False))
+    assert one_way["cscl_accuracy"] == hits[0]
+
+
+def test_what_is_told_beside_the_losses_has_no_gradient_and_samples_average_to_l_diff(tiny_sd):
+    losses = run(tiny_sd, make_batch())
+    torch.testing.assert_close(losses["sample_diffusion"].mean(), losses["diffusion"])
+    assert losses["sample_diffusion"].shape == (4,)
+    told = {"sample_diffusion", "cscl_accuracy", "macl_accuracy"}
+    assert {name for name, value in losses.items() if not value.requires_grad} == told
+    off = run(tiny_sd, make_batch(), replace(OBJECTIVE, cscl=False))
+    assert "macl_accuracy" in off and "cscl_accuracy" not in off
 
 
 def test_half_precision_backbone_trains_a_float32_adapter(tiny_sdxl):

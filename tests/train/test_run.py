@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 import subprocess
@@ -20,7 +21,8 @@ from tests.train.processes import (
 )
 from tests.train.tiny_world import World, write_options, write_world
 
-OUTS = ("adapter/adapter.safetensors", "adapter/adapter.json", "losses.csv", "metrics.json")
+OUTS = ("adapter/adapter.safetensors", "adapter/adapter.json", "losses.csv", "validation.csv", "metrics.json")
+HELD_OUT = {"subjects": 8, "batches": 2, "every": 5}
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Finished:
 def finished(variant: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("run")
     world = write_world(folder / "data", not_encoded="turn/1/s01/2")
-    words = write_options(folder, variant, world.data)
+    words = write_options(folder, variant, world.data, validation=HELD_OUT)
     done = subprocess.run(
         [sys.executable, "-m", "train.launch", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
@@ -48,9 +50,10 @@ def finished(variant: Path, tmp_path_factory: pytest.TempPathFactory) -> Finishe
     return Finished(world, words, done.stdout)
 
 
-def losses(out: Path) -> list[dict[str, float]]:
-    with (out / "losses.csv").open() as stream:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+def losses(out: Path, file: str = "losses.csv") -> list[dict[str, float]]:
+    """Rows without their empty cells."""
+    with (out / file).open() as stream:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
 
 
 def moved(world: World, folder: Path) -> Path:
@@ -64,14 +67,26 @@ def test_launched_run_writes_adapter_losses_and_metrics(finished: Finished):
     assert adapter.data_hash is not None
     rows = losses(finished.out)
     assert [row["step"] for row in rows] == list(range(1, 13))
-    assert list(rows[0])[1:] == [
-        "diffusion", "cscl", "macl", "location", "total", "learning_rate", "gradient_norm"
+    header = (finished.out / "losses.csv").read_text().splitlines()[0].split(",")
+    buckets = ["diffusion_0_249", "diffusion_250_499", "diffusion_500_749", "diffusion_750_999"]
+    of_validation = [
+        "step", "diffusion", "cscl", "macl", "location", "total", "cscl_accuracy", "macl_accuracy", *buckets
     ]  # fmt: skip
+    assert header == [*of_validation, "learning_rate", "gradient_norm"]
+    assert {len(row) for row in rows} != {len(header)}  # eight samples leave a bucket empty now and then
+    validation = losses(finished.out, "validation.csv")
+    assert [list(row) for row in validation] == [of_validation] * 3 and [row["step"] for row in validation] == [
+        5,
+        10,
+        12,
+    ]
     assert rows[0]["total"] == pytest.approx(
         rows[0]["diffusion"] + 0.01 * (rows[0]["cscl"] + rows[0]["macl"]) + 0.001 * rows[0]["location"], rel=1e-5
     )
     metrics = json.loads((finished.out / "metrics.json").read_text())
-    assert (metrics["steps"], metrics["triplets"], metrics["triplets_dropped"]) == (12, 61, 3)
+    assert (metrics["steps"], metrics["triplets"] + metrics["triplets_held_out"]) == (12, 61)
+    assert metrics["triplets_dropped"] == 3 and 8 <= metrics["triplets_held_out"] <= 24
+    assert metrics["validation"] | {"step": 12} == validation[-1]
     assert metrics["total"] == pytest.approx(rows[-1]["total"], rel=1e-5)
 
 
@@ -83,7 +98,9 @@ def test_launched_run_says_what_it_does(finished: Finished):
 
 def test_run_killed_while_saving_resumes_to_the_same_bytes(finished: Finished, variant: Path, tmp_path: Path):
     data = moved(finished.world, tmp_path)
-    words = write_options(tmp_path, variant, data)
+    # Pictures and TensorBoard are told on the way and leave the outs as they are.
+    told = {"tensorboard": True, "pictures": {"every": 6, "subjects": 2, "steps": 2}}
+    words = write_options(tmp_path, variant, data, validation=HELD_OUT, **told)
     codes = run_ranks(2, words, tmp_path / "first", die_while_saving_the_second_checkpoint)
     assert codes[0] == -9
     assert not (data / "train").exists()
@@ -91,6 +108,11 @@ def test_run_killed_while_saving_resumes_to_the_same_bytes(finished: Finished, v
     assert "goes on at step 4 of 12" in (tmp_path / "second").read_text()
     for name in OUTS:
         assert (data / "train" / name).read_bytes() == (finished.out / name).read_bytes(), name
+    (folder,) = (tmp_path / "work" / "train").glob("*/samples")
+    assert [file.name for file in sorted(folder.iterdir())] == ["step-000006.png", "step-000012.png"]
+    lines = [json.loads(line) for line in (folder.parent / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "total" in line] == list(range(1, 13))
+    assert f"pictures in {folder}" in (tmp_path / "second").read_text()
 
 
 def test_finished_run_is_not_trained_again(finished: Finished, tmp_path: Path):
@@ -107,9 +129,18 @@ def test_one_rank_and_zero_3_compute_what_two_ranks_do(finished: Finished, varia
     data = moved(finished.world, tmp_path)
     found = []
     for ranks, stage in ((2, 2), (1, 2), (2, 3)):
-        words = write_options(tmp_path, variant, data, steps=3, ranks=ranks, zero_stage=stage, drop=drop)
+        words = write_options(
+            tmp_path,
+            variant,
+            data,
+            steps=3,
+            ranks=ranks,
+            zero_stage=stage,
+            drop=drop,
+            validation=HELD_OUT | {"every": 2},
+        )
         assert run_ranks(ranks, words, tmp_path / "output") == [0] * ranks, (tmp_path / "output").read_text()
-        found.append(losses(data / "train"))
+        found.append(losses(data / "train") + losses(data / "train", "validation.csv"))
     # Each has another hash: what lies in the work folder is not gone on from.
     assert "goes on" not in (tmp_path / "output").read_text()
     for other in found[1:]:
@@ -144,9 +175,25 @@ def test_loss_that_is_not_finite_stops_with_step_and_triplet_in_one_sentence(
     assert not (data / "train").exists()
 
 
+def test_validation_that_is_not_finite_stops_the_run_and_the_last_checkpoint_stays(
+    finished: Finished, variant: Path, tmp_path: Path
+):
+    data = moved(finished.world, tmp_path)
+    first = min(finished.world.subject_ids, key=lambda name: hashlib.blake2b(name.encode()).hexdigest())
+    poison(data / "encode", f"{first}/")
+    words = write_options(tmp_path, variant, data, validation=HELD_OUT, checkpoint_every=2)
+    assert run_ranks(2, words, tmp_path / "output") == [1, 1]
+    said = (tmp_path / "output").read_text()
+    assert said.count("error:") == 1 and "Traceback" not in said
+    assert "error: validation after step 4 is not finite (diffusion nan" in said
+    assert f"for triplets {first}/" in said and "run encode again" in said
+    assert not (data / "train").exists()
+    assert {file.parent.name[-1] for file in (tmp_path / "work").glob("train/*/step-*/progress.json")} == {"2", "4"}
+
+
 def poison(folder: Path, frame_id: str) -> None:
     rows = tables.read(folder, "latents").to_pylist()
     for row in rows:
-        if row["frame_id"] == frame_id:
+        if row["frame_id"].startswith(frame_id):
             row["latent"][0] = float("nan")
     tables.write(folder, "latents", tables.from_rows("latents", rows))

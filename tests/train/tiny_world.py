@@ -19,6 +19,7 @@ from pipelines.similarity import SimilarityParams, tiles
 CHANNELS, SIDE = 4, 8
 LAYERS, TOKENS, WIDTH = 2, 5, 24
 AUGMENTATIONS = 3
+NONE = {"subjects": 0}
 NOUNS = ("mug", "teddy bear", "dog", "can")
 
 
@@ -154,7 +155,7 @@ def write_tokenizer(folder: Path) -> None:
 
 def write_options(folder: Path, variant: Path, data: Path, **train: Any) -> list[str]:
     """Options of a training command with a tiny adapter; keywords replace values of the train section."""
-    values = {"steps": 12, "batch": 8, "warmup": 2, "log_every": 1, "checkpoint_every": 4, **train}
+    values = {"steps": 12, "batch": 8, "warmup": 2, "log_every": 1, "checkpoint_every": 4, "validation": NONE, **train}
     overlay = {
         "backbones": {"variant": str(variant)},
         "run": {"work": str(folder / "work"), "device": "cpu", "threads": 1},
