@@ -75,13 +75,8 @@ class Samples:
         self.pipeline.adapter.load_state_dict(weights)
         rows = [self.row(sitter) for sitter in self.sitters]
         file = self.folder / f"step-{steps:06d}.png"
-        if self.rank == 0:
-            settings = {
-                "steps": steps,
-                "seed": self.params.seed,
-                "prompts": [sitter.prompts for sitter in self.sitters],
-            }
-            save_sheet(rows, file, settings)
+        settings = {"steps": steps, "seed": self.params.seed, "prompts": [sitter.prompts for sitter in self.sitters]}
+        save_sheet(rows, file, settings)
         return str(file.relative_to(self.folder.parent))
 
     def row(self, sitter: Sitter) -> list[Image.Image]:
