@@ -135,11 +135,11 @@ class Record:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"training": self.training.state(), "validation": self.validation.state()}
+        return self.training.state() | {"validation": self.validation.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's state."""
-        self.training.restore(state["training"])
+        self.training.restore(state)
         self.validation.restore(state["validation"])
 
     def metrics(self) -> dict[str, Any]:
