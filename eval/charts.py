@@ -166,7 +166,7 @@ def flat_map(places: np.ndarray, labels: Sequence[str], marks: Sequence[int], na
         middle = places[own].mean(axis=0)
         for place in places[own]:
             axes.plot(*zip(middle, place, strict=True), color=drawn, linewidth=0.8, alpha=0.5)
-        for point in own:
+        for point in own.tolist():
             axes.plot(*places[point], MARKS[marks[point] % len(MARKS)], color=drawn, markersize=5, alpha=0.95)
         if named:
             top = places[own][:, 1].max()

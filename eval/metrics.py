@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from eval.protocol import RECONSTRUCTION
+from eval.protocol import PAIR, RECONSTRUCTION
 from params import Section
 
 MissPolicy = Literal["zero", "skip", "unsegmented"]

@@ -84,7 +84,7 @@ class ViewEncoder:
         made = [invariance.unit_tokens([_numpy(read)])]
         if self.adapter.config.textual:
             timesteps = torch.full((len(photos),), self.params.timestep, device=self.adapter.device)
-            s_plus = self.adapter.mfi.s_plus(features, timesteps)
+            s_plus = self.adapter.s_plus(features, timesteps)
             made.append(invariance.unit_tokens([_numpy(tokens) for tokens in s_plus]))
         return [
             {

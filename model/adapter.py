@@ -209,10 +209,14 @@ class Adapter(nn.Module):
         mfi = self.mfi(reference, timesteps)
         positive_s_plus = None
         if positive is not None:
-            assert isinstance(self.mfi, MFIEncoder)  # the baseline has no S+
-            positive_s_plus = self.mfi.s_plus(positive, timesteps if positive_timesteps is None else positive_timesteps)
+            positive_s_plus = self.s_plus(positive, timesteps if positive_timesteps is None else positive_timesteps)
         keys, values = self.project(mfi.visual_tokens)
         return AdapterOutput(mfi, positive_s_plus, keys, values)
+
+    def s_plus(self, features: Tensor, timesteps: Tensor) -> tuple[Tensor, ...]:
+        """S+ alone, [B, L, n_t, d_text] per text encoder, of features [B, K, N, d] at timesteps [B]; `textual` only."""
+        assert isinstance(self.mfi, MFIEncoder)  # the baseline has no S+
+        return self.mfi.s_plus(features, timesteps)
 
     def project(self, visual_tokens: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """visual tokens [B, m, visual width] -> keys and values per cross-attention layer, each [B, m, inner width].

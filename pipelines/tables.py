@@ -315,9 +315,11 @@ TABLES: dict[str, TableSpec] = {
         columns={
             "subject_id": _subject_id,
             "frame_id": _frame_id,
-            "level": Column(_i32, "0.. of S+; -1 is what the adapter reads: the image encoder's last tokens, averaged"),
+            "level": Column(_i32, "0.. of S+; -1: what the adapter reads, the mean of the image encoder's last tokens"),
             "class_name": _class_name,
-            "vector": Column(_half, "unit vector: the tokens of all text encoders, each at unit length, one after another"),
+            "vector": Column(
+                _half, "unit vector: the tokens of all text encoders, each at unit length, one after another"
+            ),
         },
     ),
     "location_masks": TableSpec(

@@ -148,7 +148,7 @@ def subject_table(subjects: dict[str, dict[str, dict[str, float | None]]]) -> di
         subject: [of.get(metric, {}).get(part) for metric, part in (HEADLINE[column] for column in columns)]
         for subject, of in subjects.items()
     }
-    spans = [[row[i] for row in table.values() if row[i] is not None] for i in range(len(columns))]
+    spans = [[value for row in table.values() if (value := row[i]) is not None] for i in range(len(columns))]
     return {
         "columns": columns,
         "rows": [
