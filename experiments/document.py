@@ -100,7 +100,7 @@ def page(matrix: Matrix, found: dict[str, list[Result]]) -> str:
     ]
     rows = of_kind(matrix, found, "ablation")
     if rows:
-        parts += ["## Table 4\n", table(rows, SCORES, paper=True), directions(matrix, found)]
+        parts += ["## Table 4\n", table(rows, SCORES, paper=True), views_words(every), directions(matrix, found)]
         parts += ["## What the toybox knows\n", TRUTH_WORDS, table(rows, TRUTH)]
     baselines = of_kind(matrix, found, "baseline")
     if baselines:
@@ -116,6 +116,16 @@ def page(matrix: Matrix, found: dict[str, list[Result]]) -> str:
     return "\n".join(parts)
 
 
+def views_words(results: Sequence[Result]) -> str:
+    """What the S+ columns are, and what the image encoder reaches by itself."""
+    encoder = results[0]["views"]["image_encoder"]
+    return (
+        "*S+ AUC*: how often two views of one subject lie nearer to each other in S+ than views of two subjects, of\n"
+        f"all or of one class. The image encoder's own tokens reach {encoder['auc']:.3f} and"
+        f" {encoder['auc_same_class'] or float('nan'):.3f}.\n"
+    )
+
+
 def of_kind(matrix: Matrix, found: dict[str, list[Result]], kind: str) -> list[tuple[Run, list[Result]]]:
     """The runs of a kind that have results."""
     return [(run, found[name]) for name, run in matrix.runs.items() if run.kind == kind and name in found]
@@ -124,8 +134,10 @@ def of_kind(matrix: Matrix, found: dict[str, list[Result]], kind: str) -> list[t
 def missing(matrix: Matrix, found: dict[str, list[Result]]) -> list[str]:
     """Runs and seeds without a result."""
     done = {(result["run"], result["seed"]) for members in found.values() for result in members}
-    wanted = [(name, seed) for name, run in matrix.runs.items() for seed in matrix.seeds[run.kind]]
-    return [f"{name} with seed {seed}" for name, seed in wanted if (name, seed) not in done]
+    absent = {
+        name: [seed for seed in matrix.seeds[run.kind] if (name, seed) not in done] for name, run in matrix.runs.items()
+    }
+    return [f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in absent.items() if seeds]
 
 
 def values_of(results: Sequence[Result], read: Read) -> list[float]:

@@ -105,7 +105,11 @@ def result(run: str, seed: int, value: float) -> dict:
         "minutes": {"train": 5.0, "measure": 1.0},
         "train": {"steps": 640},
         "score": {"customcontrast": {name: {"mean": value} for name in columns} | {"pictures": 240}},
-        "views": {"subjects": 24, "s_plus": {"auc": 0.9, "auc_same_class": None}},
+        "views": {
+            "subjects": 24,
+            "s_plus": {"auc": 0.9, "auc_same_class": None},
+            "image_encoder": {"auc": 0.8, "auc_same_class": 0.7},
+        },
         "truth": {
             "kept": {"family": value, "colour": value, "pattern": value},
             "followed": dict.fromkeys(("scene", "style", "accessory", "shape"), value),
@@ -122,7 +126,7 @@ def test_page_holds_means_spreads_and_what_is_missing(matrix: ablation.Matrix, t
     text = (tmp_path / "page.md").read_text()
     assert "| MFI encoder + CSCL + MACL | 3 | 0.620 ± 0.020 |" in text
     assert "E-CI +0.100 (paper +0.034), holds" in text
-    assert "Not run yet: visual with seed 0" in text and "both with seed" not in text
+    assert "Not run yet: visual (seed 0, 1, 2), textual" in text and "both (seed" not in text
     assert "10,240 samples" in text
 
 
