@@ -205,7 +205,8 @@ class TrainedState:
     def _get(self, parameter: nn.Parameter, moment: str | None = None) -> Tensor:
         master = self.whole.get(parameter)
         if master is not None:
-            return master.detach() if moment is None else self.optimizer.state[master][moment]
+            found = master if moment is None else self.optimizer.state[master][moment]
+            return found.detach().clone()  # it changes in place, as the optimizer and `averaged` go on
         if moment is None:
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, moment)

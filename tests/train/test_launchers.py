@@ -93,7 +93,7 @@ def project(folder: Path, words: list[str]) -> None:
     stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["train"]
     shutil.copy(REPOSITORY / "params.yaml", folder)
     stage["cmd"] = f"{sys.executable} -m train.launch " + " ".join(words)
-    stage["deps"] = [dep for dep in stage["deps"] if dep.startswith("data/")]
+    stage["deps"] = [dep for dep in stage["deps"] if dep.startswith("data/") and (folder / dep).exists()]
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": stage}}))
     for setting in (["init", "--no-scm", "-q"], ["config", "core.analytics", "false"]):
         subprocess.run([sys.executable, "-m", "dvc", *setting], cwd=folder, check=True)
