@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +23,10 @@ from pydantic import Field
 from model.backbones.clip import load_clip
 from model.backbones.diffusion import load_vae
 from model.backbones.encoders import after_preparing
-from model.backbones.frozen import fixed_batches
 from model.backbones.hub import reading, resolve
 from model.backbones.variant import Variant, load_variant
-from model.segment import on_white, place_on_white, square_crop
+from model.inputs import augmented, encode_latents, shrink
+from model.segment import square_crop
 from params import BackbonesParams, RunParams, Section, cli, data_dir, load
 from pipelines import segments, shards, subjects, tables
 from pipelines.prefetch import prefetch
@@ -120,36 +119,18 @@ class EncodeWorker:
 
     def augment(self, frame: dict[str, Any], image: Image.Image, mask: np.ndarray, index: int) -> Image.Image:
         """Return augmentation `index` of a photo, the same one whenever it is asked for."""
-        if index == 0:
-            return on_white(image, mask, margin=self.params.margin)
-        single = frame["extra"]["single"]
-        return place_on_white(
+        return augmented(
+            frame["frame_id"],
             image,
             mask,
-            self.variant.resolution,
-            np.random.default_rng([self.params.seed, zlib.crc32(frame["frame_id"].encode()), index]),
+            index,
+            single=frame["extra"]["single"],
+            size=self.variant.resolution,
+            seed=self.params.seed,
+            margin=self.params.margin,
             scale=self.params.scale,
-            flip=single,
-            rotation=self.params.single_photo_rotation if single else 0.0,
+            rotation=self.params.single_photo_rotation,
         )
-
-
-@torch.no_grad()
-def encode_latents(vae: Any, images: Sequence[Image.Image], batch_size: int, device: str) -> np.ndarray:
-    """Return the scaled latents [B, C, h, w] of square RGB images, means of the posterior, so that they are no draw."""
-    rows = []
-    for batch, count in fixed_batches(images, batch_size):
-        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in batch])).permute(0, 3, 1, 2)
-        posterior = vae.encode(pixels.to(device, vae.dtype) / 127.5 - 1.0).latent_dist
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        rows.append(((posterior.mean - shift) * vae.config.scaling_factor)[:count].float().cpu())
-    return torch.cat(rows).numpy()
-
-
-def shrink(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return how much of each latent cell is subject, uint8 [height, width], 255 = all of it."""
-    grey = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(grey.resize((width, height), Image.Resampling.BOX))
 
 
 def latent_row(frame_id: str, latent: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
@@ -291,8 +272,8 @@ def within_budget(params: EncodeParams, row: Sizes, needed: Needed) -> EncodePar
         said = f"{said}, switched off by encode.hidden_states"
     elif not fits:
         said = (
-            f"{said}, left out: more than encode.max_gigabytes = {params.max_gigabytes}; training reads them, so raise "
-            "it, lower encode.augmentations or curate fewer photos"
+            f"{said}, left out: more than encode.max_gigabytes = {params.max_gigabytes}; training then computes "
+            "them at each step, so raise it, lower encode.augmentations or curate fewer photos if that is too slow"
         )
     print(said, flush=True)
     return params.model_copy(update={"hidden_states": params.hidden_states and fits})
@@ -313,7 +294,7 @@ def main() -> None:
     needed = Needed.read(curate, mask)
     params = within_budget(params, sizes(variant), needed)
     model = here.parent / "model"
-    code = [*(here / name for name in CODE), model / "backbones", model / "segment.py"]
+    code = [*(here / name for name in CODE), model / "backbones", model / "inputs.py", model / "segment.py"]
     summary = shards.run_stage(
         "encode",
         subjects.items(curate, segments.FRAME_COLUMNS, needed.wanted(params, mask)),

@@ -25,19 +25,23 @@ HIDDEN = ("layers", "tokens", "width")
 class Arrays:
     """Rows in the order of their tables."""
 
-    latents: np.ndarray
-    """[frames, C, h, w] fp16."""
-    masks: np.ndarray
-    """[frames, h, w] uint8, 255 = all subject."""
-    hidden: np.ndarray
-    """[frames x augmentations, K, N, d] fp16."""
+    latents: np.ndarray | None
+    """[frames, C, h, w] fp16; None where encode.latents is off."""
+    masks: np.ndarray | None
+    """[frames, h, w] uint8, 255 = all subject; None with `latents`."""
+    hidden: np.ndarray | None
+    """[frames x augmentations, K, N, d] fp16; None where hidden states are off or over encode.max_gigabytes."""
     cosines: np.ndarray
     """[sum of the tiles' sizes] fp16: the values of all similarity tiles, one after the other."""
 
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Map the arrays that `write` left in `folder`."""
-        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in cls.__annotations__))
+        found = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r") if (folder / f"{name}.npy").exists() else None
+            for name in cls.__annotations__
+        }
+        return cls(**found)
 
 
 def write(data: Path, folder: Path) -> Path:
@@ -64,7 +68,8 @@ def write(data: Path, folder: Path) -> Path:
 
 
 def fill(file: Path, dtype: Any, folder: Path, table: str, column: str, axes: Sequence[str]) -> None:
-    """Write a list column as one array [rows, *axes], part by part, so that memory holds one part."""
+    """Write a list column as one array [rows, *axes], part by part, so that memory holds one part; nothing where the
+    table has no row."""
     rows = sum(len(part) for part in read_parts(folder, table, axes[:1]))
     shape: tuple[int, ...] | None = None
     array, row = None, 0
@@ -82,9 +87,8 @@ def fill(file: Path, dtype: Any, folder: Path, table: str, column: str, axes: Se
                 )
             array[row : row + len(chunk)] = values.reshape(-1, *shape)
             row += len(chunk)
-    if array is None:
-        raise UserError(f"{folder / table} has no row; run {folder.name} again and read why it dropped the photos")
-    array.flush()
+    if array is not None:
+        array.flush()
 
 
 def fill_cosines(file: Path, folder: Path) -> None:

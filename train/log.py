@@ -67,6 +67,7 @@ class Progress:
         self.step, self.steps, self.batch, self.every = step, steps, batch, every
         self.begun = self.last = time.monotonic()
         self.first = step
+        self.waited = 0.0  # seconds for data
         self.log = log.open("a", encoding="utf-8")
         self.bar = tqdm(total=steps, initial=step, desc="train", unit="step") if sys.stderr.isatty() else None
 
@@ -80,7 +81,8 @@ class Progress:
         elif now - self.last > self.every:
             self.last = now
             numbers = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
-            print(f"train: step {self.step} of {self.steps}, {numbers}, {self.rate():.1f} samples/s", flush=True)
+            speed = f"{self.rate():.1f} samples/s, {self.waiting():.1%} of the time waiting for data"
+            print(f"train: step {self.step} of {self.steps}, {numbers}, {speed}", flush=True)
 
     def note(self, **values: Any) -> None:
         """Add a line to the log file."""
@@ -91,14 +93,23 @@ class Progress:
         """Samples a second since this process began to train."""
         return (self.step - self.first) * self.batch / max(time.monotonic() - self.begun, 1e-9)
 
+    def waiting(self) -> float:
+        """Share of the time since then that went into waiting for batches."""
+        return self.waited / max(time.monotonic() - self.begun, 1e-9)
+
     def close(self) -> None:
         """End the bar and the log file."""
         if self.bar is not None:
             self.bar.close()
         seconds = time.monotonic() - self.begun
-        self.note(seconds=round(seconds, 1), samples_per_second=round(self.rate(), 2))
+        self.note(
+            seconds=round(seconds, 1),
+            samples_per_second=round(self.rate(), 2),
+            waiting=round(self.waiting(), 4),
+        )
         self.log.close()
-        print(f"train: {self.step - self.first} steps in {seconds:.1f} s, {self.rate():.1f} samples/s", flush=True)
+        speed = f"{self.rate():.1f} samples/s, {self.waiting():.1%} of the time waiting for data"
+        print(f"train: {self.step - self.first} steps in {seconds:.1f} s, {speed}", flush=True)
 
 
 def rounded(value: float) -> float:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.losses import Factor, Similarity
 from model.objective import ObjectiveConfig
@@ -99,10 +99,19 @@ class TrainParams(Section):
     seed: int = Field(ge=0)
     pairing: Literal["triplet", "self"]
     positive_timesteps: Literal["independent", "shared"]
+    mixture: dict[str, float]  # share of the samples by source; none: every subject once an epoch
+    prefetch: int = Field(ge=0)  # batches read ahead, each by a thread of its own; 0: none
     drop: DropParams
     objective: ObjectiveParams
     log_every: int = Field(ge=1)  # steps
     checkpoint_every: int = Field(ge=1)  # steps
+
+    @field_validator("mixture")
+    @classmethod
+    def mixture_has_shares(cls, mixture: dict[str, float]) -> dict[str, float]:
+        if mixture and not (all(0 <= weight < math.inf for weight in mixture.values()) and any(mixture.values())):
+            raise ValueError(f"{mixture} has no shares; give each source a weight of at least 0, and one more than 0")
+        return mixture
 
     @model_validator(mode="after")
     def goes_together(self) -> Self:
@@ -162,4 +171,5 @@ def code_digest() -> str:
 
 def recipe(train: TrainParams, model: ModelParams, **others: Any) -> dict[str, Any]:
     """All that the weights of a run depend on, JSON-like: its parameters, its input, `others`."""
-    return {"train": train.model_dump(exclude={"checkpoint_every", "ranks"}), "model": model.model_dump(), **others}
+    trained = train.model_dump(exclude={"checkpoint_every", "prefetch", "ranks"})
+    return {"train": trained, "model": model.model_dump(), **others}

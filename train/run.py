@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from model.backbones.variant import load_variant
+from model.backbones.variant import Variant, load_variant
 from params import BackbonesParams, RunParams, cli, data_dir, load
-from stage import write_json
+from pipelines import tables
+from pipelines.storage import SourceParams
+from stage import digest, digest_files, write_json
 from train import arrays
 from train.arrays import Arrays
 from train.checkpoint import Checkpoints
@@ -22,6 +24,7 @@ from train.log import LossLog
 from train.ranks import Ranks, die_with_parent, settings
 from train.recipe import ModelParams, TrainParams, code_digest, input_digest, recipe
 from train.resume import ResumeOptions, accept, run_folder, unfinished
+from train.uncached import AugmentParams, Photos
 
 if TYPE_CHECKING:  # DeepSpeed asks the environment for its device when it is imported
     from train.trainer import Trainer
@@ -36,14 +39,20 @@ def train(ranks: Ranks, resume: ResumeOptions) -> None:
     data, work = data_dir(), Path(run.work) / "train"
     data_hash = ranks.first("data", lambda: input_digest(data))
     cached = Path(ranks.first("arrays", lambda: str(arrays.write(data, work / "arrays" / data_hash))))
-    samples = TrainingSet.read(data, Arrays.open(cached), params.pairing)
+    found = Arrays.open(cached)
+    augmentation, sources = load("encode", AugmentParams), load("sources", list[SourceParams])
+    photos = open_photos(found, data, augmentation, variant, sources, ranks)
+    if photos is not None:
+        data_hash = digest(data_hash, digest_files(*tables.parts(data / "mask", "masks")), augmentation.model_dump())
+    samples = TrainingSet.read(data, found, params.pairing, photos)
     ranks.say(f"train: {len(samples)} triplets, {samples.dropped} dropped because a frame is not encoded")
     trainer = build(params, model, variant, samples, ranks, run.threads)
     base = {"model": trainer.diffusion.name, "revision": trainer.diffusion.revision}
     base["image_encoder"] = trainer.adapter.config.image_encoder
     whole = recipe(params, model, data=data_hash, code=code_digest(), base=base, ranks=[ranks.world, ranks.device.type])
     folder = Path(ranks.first("folder", lambda: str(begin(work, whole, resume))))
-    log = trainer.fit(Checkpoints(folder, ranks, resume.folder), folder / "log.jsonl")
+    with trainer.batches:
+        log = trainer.fit(Checkpoints(folder, ranks, resume.folder), folder / "log.jsonl")
     counts = {"steps": params.steps, "triplets": len(samples), "triplets_dropped": samples.dropped}
     publish(trainer, data_dir() / "train", data_hash, whole, log, counts)
 
@@ -80,6 +89,33 @@ def commit() -> str | None:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def open_photos(
+    found: Arrays,
+    data: Path,
+    augmentation: AugmentParams,
+    variant: Variant,
+    sources: list[SourceParams],
+    ranks: Ranks,
+) -> Photos | None:
+    """The photos and encoders that stand in for tables without a row; None where all is cached."""
+    missing = {"hidden states": found.hidden is None, "latents": found.latents is None}
+    names = " and ".join(name for name, absent in missing.items() if absent)
+    if not names:
+        return None
+    ranks.say(
+        f"train: {names} are not cached, so each step reads photos and runs the frozen encoder; see section encode"
+    )
+    return Photos.open(
+        data,
+        augmentation,
+        variant,
+        sources,
+        ranks.device,
+        hidden=missing["hidden states"],
+        latents=missing["latents"],
+    )
 
 
 def main() -> None:

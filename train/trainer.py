@@ -21,6 +21,7 @@ from train.checkpoint import Checkpoints
 from train.data import Sampler, TrainingSet
 from train.engine import DTYPES, Objective, TrainedState, gradient_norm, start_engine
 from train.log import LOSSES, LossLog, Progress
+from train.prefetch import Batches
 from train.ranks import Ranks
 from train.recipe import ModelParams, TrainParams
 
@@ -38,6 +39,8 @@ class Trainer:
     """DeepSpeedEngine around an Objective."""
     trained: TrainedState
     sampler: Sampler
+    batches: Batches
+    """Its threads run until it is closed."""
     ranks: Ranks
 
     @property
@@ -61,11 +64,12 @@ class Trainer:
             if last:
                 log.close(step)
             if progress is not None:
+                progress.waited = self.batches.waited
                 progress.advance(dict(zip(LOSSES, values, strict=False)))
             if last or (step + 1) % self.params.checkpoint_every == 0:
                 checkpoints.save(self.trained, step + 1, log.state())
                 if progress is not None:
-                    progress.note(samples_per_second=round(progress.rate(), 2))
+                    progress.note(samples_per_second=round(progress.rate(), 2), waiting=round(progress.waiting(), 4))
         if progress is not None:
             progress.close()
         return log
@@ -81,7 +85,7 @@ class Trainer:
             group["lr"] = rate
         rows, before = [], None
         for draw in self.params.draws(step):
-            batch = self.sampler.batch(draw, self.ranks.rank, self.ranks.world, self.ranks.device)
+            batch = self.batches.take(draw)
             losses = self.engine(batch)
             rows.append(self.ranks.mean(torch.stack([losses[name] for name in LOSSES])).tolist())
             self.require_finite(step, dict(zip(LOSSES, rows[-1], strict=True)))
@@ -115,7 +119,7 @@ class Trainer:
         ids: list[str] = []
         broken: list[str] = []
         for draw in self.params.draws(step):
-            whole = self.sampler.batch(draw)
+            whole = self.sampler.batch(draw, device=self.ranks.device)
             inputs = (whole.latents, whole.reference, whole.positive)
             finite = torch.stack([rows.float().flatten(1).isfinite().all(dim=1) for rows in inputs]).all(dim=0)
             names = [self.sampler.data.triplet_ids[int(row)].as_py() for row in self.sampler.draw(draw).triplets]
@@ -174,21 +178,23 @@ def build(
         drop=params.drop,
         timesteps=scheduler.config.num_train_timesteps,
         independent=params.positive_timesteps == "independent",
+        mixture=params.mixture,
     )
+    batches = Batches(sampler, ranks.rank, ranks.world, ranks.device, ahead=params.prefetch, steps=params.draws(params.steps)[0])
     adapter = make_adapter(model, variant, diffusion, data, params.seed)
     objective = Objective(adapter, diffusion, params.objective.config(), sharded=params.zero_stage == 3)
     engine = start_engine(params, objective, ranks.world, ranks.device)
-    return Trainer(params, diffusion, engine, TrainedState(engine, params.ema), sampler, ranks)
+    return Trainer(params, diffusion, engine, TrainedState(engine, params.ema), sampler, batches, ranks)
 
 
 def make_adapter(model: ModelParams, variant: Variant, diffusion: Diffusion, data: TrainingSet, seed: int) -> Adapter:
-    """A new adapter for the backbone and the cached features, installed in the UNet; `seed` draws its initial weights.
+    """A new adapter for the backbone and the image features, installed in the UNet; `seed` draws its initial weights.
 
     Raises:
         UserError: latents or features were made by another backbone.
     """
-    _, channels, _, _ = data.arrays.latents.shape
-    _, layers, _, width = data.arrays.hidden.shape
+    channels, _, _ = data.latent_shape
+    layers, _, width = data.hidden_shape
     encoder = variant.image_encoder
     unet = cast(Any, diffusion.unet)
     for found, expected, what in (

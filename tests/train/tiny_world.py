@@ -65,7 +65,7 @@ def frame(frame_id: str, subject: str, noun: str) -> dict[str, Any]:
     caption = f"a photo of a {noun} number {frame_id[-1]}"
     known = {"frame_id": frame_id, "subject_id": subject, "class_name": noun, "caption": caption, "split": "train"}
     measured = {
-        "source": "s",
+        "source": subject.split("/")[0],
         "path": "p",
         "width": 64,
         "height": 64,

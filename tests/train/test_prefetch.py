@@ -1,0 +1,86 @@
+"""Batches read ahead by threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from model.objective import TrainingBatch
+from params import UserError
+from tests.train.test_data import read, sampler
+from tests.train.tiny_world import write_world
+from train.data import Sampler
+from train.prefetch import Batches
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def draws(tmp_path_factory: pytest.TempPathFactory) -> Sampler:
+    return sampler(read(write_world(tmp_path_factory.mktemp("prefetch") / "data", group_size=12).data))
+
+
+def equal(a: TrainingBatch, b: TrainingBatch) -> bool:
+    pairs = [(value, getattr(b, name)) for name, value in vars(a).items()]
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_batches_read_ahead_are_bit_for_bit_those_of_the_sampler(draws: Sampler, ahead: int):
+    with Batches(draws, 1, 2, CPU, ahead=ahead, steps=20) as batches:
+        for step in [*range(4, 20), 7]:  # over the end of an epoch, and back
+            assert equal(batches.take(step), draws.batch(step, 1, 2)), step
+
+
+def test_coming_batches_are_read_while_a_step_computes_and_none_beyond_the_last(
+    draws: Sampler, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[int] = []
+    monkeypatch.setattr(draws, "read", lambda step, *_: seen.append(step) or slow(draws, step))
+    with Batches(draws, 0, 1, CPU, ahead=2, steps=5) as batches:
+        first = wait(batches, 0)
+        time.sleep(0.3)  # the step
+        assert sorted(seen) == [0, 1, 2]
+        assert first > 0.04 and wait(batches, 1) < 0.04
+        assert batches.waited == pytest.approx(first, abs=0.04)
+        for step in (2, 3, 4):
+            batches.take(step)
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+    with Batches(draws, 0, 1, CPU, ahead=0, steps=5) as batches:
+        assert wait(batches, 0) > 0.04 and batches.waited > 0.04
+
+
+def slow(draws: Sampler, step: int) -> TrainingBatch:
+    time.sleep(0.05)
+    return Sampler.read(draws, step)
+
+
+def wait(batches: Batches, step: int) -> float:
+    before = time.perf_counter()
+    batches.take(step)
+    return time.perf_counter() - before
+
+
+def test_error_of_a_thread_is_raised_in_its_step_as_it_is(draws: Sampler, monkeypatch: pytest.MonkeyPatch):
+    def broken(step: int, *_: Any) -> TrainingBatch:
+        if step == 2:
+            raise UserError("photo 7 cannot be read")
+        return Sampler.read(draws, step)
+
+    monkeypatch.setattr(draws, "read", broken)
+    with Batches(draws, 0, 1, CPU, ahead=2, steps=9) as batches:
+        batches.take(0)
+        batches.take(1)
+        with pytest.raises(UserError, match="photo 7 cannot be read"):
+            batches.take(2)
+
+
+def test_closed_batches_leave_no_thread(draws: Sampler):
+    with pytest.raises(KeyError), Batches(draws, 0, 1, CPU, ahead=3, steps=20) as batches:
+        batches.take(0)
+        raise KeyError
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("batch")]
