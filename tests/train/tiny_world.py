@@ -50,14 +50,21 @@ def write_world(
     tables.write(data / "curate", "triplets", tables.from_rows("triplets", triplets))
     write_encoded(data / "encode", encoded, rng)
     subject_ids = sorted(ids, key=tables.path_order)
-    vectors = rng.normal(size=(len(ids), 16)).astype(np.float32)
+    return World(data, subject_ids, write_similarity(data / "similarity", subject_ids, group_size, rng))
+
+
+def write_similarity(
+    folder: Path, subject_ids: list[str], group_size: int = 4096, rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """Tiles of random embeddings, which are returned [subjects, 16]."""
+    vectors = (rng or np.random.default_rng(0)).normal(size=(len(subject_ids), 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     settings = {"encoder": "clip", "weights": None, "margin": 0.0, "batch_size": 1, "shard_subjects": 1}
     params = SimilarityParams(
         **settings, group_size=group_size, groupings=2, tile=5, neighbours=0, same_subject=None, seed=0
     )
-    tables.write_parts(data / "similarity", "similarity", tiles(subject_ids, vectors, params))
-    return World(data, subject_ids, vectors)
+    tables.write_parts(folder, "similarity", tiles(subject_ids, vectors, params))
+    return vectors
 
 
 def frame(frame_id: str, subject: str, noun: str) -> dict[str, Any]:
