@@ -180,7 +180,9 @@ def build(
         independent=params.positive_timesteps == "independent",
         mixture=params.mixture,
     )
-    batches = Batches(sampler, ranks.rank, ranks.world, ranks.device, ahead=params.prefetch, steps=params.draws(params.steps)[0])
+    batches = Batches(
+        sampler, ranks.rank, ranks.world, ranks.device, ahead=params.prefetch, steps=params.draws(params.steps)[0]
+    )
     adapter = make_adapter(model, variant, diffusion, data, params.seed)
     objective = Objective(adapter, diffusion, params.objective.config(), sharded=params.zero_stage == 3)
     engine = start_engine(params, objective, ranks.world, ranks.device)

@@ -97,8 +97,8 @@ def samplers(world: Path, **missing: bool) -> tuple[Sampler, Sampler]:
     photos = Photos.open(
         data, augment, load_variant(NAME), sources, "cpu", **{"hidden": False, "latents": False, **missing}
     )
-    bare = TrainingSet.read(data, Arrays(**parts, cosines=whole.cosines), photos)
-    return sampler(TrainingSet.read(data, whole), batch=4), sampler(bare, batch=4)
+    bare = TrainingSet.read(data, Arrays(**parts, cosines=whole.cosines), "triplet", photos)
+    return sampler(TrainingSet.read(data, whole, "triplet"), batch=4), sampler(bare, batch=4)
 
 
 @pytest.mark.parametrize("missing", [{"hidden": True}, {"latents": True}, {"hidden": True, "latents": True}])
