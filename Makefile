@@ -7,7 +7,7 @@ BIN := .venv/bin
 # The stages are commands of this environment, whether or not it is active.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lint lock clean toybox toybox-check bench-data bench-model ablation
+.PHONY: repro test lint lock clean toybox toybox-check bench-data bench-model bench-train ablation
 .DEFAULT_GOAL := repro
 
 repro: .venv/installed
@@ -59,3 +59,7 @@ bench-model: .venv/installed
 ablation: .venv/installed
 	$(BIN)/dvc repro encode similarity
 	$(BIN)/python -m experiments.ablation $(RUNS) $(OPTIONS)
+
+# What the trainer costs beside the model's own step, on the tables that are there; PARTS and OPTIONS likewise.
+bench-train: .venv/installed
+	$(BIN)/python -m train.bench $(PARTS) $(OPTIONS)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from model.backbones.variant import load_variant
+from model.backbones.variant import Variant, load_variant
 from params import BackbonesParams, RunParams, UserError, cli, load, passed_on
 from stage import exclusive
 from train.ranks import LOOPBACK, settings
@@ -102,15 +102,22 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def told(params: TrainParams, model: ModelParams, variant: Variant, ranks: int, run: RunParams) -> str:
+    """What the run will take of each device's memory, as one line."""
+    from train.memory import estimate
+
+    return estimate(params, model, variant, ranks, Path(run.work) / "train").line()
+
+
 def main() -> None:
     resume = ResumeOptions.read()
     params, run = load("train", TrainParams), load("run", RunParams)
-    load("model", ModelParams)
-    load_variant(load("backbones", BackbonesParams).variant)
+    model, variant = load("model", ModelParams), load_variant(load("backbones", BackbonesParams).variant)
     kind = run.torch_device()
     ids = devices(params, kind)
     print(f"train: {len(ids)} rank{'s' * (len(ids) > 1)} on {kind}, ZeRO-{params.zero_stage}", flush=True)
     os.environ.update(environment(kind, run.threads))
+    print(f"train: about {told(params, model, variant, len(ids), run)}", flush=True)
     with exclusive("train", Path(run.work)):
         code = start("train.run", ids, [*passed_on(), *resume.words()])
     if code < 0:
