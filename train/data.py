@@ -345,7 +345,7 @@ class Sampler:
         return [photos.pixels(f, v, single) for f, v in zip(frames, views, strict=True)]
 
     def finish(self, batch: TrainingBatch, device: torch.device | str) -> TrainingBatch:
-        """What `read` gave, on `device`, encoded there where it is not cached."""
+        """What `read` gave, on `device`, and encoded where it is not cached."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(batch).items()
@@ -353,10 +353,10 @@ class Sampler:
         }
         photos = self.data.photos
         if photos is not None and self.data.arrays.hidden is None:
-            both = photos.hidden_states(torch.cat([moved["reference"], moved["positive"]]))
+            both = photos.hidden_states(torch.cat([moved["reference"], moved["positive"]])).to(device)
             moved["reference"], moved["positive"] = both.chunk(2)
         if photos is not None and self.data.arrays.latents is None:
-            moved["latents"] = photos.latents(moved["latents"])
+            moved["latents"] = photos.latents(moved["latents"]).to(device)
         return replace(batch, **moved)
 
 

@@ -119,7 +119,7 @@ class Trainer:
         ids: list[str] = []
         broken: list[str] = []
         for draw in self.params.draws(step):
-            whole = self.sampler.batch(draw, device=self.ranks.device)
+            whole = self.sampler.batch(draw)
             inputs = (whole.latents, whole.reference, whole.positive)
             finite = torch.stack([rows.float().flatten(1).isfinite().all(dim=1) for rows in inputs]).all(dim=0)
             names = [self.sampler.data.triplet_ids[int(row)].as_py() for row in self.sampler.draw(draw).triplets]

@@ -152,7 +152,7 @@ class Photos:
 
     def latents(self, pictures: Tensor) -> Tensor:
         """Latents [n, C, h, w] float32 of pictures [n, H, W, 3], rounded to fp16 as the latents table is."""
-        return latents_of(self.vae, pictures).half().float()
+        return latents_of(self.vae, pictures.to(self.vae.device)).half().float()
 
 
 def image_tower(clip: Clip) -> Clip:
