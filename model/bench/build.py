@@ -84,7 +84,7 @@ def tokenizer(vocabulary: int, length: int) -> CLIPTokenizer:
     path = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
     # 256 bytes, each alone and at the end of a word; start and end of a caption.
-    merges = [tuple(line.split()) for line in lines[1 : 1 + vocabulary - 514]]
+    merges = [tuple(line.split()) for line in lines[1 : 1 + max(0, vocabulary - 514)]]
     alphabet = [chr(c) for c in [*range(33, 127), *range(161, 173), *range(174, 256)]]
     alphabet += [chr(256 + n) for n in range(256 - len(alphabet))]
     words = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(merge) for merge in merges)]

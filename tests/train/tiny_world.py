@@ -138,6 +138,8 @@ def write_variant(folder: Path) -> Path:
     index = {"_class_name": "StableDiffusionPipeline", "text_encoder": ["transformers", "CLIPTextModel"]}
     (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "open_clip_model.safetensors").write_bytes(b"only its digest is read")
+    vision = {"width": WIDTH, "image_size": 4, "patch_size": 2}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"vision_cfg": vision}}))
     here = {"path": str(folder)}
     parts = dict.fromkeys(("diffusion", "clip", "dino", "detector", "sam"), here)
     tree = {"name": "tiny", "resolution": 16, "image_encoder": here | {"layers": [1, 3]}, **parts}

@@ -99,6 +99,7 @@ def waited(device: torch.device) -> None:
 
 def memory(setting: Setting) -> Iterator[Line]:
     """What a step holds at its worst moment beside what was told before the run."""
+    gc.collect()
     known = storages()
     trainer = setting.trainer()
     with trainer.batches:
