@@ -31,7 +31,7 @@ class Batches:
         self.ahead, self.steps = ahead, steps
         self.waited = 0.0
         """Seconds that `take` waited for reading."""
-        self._pool = ThreadPoolExecutor(ahead, "batch") if ahead else None
+        self._pool = ThreadPoolExecutor(ahead, "batch", self.start_thread) if ahead else None
         self._waiting: deque[tuple[int, Future[TrainingBatch]]] = deque()
 
     def take(self, step: int) -> TrainingBatch:
@@ -62,6 +62,11 @@ class Batches:
             name: value.pin_memory() for name, value in vars(batch).items() if isinstance(value, torch.Tensor)
         }
         return replace(batch, **pinned)
+
+    def start_thread(self) -> None:
+        """Pinned memory belongs to the thread's current GPU, which else is the first one for all ranks."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
 
     def begin(self, step: int) -> None:
         """Give a step to a thread."""
