@@ -37,7 +37,7 @@ class Arrays:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Map the arrays that `write` left in `folder`."""
-        found = {
+        found: dict[str, Any] = {
             name: np.load(folder / f"{name}.npy", mmap_mode="r") if (folder / f"{name}.npy").exists() else None
             for name in cls.__annotations__
         }

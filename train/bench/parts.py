@@ -149,7 +149,7 @@ def checkpoint(setting: Setting) -> Iterator[Line]:
     folder.mkdir(parents=True)
     checkpoints = Checkpoints(folder, setting.ranks)
     count = iter(range(1, 10**6))
-    works = [turn, lambda: checkpoints.save(turn.trainer.trained, next(count), {})]
+    works: list[Callable[[], Any]] = [turn, lambda: checkpoints.save(turn.trainer.trained, next(count), {})]
     steps, saves = zip(*turns(works, setting.repeats), strict=True)
     step, save = statistics.median(steps) / setting.params.steps, statistics.median(saves)
     every = setting.params.checkpoint_every
