@@ -98,8 +98,10 @@ def test_main_ends_with_one_sentence_and_exit_code_1(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize("words", [(), ("--params", "configs/sd15.yaml"), ("--params", "configs/sdxl.yaml")])
 def test_repository_params_are_valid_for_every_stage(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
     from eval.generate import GenerateParams
+    from eval.location import LocationParams
     from eval.report import ReportParams
     from eval.scorer import ScoreParams
+    from eval.view_tokens import ViewsParams
     from pipelines.curate import CurateParams
     from pipelines.encode import EncodeParams
     from pipelines.mask import MaskParams
@@ -124,6 +126,8 @@ def test_repository_params_are_valid_for_every_stage(words: tuple[str, ...], mon
         "train": TrainParams,
         "generate": GenerateParams,
         "score": ScoreParams,
+        "views": ViewsParams,
+        "location": LocationParams,
         "report": ReportParams,
     }
     assert set(models) == set(params.resolved())

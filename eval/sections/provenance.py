@@ -52,13 +52,16 @@ def settings(data: Path) -> dict[str, str]:
         "prompts a subject": f"{prompts}, {chosen['images']} each; {chosen['reconstructions']} reconstructions"
         if chosen
         else None,
-        "reference": {"first": "first photo with a usable mask", "all": "each photo with a usable mask"}.get(
-            chosen.get("reference", "")
-        ),
+        "reference": {
+            "first": "first photo with a usable mask",
+            "all": "each photo with a usable mask",
+            "leave_one_out": "each photo with a usable mask, compared with the others",
+        }.get(chosen.get("reference", "")),
         "seed": str(chosen["seed"]) if chosen else None,
         "subject not found": {"zero": "counts 0", "skip": "left out", "unsegmented": "compared whole"}.get(
             scored.get("miss", "")
         ),
+        "protocol": made.get("id"),
     }
     return {name: value for name, value in words.items() if value is not None}
 

@@ -101,7 +101,9 @@ def build_diffusion(shapes: Shapes, dtype: torch.dtype, device: torch.device) ->
     """The frozen base model."""
     tokenizers = tuple(tokenizer(text["vocab_size"], text["max_position_embeddings"]) for text in shapes.texts)
     kinds = (CLIPTextModel, CLIPTextModelWithProjection)
-    ends = {"bos_token_id": tokenizers[0].bos_token_id, "eos_token_id": tokenizers[0].eos_token_id}
+    # A vocabulary of fewer words than the tokenizer's letters has other ends; where sizes alone count, any will do.
+    last = shapes.texts[0]["vocab_size"] - 1
+    ends = {name: min(getattr(tokenizers[0], name), last) for name in ("bos_token_id", "eos_token_id")}
     with weights_as(dtype, device):
         unet, vae = UNet2DConditionModel(**shapes.unet), AutoencoderKL(**shapes.vae)
         texts = [kind(CLIPTextConfig(**text, **ends)) for kind, text in zip(kinds, shapes.texts, strict=False)]

@@ -296,12 +296,12 @@ def test_subject_that_repeats_another_is_rejected_photo_by_photo(params, tmp_pat
 
 
 def test_encoder_needs_weights_that_a_variant_or_the_params_name(section):
-    with pytest.raises(UserError, match=r"'similarity.weights' is None: .*no variant names a siglip"):
+    with pytest.raises(UserError, match=r"similarity\.weights: no variant names a SigLIP, so give \{path, revision\}"):
         section("similarity", SimilarityParams, encoder="siglip")
-    with pytest.raises(UserError, match=r"'similarity.weights.revision' is 'main': .*no 40-hex commit"):
+    with pytest.raises(UserError, match=r"similarity\.weights\.revision: 'main' is no 40-hex commit"):
         weights = {"path": "google/siglip-base-patch16-224", "revision": "main"}
         section("similarity", SimilarityParams, encoder="siglip", weights=weights)
-    with pytest.raises(UserError, match=r"'similarity.weights' is .*needs `revision`"):
+    with pytest.raises(UserError, match=r"similarity\.weights: .*needs `revision`"):
         section("similarity", SimilarityParams, encoder="dino", weights={"path": "facebook/dinov2-base"})
     assert section("similarity", SimilarityParams, encoder="dino").spec("sd15").path == "facebook/dinov2-base"
     own = {"path": "facebook/dinov2-large", "revision": "0" * 40}

@@ -70,10 +70,10 @@ def test_lines_say_total_accuracies_speed_and_time_left(
     total = told.record.training.latest()["total"]
     said = capsys.readouterr().out
     assert said.startswith(f"train: step 1 of 6, total {total:.4f} cscl ")
-    assert "% macl " in said and "samples/s, 00:00 left" in said
+    assert "% macl " in said and "samples/s, 0.0% of the time waiting for data, 00:00 left" in said
     go(told, 5)
     told.close()
-    assert "\ntotal " in capsys.readouterr().out.partition("samples/s\n")[2]
+    assert "\ntotal " in capsys.readouterr().out.partition("waiting for data\n")[2]
 
 
 def test_bar_on_a_terminal_says_the_same_and_lets_warnings_through(
