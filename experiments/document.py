@@ -50,11 +50,10 @@ TRUTH: dict[str, Read] = {
 
 INTRODUCTION = """# The paper's ablation on the toybox
 
-`make ablation` trains what is missing, and writes this page from `experiments/results`. {runs} runs of
-{steps} steps of {batch} ({samples:,} samples) each, the same triplets, steps and sampler for all; {minutes}
-minutes of one CPU core a run in the middle, painting and scoring included. Measured on {subjects} held-out
-subjects, three of a family, {pictures} pictures a run. Means over seeds, and ± the standard deviation over
-seeds where there is more than one.
+`make ablation` trains what is missing, and writes this page from `experiments/results`. {runs} runs of {steps} steps of
+{batch} ({samples:,} samples) each, on the same triplets and with the same sampler; measured on {subjects} held-out
+subjects, three of a family, {pictures} pictures a run. Means over seeds, and ± the standard deviation over seeds where
+there is more than one. Trained and painted on CPU cores; the results hold the minutes that each run took.
 
 These are small backbones, a small world and short runs: what can be compared with the paper is the direction
 of a change, not its size.
@@ -93,7 +92,6 @@ def page(matrix: Matrix, found: dict[str, list[Result]]) -> str:
             steps=steps,
             batch=batch,
             samples=steps * batch,
-            minutes=round(float(np.median([sum(result["minutes"].values()) for result in every]))),
             subjects=every[0]["views"]["subjects"],
             pictures=every[0]["score"][MODEL]["pictures"],
         )
