@@ -21,6 +21,9 @@ MODEL = "customcontrast"
 PAPER = ("E-CI", "E-DI", "CT")
 """What the paper's Table 4 has."""
 
+VIEWS = "S+ AUC, same class"
+"""Whether views of one subject lie together in S+, which the paper shows as a picture."""
+
 
 def score(name: str) -> Read:
     """A column of the score stage."""
@@ -39,7 +42,7 @@ def truth(part: str, name: str) -> Read:
 
 SCORES: dict[str, Read] = {name: score(name) for name in ("E-CI", "E-DI", "CT", "IR", "R-CI", "R-DI")} | {
     "S+ AUC": view("auc"),
-    "S+ AUC, same class": view("auc_same_class"),
+    VIEWS: view("auc_same_class"),
 }
 TRUTH: dict[str, Read] = {
     **{name: truth("kept", name) for name in ("family", "colour", "pattern")},
@@ -176,6 +179,9 @@ def directions(matrix: Matrix, found: dict[str, list[Result]]) -> str:
             theirs = run.paper[place] - other.paper[place]
             ours = [values_of(found[which], SCORES[column]) for which in (name, run.against)]
             words.append(f"{column} {verdict(theirs, *ours)}")
+        ours = [values_of(found[which], SCORES[VIEWS]) for which in (name, run.against)]
+        if all(ours):
+            words.append(f"{VIEWS} {np.mean(ours[0]) - np.mean(ours[1]):+.3f} (the paper shows it in its Fig. 7)")
         lines.append(f"- **{run.title}**, against {other.title}: {'; '.join(words)}.")
     return "\n".join(lines) + "\n"
 
