@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from params import UserError
 from stage import write_json
 
 
@@ -76,6 +77,18 @@ def cost(
     mine, other = (1000 * statistics.median(column) / count for column in (ours, theirs))
     value = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     return Line(name, value, goal, most=True, detail=f"{mine:.1f} of {other:.1f} ms/{unit}, {len(ours)} repeats")
+
+
+def chosen_parts(asked: Sequence[str], known: Collection[str]) -> list[str]:
+    """Return the parts that a command line asks for, all where it names none.
+
+    Raises:
+        UserError: there is no such part.
+    """
+    unknown = [part for part in asked if part not in known]
+    if unknown:
+        raise UserError(f"there is no part '{unknown[0]}'; choose from {', '.join(known)}")
+    return list(asked or known)
 
 
 def measured(lines: Iterable[Line]) -> list[Line]:

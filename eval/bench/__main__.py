@@ -23,7 +23,7 @@ from eval.score import asked_in, works
 from eval.scorer import ScoreParams, Scorer, load_finder, load_scorer
 from eval.segmentation import Row, SubjectFinder
 from eval.views import Work
-from measure import Line, measured, ratio, report
+from measure import Line, chosen_parts, measured, ratio, report
 from model.backbones.variant import Variant, load_variant
 from model.bench import forwards
 from params import BackbonesParams, RunParams, UserError, cli, load, option_parser
@@ -122,10 +122,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = command_line().parse_args()
-    chosen = options.parts or list(PARTS)
-    unknown = [part for part in chosen if part not in PARTS]
-    if unknown:
-        raise UserError(f"there is no part '{unknown[0]}'; choose from {', '.join(PARTS)}")
+    chosen = chosen_parts(options.parts, PARTS)
     params, run = load("score", ScoreParams), load("run", RunParams)
     variant = load_variant(load("backbones", BackbonesParams).variant)
     sizes = {name: getattr(options, name) for name in ("subjects", "pictures", "seeds", "repeats")}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from measure import Line, measured, report
-from params import UserError, cli, option_parser
+from measure import Line, chosen_parts, measured, report
+from params import cli, option_parser
 from pipelines.bench.engine import engine, workers
 from pipelines.bench.others import others
 from pipelines.bench.scale import scale
@@ -54,10 +54,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = vars(command_line().parse_args())
-    chosen = options["parts"] or list(PARTS)
-    unknown = [part for part in chosen if part not in PARTS]
-    if unknown:
-        raise UserError(f"there is no part '{unknown[0]}'; choose from {', '.join(PARTS)}")
+    chosen = chosen_parts(options["parts"], PARTS)
     sizes = Sizes(**{name: options[name] for name in Sizes.model_fields})
     sizes.work.mkdir(parents=True, exist_ok=True)
     setting = Setting.of(sizes)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from measure import Line, measured, report
+from measure import Line, chosen_parts, measured, report
 from params import UserError, cli, option_parser
 from train.bench.parts import checkpoint, encoders, loop, memory, ranks
 from train.bench.setting import Setting, setting_of
@@ -38,10 +38,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = command_line().parse_args()
-    chosen = options.parts or list(PARTS)
-    unknown = [part for part in chosen if part not in PARTS]
-    if unknown:
-        raise UserError(f"there is no part '{unknown[0]}'; choose from {', '.join(PARTS)}")
+    chosen = chosen_parts(options.parts, PARTS)
     steps, repeats = (2, 1) if options.tiny else (options.steps, options.repeats)
     for name, value in (("steps", steps), ("repeats", repeats)):
         if value < 1:
