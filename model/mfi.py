@@ -17,6 +17,11 @@ from torch import Tensor, nn
 
 KeysValues = tuple[Tensor, Tensor]
 
+QUERY_STD = 1.0
+"""Of a learned query at the start, as OpenFlamingo's latents [a reading]. Queries far smaller than what the first
+attention adds to them leave all tokens of an image alike, and TV fusion then makes one token of them: attention over
+equal keys has no gradient that could tell them apart."""
+
 
 @dataclass(frozen=True)
 class MFIOutput:
@@ -167,8 +172,8 @@ class TextualQFormer(nn.Module):
     ) -> None:
         super().__init__()
         self.levels, self.tokens = levels, tokens
-        self.level_embedding = nn.Parameter(torch.randn(levels, tokens, width) * 0.02)
-        self.cls_query = nn.Parameter(torch.randn(width) * 0.02)
+        self.level_embedding = nn.Parameter(torch.randn(levels, tokens, width) * QUERY_STD)
+        self.cls_query = nn.Parameter(torch.randn(width) * QUERY_STD)
         self.code = code
         self.mlp = nn.Sequential(nn.Linear(2 * code.frequencies.shape[0], width), nn.GELU(), nn.Linear(width, width))
         self.former = QFormer(width, heads, depth)
@@ -195,7 +200,7 @@ class VisualQFormer(nn.Module):
 
     def __init__(self, width: int, heads: int, depth: int, tokens: int) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(tokens + 1, width) * 0.02)
+        self.queries = nn.Parameter(torch.randn(tokens + 1, width) * QUERY_STD)
         self.former = QFormer(width, heads, depth)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
