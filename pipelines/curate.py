@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,21 @@ def caption_columns(caption: captions.Caption) -> dict[str, Any]:
     }
 
 
+class SubjectItem(shards.Item):
+    """A subject, packed."""
+
+    def without(self, frame_ids: Collection[str]) -> SubjectItem:
+        """Return the subject with these photos rejected unread: they count among its views, as other bad ones do."""
+        subject = unpack(self.payload)
+        photos = (replace(p, reject="crashed") if p.frame_id in frame_ids else p for p in subject.photos)
+        return self.of(self.fingerprint, replace(subject, photos=tuple(photos)))
+
+    @classmethod
+    def of(cls, fingerprint: str, subject: Subject) -> SubjectItem:
+        """Return the item of a subject."""
+        return cls(subject.subject_id, fingerprint, tuple(p.frame_id for p in subject.photos), pack(subject))
+
+
 def pack(subject: Subject) -> bytes:
     """Return a subject in a tenth of the memory of its objects: the driver holds all of a run."""
     return zlib.compress(_SUBJECT.dump_json(subject), 1)
@@ -186,7 +201,7 @@ def items_of(source_params: SourceParams) -> Iterator[shards.Item]:
     """Yield an item for each subject of a source."""
     root = Root(source_params.root)
     for s in open_source(source_params).subjects():
-        yield shards.Item(s.subject_id, fingerprint(s, root), tuple(photo.frame_id for photo in s.photos), pack(s))
+        yield SubjectItem.of(fingerprint(s, root), s)
 
 
 def main() -> None:

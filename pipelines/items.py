@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pickle
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -21,13 +21,22 @@ class Item:
         id: path-like; items are processed and stored in its order.
         fingerprint: changes when any input byte that the result depends on changes.
         frame_ids: the photos accounted for by this item.
-        payload: what the worker needs, picklable.
+        payload: what the worker needs, picklable; a row with `frame_id` for each photo, or a subclass says how to do
+            without one.
     """
 
     id: str
     fingerprint: str
     frame_ids: tuple[str, ...]
     payload: Any
+
+    def without(self, frame_ids: Collection[str]) -> Item:
+        """Return the item without photos that a worker cannot live through.
+
+        A subclass may leave them in `frame_ids` and let the worker reject them unread.
+        """
+        left = [row for row in self.payload if row["frame_id"] not in frame_ids]
+        return replace(self, frame_ids=tuple(i for i in self.frame_ids if i not in frame_ids), payload=left)
 
 
 class Key(NamedTuple):

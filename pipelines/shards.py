@@ -236,17 +236,23 @@ def _compute(
         return True
 
     queue = list(reversed(missing))
-    poison: dict[str, set[str]] = {}
+    poison: dict[str, set[str]] = {}  # by item, its photos that kill a worker
     attempts: dict[str, int] = {}
     pending: dict[Any, tuple[Any, Shard]] = {}
     bar = Progress(stage, total, "item")
 
     def submit(actor: Any) -> None:
         shard = queue.pop()
-        bad = poison.get(shard.name, set())
-        todo_now = [spool.read(key) for key in todo[shard.name] if key.id not in bad]
         known = {key.id: index.rows(key) for key in shard.keys if key in index}
-        known |= {key.id: _crashed(stage, spool.read(key)) for key in shard.keys if key.id in bad}
+        todo_now = []
+        for key in todo[shard.name]:
+            item, bad = spool.read(key), poison.get(key.id, set())
+            if bad:
+                item = item.without(bad)
+                gone = sorted(bad - set(item.frame_ids))
+                known[key.id] = {"rejects": [tables.reject(frame, stage, "crashed") for frame in gone]}
+            if item.frame_ids or not bad:
+                todo_now.append(item)
         pending[actor.run.remote(index.work, shard, todo_now, known)] = (actor, shard)
 
     try:
@@ -270,7 +276,7 @@ def _compute(
                     ) from None
                 if attempts[shard.name] == 2:
                     candidates = [spool.read(key) for key in todo[shard.name]]
-                    poison[shard.name] = {item.id for item in _find_poison(survives, candidates)}
+                    poison |= _find_poison(survives, candidates)
                 queue.append(shard)
                 actor = start()
             if queue:
@@ -318,12 +324,17 @@ class _Actor:
     def run(self, work: WorkFolder, shard: Shard, todo: Sequence[Item], known: dict[str, Rows]) -> None:
         results = dict(known)
         if todo:
-            results |= {item.id: rows for item, rows in zip(todo, self.compute(todo), strict=True)}
+            for item, rows in zip(todo, self.compute(todo), strict=True):
+                before = known.get(item.id, {})  # of its photos that are left out
+                results[item.id] = {name: [*before.get(name, []), *rows.get(name, [])] for name in {*before, *rows}}
         shard.save(work, [results[key.id] for key in shard.keys])
 
 
-def _find_poison(survives: Callable[[Sequence[Item]], bool], items: Sequence[Item]) -> list[Item]:
-    """Return the items that kill their worker; none where it is the worker that dies, whatever it is given."""
+def _find_poison(survives: Callable[[Sequence[Item]], bool], items: Sequence[Item]) -> dict[str, set[str]]:
+    """Return, by item, the photos that kill their worker; none where it is the worker that dies, whatever it is given.
+
+    Where none of an item's photos does so alone, all of them are at fault together.
+    """
 
     def halve(some: Sequence[Item]) -> list[Item]:
         if not some or survives(some):
@@ -333,14 +344,21 @@ def _find_poison(survives: Callable[[Sequence[Item]], bool], items: Sequence[Ite
         middle = len(some) // 2
         return halve(some[:middle]) + halve(some[middle:])
 
+    def photos(item: Item, some: Sequence[str]) -> set[str]:
+        others = set(item.frame_ids).difference(some)
+        if others and (not some or survives([item.without(others)])):
+            return set()
+        if len(some) == 1:
+            return set(some)
+        middle = len(some) // 2
+        return photos(item, some[:middle]) | photos(item, some[middle:])
+
     if not survives([]):
-        return []
+        return {}
     found = halve(items)
-    return found if len(found) < max(len(items), 2) else []
-
-
-def _crashed(stage: str, item: Item) -> Rows:
-    return {"rejects": [tables.reject(frame_id, stage, "crashed") for frame_id in item.frame_ids]}
+    if len(found) == max(len(items), 2):
+        return {}
+    return {item.id: photos(item, item.frame_ids) or set(item.frame_ids) for item in found}
 
 
 def connect(run: RunParams) -> bool:

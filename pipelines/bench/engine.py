@@ -16,7 +16,7 @@ from params import RunParams
 from pipelines import shards, tables
 from pipelines.bench import photos
 from pipelines.bench.setting import Setting
-from pipelines.curate import CurateWorker, pack, unpack
+from pipelines.curate import CurateWorker, SubjectItem, unpack
 from pipelines.sources import Subject
 
 ITEMS = 4  # in a shard of the engine's part: enough for rows to have an order
@@ -111,7 +111,7 @@ def workers(setting: Setting) -> Iterator[Line]:
 
 def subject_items(some: Sequence[Subject]) -> list[shards.Item]:
     """Return the curate stage's items of subjects."""
-    return [shards.Item(s.subject_id, "", tuple(photo.frame_id for photo in s.photos), pack(s)) for s in some]
+    return [SubjectItem.of("", s) for s in some]
 
 
 def busy_rate(traces: Sequence[str]) -> float:

@@ -12,8 +12,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,18 @@ class Payload:
     """What a worker gets: the subject, and what befalls the worker that computes it."""
 
     subject_id: str
-    fate: str = ""  # die, user_error, model_error, bug, full:<n>, or the path of a file to wait for
+    fate: str = ""  # die, die:<frame>, user_error, model_error, bug, full:<n>, or the path of a file to wait for
     seed: int = 0
+    frames: tuple[int, ...] = tuple(range(FRAMES))
+
+
+class SomeItem(shards.Item):
+    """A subject of which a worker can be given some frames."""
+
+    def without(self, frame_ids: Collection[str]) -> shards.Item:
+        left = [index for index in range(FRAMES) if f"{self.id}/{index}" not in frame_ids]
+        names = tuple(f"{self.id}/{index}" for index in left)
+        return replace(self, frame_ids=names, payload=replace(self.payload, frames=tuple(left)))
 
 
 class EmbeddingWorker:
@@ -55,6 +65,9 @@ class EmbeddingWorker:
                 pass
             case "die":
                 os._exit(1)
+            case frame if frame.startswith("die:"):
+                if int(frame.removeprefix("die:")) in payload.frames:
+                    os._exit(1)
             case "user_error":
                 raise UserError("photo 7 is upside down; turn it")
             case "model_error":
@@ -68,7 +81,7 @@ class EmbeddingWorker:
                 while not Path(gate).exists():
                     time.sleep(0.02)
         rows: shards.Rows = {"embeddings": [], "rejects": [], "features": []}
-        for index in range(FRAMES):
+        for index in payload.frames:
             frame_id = f"{payload.subject_id}/{index}"
             code = hashlib.sha256(f"{frame_id} {payload.seed}".encode()).digest()
             if code[0] % 5 == 0:
@@ -104,7 +117,7 @@ class SegfaultWorker(CurateWorker):
     POISON = b"GIF89a poison"
 
     def examine(self, subject: Any, photo: Any, *rest: Any) -> Any:
-        if self.roots[subject.source].read(photo.path) == self.POISON:
+        if not photo.reject and self.roots[subject.source].read(photo.path) == self.POISON:
             os.kill(os.getpid(), signal.SIGSEGV)
         return super().examine(subject, photo, *rest)
 
@@ -112,7 +125,7 @@ class SegfaultWorker(CurateWorker):
 def item(subject_id: str, fate: str = "", seed: int = 0) -> shards.Item:
     """An item whose fingerprint tells the seed, but not its fate."""
     frame_ids = tuple(f"{subject_id}/{index}" for index in range(FRAMES))
-    return shards.Item(subject_id, str(seed), frame_ids, Payload(subject_id, fate, seed))
+    return SomeItem(subject_id, str(seed), frame_ids, Payload(subject_id, fate, seed))
 
 
 def some_items(count: int, fates: dict[int, str] | None = None) -> list[shards.Item]:

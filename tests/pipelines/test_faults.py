@@ -167,8 +167,8 @@ def test_photo_that_crashes_the_decoder(ray_started, section, run_params, tmp_pa
     photos = tmp_path / "photos"
     for number in range(4):
         (photos / "mug" / f"{number}").mkdir(parents=True)
-        for view in range(2):
-            noise = Image.effect_noise((96, 96), 60 + 20 * view)
+        for view in range(3):
+            noise = Image.effect_noise((96, 96), 50 + 20 * view)
             noise.convert("RGB").save(photos / "mug" / f"{number}" / f"{view}.png")
     (photos / "mug" / "2" / "1.png").write_bytes(shard_workers.SegfaultWorker.POISON)
     source = SourceParams(name="own", layout="folder", root=str(photos), split="train")
@@ -191,10 +191,13 @@ def test_photo_that_crashes_the_decoder(ray_started, section, run_params, tmp_pa
     for workers in (1, 2):
         curate(shard_workers.SegfaultWorker, tmp_path / f"crash{workers}", workers)
     curate(CurateWorker, tmp_path / "unread", 1)
-    crashed = [(row["id"], row["reason"]) for row in tables.rows(tmp_path / "crash1", "rejects")]
-    assert crashed == [("own/mug/2/0", "crashed"), ("own/mug/2/1", "crashed")]
-    rows = [row for row in tables.rows(tmp_path / "unread", "frames") if row["subject_id"] != "own/mug/2"]
-    assert len(rows) == 6 and list(tables.rows(tmp_path / "crash1", "frames")) == rows
+    rejects = {out: list(tables.rows(tmp_path / out, "rejects")) for out in ("crash1", "unread")}
+    assert [(row["id"], row["path"], row["reason"]) for row in rejects["crash1"]] == [
+        ("own/mug/2/1", "mug/2/1.png", "crashed")
+    ]
+    assert [(row["id"], row["reason"]) for row in rejects["unread"]] == [("own/mug/2/1", "unreadable")]
+    rows = list(tables.rows(tmp_path / "unread", "frames"))
+    assert len(rows) == 11 and list(tables.rows(tmp_path / "crash1", "frames")) == rows
     assert folder_bytes(tmp_path / "crash1" / "frames") == folder_bytes(tmp_path / "crash2" / "frames")
 
 

@@ -122,14 +122,20 @@ def test_new_and_changed_items_cost_only_themselves_and_other_params_share_nothi
     assert folder_bytes(tmp_path / "other") == folder_bytes(tmp_path / "grown")
 
 
-def test_poisonous_photo_becomes_a_crashed_reject_and_all_others_are_kept(reference, run_params, tmp_path):
-    poisoned = some_items(COUNT, {9: "die"})
+@pytest.mark.parametrize(
+    ("fate", "crashed"), [("die:1", ["set/09/1"]), ("die", ["set/09/0", "set/09/1", "set/09/2"])]
+)
+def test_poisonous_photo_becomes_a_crashed_reject_and_all_others_are_kept(
+    reference, run_params, tmp_path, fate, crashed
+):
+    """Where each of a subject's photos is, all of them."""
+    poisoned = some_items(COUNT, {9: fate})
     assert len(shard_of(poisoned, "set/09")) > 2
     summary = shard_workers.run(poisoned, run_params(workers=2), tmp_path / "out", tmp_path / "trace")
     shards.report("count", summary, tmp_path / "out")
-    assert rejected(tmp_path / "out", "crashed") == ["set/09/0", "set/09/1", "set/09/2"]
+    assert rejected(tmp_path / "out", "crashed") == crashed
     for table in ("embeddings", "features"):
-        expected = [row for row in tables.rows(reference / "out", table) if not row["frame_id"].startswith("set/09/")]
+        expected = [row for row in tables.rows(reference / "out", table) if row["frame_id"] not in crashed]
         assert list(tables.rows(tmp_path / "out", table)) == expected
     again = shard_workers.run(poisoned, run_params(), tmp_path / "out", tmp_path / "trace")
     assert again.items_computed == 0
