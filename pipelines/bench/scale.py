@@ -41,7 +41,7 @@ class VectorWorker:
     """Makes up an embedding for each frame."""
 
     def compute(self, payloads: Sequence[list[dict[str, Any]]]) -> list[shards.Rows]:
-        return [{"embeddings": [embedding(row) for row in rows]} for rows in payloads]
+        return [{"embeddings": embeddings(rows)} for rows in payloads]
 
 
 def frame(subject_id: str, view: int, count: int) -> dict[str, Any]:
@@ -74,12 +74,13 @@ def frame(subject_id: str, view: int, count: int) -> dict[str, Any]:
     }
 
 
-def embedding(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of the embeddings table."""
-    seed = int(row["subject_id"].rsplit("/", 1)[1])
-    vector = np.random.default_rng([seed, int(row["frame_id"][-3:])]).normal(0.5, 1.0, WIDTH)
-    unit = (vector / np.linalg.norm(vector)).astype(np.float16)
-    return {"frame_id": row["frame_id"], "subject_id": row["subject_id"], "encoder": "bench", "vector": unit}
+def embeddings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of the embeddings table for the frames of a subject."""
+    random = np.random.default_rng(int(rows[0]["subject_id"].rsplit("/", 1)[1]))
+    vectors = random.normal(0.5, 1.0, (len(rows), WIDTH))
+    units = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    ids = [{name: row[name] for name in ("frame_id", "subject_id")} for row in rows]
+    return [{**names, "encoder": "bench", "vector": unit} for names, unit in zip(ids, units, strict=True)]
 
 
 def items(rows: int) -> Iterator[shards.Item]:

@@ -122,9 +122,7 @@ def test_new_and_changed_items_cost_only_themselves_and_other_params_share_nothi
     assert folder_bytes(tmp_path / "other") == folder_bytes(tmp_path / "grown")
 
 
-@pytest.mark.parametrize(
-    ("fate", "crashed"), [("die:1", ["set/09/1"]), ("die", ["set/09/0", "set/09/1", "set/09/2"])]
-)
+@pytest.mark.parametrize(("fate", "crashed"), [("die:1", ["set/09/1"]), ("die", ["set/09/0", "set/09/1", "set/09/2"])])
 def test_poisonous_photo_becomes_a_crashed_reject_and_all_others_are_kept(
     reference, run_params, tmp_path, fate, crashed
 ):
