@@ -36,6 +36,7 @@ MEASURED_ON = ("curate", "mask")
 STAGES = ("eval.generate", "eval.score", "eval.view_tokens", "experiments.truth")
 """What is run on a trained adapter, in order."""
 
+Result = dict[str, Any]
 Kind = Literal["ablation", "baseline", "factor"]
 
 
@@ -110,15 +111,40 @@ def jobs_of(matrix: Matrix, wanted: Sequence[str], seeds: int | None) -> list[Jo
     return chosen
 
 
-def recipe_of(job: Job, world: dict[str, Any], data: str) -> str:
-    """16 hex digits of all that a result depends on, the code apart: what is resolved of its params, and the data."""
+def recipe_of(job: Job, world: dict[str, Any]) -> str:
+    """16 hex digits of what is resolved of a job's params; code and data apart, all that a result depends on."""
     tree = merged(resolved(), job.overlay)
-    return digest([tree[name] for name in ("backbones", "model", "train", "generate")], world, data)
+    return digest([tree[name] for name in ("backbones", "model", "train", "generate")], world)
 
 
-def is_done(job: Job, recipe: str) -> bool:
-    """Whether the result is there and of this recipe."""
-    return job.result.is_file() and json.loads(job.result.read_text(encoding="utf-8"))["recipe"] == recipe
+def result_of(job: Job, world: dict[str, Any]) -> Result | None:
+    """The result that is there, if its recipe is the job's."""
+    if not job.result.is_file():
+        return None
+    result = read_json(job.result)
+    return result if result["recipe"] == recipe_of(job, world) else None
+
+
+def is_done(job: Job, world: dict[str, Any], data: str) -> bool:
+    """Whether the result is there, of today's params and of this data."""
+    result = result_of(job, world)
+    return result is not None and result["data"] == data
+
+
+def current_results(matrix: Matrix) -> list[Result]:
+    """The results of today's params.
+
+    Raises:
+        UserError: some were trained on other data than others.
+    """
+    jobs = jobs_of(matrix, [], None)
+    results = [result for result in (result_of(job, matrix.world) for job in jobs) if result is not None]
+    first = {result["data"]: f"{result['run']}-{result['seed']}" for result in reversed(results)}
+    if len(first) > 1:
+        raise UserError(
+            f"{RESULTS}: {' and '.join(first.values())} were trained on other data; run make ablation again"
+        )
+    return results
 
 
 def command(module: str, folder: Path, data: Path, log: Path) -> None:
@@ -158,9 +184,10 @@ def prepare_world(matrix: Matrix) -> Path:
     return data
 
 
-def execute(job: Job, recipe: str, matrix: Matrix, bench: Path) -> None:
-    """Train and measure one job, and write its result."""
-    folder = WORK / f"{job.label}-{recipe}"
+def execute(job: Job, matrix: Matrix, data: str, bench: Path) -> None:
+    """Train and measure one job, and write its result; `data` identifies the tables that are trained on."""
+    recipe = recipe_of(job, matrix.world)
+    folder = WORK / f"{job.label}-{digest(recipe, data)}"
     begun = time.monotonic()
     training = link(folder / "training", {stage: Path("data") / stage for stage in TRAINED_ON})
     overlay = merged(job.overlay, matrix.world, {"run": {"work": str(folder / "work")}})
@@ -169,16 +196,17 @@ def execute(job: Job, recipe: str, matrix: Matrix, bench: Path) -> None:
     if not (adapter / "metrics.json").is_file():  # written last
         command("train.launch", folder, training, folder / "log.txt")
     trained = time.monotonic()
-    data = link(folder / "data", {stage: bench / stage for stage in MEASURED_ON} | {"train": adapter})
+    measured = link(folder / "data", {stage: bench / stage for stage in MEASURED_ON} | {"train": adapter})
     for module in STAGES:
-        command(module, folder, data, folder / "log.txt")
-    parts = {name: read_json(data / name / "metrics.json") for name in ("train", "score", "views", "truth")}
+        command(module, folder, measured, folder / "log.txt")
+    parts = {name: read_json(measured / name / "metrics.json") for name in ("train", "score", "views", "truth")}
     minutes = {"train": round((trained - begun) / 60, 1), "measure": round((time.monotonic() - trained) / 60, 1)}
-    write_json(job.result, {"run": job.name, "seed": job.seed, "recipe": recipe, "minutes": minutes, **parts})
+    told = {"run": job.name, "seed": job.seed, "recipe": recipe, "data": data, "minutes": minutes}
+    write_json(job.result, told | parts)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The metrics of a stage."""
+    """A file of metrics, or a result."""
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -196,7 +224,7 @@ def main() -> None:
     if not options.document:
         with exclusive("ablation", WORK):
             run_missing(matrix, options.runs, options.seeds, options.jobs)
-    write_document(matrix, RESULTS, DOCUMENT)
+    write_document(matrix, current_results(matrix), DOCUMENT)
     print(f"ablation: {DOCUMENT.relative_to(HERE.parent)}")
 
 
@@ -207,20 +235,19 @@ def run_missing(matrix: Matrix, names: Sequence[str], seeds: int | None, side_by
         TableError: the default pipeline's tables are not there.
         UserError: jobs failed, after all the others ran.
     """
-    tables = input_digest(Path("data"))
-    recipes = {job.label: (job, recipe_of(job, matrix.world, tables)) for job in jobs_of(matrix, names, seeds)}
-    missing = [(job, recipe) for job, recipe in recipes.values() if not is_done(job, recipe)]
-    print(f"ablation: {len(recipes) - len(missing)} of {len(recipes)} runs are done", flush=True)
+    data = input_digest(Path("data"))
+    jobs = jobs_of(matrix, names, seeds)
+    missing = [job for job in jobs if not is_done(job, matrix.world, data)]
+    print(f"ablation: {len(jobs) - len(missing)} of {len(jobs)} runs are done", flush=True)
     if not missing:
         return
     bench, failed = prepare_world(matrix), []
 
-    def work(pair: tuple[Job, str]) -> None:
-        job, recipe = pair
+    def work(job: Job) -> None:
         try:
             print(f"ablation: {job.label} begins", flush=True)
-            execute(job, recipe, matrix, bench)
-            write_document(matrix, RESULTS, DOCUMENT)
+            execute(job, matrix, data, bench)
+            write_document(matrix, current_results(matrix), DOCUMENT)
             print(f"ablation: {job.label} is done", flush=True)
         except UserError as error:
             failed.append(job.label)

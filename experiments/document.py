@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,9 +59,9 @@ subjects, three of a family, {pictures} pictures a run. Means over seeds, and ±
 there is more than one. Trained and painted on CPU cores; the results hold the minutes that each run took.
 
 These are small backbones, a small world and short runs: what can be compared with the paper is the direction
-of a change, not its size. Pictures are painted with location masks, as params.yaml asks for; a location loss near
-0 (learned: -0.6) says that the maps do not know where the subject is, and the masks then mute the visual branch
-of every row.
+of a change, not its size. Pictures are painted with location masks, but for IP-Adapter-plus, which has none; a
+location loss near 0 (perfect: -1) would say that the maps do not know where the subject is, and then masks mute
+the visual branch.
 """
 
 TRUTH_WORDS = """Because the toybox knows what it drew, a classifier ([its own accuracy](toybox.md)) can tell whether a
@@ -73,18 +72,17 @@ subject: a method that copies the view of its reference is above it.
 """
 
 
-def write_document(matrix: Matrix, results: Path, file: Path) -> None:
-    """Write the page of the results that are there."""
-    found = read_results(matrix, results)
+def write_document(matrix: Matrix, results: Sequence[Result], file: Path) -> None:
+    """Write the page of the results that there are."""
+    found = by_run(matrix, results)
     if found:
         write_text(file, page(matrix, found))
 
 
-def read_results(matrix: Matrix, results: Path) -> dict[str, list[Result]]:
+def by_run(matrix: Matrix, results: Sequence[Result]) -> dict[str, list[Result]]:
     """Run -> its results by seed, in the order of the matrix; runs without any are left out."""
-    read = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
-    by_run = {name: [result for result in read if result["run"] == name] for name in matrix.runs}
-    return {name: sorted(members, key=lambda result: result["seed"]) for name, members in by_run.items() if members}
+    of_each = {name: [result for result in results if result["run"] == name] for name in matrix.runs}
+    return {name: sorted(members, key=lambda result: result["seed"]) for name, members in of_each.items() if members}
 
 
 def page(matrix: Matrix, found: dict[str, list[Result]]) -> str:

@@ -72,14 +72,26 @@ def test_result_counts_while_recipe_and_data_are_the_same(matrix: ablation.Matri
     monkeypatch.setattr(ablation, "RESULTS", tmp_path)
     monkeypatch.setattr("sys.argv", ["ablation"])
     job = ablation.jobs_of(matrix, ["both"], 1)[0]
-    recipe = ablation.recipe_of(job, matrix.world, "tables")
-    assert not ablation.is_done(job, recipe)
-    job.result.write_text(json.dumps({"recipe": recipe}))
-    assert ablation.is_done(job, ablation.recipe_of(job, matrix.world, "tables"))
-    assert not ablation.is_done(job, ablation.recipe_of(job, matrix.world, "other tables"))
-    assert not ablation.is_done(job, ablation.recipe_of(job, {}, "tables"))
+    assert not ablation.is_done(job, matrix.world, "tables")
+    done = {"run": "both", "seed": 0, "recipe": ablation.recipe_of(job, matrix.world), "data": "tables"}
+    job.result.write_text(json.dumps(done))
+    assert ablation.is_done(job, matrix.world, "tables")
+    assert ablation.current_results(matrix) == [done]
+    assert not ablation.is_done(job, matrix.world, "other tables")
+    assert not ablation.is_done(job, {}, "tables")
     monkeypatch.setattr("sys.argv", ["ablation", "--set", "train.learning_rate=0.5"])
-    assert not ablation.is_done(job, ablation.recipe_of(job, matrix.world, "tables"))
+    assert not ablation.is_done(job, matrix.world, "tables")
+    assert ablation.current_results(matrix) == []  # a page of today's params does without it
+
+
+def test_results_of_different_data_share_no_page(matrix: ablation.Matrix, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["ablation"])
+    for job, data in zip(ablation.jobs_of(matrix, ["cscl", "macl"], 1), ("one", "other"), strict=True):
+        made = {"run": job.name, "seed": 0, "recipe": ablation.recipe_of(job, matrix.world), "data": data}
+        job.result.write_text(json.dumps(made))
+    with pytest.raises(UserError, match=r"(cscl-0 and macl-0|macl-0 and cscl-0) were trained on other data"):
+        ablation.current_results(matrix)
 
 
 def test_failed_stage_is_one_sentence_with_its_last_line(tmp_path):
@@ -119,10 +131,9 @@ def result(run: str, seed: int, value: float) -> dict:
 
 
 def test_page_holds_means_spreads_and_what_is_missing(matrix: ablation.Matrix, tmp_path):
-    for run, values in {"fusion": (0.50, 0.52, 0.54), "both": (0.60, 0.62, 0.64), "factor-none": (0.55,)}.items():
-        for seed, value in enumerate(values):
-            (tmp_path / f"{run}-{seed}.json").write_text(json.dumps(result(run, seed, value)))
-    document.write_document(matrix, tmp_path, tmp_path / "page.md")
+    runs = {"fusion": (0.50, 0.52, 0.54), "both": (0.60, 0.62, 0.64), "factor-none": (0.55,)}
+    results = [result(run, seed, value) for run, values in runs.items() for seed, value in enumerate(values)]
+    document.write_document(matrix, results, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
     assert "| MFI encoder + CSCL + MACL | 3 | 0.620 ± 0.020 |" in text
     assert "E-CI +0.100 (paper +0.034), holds" in text
