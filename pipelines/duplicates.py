@@ -127,8 +127,9 @@ def _pictures(stretches: Iterable[pa.Table]) -> tuple[np.ndarray, np.ndarray, np
             continue
         seen = stretch if before is None else pa.concat_tables([before, stretch])
         known = len(seen) - len(stretch)
-        picture = (_changes(seen["source"]) | _changes(seen["path"]))[known:]  # rows of one file follow each other
-        subject = subjects + np.cumsum(_changes(seen["subject_id"])[known:])
+        # Rows of one file follow each other.
+        picture = (tables.changes(seen["source"]) | tables.changes(seen["path"]))[known:]
+        subject = subjects + np.cumsum(tables.changes(seen["subject_id"])[known:])
         first = np.flatnonzero(picture)
         in_train = pc.not_equal(stretch["split"], "test").to_numpy()[first]
         parts.append((rows + first, subject[first].astype(np.int32), _words(stretch["phash"])[first], in_train))
@@ -145,11 +146,6 @@ def _ids(folder: Path, rows: Collection[int]) -> dict[int, str]:
         found |= zip(here.tolist(), stretch["frame_id"].take(pa.array(here - start)).to_pylist(), strict=True)
         start += len(stretch)
     return found
-
-
-def _changes(column: pa.ChunkedArray) -> np.ndarray:
-    """Return where a value differs from the one before it [rows], bool; True at the first."""
-    return np.append(True, pc.not_equal(column[1:], column[:-1]).to_numpy())
 
 
 def _words(column: pa.ChunkedArray) -> np.ndarray:

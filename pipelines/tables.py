@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 
@@ -566,6 +567,11 @@ def stack_halves(column: pa.ChunkedArray) -> np.ndarray:
         return np.empty((0, 0), dtype=np.float16)
     combined = column.combine_chunks()
     return combined.flatten().to_numpy(zero_copy_only=False).reshape(len(combined), -1)
+
+
+def changes(column: pa.ChunkedArray) -> np.ndarray:
+    """Return where a value differs from the one before it [rows], bool; True at the first."""
+    return np.append(True, pc.not_equal(column[1:], column[:-1]).to_numpy())
 
 
 def count_by(values: Iterable[str]) -> dict[str, int]:

@@ -51,7 +51,7 @@ def write(folder: Path, params: TripletParams) -> None:
         for frames in whole_subjects(tables.stream(folder, "frames", COLUMNS)):
             frames = frames.filter(pc.equal(frames["split"], "train"))
             if frames.num_rows:
-                number = int(_changes(frames["subject_id"]).sum())
+                number = int(tables.changes(frames["subject_id"]).sum())
                 yield select(frames, counts[done : done + number], params)
                 done += number
 
@@ -86,7 +86,7 @@ def whole_subjects(stretches: Iterable[pa.Table]) -> Iterator[pa.Table]:
     for stretch in stretches:
         if not stretch.num_rows:
             continue
-        last = int(np.flatnonzero(_changes(stretch["subject_id"]))[-1])
+        last = int(np.flatnonzero(tables.changes(stretch["subject_id"]))[-1])
         goes_on = bool(waiting) and waiting[-1]["subject_id"][-1] == stretch["subject_id"][0]
         if waiting and (last or not goes_on):
             yield pa.concat_tables([*waiting, stretch[:last]])
@@ -113,7 +113,7 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
         counts: triplets of each of these subjects [S], 1 .. per_subject.
     """
     frames = frames.combine_chunks()
-    new = _changes(frames["subject_id"])
+    new = tables.changes(frames["subject_id"])
     starts, subject = np.flatnonzero(new), np.cumsum(new) - 1
     directions = viewing_directions(frames, starts)
     posed = np.isfinite(directions).all(axis=1)
@@ -242,7 +242,7 @@ def _subjects(folder: Path) -> pa.Table:
     for frames in whole_subjects(tables.stream(folder, "frames", columns)):
         frames = frames.filter(pc.equal(frames["split"], "train"))
         if frames.num_rows:
-            first = frames.filter(pa.array(_changes(frames["subject_id"])))
+            first = frames.filter(pa.array(tables.changes(frames["subject_id"])))
             ids += first["subject_id"].chunks
             names += first["class_name"].chunks
     classes = pa.chunked_array(names, pa.string()).combine_chunks().dictionary_encode()
@@ -282,8 +282,3 @@ def _vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:
 
 def _nullable(values: np.ndarray) -> pa.Array:
     return pa.array(values.astype(np.float32), mask=np.isnan(values))
-
-
-def _changes(column: pa.ChunkedArray) -> np.ndarray:
-    """Return where a value differs from the one before it [rows], bool; True at the first."""
-    return np.append(True, pc.not_equal(column[1:], column[:-1]).to_numpy())
