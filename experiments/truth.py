@@ -82,10 +82,14 @@ def attributes(rows: Sequence[Mapping[str, Any]], subjects: Mapping[str, Subject
 
     rows: of the generations table. `kept`: family, colour and pattern of the subject, of the pictures whose prompt
     leaves them visible (no other shape for the family, no style for colour and pattern). `followed`: scene, style,
-    accessory and shape, of the pictures whose prompt names one.
+    accessory and shape, of the pictures whose prompt names one. A can shaped mug and a can are one form under two
+    names: the shape that is seen is the other's where the judge sees one, else that of the family.
     """
     images = torch.from_numpy(np.stack([picture(row) for row in rows]))
     seen = {name: [ATTRIBUTES[name][i] for i in found.tolist()] for name, found in verdicts(judge, images)[0].items()}
+    seen["shape"] = [
+        family if shape == "own" else shape for shape, family in zip(seen["shape"], seen["family"], strict=True)
+    ]
     hits: dict[str, list[bool]] = {}
     for number, row in enumerate(rows):
         subject, answer = subjects[name_of(row["subject_id"])], asked(row["prompt"])

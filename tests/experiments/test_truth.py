@@ -82,6 +82,23 @@ def test_attributes_of_true_pictures_are_found_and_of_another_s_are_not():
     assert wrong["kept"]["family"] < 0.5 and wrong["followed"]["scene"] > 0.8
 
 
+@pytest.mark.parametrize("shape", ["can", "ring", "cone"])
+def test_another_shape_is_seen_however_the_judge_names_it(shape: str):
+    """It may call a can shaped mug a can; and a picture in the subject's own shape is not one in another."""
+    world, judge = truth.people(PARAMS), load_judge()
+    subjects = {name: subject for name, (subject, _) in world.items() if subject.family != shape}
+    views = {name: world[name][1][0][1] for name in subjects}
+    prompt = f"a {shape} shaped {{}}"
+    shares = []
+    for drawn in (shape, None):
+        images = render(
+            [(subjects[name], views[name], Look("studio", shape=drawn)) for name in subjects]
+        ).images.numpy()
+        rows = [generation(i, n, prompt.format(n)) for i, n in zip(images, subjects, strict=True)]
+        shares.append(truth.attributes(rows, subjects, judge)["followed"]["shape"])
+    assert shares[0] > 0.8 and shares[1] < 0.2
+
+
 def test_leakage_by_hand():
     azimuths = {"a": [0.0, 90.0, 180.0, 270.0]}
     copied = truth.leakage([("a", azimuth, azimuth) for azimuth in azimuths["a"]], azimuths)
