@@ -21,6 +21,8 @@ from model.bench.memory import GB, MB, free_bytes, imagined, peak_bytes, weight_
 from model.bench.shapes import Shapes
 from model.pipeline import build_pipeline
 
+SHARED = 2
+"""Steps that share S+ in the second way to draw ours; what it does to a picture, `experiments.sharing` shows."""
 PROMPT, NOUN = "a red mug on a table in the snow", "mug"
 
 
@@ -32,16 +34,17 @@ def infer(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
         return
     works = {key: setting.waited(work) for key, work in samplers(shapes, setting).items()}
     peaks = {key: peak_bytes(work, setting.device) for key, work in works.items()}
-    ours, plus, bare = zip(*turns(list(works.values()), setting.repeats), strict=True)
-    yield cost(f"{name} over ip-adapter", ours, plus, setting.steps, "step", 1.10)
-    yield cost(f"{name} over stock", ours, bare, setting.steps, "step", 1.20)
+    ours, shared, plus, bare = zip(*turns(list(works.values()), setting.repeats), strict=True)
+    for mine, how in ((ours, ""), (shared, f", text_every {SHARED}")):
+        yield cost(f"{name} over ip-adapter{how}", mine, plus, setting.steps, "step", 1.10)
+        yield cost(f"{name} over stock{how}", mine, bare, setting.steps, "step", 1.20)
     for key in ("ip-adapter", "stock"):
         detail = f"peak {peaks['ours'] / MB:.1f} of {peaks[key] / MB:.1f} MB beside the weights"
         yield Line(f"{name} memory over {key}", peaks["ours"] / peaks[key], most=True, detail=detail)
 
 
 def samplers(shapes: Shapes, setting: Setting) -> dict[str, Callable[[], Any]]:
-    """The three ways to draw the same number of latents."""
+    """The ways to draw the same number of latents: ours, ours with shared S+, and the two others."""
     diffusion = build_diffusion(shapes, setting.dtype, setting.device)
     ours = build_pipeline(diffusion, build_adapter(shapes, diffusion).eval())
     bare, plus = ours.to_stock(), ours.to_stock()
@@ -63,6 +66,7 @@ def samplers(shapes: Shapes, setting: Setting) -> dict[str, Callable[[], Any]]:
     }
     return {
         "ours": lambda: ours(PROMPT, features, NOUN, **common),
+        "shared": lambda: ours(PROMPT, features, NOUN, text_every=SHARED, **common),
         "ip-adapter": lambda: plus(PROMPT, ip_adapter_image_embeds=[embeds], **common),
         "stock": lambda: bare(PROMPT, **common),
     }

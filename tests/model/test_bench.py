@@ -31,7 +31,9 @@ def test_every_part_prints_its_goals_and_writes_its_figures(part, tmp_path, caps
     figures = {figure["name"]: figure for figure in written["figures"]}
     others = {"infer": {"ip-adapter": 1.1, "stock": 1.2}, "train": {"ip-adapter": 1.0, "bare UNet": 1.5}}
     goals = {f"{part} over {other}": goal for other, goal in others[part.removeprefix("sdxl-")].items()}
-    if part.endswith("train"):
+    if part.endswith("infer"):
+        goals |= {f"{name}, text_every 2": goal for name, goal in goals.items()}
+    else:
         goals |= {
             f"{part} memory over ip-adapter": 1.15,
             f"{part} GB, 16 px": 24,
