@@ -168,3 +168,22 @@ def test_shapes_of_the_three_rows_of_table_3():
     assert [s.shape for s in textual.s_plus] == [(2, 4, 2, 10), (2, 4, 2, 14)]
     assert textual.visual_tokens.shape == (2, 3, 20)
     assert encoder()(f, t).visual_tokens.shape == (2, 8, 20)
+
+
+def test_tokens_of_an_image_differ_from_the_start():
+    """Tokens that are alike give visual maps that are alike, and these have no gradient to part by."""
+    torch.manual_seed(0)
+    sizes = {"width": 128, "heads": 4, "depth": 4, "feature_width": 128, "visual_width": 128}
+    code = (1024, 0.03, 2.0, 0)
+    fresh = MFIEncoder(
+        **sizes, feature_layers=3, visual_tokens=16, levels=7, text_tokens=1, text_widths=(128,), textual=True,
+        tv_fusion=True, code=code,
+    )  # fmt: skip
+    with torch.no_grad():
+        out = fresh(torch.randn(4, 3, 65, 128), torch.tensor([10, 400, 700, 999]))
+    for tokens, most in ((out.v_tokens, 0.2), (out.s_plus[0][:, :, 0], 0.2), (out.visual_tokens, 0.98)):
+        unit = torch.nn.functional.normalize(tokens, dim=-1)
+        cosines = unit @ unit.transpose(1, 2)
+        count = cosines.shape[1]
+        others = (cosines.sum(dim=(1, 2)) - count) / (count * (count - 1))
+        assert others.mean() < most
