@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from model.adapter import Adapter
 from pipelines import tables
@@ -87,9 +88,10 @@ def test_launched_run_writes_adapter_losses_and_metrics(finished: Finished):
         10,
         12,
     ]
-    assert rows[0]["total"] == pytest.approx(
-        rows[0]["diffusion"] + 0.01 * (rows[0]["cscl"] + rows[0]["macl"]) + 0.001 * rows[0]["location"], rel=1e-5
-    )
+    first, weights = rows[0], yaml.safe_load((REPOSITORY / "params.yaml").read_text())["train"]["objective"]
+    contrastive = weights["contrastive_weight"] * (first["cscl"] + first["macl"])
+    total = first["diffusion"] + contrastive + weights["location_weight"] * first["location"]
+    assert first["total"] == pytest.approx(total, rel=1e-5)
     metrics = json.loads((finished.out / "metrics.json").read_text())
     assert (metrics["steps"], metrics["triplets"] + metrics["triplets_held_out"]) == (12, 61)
     assert metrics["triplets_dropped"] == 3 and 8 <= metrics["triplets_held_out"] <= 24
