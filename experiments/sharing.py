@@ -106,16 +106,16 @@ def sheet(columns: Sequence[np.ndarray], names: Sequence[str]) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(parents=[option_parser()], allow_abbrev=False, description=__doc__)
     parser.add_argument("--adapter", type=Path, default=READY, help="of the toybox (default: %(default)s)")
-    parser.add_argument("--subjects", type=int, default=6, help="pictures of each column (default: %(default)s)")
+    parser.add_argument("--subjects", type=int, default=4, help="pictures of each column (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="of the sampler (default: %(default)s)")
     parser.add_argument(
         "--every",
         type=int,
         nargs="+",
-        default=[2, 5, 10, 50],
+        default=[2, 5, 50],
         help="steps that share, compared with 1 (default: all of these)",
     )
-    parser.add_argument("--repeats", type=int, default=3, help="the median time counts (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=1, help="the median time counts (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/sharing.png"), help="the sheet (default: %(default)s)")
     options = parser.parse_args()
     if min(options.subjects, options.steps, options.repeats, *options.every) < 1:

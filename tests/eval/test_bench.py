@@ -30,9 +30,8 @@ def test_both_parts_are_measured_over_the_forward_passes_they_make(command):
     figures = command("--set", "score.metrics=[clip_t, dino_i, reward]")
     assert list(figures) == ["segment over forward", "score over forward"]
     for figure in figures.values():
-        assert (
-            figure["value"] > 0 and figure["goal"] == 0.85
-        )  # how fast is for the benchmark to say, on a quiet machine
+        # Decoding and cutting out come on top of the forward passes, so that at this size the rate is far below theirs.
+        assert 0.01 < figure["value"] < 1.2 and figure["goal"] == 0.85
         assert "4 pictures" in figure["detail"]
 
 
