@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import metrics, outputs, protocol, segmentation
-from eval.generate import GenerateParams
+from eval.generate import GenerateParams, Plan, plan_of
 from eval.measures import measure
 from eval.resume import Tally, Task, run_tasks
 from eval.scorer import ScoreParams, comparable, load_finder, load_scorer, specs
@@ -51,13 +51,10 @@ def asked_in(generations: Iterable[Row]) -> dict[str, list[Picture]]:
     return {subject: list(pictures) for subject, pictures in found.items()}
 
 
-def planned(
-    subjects: Iterable[protocol.Subject], prompts: dict[str, list[dict[str, Any]]], params: protocol.ProtocolParams
-) -> dict[str, list[Picture]]:
-    """Return, by subject_id, what the protocol would ask, with nothing generated."""
+def planned(plan: Plan) -> dict[str, list[Picture]]:
+    """Return, by subject_id, what the protocol asks, with nothing generated."""
     found = {}
-    for subject in subjects:
-        jobs = protocol.jobs(subject, prompts.get(subject.subject_id, []), params)
+    for subject, jobs in plan.singles:
         asked = [Picture(job.group, job.prompt_id, 0, job.prompt, (job.reference.frame_id,)) for job in jobs]
         found[subject.subject_id] = list(dict.fromkeys(asked))
     return found
@@ -197,14 +194,15 @@ def main() -> None:
     photos_only = parser.parse_args().photos_only
     params, run = load("score", ScoreParams), load("run", RunParams)
     variant, sources = load_variant(load("backbones", BackbonesParams).variant), load("sources", list[SourceParams])
-    plan = load("generate", GenerateParams).protocol
+    rules = load("generate", GenerateParams).protocol
     data, out = data_dir(), data_dir() / "score"
     made, subjects, weights = data / "generate", protocol.held_out(data), names(specs(params, variant))
     recorded: dict[str, Any]
     rows: Iterator[list[Row]]
     if photos_only:
-        recorded, rows, count = {"protocol": plan.model_dump()}, iter(()), 0
-        asked = planned(subjects, protocol.prompts_by_subject(data), plan)
+        plan = plan_of(data, rules)
+        recorded = {"id": plan.id(rules.reference, variant.resolution), "protocol": rules.model_dump()}
+        asked, rows, count = planned(plan), iter(()), 0
         tables.write(out, "segmentations", tables.from_rows("segmentations", []))
     else:
         recorded, asked = read_protocol(made / "protocol.json"), asked_in(tables.rows(made, "generations", ASKED))
@@ -223,18 +221,21 @@ def main() -> None:
         out=out,
         run=run,
     )
-    shared = {key: recorded[key] for key in ("id",) if key in recorded}
     settings = params.model_dump(mode="json", exclude={"threads", "batch_size", "encoders"})
-    write_json(out / "protocol.json", {"variant": variant.name, "encoders": weights, **shared, **settings})
+    of = {"id": recorded["id"], "variant": variant.name, "encoders": weights}
+    write_json(out / "protocol.json", of | settings)
     report(out, subjects, params, tally)
 
 
 def read_protocol(file: Path) -> dict[str, Any]:
     """Return what the generate stage recorded of its protocol."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}); run the generate stage again") from None
+    if missing := {"id", "protocol"} - found.keys():
+        raise UserError(f"{file} has no '{min(missing)}'; run the generate stage again")
+    return found
 
 
 def report(out: Path, subjects: Sequence[protocol.Subject], params: ScoreParams, tally: Tally) -> None:

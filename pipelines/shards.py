@@ -373,6 +373,10 @@ def connect(run: RunParams) -> bool:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         # Ray would give its workers niceness 15, and beside any other work on the machine a stage would stand still.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        # Nobody reads the metrics of such a Ray, and the thread that exports them every ten seconds has ended a driver
+        # of five minutes with a segmentation fault.
+        os.environ.setdefault("RAY_enable_metrics_collection", "0")
+        os.environ.setdefault("RAY_enable_open_telemetry", "0")
     import ray
 
     if ray.is_initialized():

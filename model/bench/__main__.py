@@ -46,6 +46,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=DTYPES, help="of all weights (default: bf16 on a GPU, fp32 on a CPU)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default: %(default)s)")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing in the training parts")
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile of the UNet as well")
     parser.add_argument("--json", type=Path, default=Path(".work/bench/model.json"), help="default: %(default)s")
     return parser
 
@@ -65,6 +66,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
         dtype=DTYPES[options.dtype or ("bf16" if gpu else "fp32")],
         device=device,
         checkpointing=options.checkpointing,
+        compile=options.compile,
     )
     for name in ("steps", "repeats", "batch"):
         if getattr(setting, name) < 1:
@@ -90,7 +92,8 @@ def run(words: Sequence[str]) -> int:
         machine["gpu"] = torch.cuda.get_device_name(setting.device)
     asked = {"parts": chosen, "shapes": options.shapes, "steps": setting.steps, "repeats": setting.repeats}
     asked |= {"size": setting.size, "batch": setting.batch, "dtype": str(setting.dtype).removeprefix("torch.")}
-    return report(lines, options.json, machine, asked | {"checkpointing": setting.checkpointing})
+    asked |= {"checkpointing": setting.checkpointing, "compile": setting.compile}
+    return report(lines, options.json, machine, asked)
 
 
 def main() -> None:

@@ -50,6 +50,8 @@ class Setting:
     device: torch.device
     checkpointing: bool
     """Gradient checkpointing of the UNet in the training parts."""
+    compile: bool
+    """torch.compile of the UNet in our training step, beside the same step without."""
 
     def side(self, shapes: Shapes) -> int:
         """Side of the images, pixels."""

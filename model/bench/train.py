@@ -80,8 +80,9 @@ class Weight:
     def of(cls, make: Maker, shapes: Shapes, setting: Setting) -> Weight:
         """The weight of the step that `make` builds."""
         cpu = torch.device("cpu")
+        setting = replace(setting, device=cpu, compile=False)  # what is imagined cannot be compiled
         with imagined():
-            step = make(shapes, replace(setting, device=cpu), build_diffusion(shapes, setting.dtype, cpu))
+            step = make(shapes, setting, build_diffusion(shapes, setting.dtype, cpu))
             found: list[Tensor] = []
             with LiveTensors() as live:
                 saved = saved_bytes(lambda: found.append(step.loss()), step.modules)
@@ -105,7 +106,7 @@ def train(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
     if needed > (free := free_bytes(setting.device)):
         yield too_large(name, needed, free)
     else:
-        yield from compare(name, shapes, setting)
+        yield from compare(name, shapes, replace(setting, compile=False))  # as the others are
     if setting.device.type != "cuda" or needed > free:
         yield memory(f"{name} memory over ip-adapter", ours.saved, plus.saved, "saved for backward", 1.15)
         yield memory(f"{name} peak over ip-adapter", ours.moving, plus.moving, "beside the weights")
@@ -138,10 +139,15 @@ def memory(name: str, own: int, other: int, what: str, goal: float | None = None
 
 
 def effects(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
-    """Our step with gradient checkpointing over without, and in half precision over float32, where they are asked."""
+    """Our step over the same without what is asked: gradient checkpointing, torch.compile, half precision.
+
+    What torch.compile saves in memory is not told, for the bytes are counted on tensors that it cannot see.
+    """
     others = {}
     if setting.checkpointing:
         others["checkpointing"] = replace(setting, checkpointing=False)
+    if setting.compile:
+        others["compile"] = replace(setting, compile=False)
     if setting.dtype != torch.float32:
         others[str(setting.dtype).removeprefix("torch.")] = replace(setting, dtype=torch.float32)
     for what, other in others.items():
@@ -153,7 +159,8 @@ def effects(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
             pair = [our_step(shapes, s, build_diffusion(shapes, s.dtype, s.device)) for s in both]
             with_it, without = zip(*turns([setting.waited(step) for step in pair], setting.repeats), strict=True)
             yield cost(f"{name} {what} time", with_it, without, 1, "step")
-        yield memory(f"{name} {what} memory", own.total, plain.total, "with weights and AdamW's state")
+        if what != "compile":
+            yield memory(f"{name} {what} memory", own.total, plain.total, "with weights and AdamW's state")
 
 
 def card(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
@@ -174,6 +181,8 @@ def our_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
     checkpoint_text(diffusion.text_encoders)  # as configs/sd15.yaml and configs/sdxl.yaml have it
     if setting.checkpointing:
         unet.enable_gradient_checkpointing()
+    if setting.compile:
+        unet.compile()
     rows, device, side = setting.batch, setting.device, latent_side(shapes, setting)
     masks = torch.zeros(rows, side, side, device=device)
     masks[:, side // 4 : side // 2, side // 4 : side // 2] = 1

@@ -1,10 +1,13 @@
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import measure
 from eval.bench import __main__ as bench
+from model.bench import forwards
 from params import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -26,13 +29,26 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def test_both_parts_are_measured_over_the_forward_passes_they_make(command):
+def test_both_parts_are_measured_over_the_forward_passes_they_make(command, monkeypatch: pytest.MonkeyPatch):
+    # By a clock that advances with each forward pass: both ways make the same, in every turn.
+    passes = []
+
+    def seconds(work: Callable[[], object]) -> float:
+        passes.append(len(forwards.record(work)))
+        return float(passes[-1])
+
+    monkeypatch.setattr(measure, "seconds", seconds)
     figures = command("--set", "score.metrics=[clip_t, dino_i, reward]")
     assert list(figures) == ["segment over forward", "score over forward"]
     for figure in figures.values():
-        # Decoding and cutting out come on top of the forward passes, so that at this size the rate is far below theirs.
-        assert 0.01 < figure["value"] < 1.2 and figure["goal"] == 0.85
+        assert figure["value"] == 1 and figure["goal"] == 0.85
         assert "4 pictures" in figure["detail"]
+    turns = 2 * (1 + 1)  # both ways, after one that warms up
+    assert [len(set(passes[:turns])), len(set(passes[turns:])), len(passes)] == [1, 1, 2 * turns] and min(passes) > 0
+
+
+def test_rates_are_of_seconds(command):
+    assert all(figure["value"] > 0 for figure in command("score", "--set", "score.metrics=[clip_t]").values())
 
 
 def test_unknown_part_is_one_sentence(monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from eval import score
+from eval.generate import GenerateParams, plan_of
 from eval.protocol import held_out, read_segment
 from model.backbones.clip import load_clip
 from model.backbones.variant import load_variant
@@ -62,6 +64,10 @@ def test_real_photos_against_each_other_and_copied(
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["score", *words])
     score.main()
+    # The id that generations of these photos would have, so that both may stand in one table.
+    rules = parse("generate", PARAMS["generate"], GenerateParams).protocol
+    told = json.loads((data / "score" / "protocol.json").read_text())
+    assert told["id"] == plan_of(data, rules).id(rules.reference, load_variant("toybox").resolution)
     rows = tables.read(data / "score", "scores").to_pylist()
     value = {(r["method"], r["subject_id"], r["prompt_id"], r["index"], r["metric"]): r["value"] for r in rows}
     clip = load_clip(load_variant("toybox").clip, "cpu", batch_size=8)

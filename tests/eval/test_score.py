@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from eval import measures, metrics, score, segmentation
-from eval.protocol import held_out, prompts_by_subject, read_photo
+from eval.generate import plan_of
+from eval.protocol import held_out, read_photo
 from eval.resume import Tally, run_tasks
 from eval.scorer import ScoreParams, Scorer, specs
 from model.backbones.variant import load_variant
@@ -208,7 +209,7 @@ def test_further_encoders_are_scored_beside_the_variants_own(scored):
 
 
 def test_photos_alone_give_both_oracles_for_every_subject_with_masks(scored, data, protocol_params):
-    found = scored(score.planned(held_out(data), prompts_by_subject(data), protocol_params))
+    found = scored(score.planned(plan_of(data, protocol_params)))
     assert found[metrics.MODEL]["clip_i"] == []
     assert len(found[metrics.REAL]["clip_i"]) == 8
     assert len(found[metrics.COPY]["clip_i"]) == 2 * (1 + 3)
@@ -217,7 +218,7 @@ def test_photos_alone_give_both_oracles_for_every_subject_with_masks(scored, dat
 
 
 def test_photos_of_other_mask_qualities_are_not_compared_with(scored, data, protocol_params):
-    asked = score.planned(held_out(data), prompts_by_subject(data), protocol_params)
+    asked = score.planned(plan_of(data, protocol_params))
     assert len(scored(asked, photo_quality=["ok"])[metrics.REAL]["clip_i"]) == 7
 
 
@@ -254,6 +255,13 @@ def test_a_metric_without_weights_is_one_sentence_before_anything_is_computed(tm
     assert list(found) == ["lpips", "reward", "dino"]
     with pytest.raises(UserError, match=r"alexnet-owt-7be5be79.pth: no such file"):
         score.names(found)
+
+
+def test_record_of_generations_without_an_id_is_one_sentence(tmp_path):
+    file = tmp_path / "protocol.json"
+    file.write_text('{"protocol": {"reference": "all"}}')
+    with pytest.raises(UserError, match=r"protocol.json has no 'id'; run the generate stage again"):
+        score.read_protocol(file)
 
 
 def test_report_writes_metrics_and_a_plot_of_group_by_metric(scored, data, capsys):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from measure import Line, cost
@@ -20,7 +21,9 @@ from model.bench.train import Weight, effects, our_step, plus_step
 from model.errors import ModelError
 
 CPU = torch.device("cpu")
-SETTING = Setting(steps=2, repeats=1, size=None, batch=1, dtype=torch.float32, device=CPU, checkpointing=False)
+SETTING = Setting(
+    steps=2, repeats=1, size=None, batch=1, dtype=torch.float32, device=CPU, checkpointing=False, compile=False
+)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -47,10 +50,15 @@ def test_every_part_prints_its_goals_and_writes_its_figures(part, tmp_path, caps
     assert written["asked"]["shapes"] == "tiny" and written["machine"]["device"] == "cpu"
 
 
-def test_options_have_their_effect_printed():
-    asked = replace(SETTING, checkpointing=True, dtype=torch.bfloat16)
+def test_options_have_their_effect_printed(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(UNet2DConditionModel, "compile", compiled.append)
+    asked = replace(SETTING, checkpointing=True, compile=True, dtype=torch.bfloat16)
     found = {line.name: line for line in effects("train", TINY, asked)}
-    assert list(found) == [f"train {what} {of}" for what in ("checkpointing", "bfloat16") for of in ("time", "memory")]
+    names = ["checkpointing time", "checkpointing memory", "compile time", "bfloat16 time", "bfloat16 memory"]
+    assert list(found) == [f"train {name}" for name in names]
+    # Both steps of a pair where something else is asked, one where it is compiling.
+    assert len(compiled) == 2 + 1 + 2
     assert found["train checkpointing memory"].value < 1 and found["train bfloat16 memory"].value < 1
 
 

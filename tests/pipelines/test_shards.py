@@ -179,6 +179,33 @@ def test_what_a_killed_run_left_half_written_does_no_harm(reference, run_params,
     assert not list(work.glob(".*.tmp"))
 
 
+# Threads that come and go while a driver waits: the exporter of metrics makes one for each export.
+EXPORTS = """
+import os, time
+from params import RunParams
+from pipelines import shards
+assert shards.connect(RunParams(
+    workers=1, threads=1, decoders=1, device="cpu", gpus_per_worker=0.0, restarts=3, work=".work"))
+time.sleep(2)
+usual, new, end = set(os.listdir("/proc/self/task")), set(), time.monotonic() + 3
+while time.monotonic() < end:
+    new |= set(os.listdir("/proc/self/task")) - usual
+print(len(new))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are read from /proc")
+@pytest.mark.parametrize("metrics", ["0", "1"])
+def test_driver_exports_no_metrics(metrics, monkeypatch):
+    for name in ("RAY_enable_metrics_collection", "RAY_enable_open_telemetry"):
+        monkeypatch.delenv(name, raising=False)
+        if metrics == "1":
+            monkeypatch.setenv(name, metrics)
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "100")
+    done = subprocess.run([sys.executable, "-c", EXPORTS], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert (int(done.stdout.splitlines()[-1]) > 0) == (metrics == "1")
+
+
 def test_ray_listens_on_loopback_only_and_a_running_one_is_left_alone(ray_started, run_params):
     import ray
 
