@@ -52,7 +52,7 @@ def test_every_part_prints_its_goals_and_writes_its_figures(part, tmp_path, caps
 
 def test_options_have_their_effect_printed(monkeypatch):
     compiled = []
-    monkeypatch.setattr(UNet2DConditionModel, "compile", compiled.append)
+    monkeypatch.setattr(UNet2DConditionModel, "compile", lambda unet: compiled.append(unet))
     asked = replace(SETTING, checkpointing=True, compile=True, dtype=torch.bfloat16)
     found = {line.name: line for line in effects("train", TINY, asked)}
     names = ["checkpointing time", "checkpointing memory", "compile time", "bfloat16 time", "bfloat16 memory"]
