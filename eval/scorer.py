@@ -39,9 +39,8 @@ class ScoreParams(Section):
     min_detection: float  # score below which nothing was found, 0..1
     min_piece: float  # pieces of a mask smaller than this fraction of the largest are dropped
     margin: float  # white border of a segment, fraction of its longer side
-    photo_quality: tuple[
-        Literal["ok", "small", "large", "border", "low_score"], ...
-    ]  # masks of the photos compared with
+    # Masks of the photos compared with.
+    photo_quality: tuple[Literal["ok", "small", "large", "border", "several", "low_score"], ...]
     intervals: IntervalParams
     batch_size: int
     dtype: Literal["float32", "float16", "bfloat16"]

@@ -195,7 +195,7 @@ class MaskWorker:
         elif shipped is not None and self.takes_shipped(frame):
             rows |= self.row(photo, shipped, "annotated")
         elif cut is not None and photo.found is not None and photo.cut is not None:
-            rows |= self.row(photo, cut, "grounded_sam", photo.found.box, photo.found.score, photo.cut.score)
+            rows |= self.row(photo, cut, "grounded_sam", photo.found, photo.cut.score)
         else:
             detail = "nothing found" if photo.found is None else f"best score {photo.found.score:.3f}"
             rows["rejects"] = tables.reject(frame["frame_id"], "mask", "mask_missing", detail)
@@ -213,8 +213,7 @@ class MaskWorker:
         photo: Opened,
         mask: np.ndarray,
         method: str,
-        box: Sequence[float] | None = None,
-        score: float = 1.0,
+        found: Detection | None = None,
         mask_score: float = 1.0,
     ) -> dict[str, dict[str, Any]]:
         """Return the row of a cleaned mask, or of a reject where nothing is left of it."""
@@ -222,11 +221,14 @@ class MaskWorker:
         if not mask.any():
             return {"rejects": tables.reject(frame_id, "mask", "mask_empty", method)}
         area, contact, held = float(mask.mean()), masks.border_contact(mask), mask_box(mask)
-        box = held if box is None else box
+        box, score = (held, 1.0) if found is None else (found.box, found.score)
         height, width = mask.shape
         annotated = photo.frame["box"]
         expected = box if annotated is None else [v * s for v, s in zip(annotated, (width, height) * 2, strict=True)]
-        flag = masks.quality(area, contact, score * mask_score, masks.box_iou(held, expected), self.params.quality)
+        agreement = masks.box_iou(held, expected)
+        # Where boxes are annotated, curate has counted them.
+        other = 0.0 if found is None or annotated is not None else found.other / found.score
+        flag = masks.quality(area, contact, score * mask_score, agreement, other, self.params.quality)
         row = {
             "frame_id": frame_id,
             "phrase": self.phrase(photo.frame),

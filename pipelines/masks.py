@@ -26,6 +26,7 @@ class QualityParams(Section):
     max_border_contact: float  # fraction of the outline on the photo's border
     min_score: float  # product of detection score and predicted IoU
     min_box_iou: float  # of the mask's box and the annotated (else the detected) one
+    max_other: float  # score of the best box elsewhere, over that of the subject's
     min_piece: float  # pieces smaller than this fraction of the largest are dropped
     max_hole: float  # holes smaller than this fraction of the mask are filled
 
@@ -76,10 +77,11 @@ def border_contact(mask: np.ndarray) -> float:
     return float((outline & edge).sum() / outline.sum())
 
 
-def quality(area: float, contact: float, score: float, agreement: float, params: QualityParams) -> str:
-    """Return `ok`, or the first rule that the mask breaks: small, large, border, off_box, low_score.
+def quality(area: float, contact: float, score: float, agreement: float, other: float, params: QualityParams) -> str:
+    """Return `ok`, or the first rule that the mask breaks: small, large, border, off_box, several, low_score.
 
-    `area` of the photo, `contact` of the outline, `score` of the models, `agreement` of the boxes, each 0..1.
+    `area` of the photo, `contact` of the outline, `score` of the models, `agreement` of the boxes, `other` of the best
+    score elsewhere over the subject's, each 0..1.
     """
     if area < params.min_area:
         return "small"
@@ -89,6 +91,8 @@ def quality(area: float, contact: float, score: float, agreement: float, params:
         return "border"
     if agreement < params.min_box_iou:
         return "off_box"
+    if other > params.max_other:
+        return "several"
     if score < params.min_score:
         return "low_score"
     return "ok"

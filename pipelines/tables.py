@@ -186,7 +186,7 @@ TABLES: dict[str, TableSpec] = {
             "mask_score": Column(_f32, "predicted IoU of the mask, 0..1; 1 for an annotation"),
             "area": Column(_f32, "fraction of the photo"),
             "border_contact": Column(_f32, "fraction of the mask's outline that lies on the photo's border"),
-            "quality": Column(_text, "ok, or the first rule it breaks: small, large, border, off_box, low_score"),
+            "quality": Column(_text, "ok, or the first rule it breaks, of those of masks.quality"),
         },
     ),
     "agreement": TableSpec(

@@ -20,6 +20,7 @@ FLAGS = {
     "large": "covers nearly all of it",
     "border": "cut off by the photo's border",
     "off_box": "another box than the annotated or detected one",
+    "several": "another box scores nearly as high",
     "low_score": "the models are unsure",
 }
 NEIGHBOURS = 4  # shown beside a subject: as many as a line of a phone has room for

@@ -47,6 +47,8 @@ class Detection:
     box: Box
     score: float
     """Highest probability, 0..1, that a word of the phrase belongs to the box."""
+    other: float = 0.0
+    """The same of the best box elsewhere: one that shares less than half of the smaller box's area with this one."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +127,15 @@ class Detector:
     ) -> Iterator[tuple[K, Detection | None]]:
         """The best box of each of at most `batch_size` photos of one canvas and length."""
         for batch, count in fixed_batches(photos, self.batch_size):
-            scores, boxes = self.best([p[1] for p in batch], [p[3] for p in batch], height, width, length)
-            for (key, _, size, _), score, box in zip(batch[:count], scores, boxes, strict=False):
-                yield key, within(size, box, score)
+            found = self.best([p[1] for p in batch], [p[3] for p in batch], height, width, length)
+            for (key, _, size, _), score, box, other in zip(batch[:count], *found, strict=False):
+                yield key, within(size, box, score, other)
 
     @torch.no_grad()
     def best(
         self, pixels: list[Tensor], tokens: list[list[int]], height: int, width: int, length: int
-    ) -> tuple[list[float], list[list[float]]]:
-        """Score and relative corner box of each row's best query.
+    ) -> tuple[list[float], list[list[float]], list[float]]:
+        """Score and relative corner box of each row's best query, and the best score elsewhere.
 
         `pixels` [3, h, w] fit the canvas (height, width) in pixels, `tokens` fit `length`.
         """
@@ -155,10 +157,13 @@ class Detector:
                 token_type_ids=torch.zeros_like(words).to(device),
                 attention_mask=read.to(device),
             )
-        scores, query = out.logits.float().sigmoid().amax(-1).max(-1)  # [B, Q, T] -> [B]
-        chosen = out.pred_boxes.float()[torch.arange(len(query), device=device), query]  # [B, 4] centre, width, height
-        centre, half = chosen[:, :2], chosen[:, 2:] / 2
-        return scores.tolist(), torch.cat([centre - half, centre + half], dim=1).tolist()
+        scores = out.logits.float().sigmoid().amax(-1)  # [B, Q, T] -> [B, Q]
+        centre, half = out.pred_boxes.float()[..., :2], out.pred_boxes.float()[..., 2:] / 2
+        boxes = torch.cat([centre - half, centre + half], dim=-1)  # [B, Q, 4]
+        best, query = scores.max(-1)
+        chosen = boxes[torch.arange(len(query), device=device), query]
+        other = scores.masked_fill(~elsewhere(boxes, chosen[:, None]), 0).amax(-1)
+        return best.tolist(), chosen.tolist(), other.tolist()
 
     def padded(self, count: int) -> int:
         """The length to which a phrase of `count` tokens is padded; padding is masked everywhere in the model."""
@@ -298,8 +303,19 @@ def canvas(height: int, width: int, shortest: int | None, longest: int | None) -
     return (short, long) if height <= width else (long, short)
 
 
-def within(size: tuple[int, int], box: Sequence[float], score: float) -> Detection | None:
+def elsewhere(boxes: Tensor, chosen: Tensor) -> Tensor:
+    """Whether corner boxes [..., 4] share less than half of the smaller area with those chosen; bool [...].
+
+    A part of the subject, and a group that it is in, share all of it.
+    """
+    upper, lower = torch.maximum(boxes[..., :2], chosen[..., :2]), torch.minimum(boxes[..., 2:], chosen[..., 2:])
+    shared = (lower - upper).clamp(min=0).prod(-1)
+    areas = [(some[..., 2:] - some[..., :2]).clamp(min=0).prod(-1) for some in (boxes, chosen)]
+    return shared < torch.minimum(*areas) / 2
+
+
+def within(size: tuple[int, int], box: Sequence[float], score: float, other: float) -> Detection | None:
     """`box` (corners relative to the photo) in pixels, cut to `size` (height, width); None where nothing is left."""
     x0, x1 = (min(max(x, 0.0), 1.0) * size[1] for x in (box[0], box[2]))
     y0, y1 = (min(max(y, 0.0), 1.0) * size[0] for y in (box[1], box[3]))
-    return Detection((x0, y0, x1, y1), score) if x1 > x0 and y1 > y0 else None
+    return Detection((x0, y0, x1, y1), score, other) if x1 > x0 and y1 > y0 else None

@@ -214,6 +214,16 @@ def test_another_object_than_the_annotated_one_is_flagged(worker, frame):
     assert [row["quality"] for row in rows["masks"]] == ["off_box", "ok", "ok"]
 
 
+def test_second_subject_is_flagged_where_no_box_is_annotated(worker, frame, params):
+    """Another mug scores .7, the subject .8."""
+    found = Detection((2.0, 10.0, 22.0, 30.0), 0.8, 0.7)
+    frames = [frame("0"), frame("1", box=[2 / WIDTH, 0.25, 22 / WIDTH, 0.75])]
+    for most, flag in ((0.8, "several"), (0.9, "ok"), (params.quality.max_other, "ok")):
+        quality = params.quality.model_copy(update={"max_other": most})
+        (rows,) = worker(model=FakeGroundedSam([found] * 2), quality=quality).compute([frames])
+        assert [row["quality"] for row in rows["masks"]] == [flag, "ok"]
+
+
 def test_photo_masked_both_ways_tells_how_far_they_agree(worker, frame):
     """The shipped mask is x 16..48, y 10..30; found are its left half, all of it, nothing."""
     boxes = [Detection((16.0, 10.0, 32.0, 30.0), 0.8), Detection((16.0, 10.0, 48.0, 30.0), 0.7), None]

@@ -75,6 +75,7 @@ def test_cleaning_keeps_something_of_every_mask_and_pieces_are_whole_or_gone(mas
         min_box_iou=0.5,
         min_piece=0.1,
         max_hole=0.005,
+        max_other=1.0,
     )
     cleaned = masks.clean(mask, params)
     assert cleaned.shape == mask.shape and cleaned.dtype == bool
@@ -99,20 +100,24 @@ def test_border_contact_is_the_share_of_the_outline_on_the_photos_border():
 
 
 @pytest.mark.parametrize(
-    ("area", "contact", "score", "agreement", "flag"),
+    ("area", "contact", "score", "agreement", "other", "flag"),
     [
-        (0.3, 0.0, 1.0, 1.0, "ok"),
-        (0.009, 0.9, 0.0, 0.0, "small"),
-        (0.9, 0.9, 0.0, 0.0, "large"),
-        (0.3, 0.26, 0.0, 0.0, "border"),
-        (0.3, 0.0, 0.0, 0.49, "off_box"),
-        (0.3, 0.0, 0.14, 1.0, "low_score"),
-        (0.01, 0.25, 0.15, 0.5, "ok"),
-        (0.85, 0.25, 0.15, 0.5, "ok"),
+        (0.3, 0.0, 1.0, 1.0, 0.0, "ok"),
+        (0.009, 0.9, 0.0, 0.0, 1.0, "small"),
+        (0.9, 0.9, 0.0, 0.0, 1.0, "large"),
+        (0.3, 0.26, 0.0, 0.0, 1.0, "border"),
+        (0.3, 0.0, 0.0, 0.49, 1.0, "off_box"),
+        (0.3, 0.0, 0.0, 1.0, 0.81, "several"),
+        (0.3, 0.0, 0.14, 1.0, 0.8, "low_score"),
+        (0.01, 0.25, 0.15, 0.5, 0.8, "ok"),
+        (0.85, 0.25, 0.15, 0.5, 0.8, "ok"),
     ],
 )
-def test_quality_is_the_first_rule_that_a_mask_breaks(area, contact, score, agreement, flag, limits):
-    assert masks.quality(area, contact, score, agreement, limits) == flag
+def test_quality_is_the_first_rule_that_a_mask_breaks(area, contact, score, agreement, other, flag, limits):
+    asked = limits.model_copy(update={"max_other": 0.8})
+    assert masks.quality(area, contact, score, agreement, other, asked) == flag
+    if flag == "several":
+        assert masks.quality(area, contact, 1.0, agreement, 1.0, limits) == "ok"
 
 
 def test_overlaps_of_masks_and_boxes():
@@ -136,7 +141,14 @@ def test_agreement_is_averaged_where_both_methods_gave_a_mask():
 @settings(deadline=None)
 def test_cleaning_follows_the_rule_written_out_plainly(mask, min_piece, max_hole):
     params = masks.QualityParams(
-        min_area=0, max_area=1, max_border_contact=1, min_score=0, min_box_iou=0, min_piece=min_piece, max_hole=max_hole
+        min_area=0,
+        max_area=1,
+        max_border_contact=1,
+        min_score=0,
+        min_box_iou=0,
+        max_other=1,
+        min_piece=min_piece,
+        max_hole=max_hole,
     )
     pieces, count = ndimage.label(mask, structure=np.ones((3, 3)))
     areas = [int((pieces == n).sum()) for n in range(1, count + 1)]

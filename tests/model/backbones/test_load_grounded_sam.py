@@ -11,7 +11,15 @@ from safetensors.torch import load_file, save_file
 from segment_anything import SamPredictor, sam_model_registry
 from transformers import GroundingDinoProcessor
 
-from model.backbones.grounded_sam import Detector, GroundedSam, build_sam, canvas, load_detector, load_grounded_sam
+from model.backbones.grounded_sam import (
+    Detector,
+    GroundedSam,
+    build_sam,
+    canvas,
+    elsewhere,
+    load_detector,
+    load_grounded_sam,
+)
 from model.backbones.sam import CHECKPOINTS, PUBLISHED, Box, load_sam
 from model.backbones.variant import DetectorSpec, SamSpec, load_variant
 from model.errors import ModelError
@@ -71,6 +79,30 @@ def test_detection_is_the_best_of_the_processor(detector: Detector, photos: list
         x0, y0, x1, y1 = every["boxes"][best].tolist()
         expected = (max(x0, 0), max(y0, 0), min(x1, photo.width), min(y1, photo.height))
         assert found.box == pytest.approx(expected, abs=1e-3)
+        scores = [
+            score
+            for score, (left, upper, right, lower) in zip(
+                every["scores"].tolist(), every["boxes"].tolist(), strict=True
+            )
+            if max(min(x1, right) - max(x0, left), 0) * max(min(y1, lower) - max(y0, upper), 0)
+            < 0.5 * min((x1 - x0) * (y1 - y0), (right - left) * (lower - upper))
+        ]
+        assert found.other == pytest.approx(max(scores, default=0.0), abs=1e-6)
+
+
+def test_parts_and_groups_are_no_second_subject() -> None:
+    subject = torch.tensor([0.2, 0.2, 0.6, 0.8])
+    boxes = {
+        "itself": [0.2, 0.2, 0.6, 0.8],
+        "a part": [0.3, 0.2, 0.5, 0.4],
+        "a part and something below": [0.3, 0.6, 0.5, 0.9],
+        "the pair it is in": [0.2, 0.2, 1.0, 0.8],
+        "beside it": [0.5, 0.2, 0.9, 0.8],
+        "touching it": [0.6, 0.2, 1.0, 0.8],
+        "far away": [0.7, 0.9, 0.9, 1.0],
+    }
+    found = dict(zip(boxes, elsewhere(torch.tensor(list(boxes.values())), subject).tolist(), strict=True))
+    assert [name for name, other in found.items() if other] == ["beside it", "touching it", "far away"]
 
 
 def test_processor_as_transformers_5_saves_it_finds_the_same(
