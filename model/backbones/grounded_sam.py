@@ -181,9 +181,8 @@ class Detector:
 
     def tokens(self, phrase: str) -> list[int]:
         """Token ids of `phrase`, lower-case and closed by a dot, as Grounding DINO was trained."""
-        ids = self.encoded(phrase)
-        if not self.reads(phrase):
-            limit = self.model.config.max_text_len
+        ids, limit = self.encoded(phrase), self.model.config.max_text_len
+        if len(ids) > limit:
             raise ModelError(f"phrase '{phrase}' has {len(ids)} tokens and {self.name} reads {limit}; shorten it")
         return ids
 
