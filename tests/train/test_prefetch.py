@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,30 +41,48 @@ def test_batches_read_ahead_are_bit_for_bit_those_of_the_sampler(draws: Sampler,
 def test_coming_batches_are_read_while_a_step_computes_and_none_beyond_the_last(
     draws: Sampler, monkeypatch: pytest.MonkeyPatch
 ):
-    seen: list[int] = []
-    monkeypatch.setattr(draws, "read", lambda step, *_: seen.append(step) or slow(draws, step))
+    gates = [threading.Event() for _ in range(5)]
+    begun: list[int] = []
+    done: list[int] = []
+
+    def held(step: int, *_: Any) -> TrainingBatch:
+        begun.append(step)
+        assert gates[step].wait(60)
+        batch = Sampler.read(draws, step)
+        done.append(step)
+        return batch
+
+    monkeypatch.setattr(draws, "read", held)
     with Batches(draws, 0, 1, CPU, ahead=2, steps=5) as batches:
-        first = wait(batches, 0)
-        time.sleep(0.3)  # the step
-        assert sorted(seen) == [0, 1, 2]
-        assert first > 0.04 and wait(batches, 1) < 0.04
-        assert batches.waited == pytest.approx(first, abs=0.04)
+        gates[0].set()
+        batches.take(0)
+        until(lambda: sorted(begun) == [0, 1, 2])
+        gates[1].set()
+        until(lambda: 1 in done)  # the step
+        batches.take(1)  # waits neither for the second, which is being read, nor for the third, which is begun
+        assert sorted(done) == [0, 1]
+        for gate in gates:
+            gate.set()
         for step in (2, 3, 4):
             batches.take(step)
-    assert sorted(seen) == [0, 1, 2, 3, 4]
-    with Batches(draws, 0, 1, CPU, ahead=0, steps=5) as batches:
-        assert wait(batches, 0) > 0.04 and batches.waited > 0.04
+    assert sorted(begun) == [0, 1, 2, 3, 4]
 
 
-def slow(draws: Sampler, step: int) -> TrainingBatch:
-    time.sleep(0.05)
-    return Sampler.read(draws, step)
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
-def wait(batches: Batches, step: int) -> float:
-    before = time.perf_counter()
-    batches.take(step)
-    return time.perf_counter() - before
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_seconds_waited_are_added_up(ahead: int, draws: Sampler, monkeypatch: pytest.MonkeyPatch):
+    clock = iter([10.0, 15.0, 20.0, 20.5])
+    monkeypatch.setattr("train.prefetch.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    with Batches(draws, 0, 1, CPU, ahead=ahead, steps=5) as batches:
+        batches.take(0)
+        batches.take(1)
+        assert batches.waited == 5.5
 
 
 def test_error_of_a_thread_is_raised_in_its_step_as_it_is(draws: Sampler, monkeypatch: pytest.MonkeyPatch):
