@@ -227,7 +227,7 @@ class MaskWorker:
         expected = box if annotated is None else [v * s for v, s in zip(annotated, (width, height) * 2, strict=True)]
         agreement = masks.box_iou(held, expected)
         # Where boxes are annotated, curate has counted them.
-        other = 0.0 if found is None or annotated is not None else found.other / found.score
+        other = 0.0 if found is None or annotated is not None else found.other / max(found.score, 1e-9)
         flag = masks.quality(area, contact, score * mask_score, agreement, other, self.params.quality)
         row = {
             "frame_id": frame_id,
