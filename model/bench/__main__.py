@@ -40,6 +40,9 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--shapes", choices=SHAPES, default="full", help="published sizes, or tiny ones to try it")
     parser.add_argument("--steps", type=int, help="sampling steps (default: 50 on a GPU, 2 on a CPU)")
+    parser.add_argument(
+        "--text-every", type=int, default=2, help="steps that share S+, beside one by one (default: %(default)s)"
+    )
     parser.add_argument("--repeats", type=int, help="the median counts (default: 5 on a GPU, 3 on a CPU)")
     parser.add_argument("--size", type=int, help="px, side of the images (default: 512, SDXL 1024)")
     parser.add_argument("--batch", type=int, default=1, help="images at once (default: %(default)s)")
@@ -60,6 +63,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
         raise ModelError("--device cuda was asked and no GPU is found; use --device cpu")
     setting = Setting(
         steps=options.steps or (50 if gpu else 2),
+        text_every=options.text_every,
         repeats=options.repeats or (5 if gpu else 3),
         size=options.size,
         batch=options.batch,
@@ -68,9 +72,9 @@ def setting_of(options: argparse.Namespace) -> Setting:
         checkpointing=options.checkpointing,
         compile=options.compile,
     )
-    for name in ("steps", "repeats", "batch"):
+    for name in ("steps", "text_every", "repeats", "batch"):
         if getattr(setting, name) < 1:
-            raise ModelError(f"--{name} is {getattr(setting, name)}; give at least 1")
+            raise ModelError(f"--{name.replace('_', '-')} is {getattr(setting, name)}; give at least 1")
     return setting
 
 
@@ -90,8 +94,13 @@ def run(words: Sequence[str]) -> int:
     machine: dict[str, Any] = {"cores": os.cpu_count(), "processor": platform.machine(), "device": str(setting.device)}
     if setting.device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(setting.device)
-    asked = {"parts": chosen, "shapes": options.shapes, "steps": setting.steps, "repeats": setting.repeats}
-    asked |= {"size": setting.size, "batch": setting.batch, "dtype": str(setting.dtype).removeprefix("torch.")}
+    asked = {"parts": chosen, "shapes": options.shapes, "steps": setting.steps, "text_every": setting.text_every}
+    asked |= {
+        "repeats": setting.repeats,
+        "size": setting.size,
+        "batch": setting.batch,
+        "dtype": str(setting.dtype).removeprefix("torch."),
+    }
     asked |= {"checkpointing": setting.checkpointing, "compile": setting.compile}
     return report(lines, options.json, machine, asked)
 

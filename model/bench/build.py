@@ -39,6 +39,8 @@ class Setting:
 
     steps: int
     """Sampling steps of the inference parts."""
+    text_every: int
+    """Steps that share S+ in our second way to sample; what it does to a picture, `experiments.sharing` shows."""
     repeats: int
     """The median counts."""
     size: int | None

@@ -21,8 +21,6 @@ from model.bench.memory import GB, MB, free_bytes, imagined, peak_bytes, weight_
 from model.bench.shapes import Shapes
 from model.pipeline import build_pipeline
 
-SHARED = 2
-"""Steps that share S+ in the second way to draw ours; what it does to a picture, `experiments.sharing` shows."""
 PROMPT, NOUN = "a red mug on a table in the snow", "mug"
 
 
@@ -35,7 +33,7 @@ def infer(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
     works = {key: setting.waited(work) for key, work in samplers(shapes, setting).items()}
     peaks = {key: peak_bytes(work, setting.device) for key, work in works.items()}
     ours, shared, plus, bare = zip(*turns(list(works.values()), setting.repeats), strict=True)
-    for mine, how in ((ours, ""), (shared, f", text_every {SHARED}")):
+    for mine, how in ((ours, ""), (shared, f", text_every {setting.text_every}")):
         yield cost(f"{name} over ip-adapter{how}", mine, plus, setting.steps, "step", 1.10)
         yield cost(f"{name} over stock{how}", mine, bare, setting.steps, "step", 1.20)
     for key in ("ip-adapter", "stock"):
@@ -66,7 +64,7 @@ def samplers(shapes: Shapes, setting: Setting) -> dict[str, Callable[[], Any]]:
     }
     return {
         "ours": lambda: ours(PROMPT, features, NOUN, **common),
-        "shared": lambda: ours(PROMPT, features, NOUN, text_every=SHARED, **common),
+        "shared": lambda: ours(PROMPT, features, NOUN, text_every=setting.text_every, **common),
         "ip-adapter": lambda: plus(PROMPT, ip_adapter_image_embeds=[embeds], **common),
         "stock": lambda: bare(PROMPT, **common),
     }

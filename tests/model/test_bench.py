@@ -22,20 +22,29 @@ from model.errors import ModelError
 
 CPU = torch.device("cpu")
 SETTING = Setting(
-    steps=2, repeats=1, size=None, batch=1, dtype=torch.float32, device=CPU, checkpointing=False, compile=False
+    steps=2,
+    text_every=2,
+    repeats=1,
+    size=None,
+    batch=1,
+    dtype=torch.float32,
+    device=CPU,
+    checkpointing=False,
+    compile=False,
 )
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_prints_its_goals_and_writes_its_figures(part, tmp_path, capsys):
     words = [part, "--shapes", "tiny", "--repeats", "1", "--device", "cpu", "--json", str(tmp_path / "figures.json")]
+    words += ["--steps", "3", "--text-every", "3"]
     code = run(words)
     written = json.loads((tmp_path / "figures.json").read_text())
     figures = {figure["name"]: figure for figure in written["figures"]}
     others = {"infer": {"ip-adapter": 1.1, "stock": 1.2}, "train": {"ip-adapter": 1.0, "bare UNet": 1.5}}
     goals = {f"{part} over {other}": goal for other, goal in others[part.removeprefix("sdxl-")].items()}
     if part.endswith("infer"):
-        goals |= {f"{name}, text_every 2": goal for name, goal in goals.items()}
+        goals |= {f"{name}, text_every 3": goal for name, goal in goals.items()}
     else:
         goals |= {
             f"{part} memory over ip-adapter": 1.15,
@@ -141,6 +150,7 @@ def test_cost_is_the_median_of_the_ratios_and_short_above_its_goal():
     [
         (["inference"], "no part 'inference'; choose from infer, train"),
         (["--batch", "0"], "--batch is 0; give at least 1"),
+        (["--text-every", "0"], "--text-every is 0; give at least 1"),
     ],
 )
 def test_bad_options_are_one_sentence(words, message):
