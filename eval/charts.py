@@ -77,19 +77,26 @@ def scatter(points: Sequence[Point], axes_names: tuple[str, str], line: tuple[st
             line[0], (1, line[1]), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
             ha="right", color=COLOURS["real"], fontsize=7.5,
         )  # fmt: skip
-    _name_points(axes, points)
+    _name_points(axes, points, None if line is None else line[1])
     return _svg(figure, name)
 
 
-def _name_points(axes: Any, points: Sequence[Point]) -> None:
-    """Write each point's name on the side where it covers least of the points and of names written before."""
-    places = {
-        point.name: axes.transData.transform((float(point.x["mean"] or 0), float(point.y["mean"] or 0)))
-        for point in points
-    }
+def _name_points(axes: Any, points: Sequence[Point], line: float | None) -> None:
+    """Write each point's name where it covers least of points, intervals, the line and names written before."""
     scale = axes.figure.dpi / 72  # pixels a point
     area = axes.get_window_extent()
+    place = axes.transData.transform
+    places = {point.name: place((float(point.x["mean"] or 0), float(point.y["mean"] or 0))) for point in points}
     taken = [(x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale) for x, y in places.values()]
+    for point in points:
+        x, y = places[point.name]
+        if point.x["low"] is not None and point.x["high"] is not None:
+            taken.append((place((point.x["low"], 0))[0], y - scale, place((point.x["high"], 0))[0], y + scale))
+        if point.y["low"] is not None and point.y["high"] is not None:
+            taken.append((x - scale, place((0, point.y["low"]))[1], x + scale, place((0, point.y["high"]))[1]))
+    if line is not None:
+        across = place((0, line))[1]
+        taken.append((area.x0, across - scale, area.x1, across + scale))
     for point in sorted(points, key=lambda of: not of.main):
         x, y = places[point.name]
         width, height = 4.3 * len(point.name) * scale, 9 * scale
@@ -99,6 +106,10 @@ def _name_points(axes: Any, points: Sequence[Point]) -> None:
             (-7, -3, "right", -1.0),
             (0, 7, "center", -0.5),
             (0, -13, "center", -0.5),
+            (4, 5, "left", 0.0),
+            (4, -12, "left", 0.0),
+            (-4, 5, "right", -1.0),
+            (-4, -12, "right", -1.0),
         ):
             x0, y0 = x + dx * scale + left * width, y + dy * scale
             box = (x0, y0, x0 + width, y0 + height)
