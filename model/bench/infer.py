@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from measure import Line, cost, turns
 from model.bench.build import (
     Setting,
     build_adapter,
     build_diffusion,
+    frozen,
     hidden_states,
     ip_adapter_plus,
     latent_side,
@@ -21,21 +23,33 @@ from model.bench.memory import GB, MB, free_bytes, imagined, peak_bytes, weight_
 from model.bench.shapes import Shapes
 from model.pipeline import build_pipeline
 
+TERA = 1e12
 PROMPT, NOUN = "a red mug on a table in the snow", "mug"
 
 
 def infer(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
-    """Time of a sampling step, S+ of all steps and the captions included, decoding left out; peak memory."""
+    """Time of a sampling step, S+ of all steps and the captions included, decoding left out; operations; peak memory.
+
+    Operations are those of matrix products, convolutions and attention: what the time would be if all took as long.
+    """
     needed, free = needed_bytes(shapes, setting), free_bytes(setting.device)
     if needed > free:
         yield too_large(name, needed, free)
         return
     works = {key: setting.waited(work) for key, work in samplers(shapes, setting).items()}
-    peaks = {key: peak_bytes(work, setting.device) for key, work in works.items()}
+    peaks, operations = {}, {}
+    for key, work in works.items():
+        with FlopCounterMode(display=False) as counted:
+            peaks[key] = peak_bytes(work, setting.device)
+        operations[key] = counted.get_total_flops() / setting.steps
     ours, shared, plus, bare = zip(*turns(list(works.values()), setting.repeats), strict=True)
     for mine, how in ((ours, ""), (shared, f", text_every {setting.text_every}")):
         yield cost(f"{name} over ip-adapter{how}", mine, plus, setting.steps, "step", 1.10)
         yield cost(f"{name} over stock{how}", mine, bare, setting.steps, "step", 1.20)
+    for key, how in (("ours", ""), ("shared", f", text_every {setting.text_every}")):
+        detail = f"{operations[key] / TERA:.4g} of {operations['ip-adapter'] / TERA:.4g} TFLOP/step"
+        value = operations[key] / operations["ip-adapter"]
+        yield Line(f"{name} FLOP over ip-adapter{how}", value, most=True, detail=detail)
     for key in ("ip-adapter", "stock"):
         detail = f"peak {peaks['ours'] / MB:.1f} of {peaks[key] / MB:.1f} MB beside the weights"
         yield Line(f"{name} memory over {key}", peaks["ours"] / peaks[key], most=True, detail=detail)
@@ -44,10 +58,10 @@ def infer(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
 def samplers(shapes: Shapes, setting: Setting) -> dict[str, Callable[[], Any]]:
     """The ways to draw the same number of latents: ours, ours with shared S+, and the two others."""
     diffusion = build_diffusion(shapes, setting.dtype, setting.device)
-    ours = build_pipeline(diffusion, build_adapter(shapes, diffusion).eval())
+    ours = build_pipeline(diffusion, frozen(build_adapter(shapes, diffusion)))
     bare, plus = ours.to_stock(), ours.to_stock()
     bare.register_modules(unet=twin(diffusion.unet))
-    plus.register_modules(unet=ip_adapter_plus(shapes, diffusion.unet)[0].eval())
+    plus.register_modules(unet=frozen(ip_adapter_plus(shapes, diffusion.unet)[0]))
     for pipeline in (ours, bare, plus):
         pipeline.set_progress_bar_config(disable=True)
     features = hidden_states(shapes, setting, 1)

@@ -45,6 +45,8 @@ def test_every_part_prints_its_goals_and_writes_its_figures(part, tmp_path, caps
     goals = {f"{part} over {other}": goal for other, goal in others[part.removeprefix("sdxl-")].items()}
     if part.endswith("infer"):
         goals |= {f"{name}, text_every 3": goal for name, goal in goals.items()}
+        counted = f"{part} FLOP over ip-adapter"
+        assert 1 < figures[f"{counted}, text_every 3"]["value"] < figures[counted]["value"]
     else:
         goals |= {
             f"{part} memory over ip-adapter": 1.15,
