@@ -125,6 +125,37 @@ def test_a_picture_that_is_the_reference_scores_what_copy_paste_scores(scored, m
     assert copy["diversity"] == [None] * 3, "one copy of each prompt has no sibling"
 
 
+def test_a_picture_of_a_pair_is_scored_for_each_of_the_two_against_its_own_photos(scored, made, roots, fakes):
+    picture = fakes.draw((230, 180, 20), 0, (90, 120, 90))[0]
+    row = {"method": metrics.MODEL, "prompt_id": 7, "group": "pair", "prompt": "a duck beside a mug", "index": 0}
+    row |= {"seed": 1, "image": fakes.png(picture)}
+    rows = [
+        row
+        | {"subject_id": f"bench/{own}", "class_name": own, "partner": f"bench/{other}", "reference": f"bench/{own}/01"}
+        for own, other in (("duck", "mug"), ("mug", "duck"))
+    ]
+    tables.write(made / "generate", "generations", tables.from_rows("generations", rows))
+    scored()
+    segmenter = fakes.Segmenter()
+    for of_subject in score.generated(made / "generate"):
+        list(segmentation.SubjectFinder(segmenter, "{class}", 0.25, 0.1, 1, 2)(of_subject))
+    assert segmenter.asked == ["duck", "mug"]
+    found = {
+        r["subject_id"]: r["value"]
+        for r in tables.rows(made / "score", "scores")
+        if (r["method"], r["metric"]) == (metrics.MODEL, "clip_i")
+    }
+    mask = np.zeros((24, 24), dtype=bool)
+    mask[5:18, 4:14] = True
+    (vector,) = fakes.Models.vectors([on_white(picture, mask, margin=0.0)])
+    subjects = {subject.subject_id: subject for subject in held_out(made)}
+    for subject_id in ("bench/duck", "bench/mug"):
+        photos = [read_photo(roots, photo) for photo in subjects[subject_id].photos]
+        vectors = fakes.Models.vectors([on_white(image, mask, margin=0.0) for image, mask in photos])
+        assert found[subject_id] == pytest.approx(float((vectors @ vector).mean()))
+    assert found["bench/duck"] - found["bench/mug"] > 0.01
+
+
 def test_values_are_those_of_the_formulas_written_out(scored, data, roots, made, fakes):
     model = scored()[metrics.MODEL]
     (rows,) = score.generated(made / "generate")
