@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,31 +29,41 @@ PROMPT, NOUN = "a red mug on a table in the snow", "mug"
 
 
 def infer(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
-    """Time of a sampling step, S+ of all steps and the captions included, decoding left out; operations; peak memory.
-
-    Operations are those of matrix products, convolutions and attention: what the time would be if all took as long.
-    """
+    """Operations and time of a sampling step, S+ of all steps and captions included, decoding left out; peak memory."""
+    ways = (("ours", ""), ("shared", f", text_every {setting.text_every}"))
+    counted = operations(shapes, setting)
+    for key, how in ways:
+        detail = f"{counted[key] / TERA:.4g} of {counted['ip-adapter'] / TERA:.4g} TFLOP/step"
+        yield Line(f"{name} FLOP over ip-adapter{how}", counted[key] / counted["ip-adapter"], most=True, detail=detail)
     needed, free = needed_bytes(shapes, setting), free_bytes(setting.device)
     if needed > free:
         yield too_large(name, needed, free)
         return
     works = {key: setting.waited(work) for key, work in samplers(shapes, setting).items()}
-    peaks, operations = {}, {}
-    for key, work in works.items():
-        with FlopCounterMode(display=False) as counted:
-            peaks[key] = peak_bytes(work, setting.device)
-        operations[key] = counted.get_total_flops() / setting.steps
-    ours, shared, plus, bare = zip(*turns(list(works.values()), setting.repeats), strict=True)
-    for mine, how in ((ours, ""), (shared, f", text_every {setting.text_every}")):
-        yield cost(f"{name} over ip-adapter{how}", mine, plus, setting.steps, "step", 1.10)
-        yield cost(f"{name} over stock{how}", mine, bare, setting.steps, "step", 1.20)
-    for key, how in (("ours", ""), ("shared", f", text_every {setting.text_every}")):
-        detail = f"{operations[key] / TERA:.4g} of {operations['ip-adapter'] / TERA:.4g} TFLOP/step"
-        value = operations[key] / operations["ip-adapter"]
-        yield Line(f"{name} FLOP over ip-adapter{how}", value, most=True, detail=detail)
+    peaks = {key: peak_bytes(work, setting.device) for key, work in works.items()}
+    times = dict(zip(works, zip(*turns(list(works.values()), setting.repeats), strict=True), strict=True))
+    for key, how in ways:
+        yield cost(f"{name} over ip-adapter{how}", times[key], times["ip-adapter"], setting.steps, "step", 1.10)
+        yield cost(f"{name} over stock{how}", times[key], times["stock"], setting.steps, "step", 1.20)
     for key in ("ip-adapter", "stock"):
         detail = f"peak {peaks['ours'] / MB:.1f} of {peaks[key] / MB:.1f} MB beside the weights"
         yield Line(f"{name} memory over {key}", peaks["ours"] / peaks[key], most=True, detail=detail)
+
+
+def operations(shapes: Shapes, setting: Setting) -> dict[str, float]:
+    """Floating point operations of a sampling step, of each way to sample; the mean over `text_every` steps.
+
+    Those of matrix products, convolutions and attention, on tensors without values: what the times would be if every
+    operation took as long. Keeping location maps is left out, as timesteps have no values either.
+    """
+    found = {}
+    brief = replace(setting, steps=setting.text_every, device=torch.device("cpu"))
+    with imagined(), torch.no_grad():
+        for key, work in samplers(shapes, brief).items():
+            with FlopCounterMode(display=False) as counted:
+                work()
+            found[key] = counted.get_total_flops() / brief.steps
+    return found
 
 
 def samplers(shapes: Shapes, setting: Setting) -> dict[str, Callable[[], Any]]:

@@ -9,12 +9,13 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from measure import Line, cost
 from model.bench import train as training
 from model.bench.__main__ import PARTS, run
 from model.bench.build import Setting, build_adapter, build_diffusion, ip_adapter_plus, tokenizer, twin
-from model.bench.infer import infer
+from model.bench.infer import infer, operations, samplers
 from model.bench.memory import LiveTensors, imagined, peak_bytes, saved_bytes
 from model.bench.shapes import TINY, TINY_TEXT, TINY_XL
 from model.bench.train import Weight, effects, our_step, plus_step
@@ -78,7 +79,8 @@ def test_what_does_not_fit_says_its_size_and_is_not_run(monkeypatch):
     monkeypatch.setattr("model.bench.train.free_bytes", lambda device: 10)
     monkeypatch.setattr(training, "compare", pytest.fail)
     monkeypatch.setattr(training, "card", lambda *_: [])
-    (line,) = infer("sdxl-infer", TINY_XL, SETTING)
+    *counted, line = infer("sdxl-infer", TINY_XL, SETTING)
+    assert len(counted) == 2 and all("FLOP" in one.name for one in counted)
     assert line.name == "sdxl-infer does not fit" and line.value > 0 and not line.short
     assert "GB are needed and 0.0 are free" in line.detail
     names = [line.name for line in training.train("train", TINY, SETTING)]
@@ -94,6 +96,16 @@ def test_imagined_step_weighs_what_the_real_one_does(make):
     assert weight.moving == pytest.approx(peak_bytes(step.both_ways, CPU), rel=0.05)
     frozen = sum(p.numel() for module in step.modules for p in module.parameters() if not p.requires_grad)
     assert weight.frozen == 4 * frozen
+
+
+def test_imagined_operations_are_those_of_real_samplings():
+    found = operations(TINY, SETTING)
+    for key, work in samplers(TINY, replace(SETTING, steps=SETTING.text_every)).items():
+        with FlopCounterMode(display=False) as counted:
+            work()
+        # Location maps are kept from a timestep on, which has no value here: a product more, of some thousand.
+        assert counted.get_total_flops() == pytest.approx(SETTING.text_every * found[key], rel=1e-3)
+    assert found["stock"] < found["ip-adapter"] < found["shared"] < found["ours"]
 
 
 def test_saved_bytes_count_a_storage_once_and_no_weight():
