@@ -46,7 +46,7 @@ class Run(Section):
     title: str
     kind: Kind = "ablation"
     params: dict[str, Any]  # laid over params.yaml
-    paper: tuple[float, float, float] | None = None  # E-CI, E-DI, CT of the paper's Table 4
+    paper: tuple[float, float, float] | None = None  # E-CI, E-DI, CT of the paper's Table 4, of a baseline of Table 1
     against: str | None = None  # the run that it is compared with
 
 

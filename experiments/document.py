@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 Read = Callable[[Result], float | None]
 
-MODEL = "customcontrast"
+MODEL, WHOLE = "customcontrast", "both"
+"""The method in the scores, and the run of it with all its parts."""
+
 PAPER = ("E-CI", "E-DI", "CT")
-"""What the paper's Table 4 has."""
+"""What the paper's Table 4 has, in the order of `Run.paper`."""
 
 VIEWS = "S+ AUC, same class"
 """Whether views of one subject lie together in S+, which the paper shows as a picture."""
@@ -57,6 +59,8 @@ INTRODUCTION = """# The paper's ablation on the toybox
 {batch} ({samples:,} samples) each, on the same triplets and with the same sampler; measured on {subjects} held-out
 subjects, three of a family, {pictures} pictures a run. Means over seeds, and ± the standard deviation over seeds where
 there is more than one. Trained and painted on CPU cores; the results hold the minutes that each run took.
+A change is *within the spread of seeds* where it is below the standard error of the difference; one that is a little
+above it in three seeds is a hint and no proof.
 
 These are small backbones, a small world and short runs: what can be compared with the paper is the direction
 of a change, not its size. Pictures are painted with location masks, but for IP-Adapter-plus, which has none; a
@@ -106,11 +110,14 @@ def page(matrix: Matrix, found: dict[str, list[Result]]) -> str:
         parts += ["## What the toybox knows\n", TRUTH_WORDS, table(rows, TRUTH)]
     baselines = of_kind(matrix, found, "baseline")
     if baselines:
-        whole = [(run, found[name]) for name, run in matrix.runs.items() if name == "both" and name in found]
-        parts += ["## Baselines\n", table(baselines + whole, SCORES), table(baselines + whole, TRUTH)]
+        whole = [(matrix.runs[WHOLE], found[WHOLE])] if WHOLE in found else []
+        parts += ["## Baselines\n", table(baselines + whole, SCORES, paper=True)]
+        if whole:
+            parts.append(against_baselines(matrix, found))
+        parts.append(table(baselines + whole, TRUTH))
     factors = of_kind(matrix, found, "factor")
     if factors:
-        first = [(run, found[name][:1]) for name, run in matrix.runs.items() if name == "both" and name in found]
+        first = [(matrix.runs[WHOLE], found[WHOLE][:1])] if WHOLE in found else []
         parts += ["## Factors of MACL, one seed\n", table(first + factors, SCORES), table(first + factors, TRUTH)]
     absent = missing(matrix, found)
     if absent:
@@ -161,43 +168,53 @@ def table(rows: Sequence[tuple[Run, list[Result]]], columns: dict[str, Read], pa
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for run, results in rows:
         shown = [cell(values_of(results, read)) for read in columns.values()]
-        told = [f"{value:.3f}" for value in run.paper or ()] if paper else []
-        lines.append("| " + " | ".join([run.title, str(len(results)), *shown, *told]) + " |")
+        told = [f"{value:.3f}" for value in run.paper] if run.paper else ["-"] * len(PAPER)
+        lines.append("| " + " | ".join([run.title, str(len(results)), *shown, *(told if paper else [])]) + " |")
     return "\n".join(lines) + "\n"
 
 
 def directions(matrix: Matrix, found: dict[str, list[Result]]) -> str:
     """A sentence for each row: does the paper's direction hold here?"""
-    lines = []
-    for name, run in matrix.runs.items():
-        if run.against is None or name not in found or run.against not in found:
-            continue
-        other = matrix.runs[run.against]
-        words = []
-        for place, column in enumerate(PAPER):
-            if run.paper is None or other.paper is None:
-                continue
-            theirs = run.paper[place] - other.paper[place]
-            ours = [values_of(found[which], SCORES[column]) for which in (name, run.against)]
-            words.append(f"{column} {verdict(theirs, *ours)}")
-        ours = [values_of(found[which], SCORES[VIEWS]) for which in (name, run.against)]
-        if all(ours):
-            words.append(f"{VIEWS} {np.mean(ours[0]) - np.mean(ours[1]):+.3f} (the paper shows it in its Fig. 7)")
-        lines.append(f"- **{run.title}**, against {other.title}: {'; '.join(words)}.")
-    return "\n".join(lines) + "\n"
+    pairs = [(name, run.against) for name, run in matrix.runs.items() if run.against in found and name in found]
+    return "\n".join(comparison(matrix, found, name, against) for name, against in pairs if against) + "\n"
 
 
-def verdict(theirs: float, ours: Sequence[float], before: Sequence[float]) -> str:
-    """How the change of a column compares with the paper's change `theirs`.
+def against_baselines(matrix: Matrix, found: dict[str, list[Result]]) -> str:
+    """A sentence for each baseline: what the whole method is beside it."""
+    names = [name for name, run in matrix.runs.items() if run.kind == "baseline" and name in found]
+    return "\n".join(comparison(matrix, found, WHOLE, name) for name in names) + "\n"
+
+
+def comparison(matrix: Matrix, found: dict[str, list[Result]], name: str, against: str) -> str:
+    """One run against another: the change of what the paper has, and of the views, with a verdict each."""
+    run, other = matrix.runs[name], matrix.runs[against]
+    words = []
+    for place, column in enumerate(PAPER):
+        theirs = run.paper[place] - other.paper[place] if run.paper and other.paper else None
+        ours = [values_of(found[which], SCORES[column]) for which in (name, against)]
+        words.append(f"{column} {verdict(theirs, *ours)}")
+    ours = [values_of(found[which], SCORES[VIEWS]) for which in (name, against)]
+    if all(ours):
+        shown = "" if other.paper is None else " (the paper shows it in its Fig. 7)"
+        words.append(f"{VIEWS} {np.mean(ours[0]) - np.mean(ours[1]):+.3f}{shown}")
+    return f"- **{run.title}**, against {other.title}: {'; '.join(words)}."
+
+
+def verdict(theirs: float | None, ours: Sequence[float], before: Sequence[float]) -> str:
+    """How the change of a column compares with the paper's change `theirs`, where the paper has one.
 
     A change below the standard error of its difference over the seeds tells nothing; of one seed no error is known.
     """
     change = float(np.mean(ours) - np.mean(before))
-    as_in_paper = change * theirs > 0
-    told = f"{change:+.3f} (paper {theirs:+.3f})"
+    told = f"{change:+.3f}" if theirs is None else f"{change:+.3f} (paper {theirs:+.3f})"
+    as_in_paper = theirs is not None and change * theirs > 0
     if min(len(ours), len(before)) < 2:
+        if theirs is None:
+            return f"{told}, one seed"
         return f"{told}, {'the same direction' if as_in_paper else 'another direction'} with one seed"
     error = float(np.sqrt(np.var(ours, ddof=1) / len(ours) + np.var(before, ddof=1) / len(before)))
     if abs(change) <= error:
         return f"{told}, within the spread of seeds"
+    if theirs is None:
+        return f"{told}, beyond the spread of seeds"
     return f"{told}, {'holds' if as_in_paper else 'does not hold'}"

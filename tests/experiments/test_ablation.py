@@ -56,9 +56,13 @@ def test_every_run_is_a_valid_set_of_params_with_the_same_budget(matrix: ablatio
 
 
 def test_paper_s_numbers_are_those_of_its_table(matrix: ablation.Matrix):
-    published = json.loads(Path("eval/published.json").read_text())["tables"][2]["rows"]
-    told = [run.paper for run in matrix.runs.values() if run.paper]
-    assert told == [(row[4], row[6], row[1]) for row in published]
+    methods, _, rows = (table["rows"] for table in json.loads(Path("eval/published.json").read_text())["tables"])
+    told = [run.paper for run in matrix.runs.values() if run.paper and run.kind == "ablation"]
+    assert told == [(row[4], row[6], row[1]) for row in rows]
+    of_methods = {row[0]: (row[4], row[6], row[1]) for row in methods}
+    baselines = {run.title: run.paper for run in matrix.runs.values() if run.paper and run.kind == "baseline"}
+    assert baselines == {"IP-Adapter-plus": of_methods["IP-Adapter-plus"]}
+    assert of_methods["CustomContrast"] == matrix.runs["both"].paper
 
 
 def test_first_seeds_come_before_second_ones(matrix: ablation.Matrix):
@@ -132,11 +136,14 @@ def result(run: str, seed: int, value: float) -> dict:
 
 def test_page_holds_means_spreads_and_what_is_missing(matrix: ablation.Matrix, tmp_path):
     runs = {"fusion": (0.50, 0.52, 0.54), "both": (0.60, 0.62, 0.64), "factor-none": (0.55,)}
+    runs |= {"ip-adapter-plus": (0.70, 0.71, 0.72), "self-reconstruction": (0.5, 0.7)}
     results = [result(run, seed, value) for run, values in runs.items() for seed, value in enumerate(values)]
     document.write_document(matrix, results, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
     assert "| MFI encoder + CSCL + MACL | 3 | 0.620 ± 0.020 |" in text
     assert "E-CI +0.100 (paper +0.034), holds" in text
+    assert "**MFI encoder + CSCL + MACL**, against IP-Adapter-plus: E-CI -0.090 (paper +0.022), does not hold" in text
+    assert "against self-reconstruction (target = reference): E-CI +0.020, within the spread of seeds" in text
     assert "Not run yet: visual (seed 0, 1, 2), textual" in text and "both (seed" not in text
     assert "10,240 samples" in text
 
@@ -148,6 +155,8 @@ def test_page_holds_means_spreads_and_what_is_missing(matrix: ablation.Matrix, t
         (-0.1, [0.5, 0.6], [0.1, 0.2], "does not hold"),
         (0.1, [0.1, 0.9], [0.1, 0.8], "within the spread"),
         (0.1, [0.5], [0.1, 0.2], "the same direction with one seed"),
+        (None, [0.5, 0.6], [0.1, 0.2], "+0.400, beyond the spread of seeds"),
+        (None, [0.5], [0.1, 0.2], "+0.350, one seed"),
     ],
 )
 def test_verdict_by_hand(theirs, ours, before, words):
