@@ -59,8 +59,8 @@ INTRODUCTION = """# The paper's ablation on the toybox
 {batch} ({samples:,} samples) each, on the same triplets and with the same sampler; measured on {subjects} held-out
 subjects, three of a family, {pictures} pictures a run. Means over seeds, and ± the standard deviation over seeds where
 there is more than one. Trained and painted on CPU cores; the results hold the minutes that each run took.
-A change is *within the spread of seeds* where it is below the standard error of the difference; one that is a little
-above it in three seeds is a hint and no proof.
+Runs are compared seed by seed. A change is *within the spread of seeds* where its mean is below its standard error
+over the seeds; one that is a little above it in three seeds is a hint and no proof.
 
 These are small backbones, a small world and short runs: what can be compared with the paper is the direction
 of a change, not its size. Pictures are painted with location masks, but for IP-Adapter-plus, which has none; a
@@ -188,32 +188,40 @@ def against_baselines(matrix: Matrix, found: dict[str, list[Result]]) -> str:
 def comparison(matrix: Matrix, found: dict[str, list[Result]], name: str, against: str) -> str:
     """One run against another: the change of what the paper has, and of the views, with a verdict each."""
     run, other = matrix.runs[name], matrix.runs[against]
+    before = {result["seed"]: result for result in found[against]}
+    both = [(result, before[result["seed"]]) for result in found[name] if result["seed"] in before]
+
+    def changes(read: Read) -> list[float]:
+        values = [(read(mine), read(theirs)) for mine, theirs in both]
+        return [mine - theirs for mine, theirs in values if mine is not None and theirs is not None]
+
     words = []
     for place, column in enumerate(PAPER):
         theirs = run.paper[place] - other.paper[place] if run.paper and other.paper else None
-        ours = [values_of(found[which], SCORES[column]) for which in (name, against)]
-        words.append(f"{column} {verdict(theirs, *ours)}")
-    ours = [values_of(found[which], SCORES[VIEWS]) for which in (name, against)]
-    if all(ours):
+        words.append(f"{column} {verdict(theirs, changes(SCORES[column]))}")
+    of_views = changes(SCORES[VIEWS])
+    if of_views:
         shown = "" if other.paper is None else " (the paper shows it in its Fig. 7)"
-        words.append(f"{VIEWS} {np.mean(ours[0]) - np.mean(ours[1]):+.3f}{shown}")
+        words.append(f"{VIEWS} {np.mean(of_views):+.3f}{shown}")
     return f"- **{run.title}**, against {other.title}: {'; '.join(words)}."
 
 
-def verdict(theirs: float | None, ours: Sequence[float], before: Sequence[float]) -> str:
-    """How the change of a column compares with the paper's change `theirs`, where the paper has one.
+def verdict(theirs: float | None, changes: Sequence[float]) -> str:
+    """How the mean of a column's `changes`, one for each seed of both, compares with the paper's, where it has one.
 
-    A change below the standard error of its difference over the seeds tells nothing; of one seed no error is known.
+    Runs of one seed share noise and the order of samples, and what a seed does to all of them is none of a change. One
+    that is below its standard error over the seeds tells nothing; of one seed no error is known.
     """
-    change = float(np.mean(ours) - np.mean(before))
+    if not changes:
+        return "has no seed in common"
+    change = float(np.mean(changes))
     told = f"{change:+.3f}" if theirs is None else f"{change:+.3f} (paper {theirs:+.3f})"
     as_in_paper = theirs is not None and change * theirs > 0
-    if min(len(ours), len(before)) < 2:
+    if len(changes) < 2:
         if theirs is None:
             return f"{told}, one seed"
         return f"{told}, {'the same direction' if as_in_paper else 'another direction'} with one seed"
-    error = float(np.sqrt(np.var(ours, ddof=1) / len(ours) + np.var(before, ddof=1) / len(before)))
-    if abs(change) <= error:
+    if abs(change) <= np.std(changes, ddof=1) / np.sqrt(len(changes)):
         return f"{told}, within the spread of seeds"
     if theirs is None:
         return f"{told}, beyond the spread of seeds"

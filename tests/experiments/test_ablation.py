@@ -149,15 +149,16 @@ def test_page_holds_means_spreads_and_what_is_missing(matrix: ablation.Matrix, t
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "before", "words"),
+    ("theirs", "changes", "words"),
     [
-        (0.1, [0.5, 0.6], [0.1, 0.2], "holds"),
-        (-0.1, [0.5, 0.6], [0.1, 0.2], "does not hold"),
-        (0.1, [0.1, 0.9], [0.1, 0.8], "within the spread"),
-        (0.1, [0.5], [0.1, 0.2], "the same direction with one seed"),
-        (None, [0.5, 0.6], [0.1, 0.2], "+0.400, beyond the spread of seeds"),
-        (None, [0.5], [0.1, 0.2], "+0.350, one seed"),
+        (0.1, [0.4, 0.5], "+0.450 (paper +0.100), holds"),
+        (-0.1, [0.4, 0.5], "does not hold"),
+        (0.1, [-0.1, 0.2], "within the spread"),  # 0.05, and its standard error 0.15
+        (0.1, [0.35], "the same direction with one seed"),
+        (None, [0.4, 0.5], "+0.450, beyond the spread of seeds"),
+        (None, [0.35], "+0.350, one seed"),
+        (0.1, [], "no seed in common"),
     ],
 )
-def test_verdict_by_hand(theirs, ours, before, words):
-    assert words in document.verdict(theirs, ours, before)
+def test_verdict_by_hand(theirs, changes, words):
+    assert words in document.verdict(theirs, changes)
