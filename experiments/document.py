@@ -59,8 +59,8 @@ INTRODUCTION = """# The paper's ablation on the toybox
 {batch} ({samples:,} samples) each, on the same triplets and with the same sampler; measured on {subjects} held-out
 subjects, three of a family, {pictures} pictures a run. Means over seeds, and ± the standard deviation over seeds where
 there is more than one. Trained and painted on CPU cores; the results hold the minutes that each run took.
-Runs are compared seed by seed. A change is *within the spread of seeds* where its mean is below its standard error
-over the seeds; one that is a little above it in three seeds is a hint and no proof.
+Runs are compared seed by seed: the mean of the changes ± its standard error. A change that is below its error is
+*within the spread of seeds*; one that is a little above it in three seeds is a hint and no proof.
 
 These are small backbones, a small world and short runs: what can be compared with the paper is the direction
 of a change, not its size. Pictures are painted with location masks, but for IP-Adapter-plus, which has none; a
@@ -215,13 +215,15 @@ def verdict(theirs: float | None, changes: Sequence[float]) -> str:
     if not changes:
         return "has no seed in common"
     change = float(np.mean(changes))
-    told = f"{change:+.3f}" if theirs is None else f"{change:+.3f} (paper {theirs:+.3f})"
+    error = float(np.std(changes, ddof=1) / np.sqrt(len(changes))) if len(changes) > 1 else None
+    told = f"{change:+.3f}" if error is None else f"{change:+.3f} ± {error:.3f}"
+    told = told if theirs is None else f"{told} (paper {theirs:+.3f})"
     as_in_paper = theirs is not None and change * theirs > 0
-    if len(changes) < 2:
+    if error is None:
         if theirs is None:
             return f"{told}, one seed"
         return f"{told}, {'the same direction' if as_in_paper else 'another direction'} with one seed"
-    if abs(change) <= np.std(changes, ddof=1) / np.sqrt(len(changes)):
+    if abs(change) <= error:
         return f"{told}, within the spread of seeds"
     if theirs is None:
         return f"{told}, beyond the spread of seeds"

@@ -141,9 +141,12 @@ def test_page_holds_means_spreads_and_what_is_missing(matrix: ablation.Matrix, t
     document.write_document(matrix, results, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
     assert "| MFI encoder + CSCL + MACL | 3 | 0.620 ± 0.020 |" in text
-    assert "E-CI +0.100 (paper +0.034), holds" in text
-    assert "**MFI encoder + CSCL + MACL**, against IP-Adapter-plus: E-CI -0.090 (paper +0.022), does not hold" in text
-    assert "against self-reconstruction (target = reference): E-CI +0.020, within the spread of seeds" in text
+    assert "E-CI +0.100 ± 0.000 (paper +0.034), holds" in text
+    assert (
+        "**MFI encoder + CSCL + MACL**, against IP-Adapter-plus: E-CI -0.090 ± 0.006 (paper +0.022), does not hold"
+        in text
+    )
+    assert "against self-reconstruction (target = reference): E-CI +0.010 ± 0.090, within the spread of seeds" in text
     assert "Not run yet: visual (seed 0, 1, 2), textual" in text and "both (seed" not in text
     assert "10,240 samples" in text
 
@@ -151,11 +154,11 @@ def test_page_holds_means_spreads_and_what_is_missing(matrix: ablation.Matrix, t
 @pytest.mark.parametrize(
     ("theirs", "changes", "words"),
     [
-        (0.1, [0.4, 0.5], "+0.450 (paper +0.100), holds"),
+        (0.1, [0.4, 0.5], "+0.450 ± 0.050 (paper +0.100), holds"),
         (-0.1, [0.4, 0.5], "does not hold"),
         (0.1, [-0.1, 0.2], "within the spread"),  # 0.05, and its standard error 0.15
         (0.1, [0.35], "the same direction with one seed"),
-        (None, [0.4, 0.5], "+0.450, beyond the spread of seeds"),
+        (None, [0.4, 0.5], "+0.450 ± 0.050, beyond the spread of seeds"),
         (None, [0.35], "+0.350, one seed"),
         (0.1, [], "no seed in common"),
     ],
