@@ -59,8 +59,8 @@ INTRODUCTION = """# The paper's ablation on the toybox
 {batch} ({samples:,} samples) each, on the same triplets and with the same sampler; measured on {subjects} held-out
 subjects, three of a family, {pictures} pictures a run. Means over seeds, and ± the standard deviation over seeds where
 there is more than one. Trained and painted on CPU cores; the results hold the minutes that each run took.
-Runs are compared seed by seed: the mean of the changes ± its standard error. A change that is below its error is
-*within the spread of seeds*; one that is a little above it in three seeds is a hint and no proof.
+Runs are compared seed by seed: the mean of the changes ± its standard error. A change below twice its error is
+*within the spread of seeds*; of three seeds, one that is a little above is a hint and no proof.
 
 These are small backbones, a small world and short runs: what can be compared with the paper is the direction
 of a change, not its size. Pictures are painted with location masks, but for IP-Adapter-plus, which has none; a
@@ -210,7 +210,7 @@ def verdict(theirs: float | None, changes: Sequence[float]) -> str:
     """How the mean of a column's `changes`, one for each seed of both, compares with the paper's, where it has one.
 
     Runs of one seed share noise and the order of samples, and what a seed does to all of them is none of a change. One
-    that is below its standard error over the seeds tells nothing; of one seed no error is known.
+    that is below twice its standard error over the seeds tells nothing; of one seed no error is known.
     """
     if not changes:
         return "has no seed in common"
@@ -223,7 +223,7 @@ def verdict(theirs: float | None, changes: Sequence[float]) -> str:
         if theirs is None:
             return f"{told}, one seed"
         return f"{told}, {'the same direction' if as_in_paper else 'another direction'} with one seed"
-    if abs(change) <= error:
+    if abs(change) <= 2 * error:
         return f"{told}, within the spread of seeds"
     if theirs is None:
         return f"{told}, beyond the spread of seeds"

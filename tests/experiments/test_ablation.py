@@ -156,7 +156,8 @@ def test_page_holds_means_spreads_and_what_is_missing(matrix: ablation.Matrix, t
     [
         (0.1, [0.4, 0.5], "+0.450 ± 0.050 (paper +0.100), holds"),
         (-0.1, [0.4, 0.5], "does not hold"),
-        (0.1, [-0.1, 0.2], "within the spread"),  # 0.05, and its standard error 0.15
+        (0.1, [0.09, 0.3], "+0.195 ± 0.105 (paper +0.100), within the spread"),
+        (0.1, [0.11, 0.3], "+0.205 ± 0.095 (paper +0.100), holds"),
         (0.1, [0.35], "the same direction with one seed"),
         (None, [0.4, 0.5], "+0.450 ± 0.050, beyond the spread of seeds"),
         (None, [0.35], "+0.350, one seed"),
