@@ -37,12 +37,13 @@ class CrossAttentionLayer:
 
 @dataclass
 class AttentionMaps:
-    """Attention maps of one layer in float32, before any location map; S subjects, m visual tokens."""
+    """Attention maps of one layer in float32, before any location map, of the R rows with a subject; S subjects, m
+    visual tokens."""
 
     text: Tensor | None
-    """[B, S, heads, h, w] probability of the subject's placeholder, the mean over its n_t tokens."""
+    """[R, S, heads, h, w] probability of the subject's placeholder, the mean over its n_t tokens."""
     visual: Tensor | None
-    """[B, S, heads, m, h, w] probability of each visual token; the m maps sum to 1 at every pixel."""
+    """[R, S, heads, m, h, w] probability of each visual token; the m maps sum to 1 at every pixel."""
 
 
 @dataclass
@@ -55,24 +56,28 @@ class MapRecorder:
 
 @dataclass
 class CrossAttentionContext:
-    """Conditioning of one UNet call: B rows, L levels (or 1: the same caption for all), S subjects, n text
-    positions."""
+    """Conditioning of one UNet call: B rows, L levels (or 1: the same caption for all), S subjects, n text positions.
+
+    The first `bare` rows have no subject; keys to recorder are about the R = B - bare rows behind them.
+    """
 
     text: Tensor
     """[B, L, n, d] hidden states of the text encoder; layers of level l read [:, l]."""
     latent_size: tuple[int, int]
     """Height and width of the UNet's input, latent pixels."""
     keys: Sequence[Tensor] | None = None
-    """One [B, S, m, inner width] per layer, K_v = V~ W'_k; None leaves the visual branch out."""
+    """One [R, S, m, inner width] per layer, K_v = V~ W'_k; None leaves the visual branch out."""
     values: Sequence[Tensor] | None = None
-    """One [B, S, m, inner width] per layer, V_v = V~ W'_v."""
+    """One [R, S, m, inner width] per layer, V_v = V~ W'_v."""
     strength: Tensor | float = 1.0
-    """lambda; a number, or [B] for one each row (0 = without subject)."""
+    """lambda; a number, or [R] for one each row (0 = without subject)."""
     placeholder: Tensor | None = None
-    """[B, S, n], 1 where the caption holds the subject's placeholder, else 0."""
+    """[R, S, n], 1 where the caption holds the subject's placeholder, else 0."""
     location: Tensor | None = None
-    """[B, S, h, w] in 0..1 at latent size: multiplies the visual branch and the placeholder's text map."""
+    """[R, S, h, w] in 0..1 at latent size: multiplies the visual branch and the placeholder's text map."""
     recorder: MapRecorder | None = None
+    bare: int = 0
+    """Guidance's rows without prompt: they are spared the visual branch, and any map."""
     _locations: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
     def text_of(self, level: int) -> Tensor:
@@ -80,7 +85,7 @@ class CrossAttentionContext:
         return self.text[:, level if self.text.shape[1] > 1 else 0]
 
     def location_at(self, size: tuple[int, int]) -> Tensor | None:
-        """[B, S, pixels] of the location map at a layer's size."""
+        """[R, S, pixels] of the location map at a layer's size."""
         if self.location is None:
             return None
         if size not in self._locations:
@@ -166,26 +171,24 @@ class DecoupledCrossAttention(AttnProcessor2_0):
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         size = map_size(hidden_states.shape[1], context.latent_size)
         text = context.text_of(self.level)
-        query = _heads(attn.to_q(hidden_states), attn.heads)
+        query, key, value = (
+            _heads(part, attn.heads) for part in (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text))
+        )
+        bare, rows = slice(context.bare), slice(context.bare, None)
         recording = context.recorder is not None and hidden_states.shape[1] <= context.recorder.max_pixels
         location = context.location_at(size)
-        out, text_maps = text_branch(
-            query,
-            _heads(attn.to_k(text), attn.heads),
-            _heads(attn.to_v(text), attn.heads),
-            context.placeholder,
-            location,
-            recording,
-        )
+        out, text_maps = text_branch(query[rows], key[rows], value[rows], context.placeholder, location, recording)
         visual_maps = None
         if context.keys is not None and context.values is not None:
             keys, values = (
-                rearrange(rows[self.index].to(query.dtype), "b s m (h d) -> b s h m d", h=attn.heads)
-                for rows in (context.keys, context.values)
+                rearrange(part[self.index].to(query.dtype), "b s m (h d) -> b s h m d", h=attn.heads)
+                for part in (context.keys, context.values)
             )
-            visual, visual_maps = visual_branch(query, keys, values, location, recording)
+            visual, visual_maps = visual_branch(query[rows], keys, values, location, recording)
             strength = torch.as_tensor(context.strength, dtype=query.dtype, device=query.device)
             out = out + strength.reshape(-1, 1, 1, 1) * visual
+        if context.bare:
+            out = torch.cat([F.scaled_dot_product_attention(query[bare], key[bare], value[bare]), out])
         if recording and context.recorder is not None:
             context.recorder.maps[self.index] = AttentionMaps(
                 None if text_maps is None else text_maps.unflatten(-1, size),

@@ -236,7 +236,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
             if tokens is not None and location_masks and step + 1 < len(timesteps):
                 recorder = MapRecorder(size[0] * size[1]) if timesteps[step + 1] < location_start else None
             context = self.condition(
-                text, size, tokens, place, images, guided, subject_strength, location if t < location_start else None
+                text, size, tokens, place, images, subject_strength, location if t < location_start else None
             )
             context.recorder = recorder
             rows = torch.cat([latents] * 2) if guided else latents
@@ -253,8 +253,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
                 noise = without + guidance_scale * (with_text - without)
             latents = self.scheduler.step(noise, t, latents, **randomness, return_dict=False)[0]
             if recorder is not None:
-                found = location_map(recorder.maps.values(), size)
-                location = None if found is None else found[-images:]
+                location = location_map(recorder.maps.values(), size)
             if callback_on_step_end is not None:
                 known = {"latents": latents, "location": location}
                 given = {name: known[name] for name in callback_on_step_end_tensor_inputs}
@@ -456,29 +455,24 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         subjects: SubjectTokens | None,
         step: int,
         images: int,
-        guided: bool,
         strength: float,
         location: Tensor | None,
     ) -> CrossAttentionContext:
         """The context of one UNet call; its rows without prompt (the first half under guidance) have no subject."""
         if subjects is None:
             return CrossAttentionContext(text.hidden, size)
-        rows = text.hidden.shape[0]
         keys, values = (
-            [projected[None].expand(rows, -1, -1, -1) for projected in part]
+            [projected[None].expand(images, -1, -1, -1) for projected in part]
             for part in self.adapter.project(subjects.visual_at(step))
         )
-        weight = torch.full((rows,), strength, device=text.hidden.device)
-        weight[: rows - images] = 0
-        if location is not None and guided:
-            location = torch.cat([torch.ones_like(location), location])
         return CrossAttentionContext(
             text=text.hidden,
             latent_size=size,
+            bare=text.hidden.shape[0] - images,
             keys=keys,
             values=values,
-            strength=weight,
-            placeholder=text.placeholder,
+            strength=strength,
+            placeholder=None if text.placeholder is None else text.placeholder[-images:],
             location=location,
         )
 

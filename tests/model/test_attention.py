@@ -109,6 +109,26 @@ def test_strength_zero_and_no_visual_branch_are_the_text_branch_alone(layer):
     assert torch.equal(layer(z, conditioning=make_context(strength=0.0)), bare)
 
 
+@pytest.mark.parametrize("located", [False, True])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_bare_rows_see_their_caption_alone_and_the_others_what_they_saw_without_them(layer, located, recorded):
+    location = torch.rand(BATCH, SUBJECTS, *SIZE).double() if located else None
+    recorders = [MapRecorder(max_pixels=12), MapRecorder(max_pixels=12)] if recorded else [None, None]
+    context = make_context(location=location, recorder=recorders[0])
+    z, other = torch.randn(BATCH, 12, 6).double(), torch.randn(1, 12, 6).double()
+    alone = layer(z, conditioning=context)
+    text = torch.cat([torch.randn(1, 2, TEXT, 7).double(), context.text])
+    both = make_context(bare=1, text=text, location=location, recorder=recorders[1])
+    out = layer(torch.cat([other, z]), conditioning=both)
+    plain = CrossAttentionContext(text[:1], SIZE)
+    torch.testing.assert_close(out[:1], layer(other, conditioning=plain), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(out[1:], alone, rtol=1e-12, atol=1e-12)
+    if recorded:
+        for name in ("text", "visual"):
+            first, second = (getattr(recorder.maps[0], name) for recorder in recorders)
+            torch.testing.assert_close(first, second)
+
+
 def test_one_caption_serves_all_levels(layer):
     context = make_context(keys=None, values=None)
     z = torch.randn(BATCH, 12, 6).double()

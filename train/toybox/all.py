@@ -30,13 +30,14 @@ STEPS: dict[str, Step] = {
     "judge": Step("attributes of a picture, to measure the others by", ("data",)),
     "text_to_image": Step("pictures from captions", ("vae", "judge")),
     "sam": Step("masks from boxes and points", ("vae",)),
-    "detector": Step("boxes of class nouns", ("vae",)),
     "clip": Step("pictures and captions in one space", ("vae",)),
     "dino": Step("which individual it is", ("data",)),
     "reward": Step("how well a picture shows a caption", ("vae",)),
+    "detector": Step("boxes of class nouns", ("text_to_image",)),
     "check": Step("one line for each goal", ("text_to_image", "sam", "detector", "clip", "dino", "reward")),
 }
-"""In the order in which they start; the perception models also learn from pictures that the autoencoder decoded."""
+"""In the order in which they start; the perception models also learn from pictures that the autoencoder decoded, the
+detector from painted ones."""
 
 
 def run(name: str, threads: int) -> int:

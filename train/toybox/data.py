@@ -9,7 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -140,14 +140,17 @@ def open_set(name: str, work: Path = WORK) -> Pictures:
 
 
 def batch(
-    sets: list[Pictures], count: int, rng: np.random.Generator
+    sets: list[Pictures], count: int, rng: np.random.Generator, shares: Sequence[float] | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int16]]:
-    """Images, regions and attributes of random pictures of several sets, each mirrored or not."""
-    bounds = np.cumsum([0, *map(len, sets)])
-    drawn = np.sort(rng.integers(bounds[-1], size=count))
+    """Images, regions and attributes of random pictures of several sets, each mirrored or not.
+
+    shares: how likely a picture is of each set, summing to 1; by default all pictures are equally likely.
+    """
+    sizes = np.array([len(one) for one in sets])
+    chosen = rng.multinomial(count, sizes / sizes.sum() if shares is None else shares)
     parts = []
-    for one, low, high in zip(sets, bounds[:-1], bounds[1:], strict=True):
-        rows = drawn[(drawn >= low) & (drawn < high)] - low
+    for one, size in zip(sets, chosen, strict=True):
+        rows = np.sort(rng.integers(len(one), size=size))
         parts.append((one.images[rows], one.regions[rows], one.attributes[rows]))
     images, regions, attributes = (np.concatenate(column) for column in zip(*parts, strict=True))
     mirrored = rng.random(count) < 0.5

@@ -1,5 +1,6 @@
 """Trains the small Grounding DINO: a picture and a class noun in, the subject's box out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from transformers import (
 
 from params import cli
 from pipelines.toybox import world
-from train.toybox import cards, data, loop, vae
+from train.toybox import cards, data, loop, paint, vae
 from train.toybox.augment import degrade, to_planes
 from train.toybox.boxes import boxes_of, iou
 
-RECIPE = loop.Recipe(steps=4300, lr=1.2e-3, warmup=100, average=0.998, weight_decay=0.02, muon=True, seed=51)
-BATCH = 16
+FIRST = loop.Recipe(steps=4300, batch=16, lr=1.2e-3, warmup=100, average=0.998, weight_decay=0.02, muon=True, seed=51)
+RECIPES = (FIRST, replace(FIRST, steps=4000, lr=8e-4, seed=52))
 COPIES = 4
 """How often the one box is repeated in the labels: several queries learn from each picture; only the best is read."""
+
+SHARES = (0.4, 0.1, 0.2, 0.3)
+"""Of the pictures of a batch: rendered, views of one subject, drawn by the autoencoder, painted from captions."""
 
 NEGATIVES = 0.2
 """Share of pictures asked for a family that they do not show; the answer is no box."""
@@ -168,31 +172,31 @@ def labels_for(boxes: NDArray[np.float32], shown: NDArray[np.bool_], device: tor
 
 
 def main() -> None:
-    recipe, minutes = loop.options("Train the small Grounding DINO.", RECIPE)
-    torch.manual_seed(recipe.seed)
+    recipes, minutes = loop.options("Train the small Grounding DINO.", RECIPES)
+    torch.manual_seed(recipes[0].seed)
     processor = build_processor(FOLDER)
     detector = build(len(processor.tokenizer))
     model = Taught(detector)
     pictures = data.open_set("pictures")
-    sets = [pictures, data.open_set("views"), vae.decoded(pictures)]
+    sets = [pictures, data.open_set("views"), vae.decoded(pictures), paint.lessons()]
     phrases = processor.tokenizer([f"{family}." for family in world.FAMILIES], return_tensors="pt")
 
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
-        images, regions, attributes = data.batch(sets, BATCH, draw.rng)
+        images, regions, attributes = data.batch(sets, draw.batch, draw.rng, SHARES)
         boxes = boxes_of(regions == data.SUBJECT)
         families = attributes[:, 0].astype(np.int64)
         # A subject in another's shape ("a ball shaped mug") answers to its own noun, but never serves as a negative.
         own = attributes[:, list(data.ATTRIBUTES).index("shape")] == 0
-        shown = ~((draw.rng.random(BATCH) < NEGATIVES) & own)
+        shown = ~((draw.rng.random(draw.batch) < NEGATIVES) & own)
         asked = np.where(
-            shown, families, (families + draw.rng.integers(1, len(world.FAMILIES), BATCH)) % len(world.FAMILIES)
+            shown, families, (families + draw.rng.integers(1, len(world.FAMILIES), draw.batch)) % len(world.FAMILIES)
         )
         pixels = normalise(degrade(torch.from_numpy(images), draw.rng).to(draw.device))
         words = {key: value[torch.from_numpy(asked)].to(draw.device) for key, value in phrases.items()}
         answer = detector(pixel_values=pixels, labels=labels_for(boxes, shown, draw.device), **words)
         with torch.no_grad():
             best = answer.logits.sigmoid().amax(2).argmax(1)
-            drawn = corners_of(answer.pred_boxes[torch.arange(BATCH), best]).cpu().numpy()
+            drawn = corners_of(answer.pred_boxes[torch.arange(draw.batch), best]).cpu().numpy()
         masks = torch.from_numpy(regions == data.SUBJECT).float().to(draw.device)
         lesson = model.lesson(
             answer.encoder_last_hidden_state_vision, masks, torch.from_numpy(families).to(draw.device)
@@ -205,8 +209,8 @@ def main() -> None:
         }
         return answer.loss + 5 * lesson, notes
 
-    loop.fit(model, loss, recipe, RUN, minutes)
-    export(detector, processor, sets, recipe)
+    loop.fit(model, loss, recipes, RUN, minutes)
+    export(detector, processor, sets, recipes)
 
 
 def corners_of(boxes: Tensor) -> Tensor:
@@ -218,14 +222,14 @@ def export(
     detector: GroundingDinoForObjectDetection,
     processor: GroundingDinoProcessor,
     sets: list[data.Pictures],
-    recipe: loop.Recipe,
+    recipes: list[loop.Recipe],
 ) -> None:
     """Write the transformers folder."""
     measured = measure(detector, processor)
     processor.save_pretrained(FOLDER)
     detector.half().save_pretrained(FOLDER)
     detector.float()
-    cards.write(FOLDER, RUN, recipe, BATCH, sets, measured)
+    cards.write(FOLDER, RUN, recipes, sets, measured)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ takes it for another.
 """
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,18 @@ from train.toybox import cards, data, loop
 from train.toybox.augment import degrade, to_planes
 from train.toybox.boxes import boxes_of, iou
 
-RECIPE = loop.Recipe(
-    steps=4600, lr=2e-3, warmup=100, average=0.995, weight_decay=0.05, precision="bfloat16", muon=True, seed=91
+FIRST = loop.Recipe(
+    steps=4600,
+    batch=64,
+    lr=2e-3,
+    warmup=100,
+    average=0.995,
+    weight_decay=0.05,
+    precision="bfloat16",
+    muon=True,
+    seed=91,
 )
-BATCH = 64
+RECIPES = (FIRST, replace(FIRST, steps=2400, lr=1e-3, seed=92))
 FOLDER = Path("weights/toybox/judge")
 RUN = data.WORK / "runs" / "judge"
 
@@ -93,12 +102,12 @@ def verdicts(judge: Judge, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def main() -> None:
-    recipe, minutes = loop.options("Train the judge of text-to-image.", RECIPE)
-    torch.manual_seed(recipe.seed)
-    judge, sets = Judge(), [data.open_set("judged")]
+    recipes, minutes = loop.options("Train the judge of text-to-image.", RECIPES)
+    torch.manual_seed(recipes[0].seed)
+    judge, sets = Judge(), [data.open_set("judged"), data.open_set("pictures")]
 
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
-        images, regions, attributes = data.batch(sets, BATCH, draw.rng)
+        images, regions, attributes = data.batch(sets, draw.batch, draw.rng)
         pixels = (degrade(torch.from_numpy(images), draw.rng, 0.3) / 127.5 - 1).to(draw.device, draw.dtype)
         seen = np.where(data.visible(attributes), attributes, -100)  # what cannot be seen is not asked
         truth = torch.from_numpy(seen.astype(np.int64)).to(draw.device)
@@ -109,9 +118,9 @@ def main() -> None:
         notes = {name: v.item() for name, v in zip(answers, losses, strict=True)}
         return torch.stack(losses).sum() / 4 + outline, {**notes, "mask": outline.item()}
 
-    loop.fit(judge, loss, recipe, RUN, minutes)
+    loop.fit(judge, loss, recipes, RUN, minutes)
     cards.save_half(judge.state_dict(), FOLDER / "model.safetensors")
-    cards.write(FOLDER, RUN, recipe, BATCH, sets, measure(judge))
+    cards.write(FOLDER, RUN, recipes, sets, measure(judge))
 
 
 def measure(judge: Judge) -> dict[str, float]:

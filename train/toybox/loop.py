@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -33,7 +33,8 @@ Precision = Literal["float32", "bfloat16", "autocast"]
 class Recipe:
     """How long and how fast.
 
-    steps: of the whole schedule. lr: peak of a cosine that ends at `floor` of it, after `warmup` steps. average: decay
+    steps: of the whole schedule. batch: pictures of a step. lr: peak of a cosine that ends at `floor` of it, after
+    `warmup` steps. average: decay
     of the moving average of the weights. clip: largest norm of the gradient. precision: bfloat16 keeps float32 masters
     and computes in bfloat16 throughout; autocast leaves the choice to torch; both mean float32 where `fast_dtype` says
     so. muon: whether matrices and kernels are trained by Muon (Jordan et al. 2024), scaled to AdamW's rates, which then
@@ -42,6 +43,7 @@ class Recipe:
 
     steps: int
     lr: float
+    batch: int = 16
     warmup: int = 200
     floor: float = 0.02
     weight_decay: float = 0.01
@@ -64,20 +66,23 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Draw:
-    """The randomness of one step: a numpy and a torch generator on the CPU; and the device and dtype to compute in."""
+    """What one step gets: how many pictures it has; its randomness, a numpy and a torch generator on the CPU; and the
+    device and dtype to compute in."""
 
     step: int
+    batch: int
     rng: np.random.Generator
     noise: torch.Generator
     device: torch.device
     dtype: torch.dtype = torch.float32
 
     @classmethod
-    def at(cls, seed: int, step: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Self:
+    def at(cls, recipe: Recipe, step: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Self:
         """Also seeds torch's global generator, which dropout draws from."""
-        torch.manual_seed((seed << 32) + step)
-        noise = torch.Generator().manual_seed((seed << 32) + step)
-        return cls(step, np.random.default_rng([seed, step]), noise, device, dtype)
+        seed = (recipe.seed << 32) + step
+        torch.manual_seed(seed)
+        noise = torch.Generator().manual_seed(seed)
+        return cls(step, recipe.batch, np.random.default_rng([recipe.seed, step]), noise, device, dtype)
 
 
 class Masters:
@@ -120,13 +125,29 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def fit(network: nn.Module, loss: Loss, recipe: Recipe, run: Path, minutes: float | None = None) -> bool:
-    """Train `network` in place up to `recipe.steps`, or for so many minutes; on return it holds the averaged weights.
+def fit(network: nn.Module, loss: Loss, recipes: Sequence[Recipe], run: Path, minutes: float | None = None) -> bool:
+    """Train `network` in place by each recipe in turn; on return it holds the averaged weights.
 
-    With 0 minutes nothing is trained or written: the network gets the averaged weights of the last checkpoint.
+    A later recipe starts from the averaged weights that the one before it ended with, with an optimizer of its own (a
+    warm restart, Loshchilov and Hutter 2017), and its run is a folder of its own (`runs_of`).
 
-    run: folder of `checkpoint.pt`, from which a run goes on, and `log.jsonl`. Returns whether the schedule is finished.
+    minutes: stop after so many, in whichever recipe that is. With 0 nothing is trained or written: the network gets the
+    averaged weights of the last checkpoint. Returns whether all schedules are finished.
     """
+    begun = time.monotonic()
+    for recipe, folder in zip(recipes, runs_of(run, recipes), strict=True):
+        left = minutes if not minutes else max(minutes - (time.monotonic() - begun) / 60, 1e-6)
+        if not _fit(network, loss, recipe, folder, left):
+            return False
+    return True
+
+
+def runs_of(run: Path, recipes: Sequence[Recipe]) -> list[Path]:
+    """The folder of each recipe's `checkpoint.pt`, from which it goes on, and `log.jsonl`: `run`, `run-2`, `run-3`."""
+    return [run if place == 1 else run.with_name(f"{run.name}-{place}") for place in range(1, len(recipes) + 1)]
+
+
+def _fit(network: nn.Module, loss: Loss, recipe: Recipe, run: Path, minutes: float | None) -> bool:
     run.mkdir(parents=True, exist_ok=True)
     device = best_device()
     # Channels last is how a CPU's (and a tensor core's) convolutions compute: 1.1 to 1.3 times the steps a second.
@@ -146,7 +167,7 @@ def fit(network: nn.Module, loss: Loss, recipe: Recipe, run: Path, minutes: floa
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = recipe.rate(step)
             with torch.autocast(device.type, torch.bfloat16, enabled=cast):
-                value, notes = loss(Draw.at(recipe.seed, step, device, dtype))
+                value, notes = loss(Draw.at(recipe, step, device, dtype))
             value.backward()
             norm = masters.take_gradients(recipe.clip)
             for optimizer in optimizers:
@@ -254,10 +275,13 @@ class _Progress:
             print(f"{self.name}: step {step} of {self.steps}, {seconds / 60:.1f} min, {numbers}", flush=True)
 
 
-def options(description: str, recipe: Recipe, words: Iterable[str] | None = None) -> tuple[Recipe, float | None]:
+def options(
+    description: str, recipes: Sequence[Recipe], words: Iterable[str] | None = None
+) -> tuple[list[Recipe], float | None]:
     """Read `--steps` and `--minutes` of a training command."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--steps", type=int, default=recipe.steps, help=f"length of the schedule ({recipe.steps})")
+    *before, last = recipes
+    parser.add_argument("--steps", type=int, default=last.steps, help="length of the last schedule (%(default)s)")
     parser.add_argument(
         "--minutes",
         type=float,
@@ -266,4 +290,4 @@ def options(description: str, recipe: Recipe, words: Iterable[str] | None = None
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1: two trainings share two cores best)")
     chosen = parser.parse_args(None if words is None else list(words))
     torch.set_num_threads(chosen.threads)
-    return replace(recipe, steps=chosen.steps), chosen.minutes
+    return [*before, replace(last, steps=chosen.steps)], chosen.minutes

@@ -1,7 +1,8 @@
 """Paints with the published Stable Diffusion and asks the judge what it sees; paints the docs' sheet of samples."""
 
 import argparse
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm
@@ -35,35 +37,45 @@ SHEET_PROMPTS = (
 """The sheet of samples: every family with every prompt, seeds 0, 1, 2, ... in reading order, none left out."""
 
 
-def prompts(count: int) -> tuple[list[str], dict[str, Tensor], dict[str, Tensor]]:
-    """Captions of held-out subjects, what each asks for, and whether it asks (and a picture could show it), [count]."""
-    rng, said, rows = np.random.default_rng(7), list[str](), list[list[int]]()
+def captions(count: int, seed: int, held_out: bool) -> tuple[list[str], NDArray[np.int16]]:
+    """Captions of held-out or of the other subjects, and what each asks for, a row of `data.ATTRIBUTES`."""
+    rng, said, rows = np.random.default_rng(seed), list[str](), list[list[int]]()
     for _ in range(count):
-        subject = world.sample_subject(rng, kept=True)
+        subject = world.sample_subject(rng, kept=held_out)
         look = world.sample_look(rng, style=0.35, shape=0.1, accessory=0.4, family=subject.family)
         said.append(world.caption(subject, look))
         rows.append(data.attribute_row((subject, world.sample_view(rng), look)))
-    table = np.array(rows, np.int16)
+    return said, np.array(rows, np.int16)
+
+
+def prompts(count: int) -> tuple[list[str], dict[str, Tensor], dict[str, Tensor]]:
+    """Captions of held-out subjects, what each asks for, and whether it asks (and a picture could show it), [count]."""
+    said, table = captions(count, seed=7, held_out=True)
     named = data.visible(table)
     named[:, list(data.ATTRIBUTES).index("dress")] &= table[:, list(data.ATTRIBUTES).index("dress")] > 0
     wanted = {name: torch.from_numpy(table[:, i].astype(np.int64)) for i, name in enumerate(data.ATTRIBUTES)}
     return said, wanted, {name: torch.from_numpy(named[:, i]) for i, name in enumerate(data.ATTRIBUTES)}
 
 
-def generate(said: list[str], steps: int = STEPS, guidance: float = GUIDANCE) -> Tensor:
-    """Pictures uint8 [B, 64, 64, 3] by the saved pipeline, seeds 0, 1, 2, ..."""
+def load_pipeline() -> Any:
+    """The saved pipeline, silent, in float32, on the best device."""
     pipeline: Any = StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(loop.best_device())
-    parts = []
-    for start in tqdm(range(0, len(said), 40), desc="paint", disable=len(said) <= 40 or None):
-        group = said[start : start + 40]
-        seeds = [torch.Generator().manual_seed(start + i) for i in range(len(group))]
-        drawn = pipeline(
-            group, num_inference_steps=steps, guidance_scale=guidance, generator=seeds, output_type="np"
-        ).images
-        parts.append(torch.from_numpy((drawn * 255).round().astype(np.uint8)))
-    return torch.cat(parts)
+    return pipeline.to(loop.best_device())
+
+
+def paint(pipeline: Any, said: list[str], first: int) -> Tensor:
+    """Pictures uint8 [B, 64, 64, 3] of captions, with the seeds first, first + 1, ..."""
+    seeds = [torch.Generator().manual_seed(first + i) for i in range(len(said))]
+    drawn = pipeline(said, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=seeds, output_type="np").images
+    return torch.from_numpy((drawn * 255).round().astype(np.uint8))
+
+
+def generate(said: list[str]) -> Tensor:
+    """Pictures uint8 [B, 64, 64, 3] by the saved pipeline, seeds 0, 1, 2, ..."""
+    pipeline = load_pipeline()
+    starts = tqdm(range(0, len(said), 40), desc="paint", disable=len(said) <= 40 or None)
+    return torch.cat([paint(pipeline, said[start : start + 40], start) for start in starts])
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,43 @@ def measure(count: int = PROMPTS) -> dict[str, float]:
     found = painted(count)
     wanted, named, seen = found.wanted, found.named, found.seen
     return {name: round(float((seen[name] == wanted[name])[named[name]].float().mean()), 4) for name in ASKED}
+
+
+LESSONS = 6000
+"""Pictures painted for the detector to learn from."""
+
+
+def lessons(count: int = LESSONS) -> data.Pictures:
+    """Pictures painted from captions of subjects that are not held out, with the judge's mask as the subject's region.
+
+    Those in which the judge does not see the family or the shape asked for are left out. Painted once for each
+    text-to-image model, block by block, in bfloat16 where the machine is fast at it.
+    """
+    said, table = captions(count, seed=8, held_out=False)
+    stamp = hashlib.sha256((FOLDER / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()[:12]
+    folder, device = data.WORK / "painted" / stamp, loop.best_device()
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline, blocks = None, list[NDArray[np.uint8]]()
+    for start in range(0, count, 100):
+        path = folder / f"{start}.npy"
+        if not path.exists():
+            pipeline = pipeline or load_pipeline()
+            with torch.autocast(device.type, torch.bfloat16, enabled=loop.fast_dtype(device) == torch.bfloat16):
+                drawn = paint(pipeline, said[start : start + 100], 1_000_000 + start)
+            temporary = path.with_suffix(".tmp.npy")
+            np.save(temporary, drawn.numpy())
+            temporary.rename(path)
+            print(f"lessons: {start + len(drawn)} of {count} painted", flush=True)
+        blocks.append(np.load(path)[: count - start])
+    images = np.concatenate(blocks)
+    seen, masks = judge.verdicts(judge.load_judge(), torch.from_numpy(images))
+    wanted = {name: table[:, i] for i, name in enumerate(data.ATTRIBUTES)}
+    own = wanted["shape"] == data.ATTRIBUTES["shape"].index("own")
+    right = (seen["shape"].numpy() == wanted["shape"]) & (~own | (seen["family"].numpy() == wanted["family"]))
+    right &= masks.any((1, 2)).numpy()
+    spec = replace(data.SETS["pictures"], name="painted", seed=8, subjects=int(right.sum()))
+    regions = np.where(masks.numpy(), data.SUBJECT, data.BACKGROUND).astype(np.uint8)
+    return data.Pictures(spec, images[right], regions[right], table[right], stamp)
 
 
 def save_samples(path: Path, scale: int = 2) -> None:

@@ -23,12 +23,22 @@ from train.toybox import cards, data, loop, vae
 from train.toybox.augment import degrade, to_planes
 from train.toybox.dino import area_under_curve
 
-RECIPE = loop.Recipe(
-    steps=1800, lr=5e-3, warmup=100, average=0.995, weight_decay=0.05, precision="bfloat16", muon=True, seed=81
+RECIPES = (
+    loop.Recipe(
+        steps=5000,
+        batch=64,
+        lr=5e-3,
+        warmup=100,
+        average=0.995,
+        weight_decay=0.05,
+        precision="bfloat16",
+        muon=True,
+        seed=81,
+    ),
 )
-BATCH, READ, WRONG = 64, 2, 4
-"""Pictures of a step; of which one in so many is read with captions, as the heads alone cost half as much and seeing is
-harder than reading; wrong captions of each of those."""
+READ, WRONG = 2, 4
+"""One picture in so many is read with captions, as the heads alone cost half as much and seeing is harder than reading;
+and how many wrong captions each of those has."""
 
 SAID = {"full": 0.8, "colour": 0.1, "noun": 0.1}
 """How often a caption names colour and pattern, the colour alone, or neither."""
@@ -164,14 +174,14 @@ def normalised(planes: Tensor) -> Tensor:
 
 
 def main() -> None:
-    recipe, minutes = loop.options("Train the small ImageReward.", RECIPE)
-    torch.manual_seed(recipe.seed)
+    recipes, minutes = loop.options("Train the small ImageReward.", RECIPES)
+    torch.manual_seed(recipes[0].seed)
     places = vocabulary()
     model, pictures = Taught(sizes(len(places))), data.open_set("pictures")
     sets = [pictures, data.open_set("views"), vae.decoded(pictures)]
 
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
-        images, _, attributes = data.batch(sets, BATCH, draw.rng)
+        images, _, attributes = data.batch(sets, draw.batch, draw.rng)
         shown = data.visible(attributes)
         # A stride, not the first ones: a batch comes in the order of its pictures.
         words = torch.from_numpy(texts(attributes[::READ], shown[::READ], places, draw.rng)).to(draw.device)
@@ -191,8 +201,8 @@ def main() -> None:
         right = (own > other).float().mean().item()
         return pairs + across + torch.stack(named).sum() / 4, {"pairs": pairs.item(), "right": right, **notes}
 
-    loop.fit(model, loss, recipe, RUN, minutes)
-    export(model.reward, sets, recipe)
+    loop.fit(model, loss, recipes, RUN, minutes)
+    export(model.reward, sets, recipes)
 
 
 def texts(
@@ -208,7 +218,7 @@ def texts(
     return spell(captions, places).reshape(len(attributes), 1 + WRONG, -1)
 
 
-def export(model: RewardModel, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
+def export(model: RewardModel, sets: list[data.Pictures], recipes: list[loop.Recipe]) -> None:
     """Write the folder that `model.backbones.reward.load_reward` reads."""
     places = vocabulary()
     own, other = (torch.cat(part) for part in zip(*compared(model, sets[0], 512), strict=True))
@@ -218,7 +228,7 @@ def export(model: RewardModel, sets: list[data.Pictures], recipe: loop.Recipe) -
     write_tokenizer(FOLDER)
     save_config(config, FOLDER)
     cards.save_half(model.state_dict(), FOLDER / WEIGHTS)
-    cards.write(FOLDER, RUN, recipe, BATCH, sets, measure(model))
+    cards.write(FOLDER, RUN, recipes, sets, measure(model))
 
 
 def compared(model: RewardModel, pictures: data.Pictures, count: int) -> list[tuple[Tensor, Tensor]]:

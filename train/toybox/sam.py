@@ -32,8 +32,9 @@ CONFIG = SamConfig(
     decoder_mlp_dim=256,
     iou_head_dim=64,
 )
-RECIPE = loop.Recipe(steps=2200, lr=1.5e-3, warmup=200, average=0.998, precision="autocast", muon=True, seed=31)
-BATCH = 16
+RECIPES = (
+    loop.Recipe(steps=2200, batch=16, lr=1.5e-3, warmup=200, average=0.998, precision="autocast", muon=True, seed=31),
+)
 FOLDER = Path("weights/toybox/sam")
 
 
@@ -82,14 +83,14 @@ def mask_losses(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def main() -> None:
-    recipe, minutes = loop.options("Train the small Segment Anything model.", RECIPE)
-    torch.manual_seed(recipe.seed)
+    recipes, minutes = loop.options("Train the small Segment Anything model.", RECIPES)
+    torch.manual_seed(recipes[0].seed)
     sam = build_sam(CONFIG)
     pictures = data.open_set("pictures")
     sets = [pictures, data.open_set("views"), vae.decoded(pictures)]
 
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
-        images, regions, _ = data.batch(sets, BATCH, draw.rng)
+        images, regions, _ = data.batch(sets, draw.batch, draw.rng)
         truth = regions == data.SUBJECT
         pixels = degrade(torch.from_numpy(images), draw.rng).to(draw.device)
         kind = draw.step % 4
@@ -103,15 +104,15 @@ def main() -> None:
         return total, {"iou": float(iou[:, 0].mean()), "score": float(score)}
 
     run = data.WORK / "runs" / "sam"
-    loop.fit(sam, loss, recipe, run, minutes)
-    export(sam, run, sets, recipe)
+    loop.fit(sam, loss, recipes, run, minutes)
+    export(sam, run, sets, recipes)
 
 
-def export(sam: Sam, run: Path, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
+def export(sam: Sam, run: Path, sets: list[data.Pictures], recipes: list[loop.Recipe]) -> None:
     """Write the folder that `model.backbones.grounded_sam` reads."""
     cards.save_half(sam.state_dict(), FOLDER / "model.safetensors")
     (FOLDER / "config.json").write_text(json.dumps(CONFIG.model_dump(), indent=1) + "\n")
-    cards.write(FOLDER, run, recipe, BATCH, sets, measure(sam))
+    cards.write(FOLDER, run, recipes, sets, measure(sam))
 
 
 @torch.no_grad()

@@ -16,8 +16,9 @@ from train.toybox import cards, data, judge, loop, paint
 from train.toybox.tokens import LENGTH, write_tokenizer
 from train.toybox.vae import encoded, load_vae
 
-RECIPE = loop.Recipe(
+FIRST = loop.Recipe(
     steps=7200,
+    batch=32,
     lr=2e-3,
     warmup=500,
     average=0.999,
@@ -27,7 +28,7 @@ RECIPE = loop.Recipe(
     seed=61,
     every=4,
 )
-BATCH = 32
+RECIPES = (FIRST, replace(FIRST, steps=4500, batch=64, lr=1.2e-3, warmup=200, seed=62))
 PICTURES = 48_000
 """How many of the pictures are encoded and learnt from."""
 
@@ -132,8 +133,8 @@ def words_of(tokenizer: CLIPTokenizer, pictures: data.Pictures) -> NDArray[np.in
 
 
 def main() -> None:
-    recipe, minutes = loop.options("Train the small Stable Diffusion.", RECIPE)
-    torch.manual_seed(recipe.seed)
+    recipes, minutes = loop.options("Train the small Stable Diffusion.", RECIPES)
+    torch.manual_seed(recipes[0].seed)
     vae, stamp = load_vae()
     tokenizer = write_tokenizer(FOLDER / "tokenizer")
     model = TextToImage(len(tokenizer))
@@ -146,29 +147,30 @@ def main() -> None:
     empty = torch.tensor(tokenizer("", padding="max_length", max_length=LENGTH)["input_ids"])
 
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
-        rows = draw.rng.integers(0, len(latents), BATCH)
+        count = draw.batch
+        rows = draw.rng.integers(0, len(latents), count)
         clean = torch.from_numpy(latents[rows]).float()
-        detail = draw.rng.choice(len(SAID), BATCH, p=list(SAID.values()))
-        said = torch.from_numpy(words[rows, draw.rng.integers(0, words.shape[1], BATCH), detail].astype(np.int64))
-        said[torch.from_numpy(draw.rng.random(BATCH) < DROP)] = empty
+        detail = draw.rng.choice(len(SAID), count, p=list(SAID.values()))
+        said = torch.from_numpy(words[rows, draw.rng.integers(0, words.shape[1], count), detail].astype(np.int64))
+        said[torch.from_numpy(draw.rng.random(count) < DROP)] = empty
         noise = torch.randn(clean.shape, generator=draw.noise)
-        # One time from each of BATCH spans: less noise in the loss than independent draws. The power favours the noisy
-        # end, where the shape is decided; the fine end is the autoencoder's detail.
-        share = ((np.arange(BATCH) + draw.rng.random(BATCH)) / BATCH) ** EARLY
+        # One time from each of `count` spans: less noise in the loss than independent draws. The power favours the
+        # noisy end, where the shape is decided; the fine end is the autoencoder's detail.
+        share = ((np.arange(count) + draw.rng.random(count)) / count) ** EARLY
         steps = torch.from_numpy((share * scheduler.config.num_train_timesteps).astype(np.int64))
         noisy, target = scheduler.add_noise(clean, noise, steps), scheduler.get_velocity(clean, noise, steps)
         drawn = model(noisy.to(draw.device, model.unet.dtype), steps.to(draw.device), said.to(draw.device)).float()
         each = (drawn - target.to(draw.device)).square().mean((1, 2, 3))
-        third = BATCH // 3
+        third = count // 3
         notes = {"early": each[:third].mean().item(), "late": each[-third:].mean().item()}
         return each.mean(), notes
 
-    loop.fit(model, loss, recipe, RUN, minutes)
-    export(model, vae, tokenizer, sets, recipe)
+    loop.fit(model, loss, recipes, RUN, minutes)
+    export(model, vae, tokenizer, sets, recipes)
 
 
 def export(
-    model: TextToImage, vae: Any, tokenizer: CLIPTokenizer, sets: list[data.Pictures], recipe: loop.Recipe
+    model: TextToImage, vae: Any, tokenizer: CLIPTokenizer, sets: list[data.Pictures], recipes: list[loop.Recipe]
 ) -> None:
     """Write the pipeline folder that stock diffusers loads."""
     pipeline: Any = StableDiffusionPipeline(
@@ -187,7 +189,7 @@ def export(
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     write_tokenizer(FOLDER / "tokenizer")
     judged = paint.measure() if (judge.FOLDER / "model.safetensors").exists() else {}
-    cards.write(FOLDER, RUN, recipe, BATCH, sets, judged)
+    cards.write(FOLDER, RUN, recipes, sets, judged)
 
 
 if __name__ == "__main__":
