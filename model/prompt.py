@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.errors import ModelError
 
@@ -187,20 +188,32 @@ def encode_tokens(
         if rescale:
             norms = noun_norms(embedding.weight, rows, words.shape[1])
             words = words * (norms[:, :, None, None, None] / words.norm(dim=-1, keepdim=True).clamp_min(1e-8))
-    with placeholders_filled(embedding, rows, words):
-        out = text_encoder(repeat(ids, "b n -> (b l) n", l=levels), output_hidden_states=penultimate)
-    states = out.hidden_states[-2] if penultimate else out.last_hidden_state
-    embeds = getattr(out, "text_embeds", None)
+
+    def run(words: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        with placeholders_filled(embedding, rows, words):
+            out = text_encoder(repeat(ids, "b n -> (b l) n", l=levels), output_hidden_states=penultimate)
+        states = out.hidden_states[-2] if penultimate else out.last_hidden_state
+        return states, getattr(out, "text_embeds", None)
+
+    again = getattr(text_encoder, COMPUTED_AGAIN, False) and torch.is_grad_enabled()
+    states, embeds = checkpoint(run, words, use_reentrant=False) if again else run(words)
     pooled = None if embeds is None else rearrange(embeds, "(b l) d -> b l d", l=levels).mean(dim=1)
     return rearrange(states, "(b l) n d -> b l n d", l=levels), pooled
 
 
+COMPUTED_AGAIN = "computed_again"
+"""Name of the mark that `checkpoint_text` sets."""
+
+
 def checkpoint_text(text_encoders: Sequence[Any]) -> None:
-    """Let the text encoders compute their layers again in the backward pass instead of keeping them: of L captions a
-    sample they are most of what a step keeps. They stay frozen; CLIP has no dropout, so train mode changes nothing."""
+    """Let `encode_captions` compute these text encoders again in the backward pass instead of keeping what they did: of
+    L captions a sample that is most of what a step keeps.
+
+    Each is computed again as a whole: its turn comes when the UNet's activations are gone, and in their place there is
+    room for all its layers.
+    """
     for encoder in text_encoders:
-        encoder.train()
-        encoder.activation_checkpointing_enable({"use_reentrant": False})
+        setattr(encoder, COMPUTED_AGAIN, True)
 
 
 def noun_norms(embedding: Tensor, rows: Sequence[TokenizedCaption], subjects: int) -> Tensor:

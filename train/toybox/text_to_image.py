@@ -28,7 +28,7 @@ FIRST = loop.Recipe(
     seed=61,
     every=4,
 )
-RECIPES = (FIRST, replace(FIRST, steps=4500, batch=64, lr=1.2e-3, warmup=200, seed=62))
+RECIPES = (FIRST, replace(FIRST, steps=3200, batch=64, lr=1.2e-3, warmup=200, seed=62))
 PICTURES = 48_000
 """How many of the pictures are encoded and learnt from."""
 

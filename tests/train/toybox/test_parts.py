@@ -227,6 +227,57 @@ def test_prompts_ask_for_what_they_say_of_held_out_subjects():
     assert not kept & free
 
 
+def made_up(count: int, value: int) -> data.Pictures:
+    images, regions = np.full((count, 64, 64, 3), value, np.uint8), np.full((count, 64, 64), value, np.uint8)
+    return data.Pictures(data.SETS["pictures"], images, regions, np.full((count, 8), value, np.int16), "")
+
+
+def test_batch_takes_as_much_of_each_set_as_its_share_or_its_size_says():
+    sets, rng = [made_up(30, 0), made_up(10, 1)], np.random.default_rng(0)
+    by_size, by_share = (
+        np.mean([data.batch(sets, 40, rng, shares)[2][:, 0].mean() for _ in range(50)]) for shares in (None, (0.1, 0.9))
+    )
+    assert by_size == pytest.approx(0.25, abs=0.04)
+    assert by_share == pytest.approx(0.9, abs=0.04)
+    images, regions, attributes = data.batch(sets, 40, rng)
+    assert len(images) == len(regions) == len(attributes) == 40
+    assert (images[:, 0, 0, 0] == attributes[:, 0]).all() and (regions[:, 0, 0] == attributes[:, 0]).all()
+
+
+def test_lessons_are_painted_once_and_hold_what_the_judge_recognises(tmp_path, monkeypatch):
+    asked = list[tuple[str, int]]()
+
+    def painted(pipeline, said, first):
+        asked.extend((caption, first + i) for i, caption in enumerate(said))
+        return torch.zeros(len(said), 64, 64, 3, dtype=torch.uint8)
+
+    _, table = paint.captions(150, seed=8, held_out=False)
+    seen = {name: torch.from_numpy(table[:, i].astype(np.int64)) for i, name in enumerate(data.ATTRIBUTES)}
+    seen["family"][::3] = (seen["family"][::3] + 1) % len(data.ATTRIBUTES["family"])
+    masks = torch.zeros(150, 64, 64, dtype=torch.bool)
+    masks[1:, 10:20, 5:9] = True
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(paint, "FOLDER", tmp_path)
+    monkeypatch.setattr(data, "WORK", tmp_path)
+    monkeypatch.setattr(paint, "load_pipeline", lambda: "pipeline")
+    monkeypatch.setattr(paint, "paint", painted)
+    monkeypatch.setattr(judge, "load_judge", lambda: None)
+    monkeypatch.setattr(judge, "verdicts", lambda model, images: (seen, masks))
+    found = paint.lessons(150)
+    own = table[:, list(data.ATTRIBUTES).index("shape")] == 0
+    wrong = (np.arange(150) % 3 == 0) & own
+    right = ~wrong & (np.arange(150) > 0)  # the first one's mask is empty
+    assert 0 < wrong.sum() < 60
+    assert np.array_equal(found.attributes, table[right])
+    assert boxes_of(found.regions == data.SUBJECT).tolist() == [[5, 10, 9, 20]] * int(right.sum())
+    assert len(set(asked)) == 150 and min(seed for _, seed in asked) > paint.PROMPTS
+    paint.lessons(150)
+    assert len(asked) == 150, "painted again"
+    held = {(row[0], row[1], row[3]) for row in paint.captions(200, seed=7, held_out=True)[1].tolist()}
+    assert not held & {(row[0], row[1], row[3]) for row in table.tolist()}
+
+
 def test_judge_reads_attributes_and_a_mask_of_the_pictures_size():
     answers, mask = judge.Judge()(torch.zeros(2, 3, 64, 64))
     assert {name: tuple(answer.shape) for name, answer in answers.items()} == {
