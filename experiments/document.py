@@ -68,6 +68,11 @@ location loss near 0 (perfect: -1) would say that the maps do not know where the
 the visual branch.
 """
 
+EARLIER = """**These results are of an earlier training of the toybox's backbones**: they were trained on other tables
+({then}) than the ready adapter is ({now}), and other weights painted and measured them. What they say of
+each other holds for those; `make ablation` makes all of them again.
+"""
+
 TRUTH_WORDS = """Because the toybox knows what it drew, a classifier ([its own accuracy](toybox.md)) can tell whether a
 picture shows the subject's family, colour and pattern, and what its prompt asked for. A pose is read by the nearest
 of 72 renders of the subject, for subjects whose own photos show it; *same pose* is the share of pictures
@@ -76,11 +81,11 @@ subject: a method that copies the view of its reference is above it.
 """
 
 
-def write_document(matrix: Matrix, results: Sequence[Result], file: Path) -> None:
-    """Write the page of the results that there are."""
+def write_document(matrix: Matrix, results: Sequence[Result], data: str, file: Path) -> None:
+    """Write the page of the results that there are; `data` identifies the tables that are trained on today."""
     found = by_run(matrix, results)
     if found:
-        write_text(file, page(matrix, found))
+        write_text(file, page(matrix, found, data))
 
 
 def by_run(matrix: Matrix, results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -89,8 +94,8 @@ def by_run(matrix: Matrix, results: Sequence[Result]) -> dict[str, list[Result]]
     return {name: sorted(members, key=lambda result: result["seed"]) for name, members in of_each.items() if members}
 
 
-def page(matrix: Matrix, found: dict[str, list[Result]]) -> str:
-    """The page as Markdown."""
+def page(matrix: Matrix, found: dict[str, list[Result]], data: str) -> str:
+    """The page as Markdown; it says so where its results were trained on other tables than `data`."""
     every = [result for members in found.values() for result in members]
     steps = matrix.common["train"]["steps"]
     batch = round(every[0]["train"].get("batch", 16))
@@ -104,6 +109,8 @@ def page(matrix: Matrix, found: dict[str, list[Result]]) -> str:
             pictures=every[0]["score"][MODEL]["pictures"],
         )
     ]
+    if every[0]["data"] != data:
+        parts.append(EARLIER.format(then=every[0]["data"], now=data))
     rows = of_kind(matrix, found, "ablation")
     if rows:
         parts += ["## Table 4\n", table(rows, SCORES, paper=True), views_words(every), directions(matrix, found)]

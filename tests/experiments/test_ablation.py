@@ -80,12 +80,12 @@ def test_result_counts_while_recipe_and_data_are_the_same(matrix: ablation.Matri
     done = {"run": "both", "seed": 0, "recipe": ablation.recipe_of(job, matrix.world), "data": "tables"}
     job.result.write_text(json.dumps(done))
     assert ablation.is_done(job, matrix.world, "tables")
-    assert ablation.current_results(matrix) == [done]
+    assert ablation.current_results(matrix, "tables") == [done]
     assert not ablation.is_done(job, matrix.world, "other tables")
     assert not ablation.is_done(job, {}, "tables")
     monkeypatch.setattr("sys.argv", ["ablation", "--set", "train.learning_rate=0.5"])
     assert not ablation.is_done(job, matrix.world, "tables")
-    assert ablation.current_results(matrix) == []  # a page of today's params does without it
+    assert ablation.current_results(matrix, "tables") == []  # a page of today's params does without it
 
 
 def test_results_of_different_data_share_no_page(matrix: ablation.Matrix, tmp_path, monkeypatch):
@@ -94,8 +94,19 @@ def test_results_of_different_data_share_no_page(matrix: ablation.Matrix, tmp_pa
     for job, data in zip(ablation.jobs_of(matrix, ["cscl", "macl"], 1), ("one", "other"), strict=True):
         made = {"run": job.name, "seed": 0, "recipe": ablation.recipe_of(job, matrix.world), "data": data}
         job.result.write_text(json.dumps(made))
+    for run, data in (("cscl", "one"), ("macl", "other")):
+        assert [result["run"] for result in ablation.current_results(matrix, data)] == [run]
     with pytest.raises(UserError, match=r"(cscl-0 and macl-0|macl-0 and cscl-0) were trained on other data"):
-        ablation.current_results(matrix)
+        ablation.current_results(matrix, "a third")
+    (tmp_path / "macl-0.json").unlink()
+    assert [result["run"] for result in ablation.current_results(matrix, "a third")] == ["cscl"]
+
+
+def test_page_says_that_its_results_are_of_earlier_backbones(matrix: ablation.Matrix, tmp_path):
+    for data, told in ((ablation.ready_data(), False), ("another", True)):
+        results = [result("both", 0, 0.5) | {"data": data}]
+        document.write_document(matrix, results, ablation.ready_data(), tmp_path / "page.md")
+        assert ("results are of an earlier training" in (tmp_path / "page.md").read_text()) is told
 
 
 def test_failed_stage_is_one_sentence_with_its_last_line(tmp_path):
@@ -118,6 +129,7 @@ def result(run: str, seed: int, value: float) -> dict:
     return {
         "run": run,
         "seed": seed,
+        "data": "tables",
         "minutes": {"train": 5.0, "measure": 1.0},
         "train": {"steps": 640},
         "score": {"customcontrast": {name: {"mean": value} for name in columns} | {"pictures": 240}},
@@ -138,7 +150,7 @@ def test_page_holds_means_spreads_and_what_is_missing(matrix: ablation.Matrix, t
     runs = {"fusion": (0.50, 0.52, 0.54), "both": (0.60, 0.62, 0.64), "factor-none": (0.55,)}
     runs |= {"ip-adapter-plus": (0.70, 0.71, 0.72), "self-reconstruction": (0.5, 0.7)}
     results = [result(run, seed, value) for run, values in runs.items() for seed, value in enumerate(values)]
-    document.write_document(matrix, results, tmp_path / "page.md")
+    document.write_document(matrix, results, "tables", tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
     assert "| MFI encoder + CSCL + MACL | 3 | 0.620 ± 0.020 |" in text
     assert "E-CI +0.100 ± 0.000 (paper +0.034), holds" in text
