@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
 from model.errors import ModelError
@@ -37,7 +37,7 @@ class CrossAttentionLayer:
 
 @dataclass
 class AttentionMaps:
-    """Attention maps of one layer in float32, before any location map, of the R rows with a subject; S subjects, m
+    """Attention maps of one layer as float32, before any location map, of the R rows with a subject; S subjects, m
     visual tokens."""
 
     text: Tensor | None
@@ -48,7 +48,7 @@ class AttentionMaps:
 
 @dataclass
 class MapRecorder:
-    """Collects the maps of layers with at most `max_pixels` pixels; only they leave scaled_dot_product_attention."""
+    """Collects the maps of layers with at most `max_pixels` pixels."""
 
     max_pixels: int
     maps: dict[int, AttentionMaps] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class CrossAttentionContext:
     strength: Tensor | float = 1.0
     """lambda; a number, or [R] for one each row (0 = without subject)."""
     placeholder: Tensor | None = None
-    """[R, S, n], 1 where the caption holds the subject's placeholder, else 0."""
+    """[R, S, n_t, n], 1 where the caption holds a token of the subject's placeholder, else 0."""
     location: Tensor | None = None
     """[R, S, h, w] in 0..1 at latent size: multiplies the visual branch and the placeholder's text map."""
     recorder: MapRecorder | None = None
@@ -209,21 +209,40 @@ def text_branch(
     """Text cross-attention: query [B, h, q, d], key and value [B, h, n, d] -> ([B, h, q, d], maps [B, S, h, q] or
     None).
 
-    The placeholder's column of each subject (`placeholder` [B, S, n]) is multiplied by `location` [B, S, q] after the
-    softmax; rows are not normalised again.
+    The columns of each subject's placeholder (`placeholder` [B, S, n_t, n]) are multiplied by `location` [B, S, q]
+    after the softmax; rows are not normalised again: out + sum over placeholder tokens p of (location - 1) A_p v_p.
     """
     if placeholder is None or not (recording or location is not None):
         return F.scaled_dot_product_attention(query, key, value), None
-    probabilities = attention_probabilities(query, key)
-    placeholder = placeholder.to(probabilities)
+    subjects, tokens = placeholder.shape[1:3]
+    slots = placeholder.to(value).flatten(1, 2)[:, None]  # [B, 1, S n_t, n]
+    out, columns = attention_with_columns(query, key, value, slots)
     maps = None
     if recording:
-        tokens = placeholder.sum(dim=-1).clamp_min(1)
-        maps = torch.einsum("bhqn,bsn->bshq", probabilities, placeholder) / tokens[..., None, None]
+        of_each = rearrange(columns.float(), "b h q (s t) -> b s h q t", s=subjects)
+        count = placeholder.to(of_each).sum(dim=(2, 3)).clamp_min(1)
+        maps = of_each.sum(dim=-1) / count[..., None, None]
     if location is not None:
-        factor = 1 + torch.einsum("bsq,bsn->bqn", location.to(probabilities) - 1, placeholder)
-        probabilities = probabilities * factor[:, None]
-    return probabilities.to(value.dtype) @ value, maps
+        excess = repeat(location.to(columns) - 1, "b s q -> b 1 q (s t)", t=tokens) * columns
+        of_slots = slots @ value  # [B, h, S n_t, d]
+        for slot in range(subjects * tokens):
+            out = torch.addcmul(out, excess[..., slot : slot + 1], of_slots[:, :, slot : slot + 1])
+    return out, maps
+
+
+def attention_with_columns(query: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention, and of its probabilities the columns that `slots` [B, 1, c, n] marks with ones -> [B, h, q, d],
+    [B, h, q, c].
+
+    The fused kernels return no probabilities, but A V does where V holds a column of the unit matrix; queries and keys
+    get as many zeros. So a few columns cost a few more values, and A [B, h, q, n] is never written.
+    """
+    width, more = value.shape[-1], slots.shape[2]
+    zeros = -(width + more) % 8 + more  # the kernels like multiples of eight
+    value = torch.cat([value, F.pad(slots.mT, (0, zeros - more)).expand(-1, value.shape[1], -1, -1)], dim=-1)
+    query, key = F.pad(query, (0, zeros)), F.pad(key, (0, zeros))
+    out = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)
+    return out[..., :width], out[..., width : width + more]
 
 
 def visual_branch(

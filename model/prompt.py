@@ -41,7 +41,7 @@ class TextCondition:
     pooled: Tensor | None
     """[B, d] for SDXL, the mean over the L captions [a reading: the UNet takes one]; None with one text encoder."""
     placeholder: Tensor | None
-    """[B, S, n] 1 at the subject's placeholder; None where no caption holds one."""
+    """[B, S, n_t, n] 1 at each token of the subject's placeholder; None where no caption holds one."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TextCondition:
         """`change` applied to every part; it acts on the rows."""
@@ -97,7 +97,7 @@ def encode_captions(
         states, pooled = encode_tokens(encoder, rows, words, rescale=rescale, penultimate=len(text_encoders) > 1)
         hidden.append(states)
         if words is not None:
-            marks = slot_marks(rows, words.shape[1], length).to(states.device)
+            marks = slot_marks(rows, words.shape[1], tokens, length).to(states.device)
             if placeholder is not None and not torch.equal(placeholder, marks):
                 raise ModelError(
                     "the two tokenizers of the base model split a caption differently, so its placeholder has no one"
@@ -156,12 +156,12 @@ def noun_ends(caption: str, nouns: Sequence[str]) -> list[int]:
     return ends
 
 
-def slot_marks(rows: Sequence[TokenizedCaption], subjects: int, length: int) -> Tensor:
-    """[B, S, n] float, 1 at the placeholder tokens of each subject, all 0 where nothing was inserted."""
-    marks = torch.zeros(len(rows), subjects, length)
+def slot_marks(rows: Sequence[TokenizedCaption], subjects: int, tokens: int, length: int) -> Tensor:
+    """[B, S, n_t, n] float, 1 at each placeholder token of each subject, all 0 where nothing was inserted."""
+    marks = torch.zeros(len(rows), subjects, tokens, length)
     for b, row in enumerate(rows):
         for s, slots in enumerate(row.slots):
-            marks[b, s, list(slots)] = 1
+            marks[b, s, range(len(slots)), list(slots)] = 1
     return marks
 
 

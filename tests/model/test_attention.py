@@ -41,9 +41,9 @@ def make_context(**changes) -> CrossAttentionContext:
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).double()
 
-    placeholder = torch.zeros(BATCH, SUBJECTS, TEXT)
-    placeholder[:, 0, 1] = 1
-    placeholder[:, 1, 3:5] = 1
+    placeholder = torch.zeros(BATCH, SUBJECTS, 2, TEXT)
+    placeholder[:, 0, 0, 1] = 1
+    placeholder[:, 1, [0, 1], [3, 4]] = 1
     settings = {
         "text": random(BATCH, 2, TEXT, 7),
         "latent_size": SIZE,
@@ -70,7 +70,7 @@ def written_out(layer: Attention, z: Tensor, context: CrossAttentionContext) -> 
                 a = torch.softmax(c @ layer.to_k.weight[rows].T @ q / size**0.5, dim=0)
                 scaled = a.clone()
                 for s in range(SUBJECTS):
-                    mine = context.placeholder[b, s].bool()
+                    mine = context.placeholder[b, s].sum(dim=0).bool()
                     text_maps[b, s, h, x] = a[mine].mean()
                     if context.location is not None:
                         scaled[mine] *= context.location[b, s].flatten()[x]
@@ -185,7 +185,7 @@ def test_gradient_checkpointing_changes_neither_output_nor_gradient(size):
             network.enable_gradient_checkpointing()
         keys = [torch.linspace(-1, 1, 2 * layer.inner_width).reshape(1, 1, 2, -1) for layer in layers]
         keys = [key.requires_grad_() for key in keys]
-        placeholder = torch.eye(6)[[2]][None]
+        placeholder = torch.eye(6)[[2]][None, None]
         context = CrossAttentionContext(text, size, keys, keys, placeholder=placeholder, recorder=MapRecorder(100))
         out = network(z, 7, text[:, 0], cross_attention_kwargs={"conditioning": context}).sample
         maps = sum(maps.visual.var() + maps.text.var() for maps in context.recorder.maps.values())

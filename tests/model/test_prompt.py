@@ -94,7 +94,7 @@ def test_embedding_of_a_real_word_as_pseudo_word_is_that_word_bit_for_bit(kind, 
     hidden, pooled = stock(diffusion, rows)
     assert torch.equal(found.hidden[:, 0], hidden)
     assert pooled is None or torch.equal(found.pooled, pooled)
-    assert [found.placeholder[b, 0].nonzero().item() for b in range(2)] == [row.index(red) for row in rows]
+    assert [found.placeholder[b, 0, 0].nonzero().item() for b in range(2)] == [row.index(red) for row in rows]
 
 
 @pytest.mark.parametrize("kind", ["tiny_sd", "tiny_sdxl"])

@@ -31,7 +31,7 @@ FIRST = loop.Recipe(
     muon=True,
     seed=91,
 )
-RECIPES = (FIRST, replace(FIRST, steps=2400, lr=1e-3, seed=92))
+RECIPES = (FIRST, replace(FIRST, steps=2400, lr=1e-3, seed=92), replace(FIRST, steps=3000, lr=1e-3, seed=93))
 FOLDER = Path("weights/toybox/judge")
 RUN = data.WORK / "runs" / "judge"
 
@@ -94,11 +94,17 @@ def load_judge() -> Judge:
 def verdicts(judge: Judge, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """The most likely value of every attribute, [B] each, and the subject's mask, bool [B, 64, 64].
 
-    images: uint8 [B, 64, 64, 3].
+    Each picture is seen as it is and mirrored, and the answers' logits are added. images: uint8 [B, 64, 64, 3].
     """
-    parts = [judge(to_planes(part) / 127.5 - 1) for part in images.split(64)]
-    named = {name: torch.cat([part[0][name].argmax(1) for part in parts]) for name in data.ATTRIBUTES}
-    return named, torch.cat([part[1] for part in parts]) > 0
+    named: dict[str, list[Tensor]] = {name: [] for name in data.ATTRIBUTES}
+    masks = []
+    for part in images.split(64):
+        pixels = to_planes(part) / 127.5 - 1
+        (answers, mask), (mirrored, mask_mirrored) = judge(pixels), judge(pixels.flip(3))
+        for name, found in named.items():
+            found.append((answers[name] + mirrored[name]).argmax(1))
+        masks.append(mask + mask_mirrored.flip(2) > 0)
+    return {name: torch.cat(found) for name, found in named.items()}, torch.cat(masks)
 
 
 def main() -> None:
