@@ -179,7 +179,6 @@ def encode_tokens(
     `penultimate` takes the second last hidden state (SDXL) instead of the last one after its norm (SD 1.5).
     """
     device = next(text_encoder.parameters()).device
-    ids = torch.tensor([row.ids for row in rows], device=device)
     levels = 1 if s_plus is None else s_plus.shape[2]
     embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
     words = None
@@ -189,16 +188,20 @@ def encode_tokens(
             norms = noun_norms(embedding.weight, rows, words.shape[1])
             words = words * (norms[:, :, None, None, None] / words.norm(dim=-1, keepdim=True).clamp_min(1e-8))
 
-    def run(words: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def run(rows: Sequence[TokenizedCaption], words: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        ids = torch.tensor([row.ids for row in rows], device=device)
         with placeholders_filled(embedding, rows, words):
             out = text_encoder(repeat(ids, "b n -> (b l) n", l=levels), output_hidden_states=penultimate)
         states = out.hidden_states[-2] if penultimate else out.last_hidden_state
-        return states, getattr(out, "text_embeds", None)
+        embeds = getattr(out, "text_embeds", None)
+        pooled = None if embeds is None else rearrange(embeds, "(b l) d -> b l d", l=levels).mean(dim=1)
+        return rearrange(states, "(b l) n d -> b l n d", l=levels), pooled
 
-    again = getattr(text_encoder, COMPUTED_AGAIN, False) and torch.is_grad_enabled()
-    states, embeds = checkpoint(run, words, use_reentrant=False) if again else run(words)
-    pooled = None if embeds is None else rearrange(embeds, "(b l) d -> b l d", l=levels).mean(dim=1)
-    return rearrange(states, "(b l) n d -> b l n d", l=levels), pooled
+    if words is None or not getattr(text_encoder, COMPUTED_AGAIN, False):
+        return run(rows, words)
+    parts = [checkpoint(run, rows[b : b + 1], words[b : b + 1], use_reentrant=False) for b in range(len(rows))]
+    states, pooled = zip(*parts, strict=True)
+    return torch.cat(states), None if pooled[0] is None else torch.cat(pooled)
 
 
 COMPUTED_AGAIN = "computed_again"
@@ -209,8 +212,8 @@ def checkpoint_text(text_encoders: Sequence[Any]) -> None:
     """Let `encode_captions` compute these text encoders again in the backward pass instead of keeping what they did: of
     L captions a sample that is most of what a step keeps.
 
-    Each is computed again as a whole: its turn comes when the UNet's activations are gone, and in their place there is
-    room for all its layers.
+    All layers of a sample's captions are computed again at once: their turn comes when the UNet's activations are gone,
+    and in their place there is room. Layer by layer, the inputs of all layers would have to be kept till then.
     """
     for encoder in text_encoders:
         setattr(encoder, COMPUTED_AGAIN, True)
