@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -198,6 +198,46 @@ def visible(attributes: NDArray[np.int16]) -> NDArray[np.bool_]:
     shown = np.ones(attributes.shape, bool)
     for name, rows in hidden.items():
         shown[:, list(ATTRIBUTES).index(name)] = ~rows
+    return shown
+
+
+HIDDEN_PATTERN = 0.05
+"""A pattern that covers less of what is seen of the subject is hidden: behind a scarf, or on the side turned away."""
+
+DIFFERENT = 16
+"""Levels of 255 by which a pixel differs that shows the pattern's colour."""
+
+
+def pattern_shares(pictures: Pictures, work: Path = WORK) -> NDArray[np.float32]:
+    """Share of the visible subject that the pattern covers in each picture, [N]: pixels that are others without it.
+
+    Drawn once, and kept beside the set.
+    """
+    path = work / pictures.spec.name / "pattern_shares.npy"
+    if not path.exists():
+        shares = []
+        for start in range(0, len(pictures), BLOCK):
+            rows = range(start, min(start + BLOCK, len(pictures)))
+            items = [pictures.spec.item(index) for index in rows]
+            plain = [(replace(subject, pattern="plain"), view, look) for subject, view, look in items]
+            gap = np.abs(pictures.images[start : rows.stop].astype(np.int16) - render(plain, SIZE).images.numpy())
+            subject = pictures.regions[start : rows.stop] == SUBJECT
+            covered = ((gap.max(3) > DIFFERENT) & subject).sum((1, 2))
+            shares.append((covered / np.maximum(subject.sum((1, 2)), 1)).astype(np.float32))
+        temporary = path.with_suffix(".tmp.npy")
+        np.save(temporary, np.concatenate(shares))
+        temporary.rename(path)
+    found: NDArray[np.float32] = np.load(path)
+    return found
+
+
+def seen(pictures: Pictures, work: Path = WORK) -> NDArray[np.bool_]:
+    """`visible` of a set's attributes, and of these the pattern and its colour only where the pattern is not hidden."""
+    shown = visible(np.asarray(pictures.attributes))
+    names = list(ATTRIBUTES)
+    patterned = pictures.column("pattern") != ATTRIBUTES["pattern"].index("plain")
+    hidden = patterned & (pattern_shares(pictures, work) < HIDDEN_PATTERN)
+    shown[np.ix_(hidden, [names.index("pattern"), names.index("second")])] = False
     return shown
 
 

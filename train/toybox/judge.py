@@ -134,7 +134,7 @@ def measure(judge: Judge) -> dict[str, float]:
     painter would reach), and of boxes around the mask of IoU >= 0.8."""
     held = data.open_set("pictures-test")
     found, mask = verdicts(judge, torch.tensor(held.images))
-    shown = data.visible(np.asarray(held.attributes))
+    shown = data.seen(held)
     share = {
         name: float((answer.numpy() == held.column(name))[shown[:, i]].mean())
         for i, (name, answer) in enumerate(found.items())

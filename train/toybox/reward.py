@@ -221,7 +221,8 @@ def texts(
 def export(model: RewardModel, sets: list[data.Pictures], recipes: list[loop.Recipe]) -> None:
     """Write the folder that `model.backbones.reward.load_reward` reads."""
     places = vocabulary()
-    own, other = (torch.cat(part) for part in zip(*compared(model, sets[0], 512), strict=True))
+    shown = data.visible(np.asarray(sets[0].attributes[:512]))
+    own, other = (torch.cat(part) for part in zip(*compared(model, sets[0], shown), strict=True))
     spread = torch.cat([own.flatten(), other.flatten()])
     spread = spread[spread.isfinite()]
     config = sizes(len(places), round(spread.mean().item(), 4), round(spread.std().item(), 4))
@@ -231,20 +232,23 @@ def export(model: RewardModel, sets: list[data.Pictures], recipes: list[loop.Rec
     cards.write(FOLDER, RUN, recipes, sets, measure(model))
 
 
-def compared(model: RewardModel, pictures: data.Pictures, count: int) -> list[tuple[Tensor, Tensor]]:
-    """Rewards of the first `count` pictures' own captions [B] and of these with each attribute changed [B, attributes],
-    NaN where the caption does not name or the picture does not show it, in batches."""
+def compared(model: RewardModel, pictures: data.Pictures, shown: NDArray[np.bool_]) -> list[tuple[Tensor, Tensor]]:
+    """Rewards of the pictures' own captions [B] and of these with each attribute changed [B, attributes], NaN where the
+    caption does not name or the picture does not show it, in batches.
+
+    shown: bool [N, attributes], as `data.visible` or `data.seen` say, of the first N pictures, which are compared.
+    """
     places, names = vocabulary(), list(data.ATTRIBUTES)
     found = []
-    for start in range(0, count, 64):
-        rows = np.arange(start, min(start + 64, count))
+    for start in range(0, len(shown), 64):
+        rows = np.arange(start, min(start + 64, len(shown)))
         attributes = np.asarray(pictures.attributes[rows])
         captions: list[str] = []
         named = torch.zeros(len(rows), len(names), dtype=torch.bool)
-        for at, (row, shown) in enumerate(zip(attributes.tolist(), data.visible(attributes).tolist(), strict=True)):
+        for at, (row, there) in enumerate(zip(attributes.tolist(), shown[rows].tolist(), strict=True)):
             index = int(rows[at])
             variant = index % len(world.TEMPLATES)
-            others = wrong(row, shown, variant, "full", np.random.default_rng([index]), len(names))
+            others = wrong(row, there, variant, "full", np.random.default_rng([index]), len(names))
             own = describe(row, variant, "full")
             captions += [own, *(others.get(name, own) for name in names)]
             named[at] = torch.tensor([name in others for name in names])
@@ -261,7 +265,7 @@ def measure(model: RewardModel) -> dict[str, float]:
     (`prefers`; also by attribute), and a caption that fits its picture above one that does not (`across`, the area
     under the curve over all pictures)."""
     held = data.open_set("pictures-test")
-    own, other = (torch.cat(part) for part in zip(*compared(model, held, len(held)), strict=True))
+    own, other = (torch.cat(part) for part in zip(*compared(model, held, data.seen(held)), strict=True))
     named = other.isfinite()
     better = own[:, None] > other
     figures = {"prefers": better[named].float().mean().item(), "across": area_under_curve(own, other[named])}

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from transformers import CLIPTokenizer
 
 from pipelines.toybox import world
+from pipelines.toybox.render import render
 from train.toybox import check, clip, data, dino, judge, paint, reward, tokens
 from train.toybox.attention import plain_attention
 from train.toybox.augment import degrade, on_white
@@ -207,6 +208,30 @@ def test_what_a_picture_hides_is_not_asked_of_the_judge():
     assert hidden(shape="ball") == {"second", "family"}
     assert hidden(style="sketch") == hidden(style="monochrome") == {"second", "colour", "pattern"}
     assert hidden(style="cartoon") == {"second"}
+
+
+def test_a_pattern_behind_a_scarf_or_on_the_side_turned_away_is_not_asked(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    ball = replace(
+        world.sample_subject(rng, "ball"), pattern="dipped", scale=0.0, rgb=((1, 0, 0), (0, 0, 1), (0, 1, 0))
+    )
+    view, look = world.sample_view(rng, 0.0), world.Look("studio")
+    above = replace(view, elevation=89.0)  # of a ball, the lower half is hidden from there
+    items = [(ball, view, look), (ball, above, look), (replace(ball, pattern="plain"), view, look)]
+    monkeypatch.setattr(data.SetSpec, "item", lambda self, index: items[index])
+    drawn = render(items, data.SIZE)
+    rows = np.array([data.attribute_row(item) for item in items], np.int16)
+    (tmp_path / "pictures").mkdir()
+    regions = drawn.subject_masks.numpy().astype(np.uint8) * data.SUBJECT
+    pictures = data.Pictures(data.SETS["pictures"], drawn.images.numpy(), regions, rows, "")
+    front, top, plain = data.pattern_shares(pictures, tmp_path)
+    assert 0.2 < front < 0.6 and top < data.HIDDEN_PATTERN and plain == 0
+    names = list(data.ATTRIBUTES)
+    shown = data.seen(pictures, tmp_path)
+    assert shown[:, names.index("pattern")].tolist() == [True, False, True]
+    assert shown[:, names.index("second")].tolist() == [True, False, False]
+    others = [names.index(name) for name in names if name not in ("pattern", "second")]
+    assert (shown[:, others] == data.visible(rows)[:, others]).all()
 
 
 def test_prompts_ask_for_what_they_say_of_held_out_subjects():
