@@ -26,7 +26,7 @@ from train.toybox.augment import degrade, to_planes
 from train.toybox.boxes import boxes_of, iou
 
 FIRST = loop.Recipe(steps=4300, batch=16, lr=1.2e-3, warmup=100, average=0.998, weight_decay=0.02, muon=True, seed=51)
-RECIPES = (FIRST, replace(FIRST, steps=4000, lr=8e-4, seed=52))
+RECIPES = (FIRST, replace(FIRST, steps=3000, lr=8e-4, seed=52))
 COPIES = 4
 """How often the one box is repeated in the labels: several queries learn from each picture; only the best is read."""
 

@@ -64,10 +64,10 @@ def load_pipeline() -> Any:
     return pipeline.to(loop.best_device())
 
 
-def paint(pipeline: Any, said: list[str], first: int) -> Tensor:
+def paint(pipeline: Any, said: list[str], first: int, steps: int = STEPS) -> Tensor:
     """Pictures uint8 [B, 64, 64, 3] of captions, with the seeds first, first + 1, ..."""
     seeds = [torch.Generator().manual_seed(first + i) for i in range(len(said))]
-    drawn = pipeline(said, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=seeds, output_type="np").images
+    drawn = pipeline(said, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=seeds, output_type="np").images
     return torch.from_numpy((drawn * 255).round().astype(np.uint8))
 
 
@@ -107,8 +107,8 @@ def measure(count: int = PROMPTS) -> dict[str, float]:
     return {name: round(float((seen[name] == wanted[name])[named[name]].float().mean()), 4) for name in ASKED}
 
 
-LESSONS = 6000
-"""Pictures painted for the detector to learn from."""
+LESSONS, LESSON_STEPS = 3000, 20
+"""Pictures painted for the detector to learn from, and in how many steps."""
 
 
 def lessons(count: int = LESSONS) -> data.Pictures:
@@ -127,7 +127,7 @@ def lessons(count: int = LESSONS) -> data.Pictures:
         if not path.exists():
             pipeline = pipeline or load_pipeline()
             with torch.autocast(device.type, torch.bfloat16, enabled=loop.fast_dtype(device) == torch.bfloat16):
-                drawn = paint(pipeline, said[start : start + 100], 1_000_000 + start)
+                drawn = paint(pipeline, said[start : start + 100], 1_000_000 + start, LESSON_STEPS)
             temporary = path.with_suffix(".tmp.npy")
             np.save(temporary, drawn.numpy())
             temporary.rename(path)

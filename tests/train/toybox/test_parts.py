@@ -272,7 +272,7 @@ def test_batch_takes_as_much_of_each_set_as_its_share_or_its_size_says():
 def test_lessons_are_painted_once_and_hold_what_the_judge_recognises(tmp_path, monkeypatch):
     asked = list[tuple[str, int]]()
 
-    def painted(pipeline, said, first):
+    def painted(pipeline, said, first, steps):
         asked.extend((caption, first + i) for i, caption in enumerate(said))
         return torch.zeros(len(said), 64, 64, 3, dtype=torch.uint8)
 
