@@ -208,15 +208,21 @@ COMPUTED_AGAIN = "computed_again"
 """Name of the mark that `checkpoint_text` sets."""
 
 
-def checkpoint_text(text_encoders: Sequence[Any]) -> None:
-    """Let `encode_captions` compute these text encoders again in the backward pass instead of keeping what they did: of
-    L captions a sample that is most of what a step keeps.
+def checkpoint_text(text_encoders: Sequence[Any], by_layer: bool = False) -> None:
+    """Let the text encoders be computed again in the backward pass instead of keeping what they did: of L captions a
+    sample that is most of what a step keeps.
 
     All layers of a sample's captions are computed again at once: their turn comes when the UNet's activations are gone,
-    and in their place there is room. Layer by layer, the inputs of all layers would have to be kept till then.
+    and in their place there is room. `by_layer` computes each layer by itself, as ZeRO 3 needs it, which has the
+    weights of one module at a time; then the inputs of all layers are kept till then. The encoders stay frozen; CLIP
+    has no dropout, so train mode changes nothing.
     """
     for encoder in text_encoders:
-        setattr(encoder, COMPUTED_AGAIN, True)
+        if by_layer:
+            encoder.train()
+            encoder.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            setattr(encoder, COMPUTED_AGAIN, True)
 
 
 def noun_norms(embedding: Tensor, rows: Sequence[TokenizedCaption], subjects: int) -> Tensor:

@@ -114,7 +114,7 @@ def weigh(shapes: Shapes, model: ModelParams, params: TrainParams, rows: int) ->
         if params.gradient_checkpointing == "all":
             unet.enable_gradient_checkpointing()
         if params.gradient_checkpointing != "none":
-            checkpoint_text(diffusion.text_encoders)
+            checkpoint_text(diffusion.text_encoders, by_layer=params.zero_stage == 3)
         with weights_as(dtype, cpu):
             adapter = Adapter.for_unet(
                 unet,

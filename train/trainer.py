@@ -219,7 +219,7 @@ def build(
     if params.gradient_checkpointing == "all":
         unet.enable_gradient_checkpointing()
     if params.gradient_checkpointing != "none":
-        checkpoint_text(diffusion.text_encoders)
+        checkpoint_text(diffusion.text_encoders, by_layer=params.zero_stage == 3)
     if params.compile:
         unet.compile()
     sampler = Sampler(

@@ -87,14 +87,12 @@ def test_another_shape_is_seen_however_the_judge_names_it(shape: str):
     """It may call a can shaped mug a can; and a picture in the subject's own shape is not one in another."""
     world, judge = truth.people(PARAMS), load_judge()
     subjects = {name: subject for name, (subject, _) in world.items() if subject.family != shape}
-    views = {name: world[name][1][0][1] for name in subjects}
+    views = [(name, photo[1]) for name in subjects for photo in world[name][1]]
     prompt = f"a {shape} shaped {{}}"
     shares = []
     for drawn in (shape, None):
-        images = render(
-            [(subjects[name], views[name], Look("studio", shape=drawn)) for name in subjects]
-        ).images.numpy()
-        rows = [generation(i, n, prompt.format(n)) for i, n in zip(images, subjects, strict=True)]
+        images = render([(subjects[name], view, Look("studio", shape=drawn)) for name, view in views]).images.numpy()
+        rows = [generation(i, n, prompt.format(n)) for i, (n, _) in zip(images, views, strict=True)]
         shares.append(truth.attributes(rows, subjects, judge)["followed"]["shape"])
     assert shares[0] > 0.8 and shares[1] < 0.2
 

@@ -192,14 +192,15 @@ def test_location_needs_a_map_that_is_small_enough(tiny_sd):
         run(tiny_sd, make_batch(), replace(OBJECTIVE, location_side=0.2))
 
 
+@pytest.mark.parametrize("by_layer", [False, True])
 @pytest.mark.parametrize("kind", ["tiny_sd", "tiny_sdxl"])
-def test_checkpointed_text_encoders_give_the_same_losses_and_gradients(kind, request):
+def test_checkpointed_text_encoders_give_the_same_losses_and_gradients(kind, by_layer, request):
     found = []
     for checkpointed in (False, True):
         diffusion = request.getfixturevalue(kind)
         adapter = make_adapter(diffusion)
         if checkpointed:
-            checkpoint_text(diffusion.text_encoders)
+            checkpoint_text(diffusion.text_encoders, by_layer)
         losses = training_losses(make_batch(), adapter, adapter.config, diffusion, OBJECTIVE)
         losses["total"].backward()
         found.append((losses["total"], [p.grad for p in adapter.parameters() if p.grad is not None]))

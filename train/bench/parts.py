@@ -74,7 +74,7 @@ def bare_steps(setting: Setting, trainer: Trainer) -> Callable[[], None]:
     if params.gradient_checkpointing == "all":
         unet.enable_gradient_checkpointing()
     if params.gradient_checkpointing != "none":
-        checkpoint_text(diffusion.text_encoders)
+        checkpoint_text(diffusion.text_encoders, by_layer=params.zero_stage == 3)
     adapter = make_adapter(setting.model, setting.variant, diffusion, trainer.sampler.data, params.seed)
     adapter = adapter.to(device, dtype)
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay)
