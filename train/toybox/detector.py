@@ -33,6 +33,9 @@ COPIES = 4
 SHARES = (0.4, 0.1, 0.2, 0.3)
 """Of the pictures of a batch: rendered, views of one subject, drawn by the autoencoder, painted from captions."""
 
+PUBLISHED = 0.25
+"""Box threshold of the published Grounding DINO."""
+
 NEGATIVES = 0.2
 """Share of pictures asked for a family that they do not show; the answer is no box."""
 
@@ -254,7 +257,8 @@ def find(
 
 def measure(detector: GroundingDinoForObjectDetection, processor: GroundingDinoProcessor) -> dict[str, float]:
     """On held-out subjects: mean IoU of the best box, shares of IoU >= 0.8 and 0.5, the same for a constant box, the
-    median, and how often the right noun scores higher than a wrong one."""
+    median, how often the right noun scores higher than a wrong one, and how often it reaches the published threshold,
+    of subjects in their own and in another's shape."""
     held = data.open_set("pictures-test")
     truth = boxes_of(np.asarray(held.regions) == data.SUBJECT)
     families = held.column("family").astype(np.int64)
@@ -272,6 +276,8 @@ def measure(detector: GroundingDinoForObjectDetection, processor: GroundingDinoP
         "centre_iou": round(float(chance.mean()), 4),
         "centre_above_0.8": round(float((chance >= 0.8).mean()), 4),
         "right_noun_wins": round(float((right > wrong)[own].float().mean()), 4),
+        "found": round(float((right >= PUBLISHED)[own].float().mean()), 4),
+        "found_in_another_shape": round(float((right >= PUBLISHED)[~own].float().mean()), 4),
         "score_right": round(float(right[own].mean()), 3),
         "score_wrong": round(float(wrong[own].mean()), 3),
     }
