@@ -131,14 +131,18 @@ def main() -> None:
 
 def measure(judge: Judge) -> dict[str, float]:
     """On held-out subjects: share of right verdicts on each attribute, over the pictures that show it (what a perfect
-    painter would reach), and of boxes around the mask of IoU >= 0.8."""
+    painter would reach), and of boxes around the mask of IoU >= 0.8; also what of the patterns is hidden (`data.seen`),
+    and the share of right verdicts with those."""
     held = data.open_set("pictures-test")
     found, mask = verdicts(judge, torch.tensor(held.images))
-    shown = data.seen(held)
+    shown, pattern = data.seen(held), list(data.ATTRIBUTES).index("pattern")
+    named = data.visible(np.asarray(held.attributes))[:, pattern]
     share = {
         name: float((answer.numpy() == held.column(name))[shown[:, i]].mean())
         for i, (name, answer) in enumerate(found.items())
     }
+    share["pattern_hidden_too"] = float((found["pattern"].numpy() == held.column("pattern"))[named].mean())
+    share["pattern_hidden"] = 1 - float(shown[named, pattern].mean())
     truth = boxes_of(np.asarray(held.regions) == data.SUBJECT)
     share["box"] = float((iou(boxes_of(mask.numpy()), truth) >= 0.8).mean())
     return {name: round(value, 4) for name, value in share.items()}
