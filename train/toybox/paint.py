@@ -115,11 +115,12 @@ def lessons(count: int = LESSONS) -> data.Pictures:
     """Pictures painted from captions of subjects that are not held out, with the judge's mask as the subject's region.
 
     Those in which the judge does not see the family or the shape asked for are left out. Painted once for each
-    text-to-image model, block by block, in bfloat16 where the machine is fast at it.
+    text-to-image model and count, block by block, in bfloat16 where the machine is fast at it.
     """
     said, table = captions(count, seed=8, held_out=False)
     stamp = hashlib.sha256((FOLDER / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()[:12]
-    folder, device = data.WORK / "painted" / stamp, loop.best_device()
+    folder = data.WORK / "painted" / f"{stamp}-{count}-{LESSON_STEPS}"
+    device = loop.best_device()
     folder.mkdir(parents=True, exist_ok=True)
     pipeline, blocks = None, list[NDArray[np.uint8]]()
     for start in range(0, count, 100):
