@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from measure import Line, measured, report
-from model.bench.build import DTYPES, Setting
+from model.bench.build import DTYPES, Checkpointing, Setting
 from model.bench.infer import infer
 from model.bench.shapes import SHAPES, Shapes
 from model.bench.train import train
@@ -48,7 +48,12 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=1, help="images at once (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, help="of all weights (default: bf16 on a GPU, fp32 on a CPU)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default: %(default)s)")
-    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing in the training parts")
+    parser.add_argument(
+        "--gradient-checkpointing",
+        choices=get_args(Checkpointing),
+        default="text",
+        help="of the training parts; its effect over text is told (default: %(default)s)",
+    )
     parser.add_argument("--compile", action="store_true", help="measure torch.compile of the UNet as well")
     parser.add_argument("--json", type=Path, default=Path(".work/bench/model.json"), help="default: %(default)s")
     return parser
@@ -69,7 +74,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
         batch=options.batch,
         dtype=DTYPES[options.dtype or ("bf16" if gpu else "fp32")],
         device=device,
-        checkpointing=options.checkpointing,
+        gradient_checkpointing=options.gradient_checkpointing,
         compile=options.compile,
     )
     for name in ("steps", "text_every", "repeats", "batch"):
@@ -101,7 +106,7 @@ def run(words: Sequence[str]) -> int:
         "batch": setting.batch,
         "dtype": str(setting.dtype).removeprefix("torch."),
     }
-    asked |= {"checkpointing": setting.checkpointing, "compile": setting.compile}
+    asked |= {"gradient_checkpointing": setting.gradient_checkpointing, "compile": setting.compile}
     return report(lines, options.json, machine, asked)
 
 

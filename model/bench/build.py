@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import open_clip
 import torch
@@ -30,6 +30,9 @@ from model.attention import cross_attention_layers
 from model.backbones.diffusion import Diffusion
 from model.bench.shapes import Shapes
 
+Checkpointing = Literal["none", "text", "all"]
+"""Nothing, the text encoders of our step, or these and the UNet of every step."""
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -50,8 +53,8 @@ class Setting:
     dtype: torch.dtype
     """Of frozen and trained weights alike."""
     device: torch.device
-    checkpointing: bool
-    """Gradient checkpointing of the UNet in the training parts."""
+    gradient_checkpointing: Checkpointing
+    """What the training parts compute again, as `train.gradient_checkpointing` has it."""
     compile: bool
     """torch.compile of the UNet in our training step, beside the same step without."""
 

@@ -9,11 +9,13 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from measure import Line, cost, turns
 from model import losses
 from model.backbones.diffusion import Diffusion
 from model.bench.build import (
+    Checkpointing,
     Setting,
     build_adapter,
     build_diffusion,
@@ -23,7 +25,7 @@ from model.bench.build import (
     latent_side,
     twin,
 )
-from model.bench.infer import NOUN, PROMPT, too_large
+from model.bench.infer import NOUN, PROMPT, TERA, too_large
 from model.bench.memory import GB, MB, LiveTensors, free_bytes, imagined, peak_bytes, saved_bytes, weight_bytes
 from model.bench.shapes import Shapes
 from model.objective import ObjectiveConfig, TrainingBatch, added_conditions, pixel_size, training_losses
@@ -99,7 +101,11 @@ class Weight:
 
 
 def train(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
-    """Time and memory of a training step, what the options bring, and what a step takes on a 24 GB card."""
+    """Operations, time and memory of a training step, what the options bring, and what a step takes on a 24 GB card."""
+    own, *others = (operations(make, shapes, setting) for make in (our_step, plus_step, bare_step))
+    for other, what in zip(others, ("ip-adapter", "bare UNet"), strict=True):
+        detail = f"{own / TERA:.4g} of {other / TERA:.4g} TFLOP/step"
+        yield Line(f"{name} FLOP over {what}", own / other, most=True, detail=detail)
     ours, plus = (Weight.of(make, shapes, setting) for make in (our_step, plus_step))
     # What our step has frozen, the other has too.
     needed = plus.frozen + ours.trained + plus.trained + max(ours.moving, plus.moving)
@@ -112,6 +118,17 @@ def train(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
         yield memory(f"{name} peak over ip-adapter", ours.moving, plus.moving, "beside the weights")
     yield from effects(name, shapes, setting)
     yield from card(name, shapes, setting)
+
+
+def operations(make: Maker, shapes: Shapes, setting: Setting) -> int:
+    """Floating point operations of forward and backward, what is computed again counted again: those of matrix
+    products, convolutions and attention, on tensors without values."""
+    setting = replace(setting, device=torch.device("cpu"), compile=False)
+    with imagined():
+        step = make(shapes, setting, build_diffusion(shapes, setting.dtype, setting.device))
+        with FlopCounterMode(display=False) as counted:
+            step.both_ways()
+    return counted.get_total_flops()
 
 
 def compare(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
@@ -144,8 +161,8 @@ def effects(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
     What torch.compile saves in memory is not told, for the bytes are counted on tensors that it cannot see.
     """
     others = {}
-    if setting.checkpointing:
-        others["checkpointing"] = replace(setting, checkpointing=False)
+    if (ours := setting.gradient_checkpointing) != "text":
+        others[f"checkpointing {ours}"] = replace(setting, gradient_checkpointing="text")
     if setting.compile:
         others["compile"] = replace(setting, compile=False)
     if setting.dtype != torch.float32:
@@ -167,8 +184,9 @@ def card(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
     """GB of a step in bfloat16 with one sample, up to 512 px, on imagined tensors, with and without checkpointing."""
     side = min(512, shapes.size)
     small = replace(setting, size=side, batch=1, dtype=torch.bfloat16)
-    for checkpointing, word in ((False, ""), (True, ", checkpointed")):
-        weight = Weight.of(our_step, shapes, replace(small, checkpointing=checkpointing))
+    modes: tuple[tuple[Checkpointing, str], ...] = (("text", ""), ("all", ", checkpointed"))
+    for checkpointing, word in modes:
+        weight = Weight.of(our_step, shapes, replace(small, gradient_checkpointing=checkpointing))
         parts = f"frozen {weight.frozen / GB:.2f}, trained with AdamW's state {weight.trained / GB:.2f}"
         detail = f"GB: {parts}, activations and gradients {weight.moving / GB:.2f}; bf16, batch 1"
         yield Line(f"{name} GB, {side} px{word}", weight.total / GB, CARD, most=True, detail=detail)
@@ -178,8 +196,9 @@ def our_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
     """A step with all four losses on, from cached latents and hidden states."""
     unet: Any = diffusion.unet
     adapter = build_adapter(shapes, diffusion)
-    checkpoint_text(diffusion.text_encoders)  # as configs/sd15.yaml and configs/sdxl.yaml have it
-    if setting.checkpointing:
+    if setting.gradient_checkpointing != "none":
+        checkpoint_text(diffusion.text_encoders)
+    if setting.gradient_checkpointing == "all":
         unet.enable_gradient_checkpointing()
     if setting.compile:
         unet.compile()
@@ -213,7 +232,7 @@ def our_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
 def plus_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
     """The step of IP-Adapter-plus's own training script (tutorial_train_plus.py), which encodes its images itself."""
     unet, _ = ip_adapter_plus(shapes, diffusion.unet)
-    if setting.checkpointing:
+    if setting.gradient_checkpointing == "all":
         unet.enable_gradient_checkpointing()
     vision: Any = build_vision(shapes, setting.dtype, setting.device)
     rows, vae = setting.batch, cast(Any, diffusion.vae)
@@ -239,7 +258,7 @@ def bare_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
     """Forward and backward of the UNet alone. The gradient is that of the text states: as an adapter's, it goes back to
     the first cross-attention."""
     unet = twin(diffusion.unet)
-    if setting.checkpointing:
+    if setting.gradient_checkpointing == "all":
         unet.enable_gradient_checkpointing()
     rows, side = setting.batch, latent_side(shapes, setting)
     with torch.no_grad():

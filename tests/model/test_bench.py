@@ -18,7 +18,7 @@ from model.bench.build import Setting, build_adapter, build_diffusion, ip_adapte
 from model.bench.infer import infer, operations, samplers
 from model.bench.memory import LiveTensors, imagined, peak_bytes, saved_bytes
 from model.bench.shapes import TINY, TINY_TEXT, TINY_XL
-from model.bench.train import Weight, effects, our_step, plus_step
+from model.bench.train import Weight, bare_step, effects, our_step, plus_step
 from model.errors import ModelError
 from model.pipeline import CustomContrastPipeline
 
@@ -31,7 +31,7 @@ SETTING = Setting(
     batch=1,
     dtype=torch.float32,
     device=CPU,
-    checkpointing=False,
+    gradient_checkpointing="text",
     compile=False,
 )
 
@@ -66,13 +66,25 @@ def test_every_part_prints_its_goals_and_writes_its_figures(part, tmp_path, caps
 def test_options_have_their_effect_printed(monkeypatch):
     compiled = []
     monkeypatch.setattr(UNet2DConditionModel, "compile", lambda unet: compiled.append(unet))
-    asked = replace(SETTING, checkpointing=True, compile=True, dtype=torch.bfloat16)
+    asked = replace(SETTING, gradient_checkpointing="all", compile=True, dtype=torch.bfloat16)
     found = {line.name: line for line in effects("train", TINY, asked)}
-    names = ["checkpointing time", "checkpointing memory", "compile time", "bfloat16 time", "bfloat16 memory"]
+    names = ["checkpointing all time", "checkpointing all memory", "compile time", "bfloat16 time", "bfloat16 memory"]
     assert list(found) == [f"train {name}" for name in names]
     # Both steps of a pair where something else is asked, one where it is compiling.
     assert len(compiled) == 2 + 1 + 2
-    assert found["train checkpointing memory"].value < 1 and found["train bfloat16 memory"].value < 1
+    assert found["train checkpointing all memory"].value < 1 and found["train bfloat16 memory"].value < 1
+
+    none = {line.name: line for line in effects("train", TINY, replace(SETTING, gradient_checkpointing="none"))}
+    assert list(none) == ["train checkpointing none time", "train checkpointing none memory"]
+    assert none["train checkpointing none memory"].value > 1
+
+
+def test_without_checkpointing_the_captions_are_kept():
+    kept = [
+        Weight.of(our_step, TINY, replace(SETTING, gradient_checkpointing=mode)).saved
+        for mode in ("none", "text", "all")
+    ]
+    assert kept[0] > kept[1] > kept[2]
 
 
 def test_what_does_not_fit_says_its_size_and_is_not_run(monkeypatch):
@@ -85,16 +97,20 @@ def test_what_does_not_fit_says_its_size_and_is_not_run(monkeypatch):
     assert line.name == "sdxl-infer does not fit" and line.value > 0 and not line.short
     assert "GB are needed and 0.0 are free" in line.detail
     names = [line.name for line in training.train("train", TINY, SETTING)]
-    assert names == ["train does not fit", "train memory over ip-adapter", "train peak over ip-adapter"]
+    assert names[:2] == ["train FLOP over ip-adapter", "train FLOP over bare UNet"]
+    assert names[2:] == ["train does not fit", "train memory over ip-adapter", "train peak over ip-adapter"]
 
 
-@pytest.mark.parametrize("make", [our_step, plus_step])
+@pytest.mark.parametrize("make", [our_step, plus_step, bare_step])
 def test_imagined_step_weighs_what_the_real_one_does(make):
     setting = replace(SETTING, batch=2)
     step = make(TINY, setting, build_diffusion(TINY, torch.float32, CPU))
     weight = Weight.of(make, TINY, setting)
     assert weight.saved == saved_bytes(step.loss, step.modules)
     assert weight.moving == pytest.approx(peak_bytes(step.both_ways, CPU), rel=0.05)
+    with FlopCounterMode(display=False) as counted:
+        step.both_ways()
+    assert training.operations(make, TINY, setting) == counted.get_total_flops()
     frozen = sum(p.numel() for module in step.modules for p in module.parameters() if not p.requires_grad)
     assert weight.frozen == 4 * frozen
 

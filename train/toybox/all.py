@@ -28,16 +28,17 @@ STEPS: dict[str, Step] = {
     "data": Step("the pictures, drawn once"),
     "vae": Step("pictures to latents and back", ("data",)),
     "judge": Step("attributes of a picture, to measure the others by", ("data",)),
-    "text_to_image": Step("pictures from captions", ("vae", "judge")),
+    "text_to_image": Step("pictures from captions", ("vae",)),
     "sam": Step("masks from boxes and points", ("vae",)),
     "clip": Step("pictures and captions in one space", ("vae",)),
     "dino": Step("which individual it is", ("data",)),
     "reward": Step("how well a picture shows a caption", ("vae",)),
-    "detector": Step("boxes of class nouns", ("text_to_image",)),
+    "detector": Step("boxes of class nouns", ("text_to_image", "judge")),
     "check": Step("one line for each goal", ("text_to_image", "sam", "detector", "clip", "dino", "reward")),
 }
-"""In the order in which they start; the perception models also learn from pictures that the autoencoder decoded, the
-detector from painted ones."""
+"""In the order in which they start. The perception models also learn from pictures that the autoencoder decoded, the
+detector from painted ones. Text-to-image, the longest, does not wait for the judge, which begins before it, takes half
+as long and is only asked at its end."""
 
 
 def run(name: str, threads: int) -> int:
@@ -48,17 +49,22 @@ def run(name: str, threads: int) -> int:
 
 
 def run_all(chosen: list[str], together: int, threads: int) -> int:
-    """Run the chosen steps, so many at once, each after those it needs; returns the first exit code that is not 0."""
+    """Run the chosen steps, so many at once, each after those it needs; returns the first exit code that is not 0.
+
+    threads: of each step; one beside which nothing can run has those of all.
+    """
     todo, running = [name for name in STEPS if name in chosen], dict[Future[int], str]()
     free = threading.BoundedSemaphore(together)
     with ThreadPoolExecutor(together) as pool:
         while todo or running:
             open_steps = {*todo, *running.values()}
-            for name in [name for name in todo if not open_steps.intersection(STEPS[name].needs)]:
+            ready = [name for name in todo if not open_steps.intersection(STEPS[name].needs)]
+            alone = len(ready) + len(running) == 1
+            for name in ready:
                 if not free.acquire(blocking=False):
                     break
                 todo.remove(name)
-                running[pool.submit(run, name, threads)] = name
+                running[pool.submit(run, name, threads * together if alone else threads)] = name
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 free.release()
                 name, code = running.pop(future), future.result()

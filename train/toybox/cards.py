@@ -1,7 +1,7 @@
 """How trained weights leave: half precision, with a card that says what they come from and what they reach."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,24 +30,21 @@ def save_half(state: Mapping[str, Tensor], path: Path) -> None:
 def write(
     folder: Path,
     run: Path,
-    recipes: Sequence[loop.Recipe],
+    recipe: loop.Recipe,
     sets: list[data.Pictures],
     measured: Mapping[str, float],
 ) -> None:
-    """Write the card of one backbone: each recipe with how far it came, and the figures on held-out subjects."""
-    runs, parameters = [], 0
-    for recipe, place in zip(recipes, loop.runs_of(run, recipes), strict=True):
-        if (place / "checkpoint.pt").exists():  # a later one may not have begun
-            state = torch.load(place / "checkpoint.pt", map_location="cpu", weights_only=True)
-            parameters = sum(value.numel() for value in state["average"].values())
-            last = (place / "log.jsonl").read_text().splitlines()[-1:]
-            ended = {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}
-            runs.append(ended | {"recipe": asdict(recipe), "losses": json.loads(last[0]) if last else {}})
+    """Write the card of one backbone; `measured` are its figures on held-out subjects."""
+    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    last = (run / "log.jsonl").read_text().splitlines()[-1:]
     card = {
         "measured": dict(measured),
-        "samples": sum(one["steps"] * one["recipe"]["batch"] for one in runs),
-        "runs": runs,
-        "parameters": parameters,
+        "steps": state["step"],
+        "samples": state["step"] * recipe.batch,
+        "minutes": round(state["seconds"] / 60, 1),
+        "recipe": asdict(recipe),
+        "losses": json.loads(last[0]) if last else {},
+        "parameters": sum(value.numel() for value in state["average"].values()),
         "data": [
             {"set": one.spec.name, "seed": one.spec.seed, "pictures": len(one), "sha256": one.digest} for one in sets
         ],

@@ -21,18 +21,16 @@ from train.toybox.tokens import LENGTH, write_tokenizer
 BATCH, WHITE, GROUP = 96, 24, 12
 """Pictures with captions, cut-outs without, and how many pictures in a row share their scene."""
 
-RECIPES = (
-    loop.Recipe(
-        steps=1500,
-        batch=BATCH + WHITE,
-        lr=2e-3,
-        warmup=150,
-        average=0.998,
-        weight_decay=0.05,
-        precision="bfloat16",
-        muon=True,
-        seed=71,
-    ),
+RECIPE = loop.Recipe(
+    steps=1500,
+    batch=BATCH + WHITE,
+    lr=2e-3,
+    warmup=150,
+    average=0.998,
+    weight_decay=0.05,
+    precision="bfloat16",
+    muon=True,
+    seed=71,
 )
 
 SAID = {"full": 0.7, "colour": 0.2, "noun": 0.1}
@@ -111,8 +109,8 @@ def rows_by_scene(
 
 
 def main() -> None:
-    recipes, minutes = loop.options("Train the small CLIP.", RECIPES)
-    torch.manual_seed(recipes[0].seed)
+    recipe, minutes = loop.options("Train the small CLIP.", RECIPE)
+    torch.manual_seed(recipe.seed)
     tokenizer = write_tokenizer(FOLDER)
     model = Taught(len(tokenizer))
     pictures, views = data.open_set("pictures"), data.open_set("views")
@@ -137,7 +135,7 @@ def main() -> None:
         attributes = np.concatenate([pictures.attributes[rows], shown])
         truth = torch.from_numpy(attributes.astype(np.int64)).to(draw.device)
         asked = torch.from_numpy(np.where(data.visible(attributes), attributes, -100).astype(np.int64)).to(draw.device)
-        dropout.prob = HIDDEN if draw.step < (1 - WHOLE) * recipes[0].steps else 0.0
+        dropout.prob = HIDDEN if draw.step < (1 - WHOLE) * recipe.steps else 0.0
         features = model.clip.encode_image(pixels)
         texts = model.clip.encode_text(torch.from_numpy(said.astype(np.int64)).to(draw.device)).float()
         true = agree(truth[:BATCH].cpu(), [list(SAID)[i] for i in detail]).to(draw.device)
@@ -153,18 +151,18 @@ def main() -> None:
                 hits[name] = float((answer.argmax(1) == wanted).float().mean())
         return paired + named, {"paired": paired.item(), **hits}
 
-    loop.fit(model, loss, recipes, RUN, minutes)
-    export(model, [pictures, views], recipes)
+    loop.fit(model, loss, recipe, RUN, minutes)
+    export(model, [pictures, views], recipe)
 
 
-def export(model: Taught, sets: list[data.Pictures], recipes: list[loop.Recipe]) -> None:
+def export(model: Taught, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
     """Write the folder that `open_clip.create_model("local-dir:...")` reads."""
     tokenizer = write_tokenizer(FOLDER)
     cards.save_half(model.clip.state_dict(), FOLDER / "open_clip_model.safetensors")
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
     config = {"model_cfg": model_config(len(tokenizer)), "preprocess_cfg": preprocess}
     (FOLDER / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
-    cards.write(FOLDER, RUN, recipes, sets, measure(model.clip))
+    cards.write(FOLDER, RUN, recipe, sets, measure(model.clip))
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """Trains the small Grounding DINO: a picture and a class noun in, the subject's box out."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ from train.toybox import cards, data, loop, paint, vae
 from train.toybox.augment import degrade, to_planes
 from train.toybox.boxes import boxes_of, iou
 
-FIRST = loop.Recipe(steps=4300, batch=16, lr=1.2e-3, warmup=100, average=0.998, weight_decay=0.02, muon=True, seed=51)
-RECIPES = (FIRST, replace(FIRST, steps=3000, lr=8e-4, seed=52))
+RECIPE = loop.Recipe(steps=8000, batch=16, lr=1.2e-3, warmup=100, average=0.998, weight_decay=0.02, muon=True, seed=51)
 COPIES = 4
 """How often the one box is repeated in the labels: several queries learn from each picture; only the best is read."""
 
@@ -175,8 +173,8 @@ def labels_for(boxes: NDArray[np.float32], shown: NDArray[np.bool_], device: tor
 
 
 def main() -> None:
-    recipes, minutes = loop.options("Train the small Grounding DINO.", RECIPES)
-    torch.manual_seed(recipes[0].seed)
+    recipe, minutes = loop.options("Train the small Grounding DINO.", RECIPE)
+    torch.manual_seed(recipe.seed)
     processor = build_processor(FOLDER)
     detector = build(len(processor.tokenizer))
     model = Taught(detector)
@@ -212,8 +210,8 @@ def main() -> None:
         }
         return answer.loss + 5 * lesson, notes
 
-    loop.fit(model, loss, recipes, RUN, minutes)
-    export(detector, processor, sets, recipes)
+    loop.fit(model, loss, recipe, RUN, minutes)
+    export(detector, processor, sets, recipe)
 
 
 def corners_of(boxes: Tensor) -> Tensor:
@@ -225,14 +223,14 @@ def export(
     detector: GroundingDinoForObjectDetection,
     processor: GroundingDinoProcessor,
     sets: list[data.Pictures],
-    recipes: list[loop.Recipe],
+    recipe: loop.Recipe,
 ) -> None:
     """Write the transformers folder."""
     measured = measure(detector, processor)
     processor.save_pretrained(FOLDER)
     detector.half().save_pretrained(FOLDER)
     detector.float()
-    cards.write(FOLDER, RUN, recipes, sets, measured)
+    cards.write(FOLDER, RUN, recipe, sets, measured)
 
 
 @torch.no_grad()

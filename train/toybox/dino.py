@@ -16,18 +16,16 @@ from train.toybox.augment import degrade, on_white, to_planes
 SUBJECTS, SHOWN, FAMILIES = 36, 3, 3
 """Subjects of a batch, pictures of each (the last on white), and how many families the subjects come from."""
 
-RECIPES = (
-    loop.Recipe(
-        steps=450,
-        batch=SUBJECTS * SHOWN,
-        lr=2e-3,
-        warmup=100,
-        average=0.998,
-        weight_decay=0.05,
-        precision="bfloat16",
-        muon=True,
-        seed=81,
-    ),
+RECIPE = loop.Recipe(
+    steps=450,
+    batch=SUBJECTS * SHOWN,
+    lr=2e-3,
+    warmup=100,
+    average=0.998,
+    weight_decay=0.05,
+    precision="bfloat16",
+    muon=True,
+    seed=81,
 )
 
 TEMPERATURE = 0.1
@@ -77,8 +75,8 @@ def choose(families: NDArray[np.int16], rng: np.random.Generator) -> NDArray[np.
 
 
 def main() -> None:
-    recipes, minutes = loop.options("Train the small DINOv2.", RECIPES)
-    torch.manual_seed(recipes[0].seed)
+    recipe, minutes = loop.options("Train the small DINOv2.", RECIPE)
+    torch.manual_seed(recipe.seed)
     model, views = build(), data.open_set("views")
     families = views.column("family")[:: views.spec.views]
 
@@ -99,11 +97,11 @@ def main() -> None:
             first = float((names[near] == names).float().mean())
         return same_subject_loss(features, names), {"first": first}
 
-    loop.fit(model, loss, recipes, RUN, minutes)
-    export(model, [views], recipes)
+    loop.fit(model, loss, recipe, RUN, minutes)
+    export(model, [views], recipe)
 
 
-def export(model: Dinov2Model, sets: list[data.Pictures], recipes: list[loop.Recipe]) -> None:
+def export(model: Dinov2Model, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
     """Write the transformers folder."""
     measured = measure(model)
     size = {"height": data.SIZE, "width": data.SIZE}
@@ -112,7 +110,7 @@ def export(model: Dinov2Model, sets: list[data.Pictures], recipes: list[loop.Rec
     ).save_pretrained(FOLDER)
     model.half().save_pretrained(FOLDER)
     model.float()
-    cards.write(FOLDER, RUN, recipes, sets, measured)
+    cards.write(FOLDER, RUN, recipe, sets, measured)
 
 
 def area_under_curve(positive: Tensor, negative: Tensor) -> float:

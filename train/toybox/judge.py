@@ -6,7 +6,6 @@ takes it for another.
 """
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,8 @@ from train.toybox import cards, data, loop
 from train.toybox.augment import degrade, to_planes
 from train.toybox.boxes import boxes_of, iou
 
-FIRST = loop.Recipe(
-    steps=4600,
+RECIPE = loop.Recipe(
+    steps=9000,
     batch=64,
     lr=2e-3,
     warmup=100,
@@ -31,7 +30,6 @@ FIRST = loop.Recipe(
     muon=True,
     seed=91,
 )
-RECIPES = (FIRST, replace(FIRST, steps=2400, lr=1e-3, seed=92), replace(FIRST, steps=3000, lr=1e-3, seed=93))
 FOLDER = Path("weights/toybox/judge")
 RUN = data.WORK / "runs" / "judge"
 
@@ -108,8 +106,8 @@ def verdicts(judge: Judge, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def main() -> None:
-    recipes, minutes = loop.options("Train the judge of text-to-image.", RECIPES)
-    torch.manual_seed(recipes[0].seed)
+    recipe, minutes = loop.options("Train the judge of text-to-image.", RECIPE)
+    torch.manual_seed(recipe.seed)
     judge, sets = Judge(), [data.open_set("judged"), data.open_set("pictures")]
 
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
@@ -124,9 +122,9 @@ def main() -> None:
         notes = {name: v.item() for name, v in zip(answers, losses, strict=True)}
         return torch.stack(losses).sum() / 4 + outline, {**notes, "mask": outline.item()}
 
-    loop.fit(judge, loss, recipes, RUN, minutes)
+    loop.fit(judge, loss, recipe, RUN, minutes)
     cards.save_half(judge.state_dict(), FOLDER / "model.safetensors")
-    cards.write(FOLDER, RUN, recipes, sets, measure(judge))
+    cards.write(FOLDER, RUN, recipe, sets, measure(judge))
 
 
 def measure(judge: Judge) -> dict[str, float]:

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -34,11 +34,10 @@ class Recipe:
     """How long and how fast.
 
     steps: of the whole schedule. batch: pictures of a step. lr: peak of a cosine that ends at `floor` of it, after
-    `warmup` steps. average: decay
-    of the moving average of the weights. clip: largest norm of the gradient. precision: bfloat16 keeps float32 masters
-    and computes in bfloat16 throughout; autocast leaves the choice to torch; both mean float32 where `fast_dtype` says
-    so. muon: whether matrices and kernels are trained by Muon (Jordan et al. 2024), scaled to AdamW's rates, which then
-    has only the rest. every: minutes between checkpoints.
+    `warmup` steps. average: decay of the moving average of the weights. clip: largest norm of the gradient. precision:
+    bfloat16 keeps float32 masters and computes in bfloat16 throughout; autocast leaves the choice to torch; both mean
+    float32 where `fast_dtype` says so. muon: whether matrices and kernels are trained by Muon (Jordan et al. 2024),
+    scaled to AdamW's rates, which then has only the rest. every: minutes between checkpoints.
     """
 
     steps: int
@@ -125,29 +124,13 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def fit(network: nn.Module, loss: Loss, recipes: Sequence[Recipe], run: Path, minutes: float | None = None) -> bool:
-    """Train `network` in place by each recipe in turn; on return it holds the averaged weights.
+def fit(network: nn.Module, loss: Loss, recipe: Recipe, run: Path, minutes: float | None = None) -> bool:
+    """Train `network` in place up to `recipe.steps`, or for so many minutes; on return it holds the averaged weights.
 
-    A later recipe starts from the averaged weights that the one before it ended with, with an optimizer of its own (a
-    warm restart, Loshchilov and Hutter 2017), and its run is a folder of its own (`runs_of`).
+    With 0 minutes nothing is trained or written: the network gets the averaged weights of the last checkpoint.
 
-    minutes: stop after so many, in whichever recipe that is. With 0 nothing is trained or written: the network gets the
-    averaged weights of the last checkpoint. Returns whether all schedules are finished.
+    run: folder of `checkpoint.pt`, from which a run goes on, and `log.jsonl`. Returns whether the schedule is finished.
     """
-    begun = time.monotonic()
-    for recipe, folder in zip(recipes, runs_of(run, recipes), strict=True):
-        left = minutes if not minutes else max(minutes - (time.monotonic() - begun) / 60, 1e-6)
-        if not _fit(network, loss, recipe, folder, left):
-            return False
-    return True
-
-
-def runs_of(run: Path, recipes: Sequence[Recipe]) -> list[Path]:
-    """The folder of each recipe's `checkpoint.pt`, from which it goes on, and `log.jsonl`: `run`, `run-2`, `run-3`."""
-    return [run if place == 1 else run.with_name(f"{run.name}-{place}") for place in range(1, len(recipes) + 1)]
-
-
-def _fit(network: nn.Module, loss: Loss, recipe: Recipe, run: Path, minutes: float | None) -> bool:
     run.mkdir(parents=True, exist_ok=True)
     device = best_device()
     # Channels last is how a CPU's (and a tensor core's) convolutions compute: 1.1 to 1.3 times the steps a second.
@@ -275,13 +258,10 @@ class _Progress:
             print(f"{self.name}: step {step} of {self.steps}, {seconds / 60:.1f} min, {numbers}", flush=True)
 
 
-def options(
-    description: str, recipes: Sequence[Recipe], words: Iterable[str] | None = None
-) -> tuple[list[Recipe], float | None]:
+def options(description: str, recipe: Recipe, words: Iterable[str] | None = None) -> tuple[Recipe, float | None]:
     """Read `--steps` and `--minutes` of a training command."""
     parser = argparse.ArgumentParser(description=description)
-    *before, last = recipes
-    parser.add_argument("--steps", type=int, default=last.steps, help="length of the last schedule (%(default)s)")
+    parser.add_argument("--steps", type=int, default=recipe.steps, help="length of the schedule (%(default)s)")
     parser.add_argument(
         "--minutes",
         type=float,
@@ -290,4 +270,4 @@ def options(
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1: two trainings share two cores best)")
     chosen = parser.parse_args(None if words is None else list(words))
     torch.set_num_threads(chosen.threads)
-    return [*before, replace(last, steps=chosen.steps)], chosen.minutes
+    return replace(recipe, steps=chosen.steps), chosen.minutes

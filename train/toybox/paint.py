@@ -107,7 +107,7 @@ def measure(count: int = PROMPTS) -> dict[str, float]:
     return {name: round(float((seen[name] == wanted[name])[named[name]].float().mean()), 4) for name in ASKED}
 
 
-LESSONS, LESSON_STEPS = 3000, 20
+LESSONS, LESSON_STEPS = 4000, 20
 """Pictures painted for the detector to learn from, and in how many steps."""
 
 

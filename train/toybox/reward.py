@@ -23,18 +23,16 @@ from train.toybox import cards, data, loop, vae
 from train.toybox.augment import degrade, to_planes
 from train.toybox.dino import area_under_curve
 
-RECIPES = (
-    loop.Recipe(
-        steps=5000,
-        batch=64,
-        lr=5e-3,
-        warmup=100,
-        average=0.995,
-        weight_decay=0.05,
-        precision="bfloat16",
-        muon=True,
-        seed=81,
-    ),
+RECIPE = loop.Recipe(
+    steps=5000,
+    batch=64,
+    lr=5e-3,
+    warmup=100,
+    average=0.995,
+    weight_decay=0.05,
+    precision="bfloat16",
+    muon=True,
+    seed=81,
 )
 READ, WRONG = 2, 4
 """One picture in so many is read with captions, as the heads alone cost half as much and seeing is harder than reading;
@@ -174,8 +172,8 @@ def normalised(planes: Tensor) -> Tensor:
 
 
 def main() -> None:
-    recipes, minutes = loop.options("Train the small ImageReward.", RECIPES)
-    torch.manual_seed(recipes[0].seed)
+    recipe, minutes = loop.options("Train the small ImageReward.", RECIPE)
+    torch.manual_seed(recipe.seed)
     places = vocabulary()
     model, pictures = Taught(sizes(len(places))), data.open_set("pictures")
     sets = [pictures, data.open_set("views"), vae.decoded(pictures)]
@@ -201,8 +199,8 @@ def main() -> None:
         right = (own > other).float().mean().item()
         return pairs + across + torch.stack(named).sum() / 4, {"pairs": pairs.item(), "right": right, **notes}
 
-    loop.fit(model, loss, recipes, RUN, minutes)
-    export(model.reward, sets, recipes)
+    loop.fit(model, loss, recipe, RUN, minutes)
+    export(model.reward, sets, recipe)
 
 
 def texts(
@@ -218,7 +216,7 @@ def texts(
     return spell(captions, places).reshape(len(attributes), 1 + WRONG, -1)
 
 
-def export(model: RewardModel, sets: list[data.Pictures], recipes: list[loop.Recipe]) -> None:
+def export(model: RewardModel, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
     """Write the folder that `model.backbones.reward.load_reward` reads."""
     places = vocabulary()
     shown = data.visible(np.asarray(sets[0].attributes[:512]))
@@ -229,7 +227,7 @@ def export(model: RewardModel, sets: list[data.Pictures], recipes: list[loop.Rec
     write_tokenizer(FOLDER)
     save_config(config, FOLDER)
     cards.save_half(model.state_dict(), FOLDER / WEIGHTS)
-    cards.write(FOLDER, RUN, recipes, sets, measure(model))
+    cards.write(FOLDER, RUN, recipe, sets, measure(model))
 
 
 def compared(model: RewardModel, pictures: data.Pictures, shown: NDArray[np.bool_]) -> list[tuple[Tensor, Tensor]]:

@@ -32,8 +32,8 @@ CONFIG = SamConfig(
     decoder_mlp_dim=256,
     iou_head_dim=64,
 )
-RECIPES = (
-    loop.Recipe(steps=2200, batch=16, lr=1.5e-3, warmup=200, average=0.998, precision="autocast", muon=True, seed=31),
+RECIPE = loop.Recipe(
+    steps=2800, batch=16, lr=1.5e-3, warmup=200, average=0.998, precision="autocast", muon=True, seed=31
 )
 FOLDER = Path("weights/toybox/sam")
 
@@ -83,8 +83,8 @@ def mask_losses(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def main() -> None:
-    recipes, minutes = loop.options("Train the small Segment Anything model.", RECIPES)
-    torch.manual_seed(recipes[0].seed)
+    recipe, minutes = loop.options("Train the small Segment Anything model.", RECIPE)
+    torch.manual_seed(recipe.seed)
     sam = build_sam(CONFIG)
     pictures = data.open_set("pictures")
     sets = [pictures, data.open_set("views"), vae.decoded(pictures)]
@@ -104,15 +104,15 @@ def main() -> None:
         return total, {"iou": float(iou[:, 0].mean()), "score": float(score)}
 
     run = data.WORK / "runs" / "sam"
-    loop.fit(sam, loss, recipes, run, minutes)
-    export(sam, run, sets, recipes)
+    loop.fit(sam, loss, recipe, run, minutes)
+    export(sam, run, sets, recipe)
 
 
-def export(sam: Sam, run: Path, sets: list[data.Pictures], recipes: list[loop.Recipe]) -> None:
+def export(sam: Sam, run: Path, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
     """Write the folder that `model.backbones.grounded_sam` reads."""
     cards.save_half(sam.state_dict(), FOLDER / "model.safetensors")
     (FOLDER / "config.json").write_text(json.dumps(CONFIG.model_dump(), indent=1) + "\n")
-    cards.write(FOLDER, run, recipes, sets, measure(sam))
+    cards.write(FOLDER, run, recipe, sets, measure(sam))
 
 
 @torch.no_grad()

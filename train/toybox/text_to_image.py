@@ -16,9 +16,9 @@ from train.toybox import cards, data, judge, loop, paint
 from train.toybox.tokens import LENGTH, write_tokenizer
 from train.toybox.vae import encoded, load_vae
 
-FIRST = loop.Recipe(
-    steps=7200,
-    batch=32,
+RECIPE = loop.Recipe(
+    steps=9000,
+    batch=48,
     lr=2e-3,
     warmup=500,
     average=0.999,
@@ -28,7 +28,6 @@ FIRST = loop.Recipe(
     seed=61,
     every=4,
 )
-RECIPES = (FIRST, replace(FIRST, steps=3200, batch=64, lr=1.2e-3, warmup=200, seed=62))
 PICTURES = 48_000
 """How many of the pictures are encoded and learnt from."""
 
@@ -133,8 +132,8 @@ def words_of(tokenizer: CLIPTokenizer, pictures: data.Pictures) -> NDArray[np.in
 
 
 def main() -> None:
-    recipes, minutes = loop.options("Train the small Stable Diffusion.", RECIPES)
-    torch.manual_seed(recipes[0].seed)
+    recipe, minutes = loop.options("Train the small Stable Diffusion.", RECIPE)
+    torch.manual_seed(recipe.seed)
     vae, stamp = load_vae()
     tokenizer = write_tokenizer(FOLDER / "tokenizer")
     model = TextToImage(len(tokenizer))
@@ -165,12 +164,12 @@ def main() -> None:
         notes = {"early": each[:third].mean().item(), "late": each[-third:].mean().item()}
         return each.mean(), notes
 
-    loop.fit(model, loss, recipes, RUN, minutes)
-    export(model, vae, tokenizer, sets, recipes)
+    loop.fit(model, loss, recipe, RUN, minutes)
+    export(model, vae, tokenizer, sets, recipe)
 
 
 def export(
-    model: TextToImage, vae: Any, tokenizer: CLIPTokenizer, sets: list[data.Pictures], recipes: list[loop.Recipe]
+    model: TextToImage, vae: Any, tokenizer: CLIPTokenizer, sets: list[data.Pictures], recipe: loop.Recipe
 ) -> None:
     """Write the pipeline folder that stock diffusers loads."""
     pipeline: Any = StableDiffusionPipeline(
@@ -189,7 +188,7 @@ def export(
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     write_tokenizer(FOLDER / "tokenizer")
     judged = paint.measure() if (judge.FOLDER / "model.safetensors").exists() else {}
-    cards.write(FOLDER, RUN, recipes, sets, judged)
+    cards.write(FOLDER, RUN, recipe, sets, judged)
 
 
 if __name__ == "__main__":

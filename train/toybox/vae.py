@@ -16,18 +16,16 @@ from params import UserError, cli
 from train.toybox import cards, data, loop
 from train.toybox.augment import to_planes
 
-RECIPES = (
-    loop.Recipe(
-        steps=4600,
-        batch=16,
-        lr=1e-3,
-        warmup=300,
-        average=0.998,
-        weight_decay=0.0,
-        betas=(0.9, 0.99),
-        precision="bfloat16",
-        seed=41,
-    ),
+RECIPE = loop.Recipe(
+    steps=4600,
+    batch=16,
+    lr=1e-3,
+    warmup=300,
+    average=0.998,
+    weight_decay=0.0,
+    betas=(0.9, 0.99),
+    precision="bfloat16",
+    seed=41,
 )
 CROP = 32
 KL_WEIGHT = 2e-4
@@ -61,8 +59,8 @@ def crops(images: np.ndarray, side: int, rng: np.random.Generator) -> Tensor:
 
 
 def main() -> None:
-    recipes, minutes = loop.options("Train the small autoencoder.", RECIPES)
-    torch.manual_seed(recipes[0].seed)
+    recipe, minutes = loop.options("Train the small autoencoder.", RECIPE)
+    torch.manual_seed(recipe.seed)
     vae = build()
     sets = [data.open_set("pictures")]
 
@@ -79,16 +77,16 @@ def main() -> None:
         total = 4 * square + (drawn - target).abs().mean() + KL_WEIGHT * kl
         return total, {"psnr": float(-10 * (square / 4).log10()), "kl": float(kl), "std": float(mean.std())}
 
-    loop.fit(vae, loss, recipes, RUN, minutes)
-    export(vae, sets, recipes)
+    loop.fit(vae, loss, recipe, RUN, minutes)
+    export(vae, sets, recipe)
 
 
-def export(vae: Any, sets: list[data.Pictures], recipes: list[loop.Recipe]) -> None:
+def export(vae: Any, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
     """Write the diffusers folder, its scaling factor measured: 1 / standard deviation of the latents."""
     vae.register_to_config(scaling_factor=round(1 / latent_spread(vae, sets[0]), 4))
     vae.save_config(FOLDER)
     cards.save_half(vae.state_dict(), FOLDER / "diffusion_pytorch_model.safetensors")
-    cards.write(FOLDER, RUN, recipes, sets, measure(vae))
+    cards.write(FOLDER, RUN, recipe, sets, measure(vae))
 
 
 def load_vae() -> tuple[Any, str]:

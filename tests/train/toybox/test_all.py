@@ -10,13 +10,14 @@ from train.toybox import all as everything
 
 @pytest.mark.parametrize("together", [1, 2, 4])
 def test_every_step_runs_once_after_what_it_needs(monkeypatch, together):
-    ended, running, most = list[str](), set[str](), [0]
+    ended, running, most, given = list[str](), set[str](), [0], dict[str, int]()
     lock = threading.Lock()
 
     def run(name: str, threads: int) -> int:
         with lock:
             assert set(everything.STEPS[name].needs) <= set(ended), name
             running.add(name)
+            given[name] = threads
             most[0] = max(most[0], len(running))
         time.sleep(0.01)
         with lock:
@@ -28,6 +29,8 @@ def test_every_step_runs_once_after_what_it_needs(monkeypatch, together):
     assert everything.run_all(list(everything.STEPS), together, 1) == 0
     assert sorted(ended) == sorted(everything.STEPS)
     assert most[0] == together
+    # Nothing can run beside the first and the last; the longest starts beside others.
+    assert given["data"] == given["check"] == together and given["text_to_image"] == 1
 
 
 def test_a_step_that_fails_ends_the_run_with_its_code_and_chosen_steps_run_alone(monkeypatch):

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,24 +14,20 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.2), nn.GELU(), nn.Linear(16, 2))
 
 
-def train(run, steps, precision, stop_after=None, further=(), minutes=None):
-    """Train the small network; stop_after kills the run in the middle of the last recipe's step of that number.
-
-    further: batches of the recipes that follow, as long as the first.
-    """
+def train(run, steps, precision, stop_after=None):
+    """Train the small network; stop_after kills the run in the middle of the step of that number."""
     model = network()
     recipe = loop.Recipe(steps=steps, lr=1e-2, batch=8, warmup=3, precision=precision, log=4, every=0.0)
-    recipes = [recipe, *(replace(recipe, batch=batch, seed=batch) for batch in further)]
 
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
-        if draw.step == stop_after and draw.batch == recipes[-1].batch:
+        if draw.step == stop_after:
             raise KeyboardInterrupt
         x = torch.from_numpy(draw.rng.standard_normal((draw.batch, 6), dtype="float32"))
         x = (x + 0.1 * torch.randn(x.shape, generator=draw.noise)).to(draw.device, next(model.parameters()).dtype)
         return (model(x).float() - 1).square().mean(), {"twice": 2.0}
 
     try:
-        loop.fit(model, loss, recipes, run, minutes)
+        loop.fit(model, loss, recipe, run)
     except KeyboardInterrupt:
         return None
     return {name: value.cpu() for name, value in model.state_dict().items()}
@@ -65,43 +60,18 @@ def test_zero_minutes_gives_the_average_and_writes_nothing(tmp_path):
     def never(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
         raise AssertionError("a step was taken")
 
-    loop.fit(model, never, [loop.Recipe(steps=2 * STEPS, lr=1e-2)], tmp_path, minutes=0)
+    loop.fit(model, never, loop.Recipe(steps=2 * STEPS, lr=1e-2), tmp_path, minutes=0)
     assert equal(trained, {name: value.cpu() for name, value in model.state_dict().items()})
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
-def test_second_recipe_starts_from_the_averaged_weights_of_the_first_and_can_be_killed(tmp_path):
-    whole = train(tmp_path / "whole", STEPS, "float32", further=(6,))
-    assert train(tmp_path / "parts", STEPS, "float32", stop_after=5, further=(6,)) is None
-    assert torch.load(tmp_path / "parts-2" / "checkpoint.pt", weights_only=True)["step"] == 5
-    assert equal(whole, train(tmp_path / "parts", STEPS, "float32", further=(6,)))
-
-    first = train(tmp_path / "first", STEPS, "float32")
-    assert not equal(whole, first)
-    (tmp_path / "first" / "checkpoint.pt").rename(tmp_path / "kept.pt")
-    state = torch.load(tmp_path / "kept.pt", weights_only=True)
-    for name in state["value"]:
-        state["value"][name] = torch.full_like(state["value"][name], torch.nan)  # the average alone goes on
-    torch.save(state, tmp_path / "first" / "checkpoint.pt")
-    assert equal(whole, train(tmp_path / "first", STEPS, "float32", further=(6,)))
-
-
-def test_zero_minutes_exports_the_recipe_that_was_begun_last(tmp_path):
-    first = train(tmp_path, STEPS, "float32")
-    assert equal(first, train(tmp_path, STEPS, "float32", further=(6,), minutes=0))
-    both = train(tmp_path, STEPS, "float32", further=(6,))
-    assert equal(both, train(tmp_path, STEPS, "float32", further=(6,), minutes=0))
-
-
-def test_card_tells_each_recipe_with_how_far_it_came(tmp_path):
-    run = tmp_path / "small"
-    train(run, STEPS, "float32", further=(6,))
-    recipes = [loop.Recipe(steps=STEPS, lr=1e-2, batch=8), loop.Recipe(steps=STEPS, lr=1e-2, batch=6)]
-    cards.write(tmp_path, run, [*recipes, recipes[0]], [], {"right": 0.5})  # the third was never begun
+def test_card_tells_how_far_the_training_came(tmp_path):
+    run, recipe = tmp_path / "small", loop.Recipe(steps=2 * STEPS, lr=1e-2, batch=8)
+    train(run, STEPS, "float32")
+    cards.write(tmp_path, run, recipe, [], {"right": 0.5})
     card = json.loads((tmp_path / "card.json").read_text())
-    assert card["samples"] == STEPS * (8 + 6)
-    assert [one["recipe"]["batch"] for one in card["runs"]] == [8, 6]
-    assert all(one["steps"] == one["losses"]["step"] == STEPS for one in card["runs"])
+    assert (card["steps"], card["samples"]) == (STEPS, STEPS * 8)
+    assert card["losses"]["step"] == STEPS and card["recipe"]["steps"] == 2 * STEPS
     assert card["parameters"] == sum(p.numel() for p in network().parameters())
 
 
