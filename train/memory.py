@@ -209,7 +209,7 @@ def settings(file: Path) -> dict[str, Any]:
 def estimate(params: TrainParams, model: ModelParams, variant: Variant, ranks: int, work: Path) -> Memory:
     """What a run takes; the step, which takes seconds to find, is kept in `work` for the next start."""
     shapes, rows = shapes_of(variant), params.rows(ranks)
-    asked = [vars(shapes), model.model_dump(), params.objective.model_dump(), rows]
+    asked = [vars(shapes), model.model_dump(), params.objective.model_dump(), rows, params.zero_stage == 3]
     file = work / "memory" / f"{digest(asked, params.precision, params.gradient_checkpointing)}.json"
     try:
         step = Step(**json.loads(file.read_text(encoding="utf-8")))
@@ -225,8 +225,10 @@ def table(params: TrainParams, model: ModelParams, ranks: int, shapes: dict[str,
     yield "|---|" + "---|" * 7
     for name, found in shapes.items():
         for side in (512, 768, 1024):
-            step = weigh(replace(found, size=side), model, params, params.rows(ranks))
-            stages = [spread(step, params.model_copy(update={"zero_stage": stage}), ranks) for stage in range(4)]
+            staged = [params.model_copy(update={"zero_stage": stage}) for stage in range(4)]
+            # All stages but 3 do the same step.
+            steps = [weigh(replace(found, size=side), model, staged[stage], params.rows(ranks)) for stage in (0, 3)]
+            stages = [spread(steps[stage == 3], staged[stage], ranks) for stage in range(4)]
             parts = (stages[0].frozen, stages[0].trained, stages[0].activations)
             numbers = [f"{value / GB:.1f}" for value in (*parts, *(memory.total for memory in stages))]
             yield f"| {name}, {side} | {' | '.join(numbers)} |"

@@ -33,8 +33,9 @@ def infer(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
     ways = (("ours", ""), ("shared", f", text_every {setting.text_every}"))
     counted = operations(shapes, setting)
     for key, how in ways:
-        detail = f"{counted[key] / TERA:.4g} of {counted['ip-adapter'] / TERA:.4g} TFLOP/step"
-        yield Line(f"{name} FLOP over ip-adapter{how}", counted[key] / counted["ip-adapter"], most=True, detail=detail)
+        for other in ("ip-adapter", "stock"):
+            detail = f"{counted[key] / TERA:.4g} of {counted[other] / TERA:.4g} TFLOP/step"
+            yield Line(f"{name} FLOP over {other}{how}", counted[key] / counted[other], most=True, detail=detail)
     needed, free = needed_bytes(shapes, setting), free_bytes(setting.device)
     if needed > free:
         yield too_large(name, needed, free)

@@ -93,7 +93,7 @@ def test_what_does_not_fit_says_its_size_and_is_not_run(monkeypatch):
     monkeypatch.setattr(training, "compare", pytest.fail)
     monkeypatch.setattr(training, "card", lambda *_: [])
     *counted, line = infer("sdxl-infer", TINY_XL, SETTING)
-    assert len(counted) == 2 and all("FLOP" in one.name for one in counted)
+    assert len(counted) == 4 and all("FLOP" in one.name for one in counted)
     assert line.name == "sdxl-infer does not fit" and line.value > 0 and not line.short
     assert "GB are needed and 0.0 are free" in line.detail
     names = [line.name for line in training.train("train", TINY, SETTING)]

@@ -81,8 +81,24 @@ def test_numbers_are_those_of_the_loaded_model_and_kept_for_the_next_start(
     assert shapes_of(variant).size == 64
 
 
+def weighed(shapes: object, model: object, params: TrainParams, rows: int) -> Step:
+    """A step that keeps more where text encoders are computed again layer by layer, as under ZeRO 3."""
+    return replace(STEP, activations=STEP.activations + 3 * 10**9 * (params.zero_stage == 3))
+
+
+def test_a_step_under_zero_3_is_weighed_by_itself(small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "weigh", weighed)
+    params, variant = load("train", TrainParams), load_variant("toybox")
+    stages = [params.model_copy(update={"zero_stage": stage}) for stage in (0, 3, 0)]
+    activations = [estimate(stage, small, variant, 1, tmp_path).activations for stage in stages]
+    assert activations == [STEP.activations, STEP.activations + 3 * 10**9, STEP.activations]
+
+
 def test_table_has_a_row_for_each_model_and_size(small, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "weigh", lambda *_: STEP)
+    monkeypatch.setattr(memory, "weigh", weighed)
     lines = list(table(load("train", TrainParams), small, 8, {"tiny": TINY}))
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["tiny, 512", "tiny, 768", "tiny, 1024"]
     assert {line.count("|") for line in lines} == {9}
+    staged = [load("train", TrainParams).model_copy(update={"zero_stage": stage}) for stage in range(4)]
+    totals = [spread(weighed(TINY, small, params, 1), params, 8).total for params in staged]
+    assert [cell.strip() for cell in lines[2].split("|")[5:9]] == [f"{total / 1e9:.1f}" for total in totals]
