@@ -101,7 +101,7 @@ def main() -> None:
         losses, iou = mask_losses(logits, torch.from_numpy(truth).float().to(draw.device))
         score = F.mse_loss(quality, iou)
         total = losses[:, 0].mean() + 0.5 * losses[:, 1:].amin(1).mean() + score
-        return total, {"iou": float(iou[:, 0].mean()), "score": float(score)}
+        return total, {"iou": float(iou[:, 0].mean()), "score": score.item()}
 
     run = data.WORK / "runs" / "sam"
     loop.fit(sam, loss, recipe, run, minutes)

@@ -75,7 +75,8 @@ def main() -> None:
         square = (drawn - target).square().mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         total = 4 * square + (drawn - target).abs().mean() + KL_WEIGHT * kl
-        return total, {"psnr": float(-10 * (square / 4).log10()), "kl": float(kl), "std": float(mean.std())}
+        psnr = -10 * (square / 4).log10()
+        return total, {"psnr": psnr.item(), "kl": kl.item(), "std": mean.std().item()}
 
     loop.fit(vae, loss, recipe, RUN, minutes)
     export(vae, sets, recipe)
