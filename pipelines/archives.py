@@ -91,10 +91,9 @@ class Archive:
             at = self._first(f"{prefix}{head}0") if slash else at + 1  # "0" follows "/": behind all of that folder
         return sorted(found)
 
-    def find(self, folder: str) -> list[str]:
-        """Return the paths of all files below a folder, sorted."""
-        at, end = self._range(f"{folder}/" if folder else "")
-        return [name.as_py() for name in self._names[at:end]]
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder at `path`."""
+        return self.isfile(path) or self.isdir(path)
 
     def isfile(self, path: str) -> bool:
         """Whether there is a file at `path`."""
@@ -241,11 +240,18 @@ def _zip_rows(stream: Any) -> Iterator[_Row]:
                 raise ValueError(f"{member.filename} is encrypted")
             if member.compress_type not in (zipfile.ZIP_STORED, _DEFLATED):
                 raise ValueError(f"{member.filename} is packed by another method than deflate")
-            time = calendar.timegm((*member.date_time, 0, 0, 0))
             yield (
                 *(_plain(member.filename), member.header_offset, member.file_size),
-                *(member.compress_size, time, member.CRC),
+                *(member.compress_size, _seconds(member.date_time), member.CRC),
             )
+
+
+def _seconds(date: tuple[int, int, int, int, int, int]) -> int:
+    """Return the time of a zip entry; 0 where it has none: some programs leave month and day at 0."""
+    try:
+        return calendar.timegm((*date, 0, 0, 0))
+    except ValueError:
+        return 0
 
 
 def _plain(name: str) -> str:

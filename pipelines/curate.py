@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from params import RunParams, Section, cli, data_dir, load
 from pipelines import captions, duplicates, filters, shards, tables, triplets
 from pipelines.sources import Photo, Subject, open_source
 from pipelines.storage import DecodeError, Root, Roots, SourceParams, decode_image
-from stage import digest, digest_files, exclusive
+from stage import digest, digest_files
 
 # What the rows of a photo depend on; duplicates and triplets are found anew in each run.
 CODE = (
@@ -76,8 +76,9 @@ class CurateWorker:
                     if len(waiting) == self.captioner.params.batch_size:
                         self.caption(subject.class_name, waiting)
         self.caption(subject.class_name, waiting)
-        if len(subject.photos) > 1 and 0 < len(frames) < self.params.min_views:
-            detail = f"{len(frames)} of {len(subject.photos)}"
+        taken = views(subject)
+        if taken > 1 and 0 < len(frames) < self.params.min_views:
+            detail = f"{len(frames)} of {taken}"
             for row in frames:
                 of = (subject.source, row["path"], row["box"])
                 rejects.append(tables.reject(row["frame_id"], "curate", "too_few_views", detail, *of))
@@ -121,6 +122,7 @@ class CurateWorker:
             "split": subject.split,
             "path": photo.path,
             "mask_path": photo.mask_path,
+            "mask_sha256": self.mask_sha256(subject.source, photo.mask_path),
             "box": list(photo.box) if photo.box else None,
             "width": candidate.size[0],
             "height": candidate.size[1],
@@ -134,6 +136,15 @@ class CurateWorker:
             "object_centre": list(subject.centre) if subject.centre else None,
         }
         return None, (row, data)
+
+    def mask_sha256(self, source: str, path: str | None) -> str | None:
+        """Return the hash of a shipped mask; None where there is none, or none that can be read: mask says so then."""
+        if path is None:
+            return None
+        try:
+            return hashlib.sha256(self.roots[source].read(path)).hexdigest()
+        except (FileNotFoundError, DecodeError):
+            return None
 
     def caption(self, noun: str, waiting: list[tuple[dict[str, Any], Image.Image]]) -> None:
         """Give the waiting rows captions of the captioner, and let them go."""
@@ -155,8 +166,15 @@ def caption_columns(caption: captions.Caption) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
 class SubjectItem(shards.Item):
-    """A subject, packed."""
+    """A subject, packed.
+
+    Attributes:
+        views: how many photos it has before any filter.
+    """
+
+    views: int
 
     def without(self, frame_ids: Collection[str]) -> SubjectItem:
         """Return the subject with these photos rejected unread: they count among its views, as other bad ones do."""
@@ -167,7 +185,13 @@ class SubjectItem(shards.Item):
     @classmethod
     def of(cls, fingerprint: str, subject: Subject) -> SubjectItem:
         """Return the item of a subject."""
-        return cls(subject.subject_id, fingerprint, tuple(p.frame_id for p in subject.photos), pack(subject))
+        frame_ids = tuple(p.frame_id for p in subject.photos)
+        return cls(subject.subject_id, fingerprint, frame_ids, pack(subject), views(subject))
+
+
+def views(subject: Subject) -> int:
+    """Return how many photos a subject has: what lies beside a single one and is none does not make it a capture."""
+    return sum(photo.reject != "not_an_image" for photo in subject.photos)
 
 
 def pack(subject: Subject) -> bytes:
@@ -181,23 +205,24 @@ def unpack(payload: bytes) -> Subject:
 
 
 def fingerprint(subject: Subject, root: Root) -> str:
-    """Return what changes when a photo of the subject does.
+    """Return what changes when a photo of the subject or its shipped mask does.
 
     Size and time of change stand for the bytes, as in rsync: reading every photo to learn that nothing changed would
     cost as much as the stage. It only decides what is computed again, never what comes out.
     """
-    return digest(_SUBJECT.dump_json(subject).decode(), [state(root, photo) for photo in subject.photos])
+    files = [path for photo in subject.photos for path in (photo.path, photo.mask_path) if path is not None]
+    return digest(_SUBJECT.dump_json(subject).decode(), [state(root, path) for path in files])
 
 
-def state(root: Root, photo: Photo) -> tuple[int, float] | None:
-    """Return size and time of a photo's file; None where there is none."""
+def state(root: Root, path: str) -> tuple[int, float] | None:
+    """Return size and time of a file; None where there is none."""
     try:
-        return root.info(photo.path)
+        return root.info(path)
     except FileNotFoundError:
         return None
 
 
-def items_of(source_params: SourceParams) -> Iterator[shards.Item]:
+def items_of(source_params: SourceParams) -> Iterator[SubjectItem]:
     """Yield an item for each subject of a source."""
     root = Root(source_params.root)
     for s in open_source(source_params).subjects():
@@ -213,7 +238,7 @@ def main() -> None:
     def items() -> Iterator[shards.Item]:
         for source in sources:
             for item in items_of(source):
-                photos[item.id] = len(item.frame_ids)
+                photos[item.id] = item.views
                 yield item
 
     weights = []
@@ -221,28 +246,31 @@ def main() -> None:
         from pipelines.captioner import spec
 
         weights = [shards.digest_spec(spec(captioner))]
-    summary = shards.run_stage(
-        "curate",
-        items(),
-        partial(CurateWorker, params, sources, run.torch_device() if captioner else "cpu"),
-        identity=[
-            params.model_dump(exclude={"triplets"}),
-            digest_files(*(Path(__file__).parent / name for name in CODE)),
-            weights,
-        ],
-        kept="frames",
-        others=[],
-        out=out,
-        run=run,
-        shard_items=params.shard_subjects,
-    )
-    with exclusive("curate-tables", shards.lock_folder(run, out)):
+    # What a worker reserves: only the captioner is a model, and no further threads decode for it.
+    run = run.model_copy(update={"device": run.torch_device() if captioner else "cpu", "decoders": 0})
+    with shards.sole_writer("curate", run, out):
+        summary = shards.run_stage(
+            "curate",
+            items(),
+            partial(CurateWorker, params, sources, run.device),
+            identity=[
+                params.model_dump(exclude={"triplets"}),
+                digest_files(*(Path(__file__).parent / name for name in CODE)),
+                weights,
+            ],
+            kept="frames",
+            others=[],
+            out=out,
+            run=run,
+            shard_items=params.shard_subjects,
+            locked=True,
+        )
         duplicates.drop(out, params.filters.duplicate_bits, params.min_views, photos)
         triplets.write(out, params.triplets)
         prompts = [asdict(prompt) for source in sources for prompt in open_source(source).prompts()]
         tables.write(out, "prompts", tables.from_rows("prompts", prompts))
-    shards.settle(summary, out, "frames")
-    shards.report("curate", summary, out, metrics(out) | {"prompts": len(prompts)})
+        shards.settle(summary, out, "frames")
+        shards.report("curate", summary, out, metrics(out) | {"prompts": len(prompts)})
 
 
 def metrics(out: Path) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """What two subjects share: the same picture (reposts, photos that sets share), or the same object.
 
 The same picture saved again at another size or quality differs in at most 6 of the 256 bits of its hash, photos of
-alike subjects in 12 and more (docs/filters.md). Candidates are pictures that agree in one of the hash's four 64-bit
-words, found by sorting, so that the time grows with the number of photos and not with that of pairs.
+alike subjects in 12 and more (docs/filters.md). The hash is cut into one segment more than bits may differ, so that the
+same picture agrees in one of them at least; such candidates are found by sorting, and the time grows with the number of
+photos and not with that of pairs.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +22,8 @@ from pipelines import tables
 Repeats = dict[str, tuple[str, float]]
 SHOWN = ("source", "path", "box")  # what the report shows a dropped photo by
 COLUMNS = ("subject_id", "source", "path", "split", "phash")
-# Pictures with one word in common are sorted by their whole hash, and each is compared with so many before it.
-_WINDOW = 16
+_BITS = 256  # of a hash
+_WORD = 64
 
 
 def across_subjects(stretches: Iterable[pa.Table], max_bits: int) -> dict[int, int]:
@@ -33,20 +36,31 @@ def across_subjects(stretches: Iterable[pa.Table], max_bits: int) -> dict[int, i
         stretches: COLUMNS of the frames table, in key order. Of each picture 45 bytes are held.
     """
     first, subject, words, in_train, rows = _pictures(stretches)
-    pairs = np.concatenate([_alike(words, subject, word, max_bits) for word in range(words.shape[1])])
-    order = np.lexsort((np.arange(len(first)), in_train))
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[order] = np.arange(len(first))
-    swap = rank[pairs[:, 0]] > rank[pairs[:, 1]]
-    pairs[swap] = pairs[swap][:, ::-1]
-    pairs = pairs[np.lexsort((rank[pairs[:, 0]], rank[pairs[:, 1]]))]
+    if max_bits < 0 or not rows:
+        return {}
+    number, hashes = _different(words)
+    pairs = _near(hashes, max_bits)
+    shared = np.bincount(number) > 1
+    shared[pairs] = True
+    near: dict[int, set[int]] = defaultdict(set)
+    for a, b in pairs.tolist():
+        near[a].add(b)
+        near[b].add(a)
     last = np.append(first[1:], rows)
-    gone: set[int] = set()
+    order = np.lexsort((np.arange(len(first)), in_train))
+    kept: dict[int, int] = {}  # by hash, the place in `order` of the first picture that stays
     found: dict[int, int] = {}
-    for stays, goes in pairs.tolist():  # by rank of what would go: whether the other stays is known by then
-        if goes not in gone and stays not in gone:
-            gone.add(goes)
-            found |= {row: int(first[stays]) for row in range(first[goes], last[goes])}
+    for place in np.flatnonzero(shared[number[order]]).tolist():
+        picture = order[place]
+        own = int(number[picture])
+        # Later ones with the hash of one that stays stay only where they are of its subject: the first stands for all.
+        twins = [kept[other] for other in (own, *near.get(own, ())) if other in kept]
+        twins = [twin for twin in twins if subject[order[twin]] != subject[picture]]
+        if twins:
+            stays = int(first[order[min(twins)]])
+            found |= dict.fromkeys(range(first[picture], last[picture]), stays)
+        else:
+            kept.setdefault(own, place)
     return found
 
 
@@ -55,7 +69,8 @@ def drop(folder: Path, max_bits: int, min_views: int, photos: Mapping[str, int])
     of which fewer than `min_views` frames are left.
 
     Args:
-        photos: by subject_id, how many it had before any filter; a subject of one photo needs one.
+        photos: by subject_id, how many it had before any filter, without files that are none; a subject of one photo
+            needs one.
     """
     twins = across_subjects(tables.stream(folder, "frames", COLUMNS), max_bits)
     if not twins:
@@ -155,14 +170,42 @@ def _words(column: pa.ChunkedArray) -> np.ndarray:
     return data[whole.offset : whole.offset + len(whole)].astype(np.uint64)
 
 
-def _alike(words: np.ndarray, subject: np.ndarray, word: int, max_bits: int) -> np.ndarray:
-    """Return pairs [n, 2] of pictures of different subjects that agree in one word and differ in few bits."""
-    order = np.lexsort((*words.T, words[:, word]))
+def _different(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return of each picture the number of its hash [n], and the different hashes [m, 4]."""
+    order = np.lexsort(words.T)
+    ordered = words[order]
+    new = np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))
+    number = np.empty(len(order), dtype=np.int64)
+    number[order] = np.cumsum(new) - 1
+    return number, ordered[new]
+
+
+def _near(hashes: np.ndarray, max_bits: int) -> np.ndarray:
+    """Return pairs [n, 2] of the hashes that differ in at most `max_bits` bits; some more than once.
+
+    Sorted by a segment, those that agree in it are neighbours: each is compared with the next one, the one after it,
+    and so on, as long as the segment is the same.
+    """
+    segments = min(max(max_bits + 1, _BITS // _WORD), _BITS)
     pairs = [np.empty((0, 2), dtype=np.int64)]
-    for lag in range(1, min(_WINDOW, len(order) - 1) + 1):
-        a, b = order[:-lag], order[lag:]
-        near = (words[a, word] == words[b, word]) & (subject[a] != subject[b])
-        a, b = a[near], b[near]
-        bits = np.bitwise_count(words[a] ^ words[b]).sum(axis=1)
-        pairs.append(np.stack([a, b], axis=1)[bits <= max_bits])
+    for start, end in pairwise(number * _BITS // segments for number in range(segments + 1)):
+        values = _segment(hashes, start, end)
+        order = np.argsort(values)
+        values = values[order]
+        at, lag = np.arange(len(order) - 1), 1
+        while len(at := at[values[at] == values[at + lag]]):
+            a, b = order[at], order[at + lag]
+            bits = np.bitwise_count(hashes[a] ^ hashes[b]).sum(axis=1)
+            pairs.append(np.stack([a, b], axis=1)[bits <= max_bits])
+            lag += 1
+            at = at[at + lag < len(order)]
     return np.concatenate(pairs)
+
+
+def _segment(hashes: np.ndarray, start: int, end: int) -> np.ndarray:
+    """Return bits `start` to `end` of each hash, 64 at most, as uint64 [n]."""
+    word, offset = divmod(start, _WORD)
+    bits = hashes[:, word] << np.uint64(offset)
+    if offset + end - start > _WORD:
+        bits |= hashes[:, word + 1] >> np.uint64(_WORD - offset)
+    return bits >> np.uint64(_WORD - (end - start))

@@ -35,6 +35,7 @@ from stage import digest_files
 
 CODE = ("../stage.py", "encode.py", "segments.py", "prefetch.py", "subjects.py", "shards.py", "tables.py", "storage.py")
 TABLES = ("latents", "features")
+MOST_VALUES = 2**31 - 1  # of a shard's hidden states: Arrow counts the values of a list column in 32 bits
 
 
 class EncodeParams(Section):
@@ -279,6 +280,12 @@ def within_budget(params: EncodeParams, row: Sizes, needed: Needed) -> EncodePar
     return params.model_copy(update={"hidden_states": params.hidden_states and fits})
 
 
+def photos_in_shard(params: EncodeParams, row: Sizes) -> int:
+    """Return how many photos' hidden states fit in one shard."""
+    values = row.hidden // np.dtype(np.float16).itemsize
+    return max(MOST_VALUES // (params.augmentations * values), 1)
+
+
 def encoded_frames(out: Path) -> int:
     """Return how many photos have a latent or hidden states."""
     return len(pc.unique(pa.concat_tables(tables.read(out, name, ["frame_id"]) for name in TABLES)["frame_id"]))
@@ -292,30 +299,34 @@ def main() -> None:
     out, here = data_dir() / "encode", Path(__file__).parent
     curate, mask = data_dir() / "curate", data_dir() / "mask"
     needed = Needed.read(curate, mask)
-    params = within_budget(params, sizes(variant), needed)
+    row = sizes(variant)
+    params = within_budget(params, row, needed)
     model = here.parent / "model"
     code = [*(here / name for name in CODE), model / "backbones", model / "inputs.py", model / "segment.py"]
-    summary = shards.run_stage(
-        "encode",
-        subjects.items(curate, segments.FRAME_COLUMNS, needed.wanted(params, mask)),
-        partial(EncodeWorker, params, variant_name, sources, run.torch_device(), run.decoders),
-        identity=[
-            params.model_dump(exclude={"max_gigabytes", "shard_subjects", "latents", "hidden_states"}),
-            digest_files(*code),
-            [shards.digest_spec(spec) for spec in (variant.diffusion, variant.image_encoder)],
-        ],
-        kept="latents",
-        others=["features"],
-        out=out,
-        run=run,
-        shard_items=params.shard_subjects,
-    )
-    summary.kept = encoded_frames(out)  # a photo may be a target, an input or both
-    extra = {
-        "triplets_dropped_for_masks": needed.dropped,
-        **{name: tables.count(out, name) for name in TABLES},
-    }
-    shards.report("encode", summary, out, extra)
+    with shards.sole_writer("encode", run, out):
+        summary = shards.run_stage(
+            "encode",
+            subjects.items(curate, segments.FRAME_COLUMNS, needed.wanted(params, mask)),
+            partial(EncodeWorker, params, variant_name, sources, run.torch_device(), run.decoders),
+            identity=[
+                params.model_dump(exclude={"max_gigabytes", "shard_subjects", "latents", "hidden_states"}),
+                digest_files(*code),
+                [shards.digest_spec(spec) for spec in (variant.diffusion, variant.image_encoder)],
+            ],
+            kept="latents",
+            others=["features"],
+            out=out,
+            run=run,
+            shard_items=params.shard_subjects,
+            shard_photos=photos_in_shard(params, row),
+            locked=True,
+        )
+        summary.kept = encoded_frames(out)  # a photo may be a target, an input or both
+        extra = {
+            "triplets_dropped_for_masks": needed.dropped,
+            **{name: tables.count(out, name) for name in TABLES},
+        }
+        shards.report("encode", summary, out, extra)
 
 
 if __name__ == "__main__":

@@ -175,21 +175,6 @@ def near_duplicate(phash: bytes, seen: dict[str, bytes], max_bits: int) -> str |
     return next((f for f, other in seen.items() if (number ^ int.from_bytes(other)).bit_count() <= max_bits), None)
 
 
-def box_agreement(mask: np.ndarray, box: Sequence[float]) -> float:
-    """Return how well a mask [H, W] fits an annotated box (fractions of the sides): IoU of the box around the mask with
-    it, 0..1; 0 for an empty mask. A mask that took a neighbour, or part of the subject, lies low."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return 0.0
-    height, width = mask.shape
-    x0, y0, x1, y1 = box
-    left, right = columns[0] / width, (columns[-1] + 1) / width
-    top, bottom = rows[0] / height, (rows[-1] + 1) / height
-    across, down = min(right, x1) - max(left, x0), min(bottom, y1) - max(top, y0)
-    shared = max(across, 0.0) * max(down, 0.0)
-    return float(shared / ((right - left) * (bottom - top) + (x1 - x0) * (y1 - y0) - shared))
-
-
 def _area(photo: Photo) -> float | None:
     if photo.box is None:
         return None

@@ -28,7 +28,8 @@ from stage import digest_files
 
 CODE = ("../stage.py", "mask.py", "masks.py", "prefetch.py", "subjects.py", "shards.py", "tables.py", "storage.py")
 MODEL = ("backbones", "segment.py")
-COLUMNS = ("source", "class_name", "path", "mask_path", "box")
+# mask_sha256 is for the fingerprint of a subject alone: another shipped mask is another input.
+COLUMNS = ("source", "class_name", "path", "mask_path", "mask_sha256", "box")
 
 
 class MaskParams(Section):
@@ -271,26 +272,28 @@ def main() -> None:
         digest_files(*(here / name for name in CODE), *(here.parent / "model" / name for name in MODEL)),
         [shards.digest_spec(spec) for spec in (variant.detector, variant.sam)],
     ]
-    summary = shards.run_stage(
-        "mask",
-        subjects.items(data_dir() / "curate", COLUMNS),
-        partial(MaskWorker, params, backbones.variant, sources, run.torch_device(), run.decoders),
-        identity=identity,
-        kept="masks",
-        others=["agreement"],
-        out=out,
-        run=run,
-        shard_items=params.shard_subjects,
-    )
-    made = tables.read(out, "masks", ["method", "quality", "area"])
-    agreement = masks.summary(tables.read(out, "agreement", ["iou"]).to_pylist())
-    extra = {
-        "method": tables.count_by(made["method"].to_pylist()),
-        "quality": tables.count_by(made["quality"].to_pylist()),
-        "mean_area": round(float(np.mean(made["area"].to_numpy())), 4) if made.num_rows else 0.0,
-        "agreement": agreement,
-    }
-    shards.report("mask", summary, out, extra)
+    with shards.sole_writer("mask", run, out):
+        summary = shards.run_stage(
+            "mask",
+            subjects.items(data_dir() / "curate", COLUMNS),
+            partial(MaskWorker, params, backbones.variant, sources, run.torch_device(), run.decoders),
+            identity=identity,
+            kept="masks",
+            others=["agreement"],
+            out=out,
+            run=run,
+            shard_items=params.shard_subjects,
+            locked=True,
+        )
+        made = tables.read(out, "masks", ["method", "quality", "area"])
+        agreement = masks.summary(tables.read(out, "agreement", ["iou"]).to_pylist())
+        extra = {
+            "method": tables.count_by(made["method"].to_pylist()),
+            "quality": tables.count_by(made["quality"].to_pylist()),
+            "mean_area": round(float(np.mean(made["area"].to_numpy())), 4) if made.num_rows else 0.0,
+            "agreement": agreement,
+        }
+        shards.report("mask", summary, out, extra)
     if agreement["photos"]:
         print(
             f"mask: annotated against Grounded SAM: mean IoU {agreement['mean_iou']}, median {agreement['median_iou']}"

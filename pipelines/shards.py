@@ -6,18 +6,19 @@ params alone, not on the number of workers, the order in which they finish, or h
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from itertools import groupby
+from functools import partial
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +34,7 @@ from stage import Progress, digest, digest_files, exclusive, write_json
 READERS = 16
 
 Rows = dict[str, list[dict[str, Any]]]
+Stored = dict[str, pa.Table]  # an item's rows of each table, as a shard holds them
 
 
 class Worker(Protocol):
@@ -73,6 +75,8 @@ def run_stage(
     out: Path,
     run: RunParams,
     shard_items: int,
+    shard_photos: int | None = None,
+    locked: bool = False,
 ) -> Summary:
     """Compute the tables of a stage into `out` and return what was done.
 
@@ -86,6 +90,8 @@ def run_stage(
         out: folder of the stage's tables.
         run: workers, device, work folder.
         shard_items: items in a shard on average.
+        shard_photos: most photos in a shard of several items, where a photo's rows are large.
+        locked: the caller is the `sole_writer`, as it writes more than these tables.
 
     Raises:
         UserError: another run holds the stage, a worker cannot be kept alive, or a disk is full.
@@ -93,22 +99,23 @@ def run_stage(
     started = time.monotonic()
     names = (kept, "rejects", *others)
     here = lock_folder(run, out)
-    with exclusive(stage, here), room_on_disk(here):
+    with contextlib.nullcontext() if locked else sole_writer(stage, run, out), room_on_disk(here):
         work = WorkFolder(run.work, stage, digest(stage, identity))
         work.sweep()
         spool = Spool(items, here)
-        shards = [Shard(tuple(keys), names) for keys in cut(spool.keys, shard_items)]
-        done = work.sizes()
+        pieces = (piece for keys in cut(spool.keys, shard_items) for piece in bounded(keys, shard_photos))
+        shards = [Shard(tuple(piece), names) for piece in pieces]
+        done = work.sizes(names)
         missing = [shard for shard in shards if shard.name not in done]
         summary = Summary(shards=len(shards), shards_done_before=len(shards) - len(missing))
         if missing:
             index = _Index(work, set(done) - {shard.name for shard in shards})
-            summary.items_computed = _compute(stage, missing, spool, index, worker, run)
-            done = work.sizes()
+            summary.items_computed = _compute(stage, missing, work, spool, index, worker, run)
+            done = work.sizes(names)
         with room_on_disk(out):
             for name in names:
                 _gather(out, name, work, {shard.name: done[shard.name][f"{name}.parquet"] for shard in shards})
-    settle(summary, out, kept)
+        settle(summary, out, kept)
     summary.input = sum(key.photos for key in spool.keys)
     summary.seconds = time.monotonic() - started
     return summary
@@ -119,6 +126,31 @@ def settle(summary: Summary, out: Path, kept: str) -> None:
     reasons = (reason for part in tables.stream(out, "rejects", ["reason"]) for reason in part["reason"].to_pylist())
     summary.rejects = tables.count_by(reasons)
     summary.kept = sum(pq.read_metadata(part).num_rows for part in tables.parts(out, kept))
+
+
+@contextlib.contextmanager
+def sole_writer(stage: str, run: RunParams, out: Path) -> Iterator[None]:
+    """Be the one process that writes the stage's tables: a second run would replace them half-way through this one.
+
+    Raises:
+        UserError: another run holds the stage, or a disk is full.
+    """
+    here = lock_folder(run, out)
+    with room_on_disk(here), exclusive(stage, here), room_on_disk(out):
+        yield
+
+
+def bounded(keys: Sequence[Key], photos: int | None) -> list[list[Key]]:
+    """Cut a shard's items again where they have more than `photos` photos together; an item stays whole."""
+    pieces: list[list[Key]] = [[]]
+    held = 0
+    for key in keys:
+        if photos is not None and pieces[-1] and held + key.photos > photos:
+            pieces.append([])
+            held = 0
+        pieces[-1].append(key)
+        held += key.photos
+    return pieces
 
 
 def lock_folder(run: RunParams, out: Path) -> Path:
@@ -136,14 +168,14 @@ class Shard:
         self.keys, self.names = keys, names
         self.name = digest([(key.id, key.fingerprint) for key in keys])
 
-    def save(self, work: WorkFolder, results: Sequence[Rows]) -> None:
+    def save(self, work: WorkFolder, results: Sequence[Rows | Stored]) -> None:
         """Write the tables and how many rows of each are whose; the shard exists only when all of it does."""
         counts = []
         for key, result in zip(self.keys, results, strict=True):
             counts.append([key.id, key.fingerprint, [len(result.get(name, [])) for name in self.names]])
         with work.writing(self.name) as folder:
             for name in self.names:
-                in_order = [tables.from_rows(name, result.get(name, [])) for result in results]
+                in_order = [_as_table(name, result.get(name, [])) for result in results]
                 tables.write_part(folder / f"{name}.parquet", name, pa.concat_tables(in_order))
             with (folder / RECORD).open("w", encoding="utf-8") as stream:
                 json.dump({"tables": self.names, "items": counts}, stream)
@@ -151,42 +183,59 @@ class Shard:
                 os.fsync(stream.fileno())
 
 
+def _as_table(name: str, rows: pa.Table | Sequence[dict[str, Any]]) -> pa.Table:
+    """Return an item's rows as a table; those that a shard held are sorted already."""
+    return rows.cast(tables.spec(name).schema) if isinstance(rows, pa.Table) else tables.from_rows(name, rows)
+
+
+class Place(NamedTuple):
+    """Where the rows of an item lie."""
+
+    shard: str
+    position: int  # of the item in the shard
+
+
 class _Index:
-    """Rows of single items in the shards of earlier runs, so that a grown shard computes only what is new."""
+    """Where single items lie in the shards of earlier runs, so that a grown shard computes only what is new.
+
+    The driver knows the places, and the worker reads the rows: those of one item may take gigabytes.
+    """
 
     def __init__(self, work: WorkFolder, earlier: Iterable[str]) -> None:
-        self.work = work
-        self.place: dict[tuple[str, str], tuple[str, int]] = {}
-        self.load = lru_cache(maxsize=4)(self._load)
+        self.place: dict[tuple[str, str], Place] = {}
         names = sorted(earlier)
         with ThreadPoolExecutor(READERS) as pool:
             for name, record in zip(names, pool.map(work.record, names), strict=True):
                 for position, (item_id, fingerprint, _) in enumerate(record["items"]):
-                    self.place[item_id, fingerprint] = (name, position)
+                    self.place[item_id, fingerprint] = Place(name, position)
 
     def __contains__(self, key: Key) -> bool:
         return (key.id, key.fingerprint) in self.place
 
-    def rows(self, key: Key) -> Rows:
-        """Return the rows of an item that is known."""
-        name, position = self.place[key.id, key.fingerprint]
-        result: Rows = {}
-        for table_name, (counts, table) in self.load(name).items():
-            result[table_name] = table.slice(sum(counts[:position]), counts[position]).to_pylist()
-        return result
+    def places(self, keys: Iterable[Key]) -> dict[str, Place]:
+        """Return, by id, the places of those items that are known."""
+        return {key.id: self.place[key.id, key.fingerprint] for key in keys if key in self}
 
-    def _load(self, shard: str) -> dict[str, tuple[list[int], pa.Table]]:
-        """Return, for each table of a shard, how many rows each item has and the rows."""
-        record = self.work.record(shard)
-        return {
-            name: ([entry[2][column] for entry in record["items"]], self.work.table(shard, name))
-            for column, name in enumerate(record["tables"])
-        }
+
+def stored_rows(work: WorkFolder, places: Mapping[str, Place]) -> dict[str, Stored]:
+    """Return the rows of items that lie in finished shards, by id. Each shard is read once."""
+    found: dict[str, Stored] = {item_id: {} for item_id in places}
+    for shard in sorted({place.shard for place in places.values()}):
+        record = work.record(shard)
+        for column, name in enumerate(record["tables"]):
+            table = work.table(shard, name)
+            counts = [entry[2][column] for entry in record["items"]]
+            starts = [0, *accumulate(counts)]
+            for item_id, (where, position) in places.items():
+                if where == shard:
+                    found[item_id][name] = table.slice(starts[position], counts[position])
+    return found
 
 
 def _compute(
     stage: str,
     missing: Sequence[Shard],
+    work: WorkFolder,
     spool: Spool,
     index: _Index,
     worker: Callable[[], Worker],
@@ -215,8 +264,8 @@ def _compute(
     deaths = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
     alive: list[Any] = []
 
-    def start(**other: float) -> Any:
-        alive.append(ray.remote(_Actor).options(**options | other).remote(worker, run.threads))
+    def start() -> Any:
+        alive.append(ray.remote(_Actor).options(**options).remote(worker, run.threads))
         return alive[-1]
 
     def stop(actor: Any) -> None:
@@ -225,7 +274,7 @@ def _compute(
 
     def survives(items: Sequence[Item]) -> bool:
         """Whether a fresh worker lives through these items; an exception is no death."""
-        probe = start(num_cpus=0)  # the others hold theirs until they are given work, which waits for this answer
+        probe = start()
         try:
             ray.get(probe.compute.remote(items))
         except ray.exceptions.RayTaskError:
@@ -236,6 +285,7 @@ def _compute(
         return True
 
     queue = list(reversed(missing))
+    suspects: list[Shard] = []  # on which two workers died
     poison: dict[str, set[str]] = {}  # by item, its photos that kill a worker
     attempts: dict[str, int] = {}
     pending: dict[Any, tuple[Any, Shard]] = {}
@@ -243,17 +293,18 @@ def _compute(
 
     def submit(actor: Any) -> None:
         shard = queue.pop()
-        known = {key.id: index.rows(key) for key in shard.keys if key in index}
+        crashed: dict[str, Rows] = {}
         todo_now = []
         for key in todo[shard.name]:
             item, bad = spool.read(key), poison.get(key.id, set())
             if bad:
                 item = item.without(bad)
                 gone = sorted(bad - set(item.frame_ids))
-                known[key.id] = {"rejects": [tables.reject(frame, stage, "crashed") for frame in gone]}
+                crashed[key.id] = {"rejects": [tables.reject(frame, stage, "crashed") for frame in gone]}
             if item.frame_ids or not bad:
                 todo_now.append(item)
-        pending[actor.run.remote(index.work, shard, todo_now, known)] = (actor, shard)
+        reference = actor.run.remote(work, shard, todo_now, index.places(shard.keys), crashed)
+        pending[reference] = (actor, shard)
 
     try:
         for _ in range(actors):
@@ -274,15 +325,18 @@ def _compute(
                         f"stage {stage}: a worker died {run.restarts + 1} times on one shard ({cause}); "
                         "give it more memory or lower run.workers"
                     ) from None
-                if attempts[shard.name] == 2:
-                    candidates = [spool.read(key) for key in todo[shard.name]]
-                    poison |= _find_poison(survives, candidates)
-                queue.append(shard)
+                (suspects if attempts[shard.name] == 2 else queue).append(shard)
                 actor = start()
             if queue:
                 submit(actor)
             else:
                 stop(actor)  # a worker that found no room yet, as after the loss of a node, waits for its place
+            if suspects and not pending:  # not before: a probe would wait for ever for a place that another worker has
+                for shard in suspects:
+                    poison |= _find_poison(survives, [spool.read(key) for key in todo[shard.name]])
+                queue, suspects = suspects, []
+                for _ in range(min(actors, len(queue))):
+                    submit(start())
     finally:
         bar.close()
         for actor in alive:
@@ -321,11 +375,19 @@ class _Actor:
             self.worker = self.make_worker()
         return self.worker.compute([item.payload for item in items]) if items else []
 
-    def run(self, work: WorkFolder, shard: Shard, todo: Sequence[Item], known: dict[str, Rows]) -> None:
-        results = dict(known)
+    def run(
+        self,
+        work: WorkFolder,
+        shard: Shard,
+        todo: Sequence[Item],
+        known: Mapping[str, Place],
+        crashed: Mapping[str, Rows],
+    ) -> None:
+        """Write a shard: of each item computed rows, those of an earlier shard, or rejects of what kills a worker."""
+        results: dict[str, Rows | Stored] = {**stored_rows(work, known), **crashed}
         if todo:
             for item, rows in zip(todo, self.compute(todo), strict=True):
-                before = known.get(item.id, {})  # of its photos that are left out
+                before = crashed.get(item.id, {})  # of its photos that are left out
                 results[item.id] = {name: [*before.get(name, []), *rows.get(name, [])] for name in {*before, *rows}}
         shard.save(work, [results[key.id] for key in shard.keys])
 

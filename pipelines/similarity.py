@@ -271,27 +271,29 @@ def main() -> None:
     embedding = params.model_dump(include={"encoder", "weights", "margin", "batch_size"})
     model = here.parent / "model"
     code = [*(here / name for name in CODE), model / "backbones", model / "segment.py"]
-    summary = shards.run_stage(
-        "similarity",
-        subjects.items(data_dir() / "curate", segments.FRAME_COLUMNS, usable),
-        partial(SimilarityWorker, params, variant, sources, run.torch_device(), run.decoders),
-        identity=[embedding, digest_files(*code), shards.digest_spec(params.spec(variant))],
-        kept="embeddings",
-        others=[],
-        out=out,
-        run=run,
-        shard_items=params.shard_subjects,
-    )
-    torch.set_num_threads(run.threads)  # as in the workers: another number may round otherwise
-    if params.same_subject is not None:
-        drop_repeats(out, data_dir() / "curate", params)
-        shards.settle(summary, out, "embeddings")
-    ids, vectors = prototypes(out)
-    overview = Overview(len(ids), params.neighbours)
-    tables.write_parts(out, "similarity", tiles(ids, vectors, params, overview))
-    tables.write_parts(out, "neighbours", [overview.neighbours(ids)])
-    extra = {"subjects": len(ids), "tiles": overview.tiles, "mean_cosine": overview.mean()}
-    shards.report("similarity", summary, out, extra)
+    with shards.sole_writer("similarity", run, out):
+        summary = shards.run_stage(
+            "similarity",
+            subjects.items(data_dir() / "curate", segments.FRAME_COLUMNS, usable),
+            partial(SimilarityWorker, params, variant, sources, run.torch_device(), run.decoders),
+            identity=[embedding, digest_files(*code), shards.digest_spec(params.spec(variant))],
+            kept="embeddings",
+            others=[],
+            out=out,
+            run=run,
+            shard_items=params.shard_subjects,
+            locked=True,
+        )
+        torch.set_num_threads(run.threads)  # as in the workers: another number may round otherwise
+        if params.same_subject is not None:
+            drop_repeats(out, data_dir() / "curate", params)
+            shards.settle(summary, out, "embeddings")
+        ids, vectors = prototypes(out)
+        overview = Overview(len(ids), params.neighbours)
+        tables.write_parts(out, "similarity", tiles(ids, vectors, params, overview))
+        tables.write_parts(out, "neighbours", [overview.neighbours(ids)])
+        extra = {"subjects": len(ids), "tiles": overview.tiles, "mean_cosine": overview.mean()}
+        shards.report("similarity", summary, out, extra)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import fsspec
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from params import Section, UserError
 from pipelines.archives import PACKED_SUFFIXES, SUFFIXES, Archive, DamagedFile, file_time
@@ -44,6 +44,17 @@ class SourceParams(Section):
     root: str  # local folder or fsspec URL, or a tar or zip archive at either
     split: Literal["train", "test"]  # what the photos are for
 
+    _place: str = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        # Workers may have another working folder. `root` stays as it was written: messages and rejects name it.
+        self._place = self.root if "://" in self.root else str(Path(self.root).expanduser().absolute())
+
+    @property
+    def place(self) -> str:
+        """The root as every process finds it."""
+        return self._place
+
 
 class DecodeError(Exception):
     """Bytes that are not a usable image.
@@ -67,22 +78,26 @@ class Root:
     The root may be, or lie in, a tar or zip archive (`photos.tar`, `s3://bucket/photos.zip/multiview`), and archives
     directly below a root are read like folders of their full name (`mvi_00.zip/17/...`); nothing is unpacked.
 
+    Args:
+        url: the folder, as messages name it.
+        place: where it is, where that is written in another way.
+
     Raises:
-        UserError: the folder does not exist or cannot be reached.
+        UserError: the folder does not exist; or, from any method, what is asked for cannot be reached for now.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, place: str | None = None) -> None:
         self.url = url
         self._archives: dict[str, Archive] = {}
         try:
-            self._fs, base = fsspec.core.url_to_fs(url)
+            self._fs, base = fsspec.core.url_to_fs(url if place is None else place)
             base = base.rstrip("/")
-            found = self._fs.isdir(base)
+            self._tree: Folder | Archive = Folder(self._fs)
+            found = self._tree.isdir(base)
             inside = None if found else self._archive_in(base)
         except Exception as error:  # each remote file system has exceptions of its own
             raise UserError(f"root '{url}' cannot be opened ({_one_line(error)}); correct it in params.yaml") from None
         self._base = base
-        self._tree: Folder | Archive = Folder(self._fs)
         if inside is not None:
             self._tree, self._base = inside
             found = self._tree.isdir(self._base)
@@ -111,14 +126,16 @@ class Root:
         Raises:
             UserError: the file cannot be read, or is not UTF-8.
         """
-        tree, full = self._place(path)
         try:
+            tree, full = self._place(path)
             raw = tree.open(full) if isinstance(tree, Folder) else io.BytesIO(tree.read(full))
             with io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
                 yield from stream
         except UnicodeDecodeError as error:
             raise UserError(f"{self.name(path)} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
-        except OSError as error:
+        except UserError:
+            raise
+        except Exception as error:  # each remote file system has exceptions of its own
             raise UserError(f"{self.name(path)} cannot be read ({_one_line(error)}); check the file") from None
 
     def ls(self, path: str = "") -> list[str]:
@@ -149,23 +166,15 @@ class Root:
                 _log.warning("%s is left out: a compressed tar cannot be read in place; unpack it", self.name(file))
         return found
 
-    def find(self, path: str = "") -> list[str]:
-        """Return the paths of all files below a folder, sorted."""
-        tree, full = self._place(path)
-        if tree is not self._tree:
-            archive = path.partition("/")[0]
-            return [f"{archive}/{name}" for name in tree.find(full)]
-        return sorted(name[len(self._base) :].lstrip("/") for name in tree.find(full))
-
     def exists(self, path: str) -> bool:
         """Whether there is a file or folder at `path`."""
-        tree, full = self._place(path)
-        return tree.isfile(full) or tree.isdir(full)
+        with self._reaching(path) as (tree, full):
+            return tree.exists(full)
 
     def isdir(self, path: str) -> bool:
         """Whether there is a folder at `path`."""
-        tree, full = self._place(path)
-        return tree.isdir(full)
+        with self._reaching(path) as (tree, full):
+            return tree.isdir(full)
 
     def info(self, path: str) -> tuple[int, float]:
         """Return (size in bytes, time of the last change in seconds; 0 where the file system does not tell).
@@ -182,8 +191,8 @@ class Root:
         return f"{self.url.rstrip('/')}/{path}"
 
     def _entries(self, path: str) -> list[tuple[str, bool]]:
-        tree, full = self._place(path)
-        return tree.entries(full)
+        with self._reaching(path) as (tree, full):
+            return tree.entries(full)
 
     @contextlib.contextmanager
     def _reaching(self, path: str) -> Iterator[tuple[Folder | Archive, str]]:
@@ -206,7 +215,7 @@ class Root:
         """Return the tree that holds `path`, and the path in it."""
         head, _, rest = path.partition("/")
         if head.lower().endswith(SUFFIXES) and isinstance(self._tree, Folder):
-            if head not in self._archives and self._fs.isfile(f"{self._base}/{head}"):
+            if head not in self._archives and self._tree.isfile(f"{self._base}/{head}"):
                 self._archives.setdefault(head, Archive(self._fs, f"{self._base}/{head}", self.name(head)))
             if head in self._archives:
                 return self._archives[head], rest
@@ -217,7 +226,7 @@ class Root:
         parts = base.split("/")
         for end in range(1, len(parts) + 1):
             head = "/".join(parts[:end])
-            if head.lower().endswith(SUFFIXES) and self._fs.isfile(head):
+            if head.lower().endswith(SUFFIXES) and self._tree.isfile(head):
                 return Archive(self._fs, head, self.url), "/".join(parts[end:])
         return None
 
@@ -245,13 +254,13 @@ class Folder:
         inside = (entry for entry in found if entry["name"].rstrip("/") != path)  # object stores list the folder itself
         return [(PurePosixPath(entry["name"]).name, self._is_folder(entry)) for entry in inside]
 
-    def find(self, path: str) -> list[str]:
-        """Return the paths of all files below a folder."""
-        return self._fs.find(path)
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder at `path`."""
+        return self._kind(path) is not None
 
     def isfile(self, path: str) -> bool:
         """Whether there is a file at `path`."""
-        return self._fs.isfile(path)
+        return self._kind(path) == "file"
 
     def isdir(self, path: str) -> bool:
         """Whether there is a folder at `path`."""
@@ -260,6 +269,14 @@ class Folder:
     def info(self, path: str) -> tuple[int, float]:
         """Return (size, time of the last change); OSError where there is no file."""
         return int(self._fs.info(path)["size"] or 0), file_time(self._fs, path)
+
+    def _kind(self, path: str) -> str | None:
+        """Return what is at `path`, None where nothing is. fsspec's own `exists` takes every error for nothing."""
+        try:
+            kind: str = self._fs.info(path)["type"]
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return kind
 
     def _is_folder(self, entry: dict[str, Any]) -> bool:
         if entry.get("islink"):  # a listing calls a link neither file nor folder
@@ -275,18 +292,18 @@ class Roots:
     """
 
     def __init__(self, sources: Iterable[SourceParams]) -> None:
-        self._urls: dict[str, str] = {}
+        self._sources: dict[str, SourceParams] = {}
         self._open: dict[str, Root] = {}
         for source in sources:
-            if source.name in self._urls:
+            if source.name in self._sources:
                 raise UserError(f"params.yaml names two sources '{source.name}'; give each its own name")
-            self._urls[source.name] = source.root
+            self._sources[source.name] = source
 
     def __getitem__(self, source: str) -> Root:
-        if source not in self._urls:
+        if source not in self._sources:
             raise UserError(f"params.yaml has no source '{source}'; add it or run the curate stage again")
         if source not in self._open:
-            self._open[source] = Root(self._urls[source])
+            self._open[source] = Root(self._sources[source].root, self._sources[source].place)
         return self._open[source]
 
 
@@ -324,7 +341,8 @@ def decode_grey(data: bytes, max_pixels: int | None = None, least: int = 0) -> t
 def decode_mask_image(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     """Return a mask image as bool [H, W], True on the subject.
 
-    A transparent image is a mask by its alpha, any other by its brightest channel; the cut is at half of the range.
+    An image with transparent pixels is a mask by its alpha, any other by its brightest channel; the cut is at half of
+    the range.
     Files that hold the values 0 and 1 only are taken as they are.
 
     Raises:
@@ -384,13 +402,21 @@ def _grey(image: Image.Image) -> Image.Image:
 def _foreground(image: Image.Image) -> np.ndarray:
     if _is_deep(image):
         values = _eight_bits(image)
-    elif image.has_transparency_data:
-        values = np.asarray(image.convert("RGBA"))[..., 3]
+    elif (alpha := _alpha(image)) is not None:
+        values = alpha
     elif image.mode == "L":
         values = np.asarray(image)
     else:
         values = np.asarray(image.convert("RGB")).max(axis=-1)
     return values > (0 if values.max(initial=0) <= 1 else 127)
+
+
+def _alpha(image: Image.Image) -> np.ndarray | None:
+    """Return the alpha [H, W] uint8 of an image; None where it hides nothing, as in a mask that an editor saved."""
+    if not image.has_transparency_data:
+        return None
+    alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    return alpha if (alpha < 128).any() else None
 
 
 def _is_deep(image: Image.Image) -> bool:

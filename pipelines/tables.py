@@ -119,6 +119,7 @@ TABLES: dict[str, TableSpec] = {
             "split": Column(_text, "train or test; whole subjects"),
             "path": Column(_text, "of the photo, relative to the root of its source"),
             "mask_path": Column(_text, "of the mask shipped with the photo, relative to the root", nullable=True),
+            "mask_sha256": Column(_text, "of that file's bytes, hex; null also where it cannot be read", nullable=True),
             "box": Column(pa.list_(_f32, 4), "annotated x0, y0, x1, y1, fractions of the photo's sides", nullable=True),
             "width": Column(_i32, "px, after EXIF rotation"),
             "height": Column(_i32, "px, after EXIF rotation"),

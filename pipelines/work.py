@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,12 @@ class WorkFolder:
         """The folder as its file system names it."""
         return fsspec.core.url_to_fs(self.url)[1] if self.remote else self.url
 
-    def sizes(self) -> dict[str, dict[str, int]]:
-        """Return, for each finished shard, the bytes of each of its files. One listing, however many shards."""
+    def sizes(self, names: Collection[str] = ()) -> dict[str, dict[str, int]]:
+        """Return, for each finished shard, the bytes of each of its files. One listing, however many shards.
+
+        Args:
+            names: tables without which a shard is not finished: a removal that was interrupted leaves some.
+        """
         found: dict[str, dict[str, int]] = {}
         if self.remote:
             self.fs.invalidate_cache()
@@ -90,7 +94,8 @@ class WorkFolder:
         else:
             for path in Path(self.url).glob("[!.]*/*"):
                 found.setdefault(path.parent.name, {})[path.name] = path.stat().st_size
-        return {shard: files for shard, files in found.items() if RECORD in files}
+        needed = {RECORD, *(f"{name}.parquet" for name in names)}
+        return {shard: files for shard, files in found.items() if needed <= files.keys()}
 
     def sweep(self) -> None:
         """Remove what killed runs left half-written; only while no other run is at work."""
@@ -110,12 +115,11 @@ class WorkFolder:
             return
         temporary = Path(self.url) / f".{shard}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
         try:
             with room_on_disk(self.url):
+                temporary.mkdir(parents=True)
                 yield temporary
-            with contextlib.suppress(OSError):  # another run may have finished the same shard: its bytes are the same
-                temporary.rename(Path(self.url) / shard)
+                _take_place(temporary, Path(self.url) / shard)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -146,6 +150,17 @@ class WorkFolder:
             os.link(source, target)
         except OSError:  # another file system
             shutil.copyfile(source, target)
+
+
+def _take_place(temporary: Path, target: Path) -> None:
+    """Rename a shard's folder to its own name; one that another run has finished meanwhile has the same bytes."""
+    if target.exists() and not all((target / file.name).exists() for file in temporary.iterdir()):
+        shutil.rmtree(target)  # what a removal that was interrupted has left
+    try:
+        temporary.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def _unpickled(url: str, remote: bool) -> WorkFolder:

@@ -60,6 +60,7 @@ def frame(subject_id: str, view: int, count: int) -> dict[str, Any]:
         "split": "train",
         "path": f"{subject_id}/images/{view:03d}.jpg",
         "mask_path": None,
+        "mask_sha256": None,
         "box": None,
         "width": 1080,
         "height": 1920,

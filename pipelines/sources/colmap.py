@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from pipelines.sources.base import Pose
-from pipelines.storage import Root
+from pipelines.storage import DecodeError, Root
 
 # (name, number of parameters) by model id; the order is COLMAP's src/colmap/sensor/models.h.
 CAMERA_MODELS: tuple[tuple[str, int], ...] = (
@@ -238,7 +238,7 @@ def _content(data: bytes) -> list[str]:
 def _read_file(root: Root, path: str, read: Callable[[bytes], T]) -> T:
     try:
         return read(root.read(path))
-    except (ValueError, OverflowError, OSError, struct.error) as error:
+    except (ValueError, OverflowError, OSError, struct.error, DecodeError) as error:
         raise ColmapError(f"{root.name(path)} is no readable COLMAP file: {error}") from None
 
 

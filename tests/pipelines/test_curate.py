@@ -1,6 +1,7 @@
 """The curate worker on a small folder of good and bad photos, without Ray."""
 
 import io
+import os
 import struct
 import zlib
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import curate, tables
+from pipelines import curate, mask, subjects, tables
 from pipelines.curate import CurateParams, CurateWorker, pack, unpack
 from pipelines.sources import Pose, open_source
 from pipelines.storage import Root, SourceParams
@@ -159,6 +160,45 @@ def test_fingerprint_changes_with_a_photo_and_with_its_metadata(source):
     assert first != curate.fingerprint(replace(subject, class_name="cup"), root)
     Path(source.root, subject.photos[0].path).write_bytes(encoded(photo(99)))
     assert first != curate.fingerprint(subject, root)
+
+
+def test_mask_that_is_drawn_again_is_noticed_here_and_by_the_mask_stage(source, params, tmp_path):
+    def seen() -> tuple[str, str]:
+        """The fingerprints of the subject for this stage and for the next."""
+        subject = next(s for s in open_source(source).subjects() if s.subject_id == "own/pen/one")
+        rows = CurateWorker(params, [source]).curate(subject)["frames"]
+        tables.write(tmp_path / "curate", "frames", tables.from_rows("frames", rows))
+        (item,) = subjects.items(tmp_path / "curate", mask.COLUMNS)
+        return curate.fingerprint(subject, Root(source.root)), item.fingerprint
+
+    file = Path(source.root, "pen/one/0.mask.png")
+    found = [seen()]
+    for light in (100, 200):
+        file.write_bytes(encoded(Image.new("L", (120, 90), light)))
+        os.utime(file, (light, light))
+        found.append(seen())
+    assert [len(set(column)) for column in zip(*found, strict=True)] == [3, 3]
+
+
+def test_mask_that_is_gone_has_no_hash(source, params):
+    subject = next(s for s in open_source(source).subjects() if s.subject_id == "own/pen/one")
+    posed = replace(subject.photos[0], mask_path="pen/one/none.png")
+    (frame,) = CurateWorker(params, [source]).curate(replace(subject, photos=(posed,)))["frames"]
+    assert (frame["mask_path"], frame["mask_sha256"]) == ("pen/one/none.png", None)
+
+
+def test_file_that_is_no_photo_makes_no_capture_of_a_single_one(source, params):
+    for name in ("0.png.json", "clip.mov"):
+        Path(source.root, "pen/one", name).write_bytes(b"beside the photo")
+    rows = rows_of(CurateWorker(params, [source]), source)
+    assert "own/pen/one/0" in [row["frame_id"] for row in rows["frames"]]
+    reasons = [row["reason"] for row in rows["rejects"] if row["id"].startswith("own/pen")]
+    assert reasons == ["not_an_image", "not_an_image"]
+    assert {item.id: item.views for item in curate.items_of(source)} == {
+        "own/mug/blue": 2,
+        "own/mug/red": 12,
+        "own/pen/one": 1,
+    }
 
 
 def test_subject_travels_packed_without_a_change(source):

@@ -18,6 +18,7 @@ from pipelines.encode import (
     Needed,
     Sizes,
     encode_latents,
+    photos_in_shard,
     shrink,
     sizes,
     within_budget,
@@ -195,21 +196,31 @@ def test_triplet_is_dropped_whole_where_one_of_its_masks_is_unusable(section, tm
 
 
 @pytest.mark.parametrize("decoders", [0, 2])
-def test_targets_get_latents_and_inputs_hidden_states(decoders, section, photos, worker):
+def test_targets_get_latents_and_inputs_hidden_states(decoders, section, photos):
     """The batches of both fill at other times, and a thread ahead changes no row."""
     frames = [frame(n % 3, target=n % 2 == 0, given=n % 3 != 0) | {"frame_id": f"s/{n:02d}/0"} for n in range(11)]
     params = section("encode", EncodeParams, batch_size=2)
     source = SourceParams(name="own", layout="folder", root=str(photos), split="train")
     rows = EncodeWorker(params, "toybox", [source], "cpu", decoders).compute([[f] for f in frames])
+    plain = EncodeWorker(params, "toybox", [source], "cpu")
+    one_by_one = [result for f in frames for result in plain.compute([[f]])]
     for found, given in zip(rows, frames, strict=True):
         roles = given["extra"]
         assert [r["frame_id"] for r in found["latents"]] == [given["frame_id"]] * roles["target"]
         numbers = [r["augmentation"] for r in found["features"]]
         assert numbers == (list(range(params.augmentations)) if roles["input"] else [])
-    (alone,) = worker.compute([[frames[10]]])
     for name in ("latents", "features"):
-        assert tables.from_rows(name, alone[name]).schema.equals(tables.from_rows(name, rows[10][name]).schema)
-        assert len(alone[name]) == len(rows[10][name])
+        for found, alone in zip(rows, one_by_one, strict=True):
+            assert tables.from_rows(name, found[name]).equals(tables.from_rows(name, alone[name]))
+
+
+def test_hidden_states_of_a_shard_can_be_counted_in_32_bits(section):
+    """ViT-H: three layers of 257 tokens of 1280 values."""
+    values = 3 * 257 * 1280
+    params, row = section("encode", EncodeParams, augmentations=3), Sizes(latent=0, hidden=2 * values)
+    most = photos_in_shard(params, row)
+    assert most * 3 * values < 2**31 <= (most + 1) * 3 * values
+    assert photos_in_shard(params, Sizes(latent=0, hidden=2**40)) == 1
 
 
 @pytest.mark.parametrize("name", ["latents", "hidden_states"])

@@ -155,14 +155,3 @@ def test_near_duplicates_differ_in_at_most_so_many_bits(phash, bits, limit):
         other ^= 1 << bit
     found = filters.near_duplicate(other.to_bytes(32), {"x": phash}, limit)
     assert (found == "x") == (len(bits) <= limit)
-
-
-def test_mask_agrees_with_the_box_around_it_and_not_with_another():
-    mask = np.zeros((40, 20), dtype=bool)
-    mask[10:30, 5:15] = True
-    mask[11:14, 6:9] = False
-    assert filters.box_agreement(mask, (0.25, 0.25, 0.75, 0.75)) == pytest.approx(1)
-    assert filters.box_agreement(mask, (0.25, 0.25, 0.75, 0.5)) == pytest.approx(0.5)
-    assert filters.box_agreement(mask, (0.0, 0.25, 0.5, 0.75)) == pytest.approx(1 / 3)
-    assert filters.box_agreement(mask, (0.8, 0.8, 0.9, 0.9)) == 0
-    assert filters.box_agreement(np.zeros((4, 4), dtype=bool), (0, 0, 1, 1)) == 0

@@ -1,5 +1,6 @@
 """The promises of the engine, kept with a stage that only makes up numbers."""
 
+import errno
 import json
 import os
 import random
@@ -9,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import shard_workers
 from hypothesis import given
@@ -137,6 +137,21 @@ def test_poisonous_photo_becomes_a_crashed_reject_and_all_others_are_kept(
         assert list(tables.rows(tmp_path / "out", table)) == expected
     again = shard_workers.run(poisoned, run_params(), tmp_path / "out", tmp_path / "trace")
     assert again.items_computed == 0
+
+
+def test_poison_is_looked_for_when_no_other_worker_holds_a_place(reference, run_params, tmp_path, monkeypatch):
+    """A probe needs a worker's place: beside workers that wait for its answer it might get none."""
+    poisoned, search, computed = some_items(COUNT, {9: "die:1"}), shards._find_poison, []
+
+    def after_the_others(*arguments) -> dict[str, set[str]]:
+        computed.append(set(counts(tmp_path / "trace")))
+        return search(*arguments)
+
+    monkeypatch.setattr(shards, "_find_poison", after_the_others)
+    shard_workers.run(poisoned, run_params(), tmp_path / "out", tmp_path / "trace")
+    assert rejected(tmp_path / "out", "crashed") == ["set/09/1"]
+    assert len(computed) == 1
+    assert computed[0] >= {one.id for one in poisoned} - set(shard_of(poisoned, "set/09"))
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -327,12 +342,85 @@ def test_index_of_rows_survives_tables_of_any_length(tmp_path):
     shard.save(work, results)
     assert list(work.sizes()) == [shard.name]
     index = shards._Index(work, [shard.name])
+    found = shards.stored_rows(work, index.places(keys))
     for key, result in zip(keys, results, strict=True):
-        found = index.rows(key)
-        assert {name: len(rows) for name, rows in found.items() if rows} == {k: len(v) for k, v in result.items()}
-        wanted = pa.concat_tables([tables.from_rows(name, rows) for name, rows in result.items()][:1])
-        assert tables.from_rows(next(iter(result)), found[next(iter(result))]).equals(wanted)
-    assert keys[0]._replace(fingerprint="other") not in index
+        for name in shard.names:
+            assert found[key.id][name].equals(tables.from_rows(name, result.get(name, [])))
+    changed = keys[0]._replace(fingerprint="other")
+    assert changed not in index and index.places([changed]) == {}
+
+
+def test_driver_reads_no_rows_of_earlier_shards(reference, run_params, tmp_path, monkeypatch):
+    """They may take more memory than it has; workers read them."""
+    grown = [*some_items(COUNT), item("set/08-new")]
+    assert len(shard_of(grown, "set/08-new")) > 1
+
+    def read(*_) -> None:
+        raise AssertionError("the driver reads rows")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_gather", lambda *_: None)  # which reads to join small shards, a part at a time
+        patch.setattr(shards, "settle", lambda *_: None)
+        patch.setattr(WorkFolder, "table", read)
+        summary = shard_workers.run(grown, run_params(work=reference / "work"), tmp_path / "out", tmp_path / "trace")
+    assert summary.items_computed == 1
+    assert counts(tmp_path / "trace") == {"set/08-new": 1}
+
+
+def test_cut_is_bounded_by_photos_and_leaves_items_whole(tmp_path):
+    keys = [shards.Key(f"s/{number}", "", photos, 0) for number, photos in enumerate((3, 3, 1, 9, 2))]
+    photos = [[key.photos for key in piece] for piece in shards.bounded(keys, 6)]
+    assert photos == [[3, 3], [1], [9], [2]]
+    assert shards.bounded(keys, None) == [keys]
+
+
+def test_stage_makes_more_shards_where_photos_are_many(tmp_path, run_params, monkeypatch):
+    made = []
+    monkeypatch.setattr(shards, "_compute", lambda stage, missing, *_: made.extend(missing))
+    monkeypatch.setattr(shards, "_gather", lambda *_: None)
+    monkeypatch.setattr(shards, "settle", lambda *_: None)
+    monkeypatch.setattr(
+        WorkFolder, "sizes", lambda self, names: {shard.name: {f"{n}.parquet": 1 for n in names} for shard in made}
+    )
+    common = {"identity": "x", "kept": "frames", "others": [], "out": tmp_path / "out", "run": run_params()}
+    shards.run_stage("count", some_items(COUNT), None, **common, shard_items=COUNT, shard_photos=6)
+    assert made and all(len(shard.keys) <= 2 for shard in made)
+
+
+def saved_shard(work: WorkFolder, folder: Path) -> shards.Shard:
+    """A finished shard of one item with a reject."""
+    shard = shards.Shard(tuple(shards.Spool(some_items(1), folder).keys), ("embeddings", "rejects"))
+    shard.save(work, [{"rejects": [tables.reject("set/00/0", "count", "empty")]}])
+    return shard
+
+
+@pytest.mark.parametrize("lost", ["items.json", "rejects.parquet"])
+def test_shard_that_was_removed_by_half_is_missing_and_written_again(lost, tmp_path):
+    work = WorkFolder(str(tmp_path / "work"))
+    shard = saved_shard(work, tmp_path)
+    whole = folder_bytes(tmp_path / "work")
+    (tmp_path / "work" / shard.name / lost).unlink()
+    assert work.sizes(shard.names) == {}
+    saved_shard(work, tmp_path)
+    assert folder_bytes(tmp_path / "work") == whole and list(work.sizes(shard.names)) == [shard.name]
+
+
+def test_shard_that_another_run_has_finished_stays(tmp_path):
+    work = WorkFolder(str(tmp_path / "work"))
+    shard = saved_shard(work, tmp_path)
+    file = tmp_path / "work" / shard.name / "rejects.parquet"
+    before = file.stat().st_ino
+    saved_shard(work, tmp_path)
+    assert file.stat().st_ino == before and [path.name for path in (tmp_path / "work").iterdir()] == [shard.name]
+
+
+def test_shard_that_cannot_take_its_place_is_an_error(tmp_path, monkeypatch):
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "refused")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError, match="refused"):
+        saved_shard(WorkFolder(str(tmp_path / "work")), tmp_path)
 
 
 def test_spooled_items_come_back_whole_and_in_path_order(tmp_path):

@@ -1,5 +1,6 @@
 """The four data stages as commands, on a world of four subjects."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,8 +17,9 @@ import pytest
 from shard_workers import folder_bytes
 
 import params
-from pipelines import curate, encode, mask, similarity, tables
+from pipelines import curate, encode, mask, shards, similarity, tables
 from pipelines.toybox.write import ToyboxParams, write_world
+from stage import exclusive
 
 REPOSITORY = Path(__file__).parents[2]
 STAGES = {"curate": curate, "mask": mask, "similarity": similarity, "encode": encode}
@@ -158,6 +160,66 @@ def sentence(run: Callable[[], None], capsys) -> str:
     assert ended.value.code == 1
     assert said.startswith("error: ") and said.count("\n") == 1 and "Traceback" not in said
     return said
+
+
+@pytest.fixture
+def without_photos(monkeypatch, tmp_path) -> list[str]:
+    """The command-line words of stages that find no photos; nothing is handed to a worker."""
+    data = tmp_path / "data"
+
+    def empty_tables(stage: str, _items: object, _worker: object, **given: object) -> shards.Summary:
+        with pytest.raises(params.UserError, match="already being run"), exclusive(stage, tmp_path / "work"):
+            pass
+        for name in (given["kept"], "rejects", *given["others"]):
+            tables.write(given["out"], name, tables.from_rows(name, []))
+        return shards.Summary()
+
+    monkeypatch.setattr(shards, "run_stage", empty_tables)
+    for folder, name in (("curate", "frames"), ("curate", "triplets"), ("mask", "masks")):
+        tables.write(data / folder, name, tables.from_rows(name, []))
+    settings = ("sources=[]", "run.device=cpu", f"run.work={tmp_path / 'work'}", "similarity.same_subject=0.9")
+    return ["--data", str(data), *(word for setting in settings for word in ("--set", setting))]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stage_is_the_only_writer_until_its_metrics_are_written(name, without_photos, monkeypatch, tmp_path):
+    report, said = shards.report, []
+
+    def refused(*arguments: object) -> None:
+        with pytest.raises(params.UserError) as caught, exclusive(name, tmp_path / "work"):
+            pass
+        said.append(str(caught.value))
+        report(*arguments)
+
+    monkeypatch.setattr(shards, "report", refused)
+    run_here(STAGES[name], without_photos)
+    assert len(said) == 1 and f"stage {name} is already being run by process {os.getpid()}" in said[0]
+    with exclusive(name, tmp_path / "work"):
+        assert (tmp_path / "data" / name / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_disk_that_is_full_after_the_shards_is_one_sentence(name, without_photos, monkeypatch, capsys, tmp_path):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shards, "report", full)
+    said = sentence(lambda: run_here(STAGES[name], without_photos), capsys)
+    assert f"no space left on the disk of {tmp_path / 'data' / name}" in said
+
+
+def test_curate_reserves_no_gpu_and_no_decoders_that_it_does_not_use(without_photos, monkeypatch):
+    given, empty_tables = [], shards.run_stage
+
+    def see(*arguments: object, **named: object) -> shards.Summary:
+        given.append(named["run"])
+        return empty_tables(*arguments, **named)
+
+    monkeypatch.setattr(shards, "run_stage", see)
+    more = ("run.device=cuda", "run.gpus_per_worker=1.0", "run.threads=2", "run.decoders=8")
+    run_here(curate, [*without_photos, *(word for setting in more for word in ("--set", setting))])
+    (run,) = given
+    assert shards.reservation(run, run.torch_device()) == {"num_cpus": 2, "num_gpus": 0}
 
 
 def test_missing_root_folder_ends_a_command_with_one_sentence(world, tmp_path):

@@ -134,6 +134,22 @@ def test_file_out_of_reach_is_not_taken_for_a_missing_one(tmp_path, monkeypatch)
                 ask("a.jpg")
 
 
+@pytest.mark.parametrize("error", [PermissionError("not yours"), RuntimeError("the store said no")])
+def test_nothing_out_of_reach_is_taken_for_absent(tmp_path, monkeypatch, error):
+    (tmp_path / "captions.csv").write_text("path,caption\n")
+    root = Root(str(tmp_path))
+    for name in ("ls", "info", "isdir", "open"):
+        monkeypatch.setattr(root._fs, name, Mock(side_effect=error))
+    for ask in (root.ls, root.files, root.folders, root.exists, root.isdir):
+        with pytest.raises(UserError, match=f"captions.csv cannot be read .{error}.; .* run the same command again"):
+            ask("captions.csv")
+    with pytest.raises(UserError, match=f"captions.csv cannot be read .{error}."):
+        list(root.lines("captions.csv"))
+    for ask in (root.read, root.info, root.files):
+        with pytest.raises(UserError, match=f"x.zip/1.jpg cannot be read .{error}."):
+            ask("x.zip/1.jpg")
+
+
 def test_palette_colours_survive():
     image = noise().quantize(8)
     assert np.array_equal(decode_image(encoded(image)), image.convert("RGB"))
@@ -170,7 +186,10 @@ def test_damaged_bytes_give_an_image_or_a_decode_error(data):
 EXPECTED = np.array([[True, False, True], [False, False, True]])
 
 
-@pytest.mark.parametrize("kind", ["grey", "zero_one", "one_bit", "colour", "palette", "sixteen", "alpha", "grey_alpha"])
+@pytest.mark.parametrize(
+    "kind",
+    ["grey", "zero_one", "one_bit", "colour", "palette", "sixteen", "alpha", "grey_alpha", "opaque", "grey_opaque"],
+)
 def test_masks_are_read_however_they_are_stored(kind):
     grey = Image.fromarray(EXPECTED.astype(np.uint8) * 255)
     palette = Image.fromarray(EXPECTED.astype(np.uint8))
@@ -184,6 +203,8 @@ def test_masks_are_read_however_they_are_stored(kind):
         "sixteen": Image.fromarray(EXPECTED.astype(np.uint16) * 65535),
         "alpha": Image.merge("RGBA", (*noise(size=grey.size).split(), grey)),
         "grey_alpha": Image.merge("LA", (Image.new("L", grey.size, 255), grey)),
+        "opaque": grey.convert("RGBA"),
+        "grey_opaque": grey.convert("LA"),
     }[kind]
     mask = decode_mask_image(encoded(image))
     assert mask.dtype == bool
@@ -218,8 +239,6 @@ def test_root_lists_and_reads_relative_paths(folder):
     assert root.files() == [".hidden", "a.txt"]
     assert root.folders() == ["b"]
     assert root.files("b") == ["1.jpg", "2.jpg"]
-    assert root.find() == [".hidden", "a.txt", "b/1.jpg", "b/2.jpg"]
-    assert root.find("b") == ["b/1.jpg", "b/2.jpg"]
     assert root.read("b/1.jpg") == b"b/1.jpg"
     assert root.exists("b") and root.isdir("b") and not root.isdir("a.txt") and not root.exists("c")
     assert root.info("b/1.jpg") == (7, (folder / "b/1.jpg").stat().st_mtime)
@@ -245,7 +264,8 @@ def test_url_works_like_a_folder():
     memory = fsspec.filesystem("memory")
     memory.pipe("/photos-of-test/x/1.jpg", b"one")
     root = Root("memory://photos-of-test")
-    assert (root.folders(), root.files("x"), root.find()) == (["x"], ["1.jpg"], ["x/1.jpg"])
+    assert (root.folders(), root.files("x")) == (["x"], ["1.jpg"])
+    assert root.exists("x") and root.exists("x/1.jpg") and not root.exists("x/2.jpg")
     assert root.read("x/1.jpg") == b"one"
     assert root.info("x/1.jpg")[0] == 3
     memory.rm("/photos-of-test", recursive=True)
@@ -256,6 +276,17 @@ def test_root_travels_to_workers(folder, monkeypatch):
     root = Root(folder.name)
     monkeypatch.chdir("/")
     assert pickle.loads(pickle.dumps(root)).read("a.txt") == b"a.txt"
+
+
+def test_relative_root_is_the_same_folder_for_a_worker_elsewhere(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    source = SourceParams(name="own", layout="folder", root=folder.name, split="train")
+    sent = pickle.dumps([source])
+    monkeypatch.chdir("/")
+    root = Roots(pickle.loads(sent))["own"]
+    assert root.read("a.txt") == b"a.txt"
+    assert root.name("a.txt") == f"{folder.name}/a.txt"  # as written, for tables must not tell where they were made
+    assert source.model_dump() == {"name": "own", "layout": "folder", "root": folder.name, "split": "train"}
 
 
 @pytest.mark.parametrize("url", ["nowhere/photos", "no-such-protocol://photos"])

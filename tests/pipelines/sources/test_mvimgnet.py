@@ -66,6 +66,20 @@ def test_broken_sparse_model_costs_the_poses_and_not_the_photos(put, subjects, c
     assert "0/v/sparse/0/cameras.bin" in caplog.text
 
 
+def test_sparse_model_that_an_archive_holds_damaged_costs_the_poses_and_not_the_photos(put, tmp_path, subjects, caplog):
+    put("placeholder")
+    damaged = b"a camera of which a bit has turned"
+    with zipfile.ZipFile(tmp_path / "mvi_00.zip", "w") as archive:
+        for name in ("images/000.jpg", "sparse/0/images.bin"):
+            archive.writestr(f"0/v/{name}", name)
+        archive.writestr("0/v/sparse/0/cameras.bin", damaged)
+    whole = (tmp_path / "mvi_00.zip").read_bytes()
+    (tmp_path / "mvi_00.zip").write_bytes(whole.replace(damaged, damaged.upper()))
+    (subject,) = subjects()
+    assert [(p.path, p.pose) for p in subject.photos] == [("mvi_00.zip/0/v/images/000.jpg", None)]
+    assert "damaged at 0/v/sparse/0/cameras.bin" in caplog.text
+
+
 def test_overlapping_archives_are_one_subject_each(put, subjects):
     put("mvi_00/17/v/images/000.jpg", "mvi_00/17/v/images/001.jpg", "mvi_01/17/v/images/001.jpg")
     put("mvi_01/17/v/images/002.jpg", "mvi_01/17/v/masks/000.png", "mvi_01/0/v/images/000.jpg", "notes/a.txt")
