@@ -11,13 +11,15 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pydantic
 import yaml
 from pydantic import Field
 
 PARAMS_FILE = Path("params.yaml")
+# Mappings whose keys are the user's to choose: laid over, they replace, for else no entry could be taken out again.
+FREE_MAPPINGS = ("train.mixture", "generate.protocol.references", "score.encoders")
 
 
 class UserError(Exception):
@@ -36,12 +38,12 @@ T = TypeVar("T")
 class RunParams(Section):
     """How the work is done, never what comes out of it: no DVC stage depends on this section."""
 
-    workers: int  # Ray actors of a data stage
-    threads: int  # CPU threads of one actor
+    workers: int = Field(ge=1)  # Ray actors of a data stage
+    threads: int = Field(ge=1)  # CPU threads of one actor
     decoders: int = Field(ge=0)  # further threads of an actor that read and decode photos while its model computes
-    device: str  # cpu, cuda, or auto: cuda where there is one
-    gpus_per_worker: float  # share of a GPU one actor reserves; counts only on cuda
-    restarts: int  # how often a dead actor is started again before the run ends
+    device: Literal["auto", "cpu", "cuda"]  # auto: cuda where there is one
+    gpus_per_worker: float = Field(ge=0)  # share of a GPU one actor reserves; counts only on cuda
+    restarts: int = Field(ge=0)  # how often a dead actor is started again before the run ends
     work: str  # folder of finished shards and checkpoints; outside DVC's outs, safe to delete
 
     def torch_device(self) -> str:
@@ -161,6 +163,8 @@ def _read(file: Path) -> dict[str, Any]:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file} does not exist; run from the repository's root or name another file") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); name a YAML file that can") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -168,14 +172,15 @@ def _read(file: Path) -> dict[str, Any]:
     return tree
 
 
-def _overlay(tree: dict[str, Any], patch: dict[str, Any], origin: str) -> None:
-    """Lay `patch` over `tree` in place: mappings merge, everything else replaces. An empty mapping, whose keys are the
-    user's to choose, is replaced."""
+def _overlay(tree: dict[str, Any], patch: dict[str, Any], origin: str, prefix: str = "") -> None:
+    """Lay `patch` over `tree`, which is what stands below `prefix`, in place: mappings merge, everything else and
+    FREE_MAPPINGS replace."""
     for key, value in patch.items():
+        name = f"{prefix}{key}"
         if key not in tree:
             raise UserError(f"{origin}: unknown key '{key}' is not in {PARAMS_FILE}; correct its spelling")
-        if isinstance(value, dict) and isinstance(tree[key], dict) and tree[key]:
-            _overlay(tree[key], value, origin)
+        if isinstance(value, dict) and isinstance(tree[key], dict) and name not in FREE_MAPPINGS:
+            _overlay(tree[key], value, origin, f"{name}.")
         else:
             tree[key] = value
 

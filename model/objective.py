@@ -244,6 +244,9 @@ def location_of(recorder: MapRecorder | None, subject_masks: Tensor, with_word: 
     `with_word`, `with_image` [B] 0/1: samples that have a pseudo-word, and a visual branch. Text maps are taken as
     they are; visual maps are divided by their largest value, since as one softmax over the visual tokens their plain
     losses cancel.
+
+    What samples add up to is divided by the mean over the ranks of how many there are, so that the mean over ranks of
+    the loss and of its gradient is that of one rank with all samples.
     """
     zero = subject_masks.new_zeros((), dtype=torch.float32)
     if recorder is None:
@@ -261,11 +264,17 @@ def location_of(recorder: MapRecorder | None, subject_masks: Tensor, with_word: 
         if maps.visual is not None:
             visual.append(losses.location_loss(maps.visual, subject, normalize=True))
     halves = [
-        (torch.stack(rows).mean(dim=0) * weight).sum() / weight.sum().clamp_min(1)
+        (torch.stack(rows).mean(dim=0) * weight).sum() / mean_count(weight)
         for rows, weight in ((text, with_word), (visual, with_image))
         if rows
     ]
     return torch.stack(halves).mean() if halves else zero
+
+
+def mean_count(weight: Tensor) -> Tensor:
+    """Sum of `weight` [B] over all ranks, at least 1, divided by their number."""
+    everywhere = losses.gather_rows(weight)
+    return everywhere.sum().clamp_min(1) * (len(weight) / len(everywhere))
 
 
 def call_unet(

@@ -318,6 +318,11 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
             raise ModelError(f"size {width}x{height} is no multiple of {self.vae_scale_factor} pixels; choose one")
         if steps < 1 or text_every < 1:
             raise ModelError(f"num_inference_steps is {steps} and text_every {text_every}; give at least 1")
+        if steps > self.scheduler.config.num_train_timesteps:
+            raise ModelError(
+                f"num_inference_steps is {steps}, and the base model was trained on"
+                f" {self.scheduler.config.num_train_timesteps} timesteps; give at most as many"
+            )
         if strength < 0:
             raise ModelError(f"subject_strength is {strength}; give 0 (no subject) or more")
         if references is None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 import params
 from params import Section, UserError
@@ -45,10 +48,24 @@ def test_section_is_read_with_overlays_and_single_values(command, tmp_path: Path
     assert (demo.count, demo.inner.low, demo.inner.high) == (7, 0.25, 1.0)
 
 
-def test_empty_mapping_takes_any_keys_from_an_overlay(command, tmp_path: Path):
-    (tmp_path / "more.yaml").write_text("named: {mine: {path: x}}\n")
-    command("named: {}\n", "--params", str(tmp_path / "more.yaml"))
-    assert params.load("named", dict) == {"mine": {"path": "x"}}
+@pytest.mark.parametrize("before", ["{}", "{mine: {path: x}, yours: {path: y}}"])
+@pytest.mark.parametrize("after", [{}, {"mine": {"path": "z"}}, {"other": {"path": "x"}}])
+def test_mapping_whose_keys_are_free_is_replaced(command, tmp_path: Path, before: str, after: dict[str, Any]):
+    text = f"score: {{encoders: {before}, miss: zero}}\n"
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump({"score": {"encoders": after}}))
+    command(text, "--params", str(tmp_path / "more.yaml"))
+    assert params.load("score", dict) == {"encoders": after, "miss": "zero"}
+    command(text, "--set", f"score.encoders={after}")
+    assert params.load("score", dict) == {"encoders": after, "miss": "zero"}
+    command(text, str(tmp_path / "more.yaml"))
+    params.main()
+    assert yaml.safe_load((tmp_path / "params.yaml").read_text()) == {"score": {"encoders": after, "miss": "zero"}}
+
+
+def test_free_mappings_are_in_the_repository_params():
+    tree = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
+    for name in params.FREE_MAPPINGS:
+        assert isinstance(functools.reduce(dict.__getitem__, name.split("."), tree), dict)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +78,12 @@ def test_empty_mapping_takes_any_keys_from_an_overlay(command, tmp_path: Path):
         ("demo: [", (), "not valid YAML"),
         ("- 1\n", (), "holds no sections"),
         (GOOD, ("--set", "demo.cuont=1"), "unknown key 'cuont'"),
+        (GOOD, ("--set", "demo.inner={lwo: 1}"), "unknown key 'lwo'"),
+        ("demo: {}\n", ("--set", "demo.count=1"), "unknown key 'count'"),
         (GOOD, ("--set", "demo.count"), "write KEY=VALUE"),
         (GOOD, ("--set", "demo.count={"), "the value is not YAML"),
         (GOOD, ("--params", "nowhere.yaml"), "nowhere.yaml does not exist"),
+        (GOOD, ("--params", "."), r"\. cannot be read \(Is a directory\); name a YAML file"),
     ],
 )
 def test_wrong_params_are_one_sentence(command, text: str, words: tuple[str, ...], said: str):
@@ -71,6 +91,16 @@ def test_wrong_params_are_one_sentence(command, text: str, words: tuple[str, ...
     with pytest.raises(UserError, match=said) as error:
         params.load("demo", Demo)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "setting", ["workers=0", "threads=0", "threads=-1", "device=gpu", "gpus_per_worker=-1", "restarts=-1"]
+)
+def test_work_that_nobody_could_do_is_refused(setting: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setattr(sys, "argv", ["stage", "--set", f"run.{setting}"])
+    with pytest.raises(UserError, match=f"'run.{setting.partition('=')[0]}' is "):
+        params.load("run", params.RunParams)
 
 
 def test_resolved_params_are_a_copy(command):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +53,7 @@ def write(data: Path, folder: Path) -> Path:
 
     Raises:
         UserError: rows of a table differ in shape.
+        OSError: the disk has no room for them.
     """
     if folder.exists():
         return folder
@@ -58,11 +61,15 @@ def write(data: Path, folder: Path) -> Path:
     temporary = folder.with_name(f".{folder.name}.tmp")
     temporary.mkdir(parents=True)
     encode = data / "encode"
-    fill(temporary / "latents.npy", np.float16, encode, "latents", "latent", LATENT)
-    fill(temporary / "masks.npy", np.uint8, encode, "latents", "subject_mask", MASK)
-    fill(temporary / "hidden.npy", np.float16, encode, "features", "hidden", HIDDEN)
-    fill_cosines(temporary / "cosines.npy", data / "similarity")
-    sync(temporary)
+    try:
+        fill(temporary / "latents.npy", np.float16, encode, "latents", "latent", LATENT)
+        fill(temporary / "masks.npy", np.uint8, encode, "latents", "subject_mask", MASK)
+        fill(temporary / "hidden.npy", np.float16, encode, "features", "hidden", HIDDEN)
+        fill_cosines(temporary / "cosines.npy", data / "similarity")
+        sync(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk has room again
+        raise
     temporary.rename(folder)
     return folder
 
@@ -78,7 +85,7 @@ def fill(file: Path, dtype: Any, folder: Path, table: str, column: str, axes: Se
             shape = shape or tuple(chunk[axis][0].as_py() for axis in axes)
             require_shape(folder, table, chunk, axes, shape)
             if array is None:
-                array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=(rows, *shape))
+                array = new_array(file, dtype, (rows, *shape))
             values = chunk[column].flatten().to_numpy(zero_copy_only=False)
             if len(values) != len(chunk) * int(np.prod(shape)):
                 raise UserError(
@@ -97,7 +104,7 @@ def fill_cosines(file: Path, folder: Path) -> None:
         pc.sum(pc.list_value_length(part["values"])).as_py() or 0
         for part in read_parts(folder, "similarity", ["values"])
     ]
-    array = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(sum(sizes),))
+    array = new_array(file, np.float16, (sum(sizes),))
     start = 0
     for part in read_parts(folder, "similarity", ["values"]):
         for chunk in part["values"].chunks:
@@ -105,6 +112,20 @@ def fill_cosines(file: Path, folder: Path) -> None:
             array[start : start + len(values)] = values
             start += len(values)
     array.flush()
+
+
+def new_array(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """An array file to fill. Its room on the disk is taken here: where a page that is written finds none, the kernel
+    kills the process without a word."""
+    array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+    if sys.platform == "linux":
+        with file.open("rb+") as stream:
+            try:
+                os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not every file system can
+                    raise
+    return array
 
 
 def read_parts(folder: Path, table: str, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -12,12 +12,16 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from deepspeed.utils import (
     logger,
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
 
@@ -215,6 +219,12 @@ class TrainedState:
         master = self.whole.get(parameter)
         if master is not None:
             (master if moment is None else self.optimizer.state[master][moment]).copy_(value)
+        elif hasattr(parameter, "ds_tensor"):  # ZeRO 3 does not pad a whole value that the ranks do not divide
+            part = part_of(value, parameter.ds_tensor.numel(), dist.get_rank())
+            if moment is None:
+                safe_set_local_fp32_param(parameter, part)
+            else:
+                safe_set_local_optimizer_state(parameter, part, moment)
         elif moment is None:
             safe_set_full_fp32_param(parameter, value)
         else:
@@ -243,6 +253,12 @@ def masters(engine: Any) -> list[Tensor]:
     wrapper = engine.optimizer
     flat = getattr(wrapper, "fp32_partitioned_groups_flat", None)  # ZeRO 3 shows AdamW one at a time
     return list(flat) if flat is not None else [p for group in wrapper.param_groups for p in group["params"]]
+
+
+def part_of(value: Tensor, size: int, rank: int) -> Tensor:
+    """The `size` numbers of `value` that a rank holds; behind its end there are zeros."""
+    part = value.flatten()[rank * size : (rank + 1) * size]
+    return F.pad(part, (0, size - len(part)))
 
 
 def unsharded(engine: Any) -> dict[nn.Parameter, Tensor]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from model.backbones.variant import Variant, load_variant
 from params import BackbonesParams, RunParams, UserError, cli, load, passed_on
 from stage import exclusive
-from train.ranks import LOOPBACK, settings
+from train.ranks import LAUNCHER, LOOPBACK, settings
 from train.recipe import ModelParams, TrainParams
 from train.resume import ResumeOptions
 
@@ -60,6 +60,7 @@ def start(module: str, ids: Sequence[str], words: Sequence[str]) -> int:
     world = base64.urlsafe_b64encode(json.dumps({"localhost": list(ids)}).encode()).decode()
     options = [f"--world_info={world}", f"--master_addr={LOOPBACK}", f"--master_port={free_port()}"]
     options += ["--module", "--no_local_rank", "--log_level=critical"]
+    os.environ[LAUNCHER] = str(os.getpid())
     before = sys.argv
     sys.argv = [launch.__name__, *options, module, *words]
     with received_signals() as received:

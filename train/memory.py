@@ -144,9 +144,7 @@ def drop_gradient(parameter: torch.Tensor) -> None:
 
 def imagined_batch(shapes: Shapes, channels: int, rows: int) -> TrainingBatch:
     """A batch of the sizes that training reads."""
-    side = shapes.size // 2 ** (len(shapes.vae["block_out_channels"]) - 1)
-    tokens = (shapes.vision["image_size"] // shapes.vision["patch_size"]) ** 2 + 1
-    hidden = (rows, shapes.layers, tokens, shapes.vision["hidden_size"])
+    side, hidden = latent_side(shapes), (rows, *hidden_shape(shapes))
     kept = torch.zeros(rows, dtype=torch.bool)
     return TrainingBatch(
         latents=torch.zeros(rows, channels, side, side),
@@ -163,6 +161,17 @@ def imagined_batch(shapes: Shapes, channels: int, rows: int) -> TrainingBatch:
         drop_text=kept,
         positive_timesteps=torch.zeros(rows, dtype=torch.int64),
     )
+
+
+def latent_side(shapes: Shapes) -> int:
+    """Height and width of a latent."""
+    return shapes.size // 2 ** (len(shapes.vae["block_out_channels"]) - 1)
+
+
+def hidden_shape(shapes: Shapes) -> tuple[int, int, int]:
+    """Layers, tokens and width of a photo's hidden states."""
+    tokens = (shapes.vision["image_size"] // shapes.vision["patch_size"]) ** 2 + 1
+    return shapes.layers, tokens, shapes.vision["hidden_size"]
 
 
 def shapes_of(variant: Variant) -> Shapes:

@@ -24,8 +24,10 @@ from model.errors import ModelError
 from params import UserError
 
 LOOPBACK = "127.0.0.1"
-# Rank 0 may read tables of many gigabytes while the others wait for it.
+# Rank 0 may read tables of many gigabytes, or draw sheets of pictures, while the others wait for it.
 PATIENCE = timedelta(hours=12)
+# In the environment of ranks that train.launch started: its process id.
+LAUNCHER = "CUSTOMCONTRAST_LAUNCHER"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -54,9 +56,11 @@ class Ranks:
         device = torch.device("cuda", local) if kind == "cuda" else torch.device("cpu")
         if kind == "cuda":
             torch.cuda.set_device(device)
-            dist.init_process_group("nccl", store=store, rank=rank, world_size=world, device_id=device)
+            dist.init_process_group(
+                "nccl", store=store, rank=rank, world_size=world, device_id=device, timeout=PATIENCE
+            )
         else:
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE)
         # Serves tensor-parallel inference only, but would be compiled at the first start, and a start killed meanwhile
         # leaves a lock on which all later ones wait.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -182,8 +186,16 @@ def listen(port: int) -> int:
     return listener.detach()
 
 
+def launched() -> bool:
+    """Was this process started by train.launch?"""
+    return LAUNCHER in os.environ
+
+
 def die_with_parent() -> None:
-    """Let the kernel kill this process when the launcher is killed (Linux only)."""
+    """Let the kernel kill this process when the launcher is killed (Linux only); exit where it is gone already."""
     if sys.platform == "linux":
         parent_death_signal = 1
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+        # It may have been killed while this process imported its modules.
+        if launched() and os.environ[LAUNCHER] != str(os.getppid()):
+            sys.exit(1)

@@ -148,6 +148,8 @@ class TrainParams(Section):
 
     @model_validator(mode="after")
     def goes_together(self) -> Self:
+        if self.precision == "fp16" and self.zero_stage == 0:
+            raise ValueError("precision fp16 needs zero_stage 1, 2 or 3: DeepSpeed scales the loss under these only")
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("offload optimizer needs zero_stage 1, 2 or 3")
         if self.offload == "all" and self.zero_stage != 3:

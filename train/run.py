@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,13 +16,13 @@ from model.backbones.variant import Variant, load_variant
 from params import BackbonesParams, RunParams, cli, data_dir, load
 from pipelines import tables
 from pipelines.storage import SourceParams
-from stage import digest, digest_files, write_json
+from stage import digest, digest_files, exclusive, write_json
 from train import arrays
 from train.arrays import Arrays
 from train.checkpoint import Checkpoints
 from train.data import TrainingSet
 from train.log import Record
-from train.ranks import Ranks, die_with_parent, settings
+from train.ranks import Ranks, die_with_parent, launched, settings
 from train.recipe import ModelParams, TrainParams, code_digest, input_digest, recipe
 from train.resume import ResumeOptions, accept, run_folder, unfinished
 from train.uncached import AugmentParams, Photos
@@ -53,14 +54,27 @@ def train(ranks: Ranks, resume: ResumeOptions) -> None:
         f" {counts['triplets_held_out']} held out for validation"
     )
     trainer = build(params, model, variant, trained_on, ranks, run.threads)
-    base = {"model": trainer.diffusion.name, "revision": trainer.diffusion.revision}
-    base["image_encoder"] = trainer.adapter.config.image_encoder
+    config = trainer.adapter.config
+    base = backbone(trainer.diffusion.name, trainer.diffusion.revision, config.image_encoder, variant)
     whole = recipe(params, model, data=data_hash, code=code_digest(), base=base, ranks=[ranks.world, ranks.device.type])
     folder = Path(ranks.first("folder", lambda: str(begin(work, whole, resume))))
     with trainer.batches:
         record = trainer.fit(Checkpoints(folder, ranks, resume.folder), folder, held_out)
     counts |= {"steps": params.steps, "triplets_dropped": samples.dropped}
     publish(trainer, data_dir() / "train", data_hash, whole, record, counts)
+
+
+def backbone(model: str, revision: str, image_encoder: str, variant: Variant) -> dict[str, Any]:
+    """What a recipe holds of the frozen models: which weights, and how `variant` has them used. The tables tell layers
+    and resolution too, but there may be none."""
+    return {
+        "model": model,
+        "revision": revision,
+        "weights": variant.diffusion.weights,
+        "image_encoder": image_encoder,
+        "layers": list(variant.image_encoder.layers),
+        "resolution": variant.resolution,
+    }
 
 
 def begin(work: Path, whole: dict[str, Any], resume: ResumeOptions) -> Path:
@@ -124,6 +138,11 @@ def open_photos(
     )
 
 
+def lock(ranks: Ranks, work: Path) -> contextlib.AbstractContextManager[None]:
+    """The stage's lock on rank 0, where no train.launch holds it for its ranks."""
+    return exclusive("train", work) if ranks.rank == 0 and not launched() else contextlib.nullcontext()
+
+
 def main() -> None:
     """Train as one of the ranks that the environment numbers."""
     die_with_parent()
@@ -132,7 +151,8 @@ def main() -> None:
         os.environ.setdefault(name, value)
     ranks = Ranks.join(run.torch_device())
     try:
-        train(ranks, resume)
+        with lock(ranks, Path(run.work)):
+            train(ranks, resume)
         dist.destroy_process_group()
     except Exception as error:
         sys.exit(ranks.report(error))

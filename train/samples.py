@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from PIL import Image
@@ -17,6 +17,7 @@ from model.backbones.diffusion import Diffusion
 from model.objective import TrainingBatch
 from model.pipeline import CustomContrastPipeline, build_pipeline
 from model.prompt import noun_ends
+from params import UserError
 from train.recipe import PicturesParams
 
 GAP = 2  # px between pictures
@@ -61,7 +62,14 @@ class Samples:
 
         Raises:
             ModelError: a prompt lacks the subject's class noun.
+            UserError: a picture would take more steps than the diffusion process has.
         """
+        timesteps = cast(Any, diffusion.scheduler).config.num_train_timesteps
+        if params.steps > timesteps:
+            raise UserError(
+                f"train.pictures.steps is {params.steps}, and the base model was trained on {timesteps} timesteps; give"
+                " at most as many"
+            )
         with torch.random.fork_rng(devices=[]):  # a new adapter draws its first weights
             copy = Adapter(adapter.config).to(adapter.device, adapter.dtype).eval().requires_grad_(False)
         pipeline = build_pipeline(diffusion, copy)

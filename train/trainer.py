@@ -24,6 +24,7 @@ from train.checkpoint import Checkpoints
 from train.data import Sampler, TrainingSet
 from train.engine import DTYPES, Objective, TrainedState, gradient_norm, start_engine
 from train.log import LOSSES, Measures, Record
+from train.memory import hidden_shape, latent_side, shapes_of
 from train.prefetch import Batches
 from train.progress import Progress
 from train.ranks import Ranks
@@ -252,18 +253,9 @@ def make_adapter(model: ModelParams, variant: Variant, diffusion: Diffusion, dat
     Raises:
         UserError: latents or features were made by another backbone.
     """
-    channels, _, _ = data.latent_shape
-    layers, _, width = data.hidden_shape
+    require_shapes(variant, data)
     encoder = variant.image_encoder
     unet = cast(Any, diffusion.unet)
-    for found, expected, what in (
-        (channels, unet.config.in_channels, "latent channels"),
-        (layers, len(encoder.layers), "image-encoder layers"),
-    ):
-        if found != expected:
-            raise UserError(
-                f"the encoded tables have {found} {what} and variant '{variant.name}' {expected}; run encode again"
-            )
     torch.manual_seed(seed)
     adapter = Adapter.for_unet(
         unet,
@@ -271,12 +263,26 @@ def make_adapter(model: ModelParams, variant: Variant, diffusion: Diffusion, dat
         base_revision=diffusion.revision,
         image_encoder=encoder_name(encoder),
         feature_layers=encoder.layers,
-        feature_width=width,
+        feature_width=data.hidden_shape[-1],
         text_widths=[text.config.hidden_size for text in diffusion.text_encoders],
         **model.model_dump(),
     )
     adapter.install(unet)
     return adapter
+
+
+def require_shapes(variant: Variant, data: TrainingSet) -> None:
+    """Raise UserError where latents or hidden states have other shapes than the variant's models make."""
+    shapes = shapes_of(variant)
+    side = latent_side(shapes)
+    wanted = (shapes.unet["in_channels"], side, side, *hidden_shape(shapes))
+    names = ["latent channels", "latent rows", "latent columns"]
+    names += ["image-encoder layers", "image-encoder tokens", "values in a token"]
+    for name, found, expected in zip(names, (*data.latent_shape, *data.hidden_shape), wanted, strict=True):
+        if found != expected:
+            raise UserError(
+                f"the encoded tables have {found} {name} and variant '{variant.name}' {expected}; run encode again"
+            )
 
 
 def encoder_name(spec: ImageEncoderSpec) -> str:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from model.errors import ModelError
-from model.objective import ObjectiveConfig, TrainingBatch, training_losses
+from model.objective import ObjectiveConfig, TrainingBatch, location_of, training_losses
 from model.prompt import checkpoint_text
 from tests.model.tiny_models import TinyDiffusion, make_adapter, make_features, tokenizer
 
@@ -125,6 +127,28 @@ def test_all_subject_masks_give_no_location_loss(tiny_sd):
     batch = make_batch()
     batch.subject_masks[:] = 1
     assert run(tiny_sd, batch)["location"] == 0
+
+
+@pytest.mark.parametrize("dropped", [[0, 1], [0, 2], [1, 2, 3], [0, 1, 2, 3], []])
+def test_location_loss_of_ranks_is_on_average_that_of_one(dropped: list[int], monkeypatch: pytest.MonkeyPatch):
+    generator = torch.Generator().manual_seed(0)
+    text, visual = (torch.rand(4, 3, 8, 8, generator=generator, requires_grad=True) for _ in range(2))
+    masks = (torch.rand(4, 8, 8, generator=generator) > 0.5).float()
+    word, image = torch.ones(4), torch.ones(4)
+    word[dropped], image[dropped[1:]] = 0, 0
+
+    def loss(rows: slice) -> torch.Tensor:
+        maps: Any = SimpleNamespace(maps={0: SimpleNamespace(text=text[rows], visual=visual[rows])})
+        return location_of(maps, masks[rows], word[rows], image[rows])
+
+    wanted = loss(slice(0, 4))
+    gradients = torch.autograd.grad(wanted, (text, visual))
+    whole = iter([word, image, word, image])  # what each of two ranks gathers
+    monkeypatch.setattr("model.losses.gather_rows", lambda rows: next(whole))
+    found = (loss(slice(0, 2)) + loss(slice(2, 4))) / 2
+    torch.testing.assert_close(found, wanted)
+    for gradient, expected in zip(torch.autograd.grad(found, (text, visual)), gradients, strict=True):
+        torch.testing.assert_close(gradient, expected)
 
 
 def test_positive_timesteps_of_their_own_change_macl_only(tiny_sd):

@@ -423,6 +423,7 @@ def test_another_image_encoder_is_refused_by_name(tiny_sd):
         (([],), {}, "no prompt"),
         (("a dog",), {"height": 17}, "no multiple of 2"),
         (("a dog",), {"num_inference_steps": 0}, "at least 1"),
+        (("a dog",), {"num_inference_steps": 1001}, "is 1001, and the base model was trained on 1000 timesteps"),
         (("a dog", make_features(1), "dog"), {"subject_strength": -1.0}, "give 0"),
         (("a dog",), {"generator": [torch.Generator()] * 2}, "2 generators for 1 images"),
         (("a dog",), {"latents": torch.zeros(1, 4, 4, 4)}, "latents are"),

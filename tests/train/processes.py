@@ -148,13 +148,3 @@ def take_the_port(rank: int) -> None:
     taken.bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
     taken.listen()
     globals()["taken"] = taken  # open as long as the process
-
-
-def compute_in_fp16(rank: int) -> None:
-    """Let the CPU do what it is refused for being slow at."""
-    from deepspeed.accelerator import get_accelerator
-
-    from train import trainer
-
-    trainer.require_precision = lambda *_: None
-    type(get_accelerator()).is_fp16_supported = lambda self: True

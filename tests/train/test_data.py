@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,29 @@ def sampler(samples: TrainingSet, **options: Any) -> Sampler:
 
 def names(samples: TrainingSet, rows: np.ndarray) -> list[str]:
     return samples.triplet_ids.take(pa.array(rows)).to_pylist()
+
+
+def test_arrays_take_their_room_on_the_disk_before_they_are_filled(tmp_path: Path):
+    arrays.new_array(tmp_path / "a.npy", np.float16, (1000, 1000))
+    stat = (tmp_path / "a.npy").stat()
+    assert stat.st_blocks * 512 >= stat.st_size > 2 * 10**6
+
+
+def test_arrays_on_a_full_disk_are_an_error_and_leave_nothing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fails(code: int) -> Callable[..., None]:
+        def allocate(*words: int) -> None:
+            raise OSError(code, os.strerror(code))
+
+        return allocate
+
+    monkeypatch.setattr(os, "posix_fallocate", fails(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
+        arrays.write(world.data, tmp_path / "arrays" / "hash")
+    assert not list((tmp_path / "arrays").iterdir())
+    monkeypatch.setattr(os, "posix_fallocate", fails(errno.EOPNOTSUPP))
+    assert Arrays.open(arrays.write(world.data, tmp_path / "arrays" / "hash")).latents is not None
 
 
 def test_batch_of_a_step_is_the_same_whenever_it_is_asked_for(samples: TrainingSet):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +17,12 @@ from model.adapter import Adapter
 from params import UserError, parse
 from tests.train.processes import gather_everything, repeat_the_first_batch, run_ranks, trace_the_unet
 from tests.train.tiny_world import World, write_options, write_world
+from train.engine import part_of
 from train.recipe import TrainParams
 
 OUTS = ("adapter/adapter.safetensors", "adapter/adapter.json", "adapter/card.json", "losses.csv", "metrics.json")
-# Dropped conditions leave a rank's location loss with fewer samples, and its mean over ranks is another one.
-NOTHING = {"image": 0.0, "text": 0.0, "both": 0.0}
+# So often that ranks differ in how many of their samples have a location loss.
+DROP = {"image": 0.2, "text": 0.2, "both": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def checkpoints(tmp_path: Path) -> list[Path]:
 
 def test_all_stages_compute_the_same(run: Callable[..., Path], tmp_path: Path):
     """ZeRO 3 with each weight sharded, those of the frozen UNet and text encoder among them."""
-    wanted = rows(run(drop=NOTHING))
+    wanted = rows(run(drop=DROP))
     for before, settings in (
         (None, {"zero_stage": 0}),
         (None, {"zero_stage": 1}),
@@ -67,19 +70,20 @@ def test_all_stages_compute_the_same(run: Callable[..., Path], tmp_path: Path):
         (gather_everything, {"zero_stage": 3, "gradient_checkpointing": "all"}),
         (gather_everything, {"zero_stage": 3, "offload": "all"}),
     ):
-        for row, other in zip(rows(run(before, drop=NOTHING, **settings)), wanted, strict=True):
+        for row, other in zip(rows(run(before, drop=DROP, **settings)), wanted, strict=True):
             assert row == pytest.approx(other, rel=2e-4), settings
     # Each has another hash: what lies in the work folder is not gone on from.
     assert "goes on" not in (tmp_path / "output").read_text()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+# Three ranks divide few of the weights.
+@pytest.mark.parametrize("stage,precision,ranks", [*itertools.product(range(4), ("fp32", "bf16"), [2]), (3, "fp32", 3)])
 def test_stopped_half_way_and_resumed_is_the_same_bytes(
-    run: Callable[..., Path], tmp_path: Path, stage: int, precision: str
+    run: Callable[..., Path], tmp_path: Path, stage: int, precision: str, ranks: int
 ):
     before = gather_everything if stage == 3 else None
     settings = {"zero_stage": stage, "precision": precision, "steps": 3, "checkpoint_every": 2, "ema": 0.9}
+    settings |= {"ranks": ranks, "batch": 6}
     wanted = content(run(before, **settings))
     shutil.rmtree(checkpoints(tmp_path)[-1])
     shutil.rmtree(tmp_path / "data" / "train")
@@ -130,6 +134,14 @@ def test_outs_of_a_sharded_run_hold_the_adapter_alone_and_tell_what_it_is_of(run
     assert str(tmp_path) not in (out / "adapter" / "card.json").read_text()
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_parts_of_a_tensor_are_all_of_it_and_zeros(ranks: int):
+    value = torch.arange(1.0, 6.0).reshape(5, 1)
+    size = math.ceil(5 / ranks)
+    parts = torch.stack([part_of(value, size, rank) for rank in range(ranks)]).flatten()
+    assert torch.equal(parts[:5], value.flatten()) and not parts[5:].any()
+
+
 def test_accumulated_step_is_the_mean_of_its_micro_steps(run: Callable[..., Path]):
     wanted = rows(run(repeat_the_first_batch, batch=4))
     for row, other in zip(rows(run(repeat_the_first_batch, batch=4, accumulation=2)), wanted, strict=True):
@@ -156,6 +168,7 @@ def test_compiled_unet_computes_the_same(run: Callable[..., Path]):
         ({"zero_stage": 2, "offload": "all"}, "offload all needs zero_stage 3, and it is 2"),
         ({"zero_stage": 0, "offload": "optimizer"}, "offload optimizer needs zero_stage 1, 2 or 3"),
         ({"zero_stage": 3, "compile": True}, "compile does not go with zero_stage 3"),
+        ({"zero_stage": 0, "precision": "fp16"}, "precision fp16 needs zero_stage 1, 2 or 3"),
     ],
 )
 def test_settings_that_do_not_go_together_are_one_sentence(params: TrainParams, values: dict[str, Any], said: str):

@@ -5,13 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from model.backbones.variant import load_variant
+from params import UserError
 from pipelines import tables
 from tests.train import processes
 from tests.train.processes import run_ranks
 from tests.train.tiny_world import World, write_options, write_world
+from train.trainer import require_shapes
 
 
 @pytest.fixture
@@ -68,6 +73,26 @@ def test_latent_of_another_backbone_is_one_sentence(world: World, variant: Path,
     assert "the encoded tables have 8 latent channels and variant 'tiny' 4; run encode again" in said_once(
         tmp_path / "output"
     )
+
+
+@pytest.mark.parametrize(
+    "latent,hidden,said",
+    [
+        ((4, 16, 8), (2, 5, 24), "16 latent rows and variant 'tiny' 8"),
+        ((4, 8, 16), (2, 5, 24), "16 latent columns and variant 'tiny' 8"),
+        ((4, 8, 8), (3, 5, 24), "3 image-encoder layers and variant 'tiny' 2"),
+        ((4, 8, 8), (2, 17, 24), "17 image-encoder tokens and variant 'tiny' 5"),
+        ((4, 8, 8), (2, 5, 32), "32 values in a token and variant 'tiny' 24"),
+    ],
+)
+def test_tables_of_another_backbone_are_one_sentence(
+    latent: tuple[int, ...], hidden: tuple[int, ...], said: str, variant: Path
+):
+    data: Any = SimpleNamespace(latent_shape=(4, 8, 8), hidden_shape=(2, 5, 24))
+    require_shapes(load_variant(str(variant)), data)
+    data = SimpleNamespace(latent_shape=latent, hidden_shape=hidden)
+    with pytest.raises(UserError, match=f"the encoded tables have {said}; run encode again"):
+        require_shapes(load_variant(str(variant)), data)
 
 
 def test_missing_similarity_tile_is_one_sentence(world: World, variant: Path, tmp_path: Path):

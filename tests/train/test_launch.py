@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from params import UserError
 from stage import exclusive
-from train import launch
+from train import launch, ranks, run
 from train.recipe import TrainParams
 
 
@@ -47,6 +51,49 @@ def test_second_run_is_told_who_holds_the_stage(tmp_path: Path):
     with exclusive("train", tmp_path), pytest.raises(UserError, match=r"already being run by process \d+ on"):
         with exclusive("train", tmp_path):
             pass
+
+
+def test_rank_whose_launcher_is_gone_ends(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(prctl=lambda *words: 0))
+    ranks.die_with_parent()  # of another launcher
+    monkeypatch.setenv(ranks.LAUNCHER, str(os.getppid()))
+    ranks.die_with_parent()
+    monkeypatch.setenv(ranks.LAUNCHER, str(os.getpid()))
+    with pytest.raises(SystemExit) as stop:
+        ranks.die_with_parent()
+    assert stop.value.code == 1
+
+
+def test_ranks_are_told_their_launcher(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(ranks.LAUNCHER, "")  # so that it is taken back
+    monkeypatch.setattr("deepspeed.launcher.launch.main", lambda: None)
+    assert launch.start("train.run", ["0"], []) == 0
+    assert os.environ[ranks.LAUNCHER] == str(os.getpid())
+
+
+def test_first_rank_of_another_launcher_holds_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first, second = (SimpleNamespace(rank=rank) for rank in range(2))
+    with run.lock(first, tmp_path):  # type: ignore[arg-type]
+        with run.lock(second, tmp_path):  # type: ignore[arg-type]
+            pass
+        with pytest.raises(UserError, match="stage train is already being run"), run.lock(first, tmp_path):  # type: ignore[arg-type]
+            pass
+        monkeypatch.setenv(ranks.LAUNCHER, "1")
+        with run.lock(first, tmp_path):  # type: ignore[arg-type]
+            pass
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_collectives_wait_as_long_as_the_store(kind: str, monkeypatch: pytest.MonkeyPatch):
+    told: list[dict[str, Any]] = []
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(ranks, "meet", lambda rank, world: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **options: told.append(options))
+    monkeypatch.setattr("deepspeed.init_distributed", lambda **options: None)
+    ranks.Ranks.join(kind)
+    assert [options["timeout"] for options in told] == [ranks.PATIENCE]
 
 
 def test_interrupt_is_noticed_although_another_handler_takes_it():

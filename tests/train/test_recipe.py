@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pydantic
 import pytest
 
+from model.backbones.variant import load_variant
 from params import load
 from tests.train.tiny_world import write_world
 from train.recipe import DropParams, ModelParams, TrainParams, input_digest, recipe
+from train.run import backbone
 
 
 @pytest.mark.parametrize("schedule,last", [("constant", 1e-3), ("cosine", 0.0)])
@@ -29,6 +32,16 @@ def test_recipe_holds_what_the_weights_depend_on_and_nothing_else(params: TrainP
         recipe(params, model, data="b"),
     ):
         assert other != same
+
+
+def test_recipe_holds_how_the_frozen_models_are_used():
+    variant = load_variant("sd15")
+    same = backbone("model", "r", "encoder", variant)
+    encoder = variant.image_encoder.model_copy(update={"layers": (1, 2, 3)})
+    diffusion = variant.diffusion.model_copy(update={"weights": None})
+    for change in ({"image_encoder": encoder}, {"diffusion": diffusion}, {"resolution": 768}):
+        assert backbone("model", "r", "encoder", variant.model_copy(update=change)) != same
+    assert json.loads(json.dumps(same)) == same  # as it is read again from the run's folder
 
 
 def test_input_digest_changes_with_any_byte_of_a_table(tmp_path: Path):

@@ -16,6 +16,7 @@ from model.backbones.variant import load_variant
 from model.errors import ModelError
 from model.objective import TrainingBatch
 from model.pipeline import build_pipeline
+from params import UserError
 from tests.train.tiny_world import CHANNELS, LAYERS, SIDE, TOKENS, WIDTH
 from train.recipe import PicturesParams
 from train.samples import GAP, Samples
@@ -108,6 +109,13 @@ def test_drawing_leaves_random_numbers_and_weights_alone_and_follows_the_weights
     )
     np.testing.assert_array_equal(first, third)
     assert not np.array_equal(first, second)
+
+
+def test_more_steps_than_the_process_has_are_refused_before_training(
+    diffusion: Diffusion, adapter: Adapter, tmp_path: Path
+):
+    with pytest.raises(UserError, match=r"train\.pictures\.steps is 1001, .* on 1000 timesteps; give at most as many"):
+        sheets(diffusion, adapter, tmp_path, steps=1001)
 
 
 def test_prompt_without_its_noun_is_refused_before_training(diffusion: Diffusion, adapter: Adapter, tmp_path: Path):

@@ -143,7 +143,7 @@ def write_variant(folder: Path) -> Path:
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"vision_cfg": vision}}))
     here = {"path": str(folder)}
     parts = dict.fromkeys(("diffusion", "clip", "dino", "detector", "sam"), here)
-    tree = {"name": "tiny", "resolution": 16, "image_encoder": here | {"layers": [1, 3]}, **parts}
+    tree = {"name": "tiny", "resolution": SIDE, "image_encoder": here | {"layers": [1, 3]}, **parts}
     file = folder / "tiny.json"
     file.write_text(json.dumps(tree))
     return file
