@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from colorsys import hls_to_rgb
 from dataclasses import dataclass
+from functools import wraps
 from itertools import pairwise
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
+
+P = ParamSpec("P")
 
 # matplotlib wants colours, the page has variables for light and dark: these stand in, and are replaced in the SVG.
 OTHERS = 4
@@ -28,6 +31,38 @@ MARKS = "os^Dvp*X"
 """Shapes of the views of a subject, in turn."""
 MAX_POINTS = 240
 """More than a chart of this width has pixels for."""
+
+
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # class nouns are text, whatever signs they hold
+    "font.size": 8,
+    "text.color": COLOURS["ink"],
+    "axes.labelcolor": COLOURS["ink"],
+    "axes.edgecolor": COLOURS["line"],
+    "axes.facecolor": "none",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": COLOURS["line"],
+    "ytick.color": COLOURS["line"],
+    "xtick.labelcolor": COLOURS["ink"],
+    "ytick.labelcolor": COLOURS["ink"],
+    "figure.facecolor": "none",
+}
+
+
+def chart(draw: Callable[P, str]) -> Callable[P, str]:
+    """Draw under STYLE from the first text to the file: matplotlib asks for it when a text is made, not when drawn."""
+
+    @wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> str:
+        import matplotlib as mpl
+
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
 
 
 @dataclass(frozen=True)
@@ -53,6 +88,7 @@ def method_colours(methods: Iterable[str]) -> dict[str, str]:
     return {name: colour(turns.get(name, name)) for name in methods}
 
 
+@chart
 def scatter(points: Sequence[Point], axes_names: tuple[str, str], line: tuple[str, float] | None, name: str) -> str:
     """Return points with a cross of their intervals, each with its name, and a dashed line (name, y) at real photos."""
     figure, axes = _figure(4.4, 3.6)
@@ -134,6 +170,7 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     return max(width, 0.0) * max(height, 0.0)
 
 
+@chart
 def dots_by_group(
     rows: Mapping[str, Mapping[str, Mapping[str, float | None] | None]],
     colours: Mapping[str, str],
@@ -164,6 +201,7 @@ def dots_by_group(
     return _svg(figure, name)
 
 
+@chart
 def flat_map(places: np.ndarray, labels: Sequence[str], marks: Sequence[int], named: bool, name: str) -> str:
     """Return a map [P, 2]: a colour for each label, whose points are joined to their middle, a shape for each mark.
 
@@ -197,6 +235,7 @@ def _stand_in(variable: str) -> str:
     return COLOURS[variable.removeprefix("var(--").removesuffix(")")]
 
 
+@chart
 def curve(steps: Sequence[float], values: Sequence[float], name: str) -> str:
     """Return a curve: means of at most MAX_POINTS runs of steps, and the range of each as a band."""
     figure, axes = _figure(3.6, 1.9)
@@ -215,6 +254,7 @@ def curve(steps: Sequence[float], values: Sequence[float], name: str) -> str:
     return _svg(figure, name)
 
 
+@chart
 def histogram(series: Mapping[str, np.ndarray], limits: tuple[float, float], bins: int, name: str) -> str:
     """Return overlaid histograms with one colour each (at most two)."""
     figure, axes = _figure(3.6, 1.9)
@@ -225,6 +265,7 @@ def histogram(series: Mapping[str, np.ndarray], limits: tuple[float, float], bin
     return _svg(figure, name)
 
 
+@chart
 def heat_map(values: np.ndarray, labels: Sequence[str], name: str) -> str:
     """Return a square of cosines with a label in the middle of each run of equal labels."""
     figure, axes = _figure(4.6, 4.2)
@@ -242,29 +283,10 @@ def heat_map(values: np.ndarray, labels: Sequence[str], name: str) -> str:
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
     """Return a figure of `width` x `height` inches and its axes, drawn without any window system."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    style: Any = {
-        "svg.fonttype": "none",
-        "text.parse_math": False,  # class nouns are text, whatever signs they hold
-        "font.size": 8,
-        "text.color": COLOURS["ink"],
-        "axes.labelcolor": COLOURS["ink"],
-        "axes.edgecolor": COLOURS["line"],
-        "axes.facecolor": "none",
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "xtick.color": COLOURS["line"],
-        "ytick.color": COLOURS["line"],
-        "xtick.labelcolor": COLOURS["ink"],
-        "ytick.labelcolor": COLOURS["ink"],
-        "figure.facecolor": "none",
-    }
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.add_subplot()
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
 
 
 def _svg(figure: Any, name: str) -> str:
@@ -272,7 +294,7 @@ def _svg(figure: Any, name: str) -> str:
     import matplotlib as mpl
 
     stream = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "text.parse_math": False}):
+    with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = stream.getvalue()
     text = text[text.index("<svg") :]

@@ -58,13 +58,19 @@ def read_run(name: str, folder: Path) -> Run:
     """Return the run in a folder.
 
     Raises:
-        UserError: the generate or the score stage has not run there, or the model was not scored.
+        UserError: the generate or the score stage has not run there, or not on these pictures, or the model was not
+            scored.
     """
     try:
         protocol = read_json(folder / "generate" / "protocol.json", "generate")
         measured, summaries = read_json(folder / "score" / "protocol.json", "score"), scored(folder)
     except Missing as stage:
         raise UserError(f"{folder} holds no results of the {stage} stage; run it with --data {folder}") from None
+    if measured.get("id") != protocol.get("id"):
+        raise UserError(
+            f"the scores in {folder} are of other pictures ({measured.get('id')}) than lie there now "
+            f"({protocol.get('id')}); run the score stage with --data {folder}"
+        )
     if MODEL not in summaries:
         raise UserError(f"{folder} holds no scores of method {MODEL}; list it in generate.methods and score again")
     return Run(name, folder, protocol, measured, summaries)
@@ -132,13 +138,16 @@ def differences(first: Run, other: Run, bootstrap: IntervalParams) -> dict[str, 
 
 
 def score_rows(runs: Sequence[Run]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, summary) of the model in each run, then of the oracles, which are the same in all."""
+    """Yield (name, summary) of the model in each run, then of each oracle: once where it is the same in all that have
+    it, as the photos are; another sampler or base model makes other pictures of the prompt alone."""
     for run in runs:
         yield run.name, run.summaries[MODEL]
     for oracle in ORACLES:
-        holder = next((run for run in runs if oracle in run.summaries), None)
-        if holder is not None:
-            yield name_of(oracle), holder.summaries[oracle]
+        found = [(run.name, run.summaries[oracle]) for run in runs if oracle in run.summaries]
+        if all(summary == found[0][1] for _, summary in found):
+            found = found[:1]
+        for run_name, summary in found:
+            yield name_of(oracle) if len(found) == 1 else f"{name_of(oracle)} ({run_name})", summary
 
 
 def settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -28,7 +28,7 @@ from pipelines.storage import Roots, SourceParams
 from stage import digest_files, write_json
 
 HERE = Path(__file__).parent
-CODE = (HERE / "generate.py", HERE / "methods.py", HERE.parent / "model")
+CODE = (HERE / "generate.py", HERE / "methods.py", HERE / "protocol.py", HERE.parent / "model")
 # The same pictures whatever these say; which pictures a task has is among its inputs.
 NOT_OF_A_PICTURE = {"methods", "protocol", "processes"}
 
@@ -183,9 +183,15 @@ def plan_of(data: Path, params: protocol.ProtocolParams) -> Plan:
     """Return the plan for the tables of curate and mask in `data`.
 
     Raises:
-        UserError: no held-out subject has a usable mask.
+        UserError: no held-out subject has a usable mask, or the fixed list of references names another subject.
     """
     prompts, subjects = protocol.prompts_by_subject(data), protocol.held_out(data)
+    strange = params.references.keys() - {subject.subject_id for subject in subjects}
+    if strange:
+        raise UserError(
+            f"generate.protocol.references names '{min(strange)}', which is no held-out subject; "
+            f"they are {', '.join(subject.subject_id for subject in subjects[:40])}"
+        )
     asked = [
         (subject, protocol.jobs(subject, prompts.get(subject.subject_id, []), params))
         for subject in subjects

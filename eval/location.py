@@ -1,11 +1,12 @@
 """Stage: a few of the generated pictures, drawn once more -> where each step's attention saw the subject.
 
-`python -m eval.location`
+`python -m eval.location`; with `--adapter DIR` as the generate stage had it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -16,21 +17,26 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from eval import metrics, outputs, protocol
+from eval import metrics, protocol
 from eval.generate import GenerateParams
+from eval.methods import MethodInputs, trained_weights
 from eval.resume import Task, run_tasks
-from model.adapter import DESCRIPTION, WEIGHTS, Adapter
+from model.adapter import Adapter
 from model.backbones.clip import load_clip
 from model.backbones.diffusion import load_diffusion
 from model.backbones.variant import Variant, load_variant
 from model.pipeline import build_pipeline
-from params import BackbonesParams, RunParams, Section, UserError, cli, data_dir, load
+from params import BackbonesParams, RunParams, Section, UserError, cli, data_dir, load, option_parser
 from pipelines import tables
 from pipelines.storage import Roots, SourceParams
 from stage import digest_files, write_json
 
 HERE = Path(__file__).parent
 CODE = (HERE / "location.py", HERE / "protocol.py", HERE.parent / "model")
+PLACE = ("subject_id", "group", "prompt_id", "index")
+"""What a picture of the model is known by."""
+DRAWN_WITH = ("steps", "guidance_scale", "strength", "location_masks", "margin", "dtype")
+"""Settings of the generate stage without which a picture would not come out as it was."""
 Drawn = tuple[str, dict[str, Any], protocol.Photo]
 """class noun, row of the generations table without its image, reference."""
 
@@ -105,7 +111,9 @@ def tasks(rows: Sequence[dict[str, Any]], subjects: Sequence[protocol.Subject]) 
         if gone:
             raise UserError(f"generations were made from '{min(gone)}', which has no usable mask; run generate again")
         work = [(row["class_name"], row, photos[row["reference"]]) for row in members]
-        inputs = [[row["prompt"], row["seed"], photo.fingerprint] for _, row, photo in work]
+        inputs = [
+            [*(row[name] for name in PLACE), row["prompt"], row["seed"], photo.fingerprint] for _, row, photo in work
+        ]
         yield Task(subject_id, inputs, len(members), work)
 
 
@@ -124,7 +132,7 @@ class MapRecorder:
                 timestep, values = maps[step]
                 rows.append(
                     {
-                        **{name: row[name] for name in ("subject_id", "group", "prompt_id", "index")},
+                        **{name: row[name] for name in PLACE},
                         "step": step,
                         "timestep": timestep,
                         "height": values.shape[0],
@@ -169,24 +177,44 @@ def load_recorder(
     return MapRecorder(params, made_by, pipeline, variant.resolution, Roots(sources))
 
 
+def check_drawn_with(recorded: Mapping[str, Any], weights: Mapping[str, str], made_by: GenerateParams) -> None:
+    """Raise UserError where the pictures were drawn with other weights or settings: their maps would be others.
+
+    recorded: what `eval.generate` wrote to protocol.json. weights: what names the model's of now, by role.
+    """
+    made = recorded.get("methods", {}).get(metrics.MODEL, {})
+    differs = [role for role, name in weights.items() if made.get(role) != name]
+    differs += [
+        f"generate.{name}" for name in DRAWN_WITH if name in recorded and recorded[name] != getattr(made_by, name)
+    ]
+    if differs:
+        raise UserError(
+            f"the generations were drawn with another {' and '.join(differs)} than would be used now; run generate "
+            f"again, or name the adapter that it had with --adapter"
+        )
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(parents=[option_parser()], allow_abbrev=False, description=__doc__)
+    parser.add_argument("--adapter", metavar="DIR", help="the adapter of the pictures (default: <data>/train/adapter)")
+    chosen_adapter = parser.parse_args().adapter
     params, made_by, run = load("location", LocationParams), load("generate", GenerateParams), load("run", RunParams)
     variant, sources = load_variant(load("backbones", BackbonesParams).variant), load("sources", list[SourceParams])
-    data, out, adapter = data_dir(), data_dir() / "location", data_dir() / "train" / "adapter"
-    files = [adapter / name for name in (DESCRIPTION, WEIGHTS)]
-    if not all(file.is_file() for file in files):
-        raise UserError(f"{adapter} holds no adapter ({DESCRIPTION} and {WEIGHTS}); run the train stage first")
+    data, out = data_dir(), data_dir() / "location"
+    adapter = Path(chosen_adapter) if chosen_adapter else data / "train" / "adapter"
+    weights = trained_weights(MethodInputs(made_by, variant, adapter, run.torch_device()))
     columns = [name for name in tables.spec("generations").columns if name != "image"]
     made = tables.read(data / "generate", "generations", columns).to_pylist()
     own = [row for row in made if row["method"] == metrics.MODEL]
     rows = chosen(own, params.pictures if made_by.location_masks else 0)  # without, the pictures had no such maps
-    weights = [outputs.weights_name(variant.diffusion), outputs.weights_name(variant.image_encoder)]
+    if rows:
+        check_drawn_with(protocol.read_protocol(data / "generate" / "protocol.json"), weights, made_by)
     tally = run_tasks(
         "location",
         "location_masks",
         tasks(rows, protocol.held_out(data)),
         len(rows),
-        identity=[params.steps, made_by.model_dump(), digest_files(*CODE), weights, digest_files(*files)],
+        identity=[params.steps, made_by.model_dump(), digest_files(*CODE), weights],
         start=partial(load_recorder, params, made_by, variant, adapter, sources, run.torch_device()),
         out=out,
         run=run,

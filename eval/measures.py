@@ -62,7 +62,15 @@ def copy_paste(pictures: Pictures) -> np.ndarray:
     """How much nearer, by DINO, a segment is to the crop that its maker saw than to the subject's other photos."""
     photos = pictures.photo_vectors("dino", segmented=True)
     cosines = pictures.cosines("dino", segmented=True)
-    return metrics.copy_excess(cosines, photos @ photos.T, pictures.shown, pictures.compared)
+    shown, compared = pictures.shown, pictures.compared
+    if not pictures.work.real:
+        return metrics.copy_excess(cosines, photos @ photos.T, shown, compared)
+    # A real photo stands for a picture made from one reference: each in turn, and their mean where there are several.
+    each = [
+        metrics.copy_excess(cosines, photos @ photos.T, shown & (np.arange(len(photos)) == number), compared)
+        for number in range(len(photos))
+    ]
+    return np.ma.masked_invalid(each).mean(axis=0).filled(np.nan)
 
 
 MEASURES: dict[str, Measure] = {

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from eval.protocol import PAIR, RECONSTRUCTION
+from eval.prompts import PAIR, PHOTO, RECONSTRUCTION
 from params import Section
 
 MissPolicy = Literal["zero", "skip", "unsegmented"]
@@ -21,9 +21,6 @@ Estimate = dict[str, float | None]
 """mean, and low and high, the ends of its confidence interval: null where there is one subject only."""
 
 MODEL, PROMPT_ONLY, REAL, COPY = "customcontrast", "prompt_only", "real", "copy"
-PHOTO = "photo"
-"""Group of the real photos: made from no prompt, they stand in both the reconstruction and the editing columns."""
-
 METRICS = ("CT", "IR", "R-CI", "E-CI", "R-DI", "E-DI")
 """The columns of the published table."""
 
@@ -98,12 +95,12 @@ def with_misses(values: Sequence[float | None], found: Sequence[bool], policy: M
     """Return the similarities with what a picture counts in which the subject was not found.
 
     `zero`: 0. `skip`: None, it is left out of every mean. `unsegmented`: its value as it stands, which must then come
-    from the whole picture.
+    from the whole picture. None stays None: what says nothing of a picture does not count against it.
     """
     if policy == "unsegmented":
         return list(values)
     missing = 0.0 if policy == "zero" else None
-    return [value if hit else missing for value, hit in zip(values, found, strict=True)]
+    return [value if hit or value is None else missing for value, hit in zip(values, found, strict=True)]
 
 
 def subject_means(rows: Iterable[Row]) -> dict[str, float]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pydantic
 import yaml
 
 from params import Section, UserError
+
+RECONSTRUCTION, PAIR = "reconstruction", "pair"
+PHOTO = "photo"
+"""Group of the real photos: made from no prompt, they stand in both the reconstruction and the editing columns."""
 
 FILE = Path(__file__).with_name("prompts.yaml")
 LIST_IDS = 100
@@ -23,6 +28,18 @@ class PromptFile(Section):
     live: frozenset[str]
     groups: dict[str, dict[Literal["any", "live", "object"], tuple[str, ...]]]
     pairs: tuple[str, ...]
+
+    @pydantic.model_validator(mode="after")
+    def names_are_free_and_nouns_have_their_places(self) -> Self:
+        taken = sorted({RECONSTRUCTION, PAIR, PHOTO} & self.groups.keys())
+        if taken:
+            raise ValueError(f"group '{taken[0]}' has a name that scores use otherwise; call it something else")
+        asked = [(line, {"class"}) for lists in self.groups.values() for lines in lists.values() for line in lines]
+        for line, places in [*asked, *((line, {"a", "b"}) for line in self.pairs)]:
+            if set(re.findall("{(.*?)}", line)) != places:
+                wanted = " and ".join(f"{{{place}}}" for place in sorted(places))
+                raise ValueError(f"prompt '{line}' must have {wanted} and no other place for a noun")
+        return self
 
 
 @cache

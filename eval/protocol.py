@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -20,9 +21,9 @@ from pipelines import tables
 from pipelines.storage import DecodeError, Roots, decode_image
 from stage import digest
 
-RECONSTRUCTION = "reconstruction"
+RECONSTRUCTION = own_prompts.RECONSTRUCTION
 RECONSTRUCTION_ID = -1
-PAIR = "pair"
+PAIR = own_prompts.PAIR
 """Group of the pictures of two subjects, which no score of single subjects counts."""
 PAIR_ID = 10_000
 """Where the prompt_ids of pairs begin."""
@@ -113,6 +114,21 @@ def held_out(data: Path, split: str = "test") -> list[Subject]:
 
 _FRAME_COLUMNS = ["frame_id", "subject_id", "source", "class_name", "split", "path", "sha256"]
 _MASK_COLUMNS = ["frame_id", "height", "width", "rle", "quality"]
+
+
+def read_protocol(file: Path) -> dict[str, Any]:
+    """Return what the generate stage recorded of its protocol.
+
+    Raises:
+        UserError: it is not there, or is none.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); run the generate stage again") from None
+    if missing := {"id", "protocol"} - found.keys():
+        raise UserError(f"{file} has no '{min(missing)}'; run the generate stage again")
+    return found
 
 
 def prompts_by_subject(data: Path) -> dict[str, list[dict[str, Any]]]:

@@ -19,6 +19,8 @@ from pipelines.storage import Roots, SourceParams
 from stage import write_text
 
 LARGE = 10_000_000  # bytes
+DEFAULT = Path("data")
+"""The folder that `dvc repro` fills."""
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -38,6 +40,7 @@ def page(sources: Sources) -> str:
             title=sources.params.title,
             sections=shown,
             missing=missing,
+            place=None if sources.data == DEFAULT else str(sources.data),
             settings=settings(sources.data),
             inputs=[*inputs(sources), *weights(sources.data)],
         )

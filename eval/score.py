@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -17,6 +16,7 @@ from typing import Any
 from eval import metrics, outputs, protocol, segmentation
 from eval.generate import GenerateParams, Plan, plan_of
 from eval.measures import measure
+from eval.prompts import PHOTO
 from eval.resume import Tally, Task, run_tasks
 from eval.scorer import ScoreParams, comparable, load_finder, load_scorer, specs
 from eval.segmentation import PLACE, Row
@@ -107,7 +107,7 @@ def real_photos(questions: Sequence[Picture], photos: Sequence[protocol.Photo]) 
     """Return the oracle of real photos: each stands for a picture made from the references."""
     references = dict.fromkeys(frame_id for question in questions for frame_id in question.shown)
     return tuple(
-        Picture(metrics.PHOTO, -1, number, None, tuple(r for r in references if r != photo.frame_id), photo=number)
+        Picture(PHOTO, -1, number, None, tuple(r for r in references if r != photo.frame_id), photo=number)
         for number, photo in enumerate(photos)
     )
 
@@ -205,7 +205,8 @@ def main() -> None:
         asked, rows, count = planned(plan), iter(()), 0
         tables.write(out, "segmentations", tables.from_rows("segmentations", []))
     else:
-        recorded, asked = read_protocol(made / "protocol.json"), asked_in(tables.rows(made, "generations", ASKED))
+        recorded = protocol.read_protocol(made / "protocol.json")
+        asked = asked_in(tables.rows(made, "generations", ASKED))
         rows, count = generated(made), tables.count(made, "generations")
         weights |= segment(params, variant, made, out, run)
     leave_out = recorded["protocol"]["reference"] == LEAVE_ONE_OUT
@@ -225,17 +226,6 @@ def main() -> None:
     of = {"id": recorded["id"], "variant": variant.name, "encoders": weights}
     write_json(out / "protocol.json", of | settings)
     report(out, subjects, params, tally)
-
-
-def read_protocol(file: Path) -> dict[str, Any]:
-    """Return what the generate stage recorded of its protocol."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); run the generate stage again") from None
-    if missing := {"id", "protocol"} - found.keys():
-        raise UserError(f"{file} has no '{min(missing)}'; run the generate stage again")
-    return found
 
 
 def report(out: Path, subjects: Sequence[protocol.Subject], params: ScoreParams, tally: Tally) -> None:

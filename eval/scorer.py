@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from eval import protocol
 from eval.measures import measure
@@ -32,7 +32,7 @@ class EncoderSpec(Spec):
 class ScoreParams(Section):
     """How pictures are compared."""
 
-    metrics: tuple[str, ...]  # see eval/measures.py
+    metrics: tuple[str, ...] = Field(min_length=1)  # see eval/measures.py
     encoders: dict[str, EncoderSpec]  # by the name that their metrics begin with
     miss: MissPolicy  # what the similarity is where the subject is not found in a picture
     phrase: str  # what the detector is asked for; {class} is the class noun
@@ -42,7 +42,7 @@ class ScoreParams(Section):
     # Masks of the photos compared with.
     photo_quality: tuple[Literal["ok", "small", "large", "border", "several", "low_score"], ...]
     intervals: IntervalParams
-    batch_size: int
+    batch_size: int = Field(ge=1)
     dtype: Literal["float32", "float16", "bfloat16"]
     threads: int  # CPU threads; the same number gives the same bytes
 

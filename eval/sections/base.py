@@ -39,14 +39,14 @@ class ReportParams(Section):
     title: str
     side: int = Field(ge=16)  # px; larger pictures are scaled down to it
     subjects: int  # held-out subjects in the picture grid
-    pictures: int  # generations of each of them
+    pictures: int = Field(ge=1)  # generations of each of them
     ranked_by: tuple[str, ...]  # metrics by which the best, the median and the worst of a group are chosen
     picks: int = Field(ge=1)  # pictures of each of the three
     side_by_side: int  # prompts that all methods are shown for
     misses: int  # pictures in which the subject was not found
     masks: int  # photos with their masks outlined, of each method
     triplets: int
-    heat_map: int  # subjects on a side of the similarity map
+    heat_map: int = Field(ge=1)  # subjects on a side of the similarity map
     neighbours: int  # subjects shown with the most similar others
     rejects: int  # examples of each reason
 

@@ -62,6 +62,9 @@ def settings(data: Path) -> dict[str, str]:
             scored.get("miss", "")
         ),
         "protocol": made.get("id"),
+        "protocol of the scores": f"{scored['id']}: other pictures than these; run score again"
+        if made and scored and scored.get("id") != made.get("id")
+        else None,
     }
     return {name: value for name, value in words.items() if value is not None}
 

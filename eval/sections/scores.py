@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from eval import charts, metrics
-from eval.metrics import COPY, HEADLINE, METRICS, MODEL, PHOTO, REAL
+from eval.metrics import COPY, HEADLINE, METRICS, MODEL, REAL
+from eval.prompts import PHOTO
 from eval.sections.base import NAMES, ORACLES, TITLES, Sources, name_of, read_json, scored
 
 PUBLISHED = Path(__file__).parents[1] / "published.json"

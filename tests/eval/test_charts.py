@@ -2,7 +2,9 @@
 
 import re
 
-from eval.charts import Point, colour, scatter
+import numpy as np
+
+from eval.charts import Point, colour, heat_map, scatter
 
 
 def _estimate(mean, half):
@@ -32,3 +34,11 @@ def test_a_name_is_not_struck_out_by_the_interval_of_its_point():
     }  # fmt: skip
     # Beside the point where there is room; above or below a line that runs there, by more than a letter's middle.
     assert abs(height[0.3] - height[0.0]) > 5
+
+
+def test_class_nouns_are_written_as_they_are_and_never_set_as_formulas():
+    nouns = ["a $5 mug for $6", "duck $x_{$", "$\\nothing$"]
+    drawn = heat_map(np.eye(3), nouns, "chart")
+    point = Point(nouns[1], colour("copy"), _estimate(0.5, 0.1), _estimate(0.5, 0.1), main=True)
+    assert [drawn.count(f">{noun}</text>") for noun in nouns] == [2, 2, 2]
+    assert f">{nouns[1]}</text>" in scatter([point], ("CT", "CI"), (nouns[2], 0.4), "chart")

@@ -99,6 +99,21 @@ def test_a_run_without_scores_is_named(make, tmp_path):
         compare.read_run("a", folder)
 
 
+def test_scores_of_other_pictures_than_lie_there_are_refused(make):
+    folder = make("a", {"bench/duck": 0.1}, measured={"id": "before"})
+    with pytest.raises(UserError, match=r"of other pictures \(before\) than lie there now .*run the score stage"):
+        compare.read_run("a", folder)
+
+
+def test_an_oracle_that_differs_is_shown_for_each_run(make):
+    def oracles(*folders):
+        return [name for name, _ in compare.score_rows(runs(*folders)) if "oracle" in name]
+
+    a, b, c = (make(name, {"bench/duck": value}) for name, value in (("a", 0.1), ("b", 0.1), ("c", 0.3)))
+    assert oracles(a, b) == ["oracle: copied photo"]
+    assert oracles(a, c) == ["oracle: copied photo (a)", "oracle: copied photo (c)"]
+
+
 def test_names_are_what_tells_the_folders_apart(tmp_path):
     assert compare.short_names([tmp_path / "runs/a/data", tmp_path / "runs/b/data"]) == ["a", "b"]
     assert compare.short_names([tmp_path / "data", tmp_path / "other"]) == ["data", "other"]

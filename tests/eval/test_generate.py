@@ -77,6 +77,12 @@ def test_a_subject_without_a_usable_mask_is_left_out_and_the_others_get_every_pr
     assert sorted(row["prompt_id"] for row in rows if row["class_name"] == "mug") == [-1, -1, 0, 1, 2]
 
 
+def test_a_reference_of_nobody_who_is_held_out_is_one_sentence(data, protocol_params):
+    strange = protocol_params.model_copy(update={"references": {"duck": "bench/duck/00"}})
+    with pytest.raises(UserError, match=r"references names 'duck', which is no held-out subject; they are bench/duck"):
+        generate.plan_of(data, strange)
+
+
 def test_pictures_of_one_subject_are_drawn_in_batches(make, fakes):
     painter = fakes.Painter()
     make(painter)

@@ -71,6 +71,27 @@ def test_rows_hold_the_map_as_bytes(data, roots):
     assert tables.from_rows("location_masks", rows).num_rows == 2
 
 
+def test_a_renamed_group_is_another_input(data):
+    subjects = protocol.held_out(data)
+    before, after, same = (
+        next(location.tasks([row("duck", group, 0)], subjects)).inputs for group in ("scene", "scenes", "scene")
+    )
+    assert before == same != after
+
+
+def test_maps_of_other_weights_or_settings_than_the_pictures_had_are_refused():
+    weights = {"adapter": "adapter@1", "diffusion": "sd@2"}
+    made_by = SimpleNamespace(
+        steps=25, guidance_scale=5.0, strength=1.0, location_masks=True, margin=0.0, dtype="float32"
+    )
+    recorded = {"methods": {"customcontrast": weights}, **vars(made_by)}
+    location.check_drawn_with(recorded, weights, made_by)
+    other = {"methods": {"customcontrast": weights | {"adapter": "adapter@3"}}, **vars(made_by), "steps": 50}
+    with pytest.raises(UserError, match=r"another adapter and generate\.steps than would be used now") as error:
+        location.check_drawn_with(other, weights, made_by)
+    assert "\n" not in str(error.value)
+
+
 def test_a_reference_that_is_gone_is_named(data):
     with pytest.raises(UserError, match=r"bench/ring/01.*run generate again"):
         list(location.tasks([row("ring", "scene", 0)], protocol.held_out(data)))

@@ -67,6 +67,7 @@ def test_distance_to_siblings_leaves_out_the_picture_itself_and_other_prompts():
 )
 def test_miss_policies(policy, expected):
     assert metrics.with_misses([0.5, 0.25], [True, False], policy) == expected
+    assert metrics.with_misses([None, None], [True, False], policy) == [None, None]
 
 
 def test_means_are_over_pictures_of_a_subject_first_and_nulls_are_left_out():

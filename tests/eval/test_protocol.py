@@ -127,6 +127,26 @@ def test_a_prompt_file_with_an_unknown_key_is_one_sentence(tmp_path, monkeypatch
     own.prompt_file.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("groups", "pairs", "message"),
+    [
+        ("{photo: {any: ['a {class}']}}", "[]", "group 'photo' has a name that scores use"),
+        ("{pair: {any: ['a {class}']}}", "[]", "group 'pair'"),
+        ("{style: {any: ['a {clas}']}}", "[]", "prompt 'a {clas}' must have {class}"),
+        ("{style: {any: ['a toy']}}", "[]", "prompt 'a toy' must have {class}"),
+        ("{}", "['{a} and {b} and {c}']", "must have {a} and {b} and no other place"),
+    ],
+)
+def test_prompts_with_taken_names_or_wrong_places_are_one_sentence(tmp_path, monkeypatch, groups, pairs, message):
+    (tmp_path / "prompts.yaml").write_text(f"live: []\ngroups: {groups}\npairs: {pairs}\n")
+    monkeypatch.setattr(own, "FILE", tmp_path / "prompts.yaml")
+    own.prompt_file.cache_clear()
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        own.prompt_file()
+    assert "\n" not in str(error.value)
+    own.prompt_file.cache_clear()
+
+
 def test_prompt_set_groups_takes_the_place_of_the_sources_prompts(data, protocol_params):
     duck = protocol.held_out(data)[0]
     rows = protocol.prompts_by_subject(data)["bench/duck"]

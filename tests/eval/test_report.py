@@ -1,6 +1,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,10 +51,14 @@ def test_the_same_inputs_give_the_same_bytes(page, full):
     assert report.page(full) == page
 
 
-def test_a_report_of_nothing_says_which_stage_each_section_waits_for(tmp_path, roots):
-    page = report.page(sections.Sources(tmp_path, Album(tmp_path, roots, 48), PARAMS))
+@pytest.mark.parametrize("folder", ["data", "data/photos"])
+def test_a_report_of_nothing_says_which_stage_each_section_waits_for(folder, roots, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = report.page(sections.Sources(Path(folder), Album(Path(folder), roots, 48), PARAMS))
     for stage in ("curate", "mask", "similarity", "train", "generate", "score", "views", "location"):
-        assert f"dvc repro {stage}" in page
+        elsewhere = " here: start it with <code>--data data/photos</code>"
+        told = f": <code>dvc repro {stage}</code>" if folder == "data" else elsewhere
+        assert f"The <b>{stage}</b> stage has not run{told}" in page
     assert "<svg" not in page
 
 

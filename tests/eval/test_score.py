@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import measures, metrics, score, segmentation
+from eval import measures, metrics, protocol, score, segmentation
 from eval.generate import plan_of
 from eval.protocol import held_out, read_photo
 from eval.resume import Tally, run_tasks
@@ -198,6 +198,24 @@ def test_real_photos_are_scored_against_the_others_without_a_text(scored, data, 
     assert real["copy_paste"][1] == pytest.approx((vectors[1] @ vectors[0] - np.mean(others)) / most, rel=1e-3)
 
 
+def test_a_real_photo_stands_for_a_picture_of_each_reference_in_turn(scored, data, roots, fakes, protocol_params):
+    every = protocol_params.model_copy(update={"reference": "all"})
+    real = scored(score.planned(plan_of(data, every)), metrics=["copy_paste"])[metrics.REAL]["copy_paste"]
+    photos = [read_photo(roots, photo) for photo in held_out(data)[0].photos]
+    vectors = fakes.Models.vectors([on_white(image, mask, margin=0.0) for image, mask in photos])
+    cosines = vectors @ vectors.T
+    shown = [n for n, photo in enumerate(held_out(data)[0].photos) if photo.quality == "ok"]
+    assert len(shown) > 1
+
+    def copied(photo, reference):
+        others = [n for n in range(len(photos)) if n not in (photo, reference)]
+        excess = cosines[photo, reference] - cosines[photo, others].mean()
+        return excess / (1 - cosines[reference, others].mean())
+
+    expected = [np.mean([copied(photo, r) for r in shown if r != photo]) for photo in range(len(photos))]
+    assert real[: len(photos)] == pytest.approx(expected, rel=1e-3)
+
+
 def test_leaving_one_out_compares_a_picture_with_the_photos_its_maker_did_not_see(scored, data, roots, fakes):
     whole, left = scored(), scored(leave_out=True)
     photos = [read_photo(roots, photo) for photo in held_out(data)[0].photos]
@@ -292,7 +310,7 @@ def test_record_of_generations_without_an_id_is_one_sentence(tmp_path):
     file = tmp_path / "protocol.json"
     file.write_text('{"protocol": {"reference": "all"}}')
     with pytest.raises(UserError, match=r"protocol.json has no 'id'; run the generate stage again"):
-        score.read_protocol(file)
+        protocol.read_protocol(file)
 
 
 def test_report_writes_metrics_and_a_plot_of_group_by_metric(scored, data, capsys):
