@@ -1,7 +1,8 @@
 """Train, paint and measure what is missing of the ablation, and write it down: `python -m experiments.ablation`.
 
 Each run of `ablation.yaml` is a few values laid over params.yaml; the stages' own commands do the work, and its numbers
-become `experiments/results/RUN-SEED.json`, which a later call leaves alone as long as recipe and data stay the same.
+become `experiments/results/RUN-SEED.json`, which a later call leaves alone as long as recipe, data, weights and the way
+of measuring stay the same.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from typing import Any, Literal
 import yaml
 
 from experiments.document import write_document
+from model.backbones.variant import Spec, load_variant
 from model.generate import READY
-from params import Section, UserError, cli, load, option_parser, parse, resolved
-from pipelines.toybox.write import ToyboxParams
-from stage import digest, exclusive, write_json, write_text
+from params import BackbonesParams, Section, UserError, cli, data_dir, load, option_parser, parse, resolved
+from stage import digest, digest_files, exclusive, write_json, write_text
 from train.recipe import input_digest
+from train.toybox.judge import FOLDER as JUDGE
 
 HERE = Path(__file__).parent
 MATRIX, RESULTS, DOCUMENT = HERE / "ablation.yaml", HERE / "results", HERE.parent / "docs" / "ablation.md"
@@ -34,6 +36,8 @@ TRAINED_ON = ("curate", "similarity", "encode")
 """Stages whose tables training reads, of the default pipeline."""
 MEASURED_ON = ("curate", "mask")
 """Stages whose tables the evaluation reads, of the matrix's own world."""
+MEASURED_BY = ("backbones", "toybox", "sources", "curate", "mask", "views", "score")
+"""Sections of params.yaml that decide what is measured, and how."""
 STAGES = ("eval.generate", "eval.score", "eval.view_tokens", "experiments.truth")
 """What is run on a trained adapter, in order."""
 
@@ -47,7 +51,7 @@ class Run(Section):
     title: str
     kind: Kind = "ablation"
     params: dict[str, Any]  # laid over params.yaml
-    paper: tuple[float, float, float] | None = None  # E-CI, E-DI, CT of the paper's Table 4, of a baseline of Table 1
+    paper: tuple[float, float, float] | None = None  # E-CI, E-DI, CT of Tables 3 and 4, of a baseline of Table 1
     against: str | None = None  # the run that it is compared with
 
 
@@ -113,9 +117,36 @@ def jobs_of(matrix: Matrix, wanted: Sequence[str], seeds: int | None) -> list[Jo
 
 
 def recipe_of(job: Job, world: dict[str, Any]) -> str:
-    """16 hex digits of what is resolved of a job's params; code and data apart, all that a result depends on."""
+    """16 hex digits of the params that a job is trained and painted with."""
     tree = merged(resolved(), job.overlay)
     return digest([tree[name] for name in ("backbones", "model", "train", "generate")], world)
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What all runs have in common, each named by 16 hex digits: results of others share no page."""
+
+    tables: str
+    """Of the default pipeline, which training reads."""
+    weights: str
+    """Of all frozen models, the judge's among them."""
+    measures: str
+    """Params of the evaluation, and the weights that it is made with."""
+
+    @property
+    def name(self) -> str:
+        """What a result records as its `data`."""
+        return digest(self.tables, self.measures)
+
+
+def circumstances(tables: str, world: dict[str, Any]) -> Circumstances:
+    """Those of today's params and weights."""
+    tree = merged(resolved(), world)
+    variant = load_variant(load("backbones", BackbonesParams).variant)
+    specs = [spec for _, spec in variant if isinstance(spec, Spec)]
+    named = [[spec.model_dump(), digest_files(spec.local) if spec.local.exists() else None] for spec in specs]
+    weights = digest(named, digest_files(JUDGE))
+    return Circumstances(tables, weights, digest([tree[name] for name in MEASURED_BY], weights))
 
 
 def result_of(job: Job, world: dict[str, Any]) -> Result | None:
@@ -127,7 +158,7 @@ def result_of(job: Job, world: dict[str, Any]) -> Result | None:
 
 
 def is_done(job: Job, world: dict[str, Any], data: str) -> bool:
-    """Whether the result is there, of today's params and of this data."""
+    """Whether the result is there, of today's params and of this data (`Circumstances.name`)."""
     result = result_of(job, world)
     return result is not None and result["data"] == data
 
@@ -149,7 +180,7 @@ def current_results(matrix: Matrix, data: str) -> list[Result]:
     return mine or results
 
 
-def ready_data() -> str:
+def ready_tables() -> str:
     """What identifies the tables that the ready adapter was trained on: those of the default pipeline."""
     recipe: dict[str, Any] = read_json(READY / "card.json")["recipe"]
     return str(recipe["data"])
@@ -178,28 +209,31 @@ def link(folder: Path, places: dict[str, Path]) -> Path:
     return folder
 
 
-def prepare_world(matrix: Matrix) -> Path:
+def write_overlay(folder: Path, *trees: dict[str, Any]) -> None:
+    """Write all params that the stages of a folder get: this command line's, with `trees` and a work folder on top."""
+    overlay = merged(resolved(), *trees, {"run": {"work": str(folder / "work")}})
+    write_text(folder / "overlay.yaml", yaml.safe_dump(overlay, sort_keys=False))
+
+
+def prepare_world(matrix: Matrix, measures: str) -> Path:
     """Draw, curate and mask the subjects of the evaluation, once; return the folder of their tables."""
-    folder = WORK / f"world-{digest(matrix.world, load('toybox', ToyboxParams).model_dump())}"
+    folder = WORK / f"world-{measures}"
     data = folder / "data"
     if not (data / "mask" / "metrics.json").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        overlay = merged(matrix.world, {"run": {"work": str(folder / "work")}})
-        write_text(folder / "overlay.yaml", yaml.safe_dump(overlay, sort_keys=False))
+        write_overlay(folder, matrix.world)
         print("ablation: subjects to measure on: drawing, curate, mask", flush=True)
         for module in ("pipelines.toybox.write", "pipelines.curate", "pipelines.mask"):
             command(module, folder, data, folder / "log.txt")
     return data
 
 
-def execute(job: Job, matrix: Matrix, data: str, bench: Path) -> None:
-    """Train and measure one job, and write its result; `data` identifies the tables that are trained on."""
+def execute(job: Job, matrix: Matrix, of: Circumstances, bench: Path) -> None:
+    """Train and measure one job, and write its result."""
     recipe = recipe_of(job, matrix.world)
-    folder = WORK / f"{job.label}-{digest(recipe, data)}"
+    folder = WORK / f"{job.label}-{digest(recipe, of.tables, of.weights)}"
     begun = time.monotonic()
-    training = link(folder / "training", {stage: Path("data") / stage for stage in TRAINED_ON})
-    overlay = merged(job.overlay, matrix.world, {"run": {"work": str(folder / "work")}})
-    write_text(folder / "overlay.yaml", yaml.safe_dump(overlay, sort_keys=False))
+    training = link(folder / "training", {stage: data_dir() / stage for stage in TRAINED_ON})
+    write_overlay(folder, job.overlay, matrix.world)
     adapter = training / "train"
     if not (adapter / "metrics.json").is_file():  # written last
         command("train.launch", folder, training, folder / "log.txt")
@@ -209,7 +243,7 @@ def execute(job: Job, matrix: Matrix, data: str, bench: Path) -> None:
         command(module, folder, measured, folder / "log.txt")
     parts = {name: read_json(measured / name / "metrics.json") for name in ("train", "score", "views", "truth")}
     minutes = {"train": round((trained - begun) / 60, 1), "measure": round((time.monotonic() - trained) / 60, 1)}
-    told = {"run": job.name, "seed": job.seed, "recipe": recipe, "data": data, "minutes": minutes}
+    told = {"run": job.name, "seed": job.seed, "recipe": recipe, "data": of.name, "minutes": minutes}
     write_json(job.result, told | parts)
 
 
@@ -229,10 +263,13 @@ def main() -> None:
     unknown = [name for name in options.runs if name not in matrix.runs]
     if unknown:
         raise UserError(f"there is no run '{unknown[0]}' in {MATRIX.name}; choose from {', '.join(matrix.runs)}")
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: at least one run must go on at a time; give 1 or more")
     if not options.document:
         with exclusive("ablation", WORK):
             run_missing(matrix, options.runs, options.seeds, options.jobs)
-    data = ready_data() if options.document else input_digest(Path("data"))
+    tables = ready_tables() if options.document else input_digest(data_dir())
+    data = circumstances(tables, matrix.world).name
     write_document(matrix, current_results(matrix, data), data, DOCUMENT)
     print(f"ablation: {DOCUMENT.relative_to(HERE.parent)}")
 
@@ -244,19 +281,19 @@ def run_missing(matrix: Matrix, names: Sequence[str], seeds: int | None, side_by
         TableError: the default pipeline's tables are not there.
         UserError: jobs failed, after all the others ran.
     """
-    data = input_digest(Path("data"))
+    of = circumstances(input_digest(data_dir()), matrix.world)
     jobs = jobs_of(matrix, names, seeds)
-    missing = [job for job in jobs if not is_done(job, matrix.world, data)]
+    missing = [job for job in jobs if not is_done(job, matrix.world, of.name)]
     print(f"ablation: {len(jobs) - len(missing)} of {len(jobs)} runs are done", flush=True)
     if not missing:
         return
-    bench, failed = prepare_world(matrix), []
+    bench, failed = prepare_world(matrix, of.measures), []
 
     def work(job: Job) -> None:
         try:
             print(f"ablation: {job.label} begins", flush=True)
-            execute(job, matrix, data, bench)
-            write_document(matrix, current_results(matrix, data), data, DOCUMENT)
+            execute(job, matrix, of, bench)
+            write_document(matrix, current_results(matrix, of.name), of.name, DOCUMENT)
             print(f"ablation: {job.label} is done", flush=True)
         except UserError as error:
             failed.append(job.label)

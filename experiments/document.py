@@ -20,7 +20,7 @@ MODEL, WHOLE = "customcontrast", "both"
 """The method in the scores, and the run of it with all its parts."""
 
 PAPER = ("E-CI", "E-DI", "CT")
-"""What the paper's Table 4 has, in the order of `Run.paper`."""
+"""What the paper's Tables 3 and 4 have, in the order of `Run.paper`."""
 
 VIEWS = "S+ AUC, same class"
 """Whether views of one subject lie together in S+, which the paper shows as a picture."""
@@ -68,8 +68,8 @@ location loss near 0 (perfect: -1) would say that the maps do not know where the
 the visual branch.
 """
 
-EARLIER = """**These results are of an earlier training of the toybox's backbones**: they were trained on other tables
-({then}) than the ready adapter is ({now}), and other weights painted and measured them. What they say of
+EARLIER = """**These results are of an earlier training of the toybox's backbones**: other tables were trained on, or
+other weights or settings painted and measured ({then}), than would be now ({now}). What they say of
 each other holds for those; `make ablation` makes all of them again.
 """
 
@@ -82,7 +82,7 @@ subject: a method that copies the view of its reference is above it.
 
 
 def write_document(matrix: Matrix, results: Sequence[Result], data: str, file: Path) -> None:
-    """Write the page of the results that there are; `data` identifies the tables that are trained on today."""
+    """Write the page of the results that there are; `data`: `ablation.Circumstances.name` of today."""
     found = by_run(matrix, results)
     if found:
         write_text(file, page(matrix, found, data))
@@ -95,7 +95,7 @@ def by_run(matrix: Matrix, results: Sequence[Result]) -> dict[str, list[Result]]
 
 
 def page(matrix: Matrix, found: dict[str, list[Result]], data: str) -> str:
-    """The page as Markdown; it says so where its results were trained on other tables than `data`."""
+    """The page as Markdown; it says so where its results are of other circumstances than `data`."""
     every = [result for members in found.values() for result in members]
     steps = matrix.common["train"]["steps"]
     batch = round(every[0]["train"].get("batch", 16))
@@ -113,7 +113,7 @@ def page(matrix: Matrix, found: dict[str, list[Result]], data: str) -> str:
         parts.append(EARLIER.format(then=every[0]["data"], now=data))
     rows = of_kind(matrix, found, "ablation")
     if rows:
-        parts += ["## Table 4\n", table(rows, SCORES, paper=True), views_words(every), directions(matrix, found)]
+        parts += ["## Tables 3 and 4\n", table(rows, SCORES, paper=True), views_words(every), directions(matrix, found)]
         parts += ["## What the toybox knows\n", TRUTH_WORDS, table(rows, TRUTH)]
     baselines = of_kind(matrix, found, "baseline")
     if baselines:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from experiments.document import MODEL
 from model.segment import on_white
 from params import RunParams, cli, data_dir, load
 from pipelines import tables
@@ -208,9 +209,10 @@ def picture(row: Mapping[str, Any]) -> np.ndarray:
 
 
 def measure(data: Path, params: ToyboxParams) -> dict[str, Any]:
-    """All of it for the generations under `data`."""
+    """All of it for the pictures of single subjects that the model made, under `data`."""
     world, judge = people(params), load_judge()
-    rows = list(tables.rows(data / "generate", "generations"))
+    made = tables.rows(data / "generate", "generations")
+    rows = [row for row in made if row["method"] == MODEL and row["partner"] is None]
     subjects = {name: subject for name, (subject, _) in world.items()}
     return attributes(rows, subjects, judge) | {"pose": poses(rows, world, judge)}
 

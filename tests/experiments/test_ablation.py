@@ -88,6 +88,40 @@ def test_result_counts_while_recipe_and_data_are_the_same(matrix: ablation.Matri
     assert ablation.current_results(matrix, "tables") == []  # a page of today's params does without it
 
 
+@pytest.mark.parametrize("value", ["score.margin=0.3", "mask.min_detection=0.5", "views.timestep=9"])
+def test_another_way_to_measure_makes_other_results_but_trains_nothing_again(value, matrix, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ablation"])
+    before = ablation.circumstances("tables", matrix.world)
+    assert ablation.circumstances("tables", matrix.world) == before
+    assert ablation.circumstances("other tables", matrix.world).name != before.name
+    monkeypatch.setattr("sys.argv", ["ablation", "--set", value])
+    after = ablation.circumstances("tables", matrix.world)
+    assert after.name != before.name
+    assert (after.tables, after.weights) == (before.tables, before.weights)
+
+
+def test_weights_are_part_of_the_circumstances(matrix, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ablation"])
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    before = ablation.circumstances("tables", matrix.world)
+    monkeypatch.setattr(ablation, "JUDGE", tmp_path)
+    after = ablation.circumstances("tables", matrix.world)
+    assert after.weights != before.weights and after.name != before.name
+
+
+def test_stages_get_the_command_line_s_values_and_the_run_s_on_top(matrix: ablation.Matrix, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ablation", "--set", "train.batch=8", "--set", "train.steps=7"])
+    job = ablation.jobs_of(matrix, ["macl"], 1)[0]
+    ablation.write_overlay(tmp_path, job.overlay, matrix.world)
+    written = yaml.safe_load((tmp_path / "overlay.yaml").read_text())
+    assert (written["train"]["batch"], written["train"]["steps"]) == (8, 640)
+    assert written["train"]["objective"]["cscl"] is False
+    assert written["sources"] == matrix.world["sources"]
+    assert written["run"]["work"] == str(tmp_path / "work")
+    monkeypatch.setattr("sys.argv", ["stage", "--params", str(tmp_path / "overlay.yaml")])
+    assert parse("train", ablation.resolved()["train"], TrainParams).batch == 8, "a stage takes it"
+
+
 def test_results_of_different_data_share_no_page(matrix: ablation.Matrix, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "RESULTS", tmp_path)
     monkeypatch.setattr("sys.argv", ["ablation"])
@@ -103,9 +137,9 @@ def test_results_of_different_data_share_no_page(matrix: ablation.Matrix, tmp_pa
 
 
 def test_page_says_that_its_results_are_of_earlier_backbones(matrix: ablation.Matrix, tmp_path):
-    for data, told in ((ablation.ready_data(), False), ("another", True)):
+    for data, told in (("now", False), ("another", True)):
         results = [result("both", 0, 0.5) | {"data": data}]
-        document.write_document(matrix, results, ablation.ready_data(), tmp_path / "page.md")
+        document.write_document(matrix, results, "now", tmp_path / "page.md")
         assert ("results are of an earlier training" in (tmp_path / "page.md").read_text()) is told
 
 

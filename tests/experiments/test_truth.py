@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from experiments import truth
+from pipelines import tables
 from pipelines.toybox import layouts
 from pipelines.toybox.render import render
 from pipelines.toybox.world import ACCESSORIES, SCENES, SHAPES, STYLES, Look
@@ -80,6 +81,19 @@ def test_attributes_of_true_pictures_are_found_and_of_another_s_are_not():
         [generation(i, n, prompt.format(n)) for i, n in zip(other, names, strict=True)], subjects, judge
     )
     assert wrong["kept"]["family"] < 0.5 and wrong["followed"]["scene"] > 0.8
+
+
+def test_only_pictures_of_one_subject_by_the_model_are_measured(tmp_path, monkeypatch):
+    image = np.zeros((64, 64, 3), np.uint8)
+    row = generation(image, "duck", "a duck") | {"method": "customcontrast", "class_name": "duck", "partner": None}
+    row |= {"prompt_id": 0, "group": "scene", "index": 0, "seed": 0}
+    rows = [row, row | {"method": "prompt_only"}, row | {"group": "pair", "partner": "bench/mug"}]
+    tables.write(tmp_path / "generate", "generations", tables.from_rows("generations", rows))
+    monkeypatch.setattr(truth, "people", lambda params: {})
+    monkeypatch.setattr(truth, "load_judge", lambda: None)
+    monkeypatch.setattr(truth, "attributes", lambda measured, subjects, judge: {"pictures": len(measured)})
+    monkeypatch.setattr(truth, "poses", lambda measured, world, judge: {"pictures": len(measured)})
+    assert truth.measure(tmp_path, PARAMS) == {"pictures": 1, "pose": {"pictures": 1}}
 
 
 @pytest.mark.parametrize("shape", ["can", "ring", "cone"])
