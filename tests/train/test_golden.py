@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
+import numpy as np
 
 from tests.train.processes import REPOSITORY, run_ranks
 from tests.train.tiny_world import write_options, write_variant, write_world
@@ -34,8 +34,9 @@ def losses(folder: Path) -> list[list[float]]:
 
 def test_twenty_steps_lose_what_they_lost(tmp_path: Path):
     golden = json.loads(GOLDEN.read_text())
-    for found, expected in zip(losses(tmp_path), golden, strict=True):
-        assert found == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE), f"step {expected[0]}"
+    # A column is null where no sample of the step fell into it.
+    found, expected = (np.array(rows, dtype=float) for rows in (losses(tmp_path), golden))
+    np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def record() -> None:
