@@ -1,4 +1,5 @@
-# `make repro`: everything, from photos to the report. `make test`: the tests. Both set up .venv first.
+# `make repro`: everything, from photos to the report. `make test`: the tests. Both set up .venv first, with the command
+# `customcontrast` in it.
 # The first that runs and is 3.11 or 3.12.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -7,7 +8,7 @@ BIN := .venv/bin
 # The stages are commands of this environment, whether or not it is active.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lint lock clean toybox toybox-check bench-data bench-model bench-train ablation bench-eval
+.PHONY: repro test test-fast lint lock clean toybox toybox-check bench-data bench-model bench-train ablation bench-eval
 .DEFAULT_GOAL := repro
 
 repro: .venv/installed
@@ -28,6 +29,8 @@ lint: .venv/installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
+	printf '#!/bin/sh\nexec "%s" "%s" "$$@"\n' '$(CURDIR)/$(BIN)/python' '$(CURDIR)/customcontrast.py' > $(BIN)/customcontrast
+	chmod +x $(BIN)/customcontrast
 	touch $@
 
 # Pin again after a change of pyproject.toml; hashes, no download addresses.
@@ -38,7 +41,7 @@ lock:
 clean:
 	rm -rf data .work
 
-# Train the toybox's small backbones again, from nothing; goes on where it was stopped.
+# Train the toybox's small backbones again, from nothing; resumes where it was stopped.
 toybox: .venv/installed
 	$(BIN)/python -m train.toybox.all
 
@@ -48,22 +51,22 @@ toybox-check: .venv/installed
 
 # What the data stages cost beside the work itself, against goals; PARTS="decode tile" or OPTIONS="--repeats 3" for less.
 bench-data: .venv/installed
-	$(BIN)/python -m pipelines.bench $(PARTS) $(OPTIONS)
+	$(BIN)/customcontrast bench data $(PARTS) $(OPTIONS)
 
 # What the adapter costs beside diffusers' IP-Adapter-plus and the bare model, against goals; PARTS and OPTIONS likewise.
 bench-model: .venv/installed
-	$(BIN)/python -m model.bench $(PARTS) $(OPTIONS)
+	$(BIN)/customcontrast bench model $(PARTS) $(OPTIONS)
 
 # What scoring costs beside the models' own forward passes, against goals; PARTS and OPTIONS likewise.
 bench-eval: .venv/installed
-	$(BIN)/python -m eval.bench $(PARTS) $(OPTIONS)
+	$(BIN)/customcontrast bench eval $(PARTS) $(OPTIONS)
 
 # The paper's ablation on the toybox: trains and measures what is missing, and writes docs/ablation.md; RUNS="both macl" or
 # OPTIONS="--seeds 1 --jobs 4" for less or more at once.
 ablation: .venv/installed
-	$(BIN)/dvc repro encode similarity
+	$(BIN)/dvc repro encode
 	$(BIN)/python -m experiments.ablation $(RUNS) $(OPTIONS)
 
 # What the trainer costs beside the model's own step, on the tables that are there; PARTS and OPTIONS likewise.
 bench-train: .venv/installed
-	$(BIN)/python -m train.bench $(PARTS) $(OPTIONS)
+	$(BIN)/customcontrast bench train $(PARTS) $(OPTIONS)

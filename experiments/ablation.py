@@ -7,7 +7,6 @@ of measuring stay the same.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,51 +16,36 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from experiments.document import write_document
+from experiments.matrix import FILE, Matrix, Run, read_matrix
 from model.backbones.variant import Spec, load_variant
-from model.generate import READY
-from params import BackbonesParams, Section, UserError, cli, data_dir, load, option_parser, parse, resolved
-from stage import digest, digest_files, exclusive, write_json, write_text
+from model.sample import READY
+from runtime.cli import Parser, guarded, read_params, shared_options
+from runtime.digest import digest, digest_files
+from runtime.errors import UserError
+from runtime.files import write_json, write_text
+from runtime.lock import exclusive
+from runtime.params import Params
 from train.recipe import input_digest
-from train.toybox.judge import FOLDER as JUDGE
+from train.toybox.models.judge import FOLDER as JUDGE
 
 HERE = Path(__file__).parent
-MATRIX, RESULTS, DOCUMENT = HERE / "ablation.yaml", HERE / "results", HERE.parent / "docs" / "ablation.md"
+RESULTS, DOCUMENT = HERE / "results", HERE.parent / "docs" / "ablation.md"
 WORK = Path(".work/ablation")
-TRAINED_ON = ("curate", "similarity", "encode")
+TRAINED_ON = ("curate", "similarity", "pairs", "encode")
 """Stages whose tables training reads, of the default pipeline."""
 MEASURED_ON = ("curate", "mask")
 """Stages whose tables the evaluation reads, of the matrix's own world."""
 MEASURED_BY = ("backbones", "toybox", "sources", "curate", "mask", "views", "score")
 """Sections of params.yaml that decide what is measured, and how."""
-STAGES = ("eval.generate", "eval.score", "eval.view_tokens", "experiments.truth")
+STAGES = ("eval.generate", "eval.score", "eval.probes.views", "experiments.truth")
 """What is run on a trained adapter, in order."""
 
 Result = dict[str, Any]
-Kind = Literal["ablation", "baseline", "factor"]
-
-
-class Run(Section):
-    """One way to train."""
-
-    title: str
-    kind: Kind = "ablation"
-    params: dict[str, Any]  # laid over params.yaml
-    paper: tuple[float, float, float] | None = None  # E-CI, E-DI, CT of Tables 3 and 4, of a baseline of Table 1
-    against: str | None = None  # the run that it is compared with
-
-
-class Matrix(Section):
-    """All of them."""
-
-    common: dict[str, Any]  # laid over params.yaml before the params of a run
-    world: dict[str, Any]  # the sources of the evaluation
-    runs: dict[str, Run]
-    seeds: dict[Kind, list[int]]
 
 
 @dataclass(frozen=True)
@@ -80,19 +64,6 @@ class Job:
     @property
     def result(self) -> Path:
         return RESULTS / f"{self.label}.json"
-
-
-def read_matrix() -> Matrix:
-    """Read `ablation.yaml`.
-
-    Raises:
-        UserError: a key is unknown or missing, or a run is compared with one that is not there.
-    """
-    matrix = parse(MATRIX.name, yaml.safe_load(MATRIX.read_text(encoding="utf-8")), Matrix)
-    for name, run in matrix.runs.items():
-        if run.against is not None and run.against not in matrix.runs:
-            raise UserError(f"{MATRIX.name}: {name} is compared with '{run.against}', which is no run; correct it")
-    return matrix
 
 
 def merged(*trees: dict[str, Any]) -> dict[str, Any]:
@@ -116,9 +87,9 @@ def jobs_of(matrix: Matrix, wanted: Sequence[str], seeds: int | None) -> list[Jo
     return chosen
 
 
-def recipe_of(job: Job, world: dict[str, Any]) -> str:
+def recipe_of(job: Job, params: Params, world: dict[str, Any]) -> str:
     """16 hex digits of the params that a job is trained and painted with."""
-    tree = merged(resolved(), job.overlay)
+    tree = merged(params.tree(), job.overlay)
     return digest([tree[name] for name in ("backbones", "model", "train", "generate")], world)
 
 
@@ -139,38 +110,38 @@ class Circumstances:
         return digest(self.tables, self.measures)
 
 
-def circumstances(tables: str, world: dict[str, Any]) -> Circumstances:
+def circumstances(params: Params, tables: str, world: dict[str, Any]) -> Circumstances:
     """Those of today's params and weights."""
-    tree = merged(resolved(), world)
-    variant = load_variant(load("backbones", BackbonesParams).variant)
+    tree = merged(params.tree(), world)
+    variant = load_variant(params.variant)
     specs = [spec for _, spec in variant if isinstance(spec, Spec)]
     named = [[spec.model_dump(), digest_files(spec.local) if spec.local.exists() else None] for spec in specs]
     weights = digest(named, digest_files(JUDGE))
     return Circumstances(tables, weights, digest([tree[name] for name in MEASURED_BY], weights))
 
 
-def result_of(job: Job, world: dict[str, Any]) -> Result | None:
+def result_of(job: Job, params: Params, world: dict[str, Any]) -> Result | None:
     """The result that is there, if its recipe is the job's."""
     if not job.result.is_file():
         return None
     result = read_json(job.result)
-    return result if result["recipe"] == recipe_of(job, world) else None
+    return result if result["recipe"] == recipe_of(job, params, world) else None
 
 
-def is_done(job: Job, world: dict[str, Any], data: str) -> bool:
+def is_done(job: Job, params: Params, world: dict[str, Any], data: str) -> bool:
     """Whether the result is there, of today's params and of this data (`Circumstances.name`)."""
-    result = result_of(job, world)
+    result = result_of(job, params, world)
     return result is not None and result["data"] == data
 
 
-def current_results(matrix: Matrix, data: str) -> list[Result]:
+def current_results(matrix: Matrix, params: Params, data: str) -> list[Result]:
     """The results of today's params and of this data; while there are none of it, those of the data before.
 
     Raises:
         UserError: there are none of this data, and some were trained on other data than others.
     """
     jobs = jobs_of(matrix, [], None)
-    results = [result for result in (result_of(job, matrix.world) for job in jobs) if result is not None]
+    results = [result for result in (result_of(job, params, matrix.world) for job in jobs) if result is not None]
     mine = [result for result in results if result["data"] == data]
     first = {result["data"]: f"{result['run']}-{result['seed']}" for result in reversed(results)}
     if len(first) > 1 and not mine:
@@ -209,34 +180,34 @@ def link(folder: Path, places: dict[str, Path]) -> Path:
     return folder
 
 
-def write_overlay(folder: Path, *trees: dict[str, Any]) -> None:
-    """Write all params that the stages of a folder get: this command line's, with `trees` and a work folder on top."""
-    overlay = merged(resolved(), *trees, {"run": {"work": str(folder / "work")}})
+def write_overlay(folder: Path, params: Params, *trees: dict[str, Any]) -> None:
+    """Write all params that the stages of a folder get: `params`, with `trees` and a work folder on top."""
+    overlay = merged(params.tree(), *trees, {"run": {"work": str(folder / "work")}})
     write_text(folder / "overlay.yaml", yaml.safe_dump(overlay, sort_keys=False))
 
 
-def prepare_world(matrix: Matrix, measures: str) -> Path:
+def prepare_world(matrix: Matrix, params: Params, measures: str) -> Path:
     """Draw, curate and mask the subjects of the evaluation, once; return the folder of their tables."""
     folder = WORK / f"world-{measures}"
     data = folder / "data"
     if not (data / "mask" / "metrics.json").is_file():
-        write_overlay(folder, matrix.world)
+        write_overlay(folder, params, matrix.world)
         print("ablation: subjects to measure on: drawing, curate, mask", flush=True)
-        for module in ("pipelines.toybox.write", "pipelines.curate", "pipelines.mask"):
+        for module in ("pipelines.toybox", "pipelines.curate", "pipelines.mask"):
             command(module, folder, data, folder / "log.txt")
     return data
 
 
-def execute(job: Job, matrix: Matrix, of: Circumstances, bench: Path) -> None:
+def execute(job: Job, matrix: Matrix, params: Params, of: Circumstances, bench: Path) -> None:
     """Train and measure one job, and write its result."""
-    recipe = recipe_of(job, matrix.world)
+    recipe = recipe_of(job, params, matrix.world)
     folder = WORK / f"{job.label}-{digest(recipe, of.tables, of.weights)}"
     begun = time.monotonic()
-    training = link(folder / "training", {stage: data_dir() / stage for stage in TRAINED_ON})
-    write_overlay(folder, job.overlay, matrix.world)
+    training = link(folder / "training", {stage: params.data / stage for stage in TRAINED_ON})
+    write_overlay(folder, params, job.overlay, matrix.world)
     adapter = training / "train"
     if not (adapter / "metrics.json").is_file():  # written last
-        command("train.launch", folder, training, folder / "log.txt")
+        command("train", folder, training, folder / "log.txt")
     trained = time.monotonic()
     measured = link(folder / "data", {stage: bench / stage for stage in MEASURED_ON} | {"train": adapter})
     for module in STAGES:
@@ -252,48 +223,49 @@ def read_json(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(parents=[option_parser()], allow_abbrev=False, description=__doc__)
+def main(words: Sequence[str]) -> None:
+    parser = Parser(prog="python -m experiments.ablation", description=__doc__)
     parser.add_argument("runs", nargs="*", help="names of ablation.yaml; all by default")
     parser.add_argument("--seeds", type=int, help="the first so many seeds of each run; all by default")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="runs side by side")
     parser.add_argument("--document", action="store_true", help="write the document of what is there, run nothing")
-    options = parser.parse_args()
-    matrix = read_matrix()
+    shared_options(parser)
+    options = parser.parse_args(words)
+    params, matrix = read_params(options), read_matrix()
     unknown = [name for name in options.runs if name not in matrix.runs]
     if unknown:
-        raise UserError(f"there is no run '{unknown[0]}' in {MATRIX.name}; choose from {', '.join(matrix.runs)}")
+        raise UserError(f"there is no run '{unknown[0]}' in {FILE.name}; choose from {', '.join(matrix.runs)}")
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: at least one run must go on at a time; give 1 or more")
     if not options.document:
         with exclusive("ablation", WORK):
-            run_missing(matrix, options.runs, options.seeds, options.jobs)
-    tables = ready_tables() if options.document else input_digest(data_dir())
-    data = circumstances(tables, matrix.world).name
-    write_document(matrix, current_results(matrix, data), data, DOCUMENT)
+            run_missing(matrix, params, options.runs, options.seeds, options.jobs)
+    tables = ready_tables() if options.document else input_digest(params.data)
+    data = circumstances(params, tables, matrix.world).name
+    write_document(matrix, current_results(matrix, params, data), data, DOCUMENT)
     print(f"ablation: {DOCUMENT.relative_to(HERE.parent)}")
 
 
-def run_missing(matrix: Matrix, names: Sequence[str], seeds: int | None, side_by_side: int) -> None:
+def run_missing(matrix: Matrix, params: Params, names: Sequence[str], seeds: int | None, side_by_side: int) -> None:
     """Run the jobs that have no result of their recipe yet, several at a time; the document follows each.
 
     Raises:
         TableError: the default pipeline's tables are not there.
         UserError: jobs failed, after all the others ran.
     """
-    of = circumstances(input_digest(data_dir()), matrix.world)
+    of = circumstances(params, input_digest(params.data), matrix.world)
     jobs = jobs_of(matrix, names, seeds)
-    missing = [job for job in jobs if not is_done(job, matrix.world, of.name)]
+    missing = [job for job in jobs if not is_done(job, params, matrix.world, of.name)]
     print(f"ablation: {len(jobs) - len(missing)} of {len(jobs)} runs are done", flush=True)
     if not missing:
         return
-    bench, failed = prepare_world(matrix, of.measures), []
+    bench, failed = prepare_world(matrix, params, of.measures), []
 
     def work(job: Job) -> None:
         try:
             print(f"ablation: {job.label} begins", flush=True)
-            execute(job, matrix, of, bench)
-            write_document(matrix, current_results(matrix, of.name), of.name, DOCUMENT)
+            execute(job, matrix, params, of, bench)
+            write_document(matrix, current_results(matrix, params, of.name), of.name, DOCUMENT)
             print(f"ablation: {job.label} is done", flush=True)
         except UserError as error:
             failed.append(job.label)
@@ -306,4 +278,4 @@ def run_missing(matrix: Matrix, names: Sequence[str], seeds: int | None, side_by
 
 
 if __name__ == "__main__":
-    cli(main)
+    guarded(lambda: main(sys.argv[1:]))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from stage import write_text
-
-if TYPE_CHECKING:
-    from experiments.ablation import Matrix, Run
+from experiments.matrix import Matrix, Run
+from runtime.files import write_text
 
 Result = dict[str, Any]
 Read = Callable[[Result], float | None]

@@ -6,8 +6,8 @@ from the picture of 1 and what it saves, and writes them as a sheet, a row for e
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,19 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from benchmarks.measure import turns
 from experiments.truth import people
-from measure import turns
 from model.adapter import Adapter, read_description
 from model.backbones.clip import load_clip
 from model.backbones.diffusion import load_diffusion
 from model.backbones.variant import variant_of
-from model.generate import READY
-from model.pipeline import CustomContrastPipeline, build_pipeline
-from model.segment import on_white
-from params import UserError, cli, load, option_parser
+from model.images.segment import on_white
+from model.pipeline.pipeline import CustomContrastPipeline, build_pipeline
+from model.sample import READY
 from pipelines.toybox.render import render
-from pipelines.toybox.write import ToyboxParams
+from pipelines.toybox.stage import ToyboxParams
+from runtime.cli import Parser, guarded, read_params, shared_options
+from runtime.errors import UserError
 
 PROMPTS = (
     "a photo of a {} on the beach",
@@ -43,10 +44,9 @@ HEAD = 14
 """Pixels of the sheet's first line, which names the columns."""
 
 
-def references(count: int) -> tuple[list[str], list[Image.Image]]:
+def references(world: ToyboxParams, count: int) -> tuple[list[str], list[Image.Image]]:
     """Class noun and segment on white of the first photo of `count` held-out subjects."""
-    params = load("toybox", ToyboxParams).model_copy(update={"dreambench_subjects": count})
-    firsts = [photos[0] for _, photos in people(params).values()]
+    firsts = [photos[0] for _, photos in people(world.model_copy(update={"dreambench_subjects": count})).values()]
     drawn = render(firsts)
     pairs = zip(drawn.images.numpy(), drawn.subject_masks.numpy(), strict=True)
     cuts = [on_white(Image.fromarray(image), mask, margin=0.05) for image, mask in pairs]
@@ -103,8 +103,8 @@ def sheet(columns: Sequence[np.ndarray], names: Sequence[str]) -> Image.Image:
     return page
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(parents=[option_parser()], allow_abbrev=False, description=__doc__)
+def main(words: Sequence[str]) -> None:
+    parser = Parser(prog="python -m experiments.sharing", description=__doc__)
     parser.add_argument("--adapter", type=Path, default=READY, help="of the toybox (default: %(default)s)")
     parser.add_argument("--subjects", type=int, default=4, help="pictures of each column (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="of the sampler (default: %(default)s)")
@@ -117,11 +117,13 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=1, help="the median time counts (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/sharing.png"), help="the sheet (default: %(default)s)")
-    options = parser.parse_args()
+    shared_options(parser)
+    options = parser.parse_args(words)
     if min(options.subjects, options.steps, options.repeats, *options.every) < 1:
         raise UserError("--subjects, --steps, --every and --repeats are numbers from 1 up")
     pipeline = build(options.adapter)
-    nouns, cuts = references(options.subjects)
+    world = read_params(options).section("toybox", ToyboxParams)
+    nouns, cuts = references(world, options.subjects)
 
     def pictures(every: int, seed: int = 0) -> np.ndarray:
         return draw(pipeline, nouns, cuts, seed, num_inference_steps=options.steps, text_every=every)
@@ -140,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli(main)
+    guarded(lambda: main(sys.argv[1:]))

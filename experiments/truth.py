@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +17,19 @@ import torch
 from PIL import Image
 
 from experiments.document import MODEL
-from model.segment import on_white
-from params import RunParams, cli, data_dir, load
+from model.images.segment import on_white
 from pipelines import tables
 from pipelines.toybox.accessories import ACCESSORIES
 from pipelines.toybox.layouts import DREAMBENCH, capture, generator
 from pipelines.toybox.render import Item, render
 from pipelines.toybox.scenes import BLANK, SCENES
+from pipelines.toybox.stage import ToyboxParams
 from pipelines.toybox.styles import STYLES
 from pipelines.toybox.world import FAMILIES, SHAPES, Look, Subject, View, sample_subject
-from pipelines.toybox.write import ToyboxParams
-from stage import write_json
-from train.toybox.data import ATTRIBUTES
-from train.toybox.judge import Judge, load_judge, verdicts
+from runtime.cli import Parser, guarded, read_params, shared_options
+from runtime.files import write_json
+from train.toybox.lessons.data import ATTRIBUTES
+from train.toybox.models.judge import Judge, load_judge, verdicts
 
 AZIMUTHS = np.arange(-180, 180, 15)
 """Degrees; of the renders a picture's pose is read from."""
@@ -217,14 +218,16 @@ def measure(data: Path, params: ToyboxParams) -> dict[str, Any]:
     return attributes(rows, subjects, judge) | {"pose": poses(rows, world, judge)}
 
 
-def main() -> None:
-    params, run, data = load("toybox", ToyboxParams), load("run", RunParams), data_dir()
-    torch.set_num_threads(run.threads)
-    found = measure(data, params)
-    write_json(data / "truth" / "metrics.json", found)
-    for name, values in found.items():
+def main(words: Sequence[str]) -> None:
+    parser = Parser(prog="python -m experiments.truth", description=__doc__)
+    shared_options(parser)
+    found = read_params(parser.parse_args(words))
+    torch.set_num_threads(found.run.threads)
+    measured = measure(found.data, found.section("toybox", ToyboxParams))
+    write_json(found.data / "truth" / "metrics.json", measured)
+    for name, values in measured.items():
         print(f"truth: {name} " + ", ".join(f"{key} {value}" for key, value in values.items()))
 
 
 if __name__ == "__main__":
-    cli(main)
+    guarded(lambda: main(sys.argv[1:]))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -15,114 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.attention import CrossAttentionLayer, Granularity, cross_attention_layers, install_processors
-from model.errors import ModelError
-from model.ip_adapter import IPAdapterPlusEncoder
-from model.mfi import MFIEncoder, MFIOutput
+from model.methods.base import AdapterOutput
+from model.methods.config import AdapterConfig
+from model.methods.customcontrast.mfi import MFIEncoder
+from model.methods.registry import method_of
+from runtime.errors import ModelError
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """Sizes and switches of an adapter. The constructor raises ModelError for sizes that do not fit each other."""
-
-    base_model: str
-    """Name of the base model it was trained on (`Diffusion.name`)."""
-    base_revision: str | None
-    """Its revision (`Diffusion.revision`)."""
-    image_encoder: str
-    """Name of the frozen image encoder (`Clip.name`)."""
-    feature_layers: tuple[int, ...]
-    """Which K hidden states of the image encoder are read; negative ones count from the end."""
-    feature_width: int
-    """Width d of a hidden state."""
-    inner_widths: tuple[int, ...]
-    """Columns of keys and values of each cross-attention layer, in order of execution."""
-    levels: tuple[int, ...]
-    """Level of each cross-attention layer: which S+ token it sees; 0..L-1, each used."""
-    visual_width: int
-    """Width of the visual tokens: the UNet's cross-attention width, so that K', V' start from W_k, W_v."""
-    text_widths: tuple[int, ...]
-    """Embedding width of each text encoder: one (SD 1.5) or two (SDXL)."""
-    encoder: Literal["mfi", "ip_adapter_plus"] = "mfi"
-    """What reads the image features: the MFI encoder, or the baseline's resampler, which has no text tokens."""
-    width: int = 768
-    """Width of the MFI encoder."""
-    heads: int = 12
-    """Attention heads of the MFI encoder."""
-    depth: int = 4
-    """Layers of each Q-Former [paper: 4]."""
-    visual_tokens: int = 16
-    """n_v, learned visual queries besides the CLS [a reading]."""
-    text_tokens: int = 1
-    """n_t, text tokens a level."""
-    textual: bool = True
-    """Textual Q-Former and pseudo-word; off: row 0 of the paper's Table 3."""
-    tv_fusion: bool = True
-    """TV fusion; off with `textual`: row 1 of Table 3."""
-    visual_scope: Literal["all", "own"] = "all"
-    """Refined visual tokens a layer sees: all of V~, or only its own level's. With one token of its own a layer's
-    visual softmax is 1 everywhere, and K' learns nothing."""
-    rescale: bool = True
-    """Give S+ tokens the norm of the class noun's embedding [a reading, NeTI]."""
-    fourier_pairs: int = 1024
-    """Rows of W in the code of (t, l) (NeTI)."""
-    fourier_sigma_t: float = 0.03
-    """Standard deviation of W's timestep column (NeTI)."""
-    fourier_sigma_l: float = 2.0
-    """Standard deviation of W's level column (NeTI)."""
-    fourier_seed: int = 0
-    """Seed W is drawn from; W is saved as well."""
-
-    def __post_init__(self) -> None:
-        for name in ("feature_layers", "inner_widths", "levels", "text_widths"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        sizes = ("feature_width", "visual_width", "width", "heads", "depth", "visual_tokens", "text_tokens")
-        for name in (*sizes, "fourier_pairs"):
-            if getattr(self, name) < 1:
-                raise ModelError(f"adapter: {name} is {getattr(self, name)}; give at least 1")
-        for name in ("feature_layers", "inner_widths", "text_widths"):
-            if not getattr(self, name):
-                raise ModelError(f"adapter: {name} is empty; name at least one")
-        if self.width % self.heads:
-            raise ModelError(f"adapter: {self.heads} heads do not divide width {self.width}; choose a divisor")
-        if len(self.levels) != len(self.inner_widths):
-            raise ModelError(
-                f"adapter: {len(self.levels)} levels for {len(self.inner_widths)} cross-attention layers;"
-                " give one a layer"
-            )
-        if set(self.levels) != set(range(self.level_count)):
-            raise ModelError(f"adapter: levels {sorted(set(self.levels))} have gaps; number them from 0")
-        if self.encoder not in ("mfi", "ip_adapter_plus"):
-            raise ModelError(f"adapter: encoder is '{self.encoder}'; use mfi or ip_adapter_plus")
-        if self.encoder == "ip_adapter_plus" and self.textual:
-            raise ModelError("adapter: ip_adapter_plus has no textual Q-Former; set textual and tv_fusion to false")
-        if self.tv_fusion and not self.textual:
-            raise ModelError("adapter: tv_fusion needs the textual Q-Former; set textual too, or tv_fusion to false")
-        if self.visual_scope not in ("all", "own"):
-            raise ModelError(f"adapter: visual_scope is '{self.visual_scope}'; use all or own")
-        if self.visual_scope == "own" and not self.tv_fusion:
-            raise ModelError("adapter: visual_scope own needs tv_fusion; only refined visual tokens belong to a layer")
-
-    @property
-    def level_count(self) -> int:
-        """L."""
-        return max(self.levels, default=-1) + 1
-
-
-@dataclass(frozen=True)
-class AdapterOutput:
-    """One training step's use of the adapter: everything the trained parameters do."""
-
-    mfi: MFIOutput
-    """Of the references, one timestep each."""
-    positive_s_plus: tuple[Tensor, ...] | None
-    """S+ of the positives, [B, L, n_t, d_text] per text encoder; None where none were given."""
-    keys: tuple[Tensor, ...]
-    """K_v = V~ W'_k per cross-attention layer, [B, m, inner width]."""
-    values: tuple[Tensor, ...]
-    """V_v = V~ W'_v per cross-attention layer, [B, m, inner width]."""
 
 
 class VisualProjection(nn.Module):
@@ -150,7 +50,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.config = config
         self.data_hash: str | None = None
-        self.mfi = encoder_of(config)
+        self.mfi = method_of(config).encoder(config)
         self.projections = nn.ModuleList(
             VisualProjection(config.visual_width, inner_width) for inner_width in config.inner_widths
         )
@@ -305,26 +205,6 @@ class Adapter(nn.Module):
         adapter.requires_grad_(True)
         adapter.data_hash = data_hash
         return adapter
-
-
-def encoder_of(config: AdapterConfig) -> MFIEncoder | IPAdapterPlusEncoder:
-    """The module between the image features and the tokens, with new weights."""
-    sizes: dict[str, Any] = {
-        name: getattr(config, name)
-        for name in ("feature_width", "width", "heads", "depth", "visual_tokens", "visual_width")
-    }
-    if config.encoder == "ip_adapter_plus":
-        return IPAdapterPlusEncoder(**sizes)
-    return MFIEncoder(
-        **sizes,
-        feature_layers=len(config.feature_layers),
-        levels=config.level_count,
-        text_tokens=config.text_tokens,
-        text_widths=config.text_widths,
-        textual=config.textual,
-        tv_fusion=config.tv_fusion,
-        code=(config.fourier_pairs, config.fourier_sigma_t, config.fourier_sigma_l, config.fourier_seed),
-    )
 
 
 def read_description(folder: Path) -> tuple[AdapterConfig, str | None]:

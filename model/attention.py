@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from einops import rearrange, repeat
 from torch import Tensor
 
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 Granularity = Literal["group", "layer"]
 

@@ -1,6 +1,6 @@
 """W'_k and W'_v under the names IP-Adapter's files have (Ye et al. 2023), for code that reads those.
 
-`python -m model.export --adapter FOLDER --out FILE.safetensors`
+`customcontrast export --adapter FOLDER --out FILE.safetensors`
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,12 +16,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.adapter import Adapter, AdapterConfig, VisualProjection
+from model.adapter import Adapter, VisualProjection
 from model.attention import cross_attention_layers
 from model.backbones.hub import reading, resolve
 from model.backbones.variant import DiffusionSpec
-from model.errors import ModelError
-from params import cli
+from model.methods.config import AdapterConfig
+from runtime.errors import ModelError
 
 UNET_CONFIG = "unet/config.json"
 
@@ -94,23 +93,23 @@ def base_unet(config: AdapterConfig, folder: Path | None = None) -> UNet2DCondit
             return cast(Any, UNet2DConditionModel).from_config(settings)
 
 
-def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m model.export", description="Write an adapter's K', V' in the layout of IP-Adapter."
-    )
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
     parser.add_argument("--adapter", type=Path, required=True, help="folder of a trained adapter")
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     parser.add_argument(
         "--base-model", type=Path, help="diffusers folder of its base model, where it is not where the adapter says"
     )
-    return parser.parse_args(words)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Read the adapter, write the file, say what is in it.  Raises ModelError as the functions above do."""
+def main(options: argparse.Namespace) -> None:
+    """Read the adapter, write the file, print what is in it.
+
+    Raises:
+        ModelError: the name of the file, the adapter or its base model is not usable.
+    """
     if options.out.suffix != ".safetensors":
-        raise ModelError(f"--out {options.out}: readers go by the name's end; end it in .safetensors")
+        raise ModelError(f"--out {options.out} must end in .safetensors")
     adapter = Adapter.load(options.adapter)
     state = ip_adapter_state(adapter, base_unet(adapter.config, options.base_model))
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -118,12 +117,3 @@ def run(options: argparse.Namespace) -> None:
     save_file(state, part)
     part.replace(options.out)
     print(f"{options.out}: K' and V' of {len(state) // 2} layers, for base model '{adapter.config.base_model}'")
-
-
-def main() -> None:
-    """Parse and run."""
-    run(arguments())
-
-
-if __name__ == "__main__":
-    cli(main)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 Factor = Literal["inverse", "none", "two_minus", "soft_target"]
 Similarity = Literal["cosine", "shifted"]

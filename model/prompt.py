@@ -17,7 +17,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 
 @dataclass(frozen=True)

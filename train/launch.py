@@ -1,7 +1,6 @@
 """Stage: tables -> adapter. Starts the ranks of `train.run` on this machine with DeepSpeed's launcher.
 
-`python -m train.launch [--resume FOLDER [--other-ranks]]`. On several machines: `deepspeed --hostfile HOSTS --module
-train.run`, or `torchrun --nnodes N ... -m train.run` on each.
+On several machines: `deepspeed --hostfile HOSTS --module train.run`, or `torchrun --nnodes N ... -m train.run` on each.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from model.backbones.variant import Variant, load_variant
-from params import BackbonesParams, RunParams, UserError, cli, load, passed_on
-from stage import exclusive
-from train.ranks import LAUNCHER, LOOPBACK, settings
+from runtime.errors import UserError
+from runtime.lock import exclusive
+from runtime.params import Params, RunParams
+from train.distributed.ranks import LAUNCHER, LOOPBACK, settings
+from train.distributed.resume import ResumeOptions
 from train.recipe import ModelParams, TrainParams
-from train.resume import ResumeOptions
 
 
 def devices(params: TrainParams, kind: str) -> list[str]:
@@ -105,29 +105,30 @@ def free_port() -> int:
 
 def told(params: TrainParams, model: ModelParams, variant: Variant, ranks: int, run: RunParams) -> str:
     """What the run will take of each device's memory, as one line."""
-    from train.memory import estimate
+    from train.distributed.memory import estimate
 
     return estimate(params, model, variant, ranks, Path(run.work) / "train").line()
 
 
-def main() -> None:
-    resume = ResumeOptions.read()
-    params, run = load("train", TrainParams), load("run", RunParams)
-    model, variant = load("model", ModelParams), load_variant(load("backbones", BackbonesParams).variant)
+def main(params: Params, resume: str | None = None, other_ranks: bool = False) -> None:
+    """Run the stage: start the ranks and exit with their code.
+
+    Args:
+        resume: folder of a run whose newest checkpoint is resumed. other_ranks: it had another number of ranks.
+    """
+    options = ResumeOptions.of(resume, other_ranks)
+    train, run = params.section("train", TrainParams), params.run
+    model, variant = params.section("model", ModelParams), load_variant(params.variant)
     kind = run.torch_device()
-    ids = devices(params, kind)
-    print(f"train: {len(ids)} rank{'s' * (len(ids) > 1)} on {kind}, ZeRO-{params.zero_stage}", flush=True)
+    ids = devices(train, kind)
+    print(f"train: {len(ids)} rank{'s' * (len(ids) > 1)} on {kind}, ZeRO-{train.zero_stage}", flush=True)
     os.environ.update(environment(kind, run.threads))
-    print(f"train: about {told(params, model, variant, len(ids), run)}", flush=True)
+    print(f"train: about {told(train, model, variant, len(ids), run)}", flush=True)
     with exclusive("train", Path(run.work)):
-        code = start("train.run", ids, [*passed_on(), *resume.words()])
+        code = start("train.run", ids, [*params.words(), *options.words()])
     if code < 0:
         raise UserError(
             f"a rank of the training was killed by signal {-code}; if that was for memory, lower train.batch; the same"
-            " command goes on from the last checkpoint"
+            " command resumes from the last checkpoint"
         )
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    cli(main)

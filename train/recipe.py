@@ -10,12 +10,14 @@ from pydantic import Field, field_validator, model_validator
 
 from model.losses import Factor, Similarity
 from model.objective import ObjectiveConfig
-from params import Section, UserError
 from pipelines import tables
-from stage import digest_files
+from runtime.closure import code_digest
+from runtime.digest import digest_files
+from runtime.errors import UserError
+from runtime.params import Section
 
 TABLES = {
-    "triplets": "curate",
+    "triplets": "pairs",
     "frames": "curate",
     "similarity": "similarity",
     "latents": "encode",
@@ -199,11 +201,9 @@ def input_digest(data: Path) -> str:
     return digest_files(*(part for name, stage in TABLES.items() for part in tables.parts(data / stage, name)))
 
 
-def code_digest() -> str:
+def run_code() -> str:
     """16 hex digits that identify the code a run's numbers come from."""
-    root = Path(__file__).parent
-    model = sorted(path for path in (root.parent / "model").rglob("*.py") if path.parent.name != "bench")
-    return digest_files(*sorted(root.glob("*.py")), *model)
+    return code_digest("train.run")
 
 
 def recipe(train: TrainParams, model: ModelParams, **others: Any) -> dict[str, Any]:

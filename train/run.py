@@ -2,66 +2,70 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from model.backbones.variant import Variant, load_variant
-from params import BackbonesParams, RunParams, cli, data_dir, load
 from pipelines import tables
-from pipelines.storage import SourceParams
-from stage import digest, digest_files, exclusive, write_json
-from train import arrays
-from train.arrays import Arrays
-from train.checkpoint import Checkpoints
-from train.data import TrainingSet
-from train.log import Record
-from train.ranks import Ranks, die_with_parent, launched, settings
-from train.recipe import ModelParams, TrainParams, code_digest, input_digest, recipe
-from train.resume import ResumeOptions, accept, run_folder, unfinished
-from train.uncached import AugmentParams, Photos
-from train.validation import hold_out
+from pipelines.photos.roots import SourceParams
+from runtime.cli import Parser, guarded, read_params, stage_parser
+from runtime.digest import digest, digest_files
+from runtime.files import write_json
+from runtime.lock import exclusive
+from runtime.params import Params
+from train import STAGE
+from train.batches import arrays
+from train.batches.arrays import Arrays
+from train.batches.training_set import TrainingSet
+from train.batches.uncached import AugmentParams, Photos
+from train.batches.validation import hold_out
+from train.distributed.checkpoint import Checkpoints
+from train.distributed.ranks import Ranks, die_with_parent, launched, settings
+from train.distributed.resume import ResumeOptions, accept, run_folder, unfinished
+from train.logs.log import Record
+from train.recipe import ModelParams, TrainParams, input_digest, recipe, run_code
 
 if TYPE_CHECKING:  # DeepSpeed asks the environment for its device when it is imported
     from train.trainer import Trainer
 
 
-def train(ranks: Ranks, resume: ResumeOptions) -> None:
+def train(ranks: Ranks, params: Params, resume: ResumeOptions) -> None:
     """Read tables, train, write the adapter and its losses."""
     from train.trainer import build
 
-    params, model, run = load("train", TrainParams), load("model", ModelParams), load("run", RunParams)
-    variant = load_variant(load("backbones", BackbonesParams).variant)
-    data, work = data_dir(), Path(run.work) / "train"
+    how, model, run = params.section("train", TrainParams), params.section("model", ModelParams), params.run
+    variant = load_variant(params.variant)
+    data, work = params.data, Path(run.work) / "train"
     data_hash = ranks.first("data", lambda: input_digest(data))
     cached = Path(ranks.first("arrays", lambda: str(arrays.write(data, work / "arrays" / data_hash))))
     found = Arrays.open(cached)
-    augmentation, sources = load("encode", AugmentParams), load("sources", list[SourceParams])
+    augmentation = params.section("encode", AugmentParams)
+    sources = params.section("sources", list[SourceParams])
     photos = open_photos(found, data, augmentation, variant, sources, ranks)
     if photos is not None:
         data_hash = digest(data_hash, digest_files(*tables.parts(data / "mask", "masks")), augmentation.model_dump())
-    samples = TrainingSet.read(data, found, params.pairing, photos)
-    trained_on, held_out = hold_out(samples, params.validation.subjects, params.batch)
+    samples = TrainingSet.read(data, found, how.pairing, photos)
+    trained_on, held_out = hold_out(samples, how.validation.subjects, how.batch)
     counts = {"triplets": len(trained_on), "triplets_held_out": len(samples) - len(trained_on)}
-    ranks.say(
-        f"train: {len(samples)} triplets, {samples.dropped} dropped because a frame is not encoded,"
-        f" {counts['triplets_held_out']} held out for validation"
-    )
-    trainer = build(params, model, variant, trained_on, ranks, run.threads)
+    ranks.say(f"train: {len(samples)} triplets, {counts['triplets_held_out']} of them held out for validation")
+    trainer = build(how, model, variant, trained_on, ranks, run.threads)
     config = trainer.adapter.config
     base = backbone(trainer.diffusion.name, trainer.diffusion.revision, config.image_encoder, variant)
-    whole = recipe(params, model, data=data_hash, code=code_digest(), base=base, ranks=[ranks.world, ranks.device.type])
+    whole = recipe(how, model, data=data_hash, code=run_code(), base=base, ranks=[ranks.world, ranks.device.type])
     folder = Path(ranks.first("folder", lambda: str(begin(work, whole, resume))))
     with trainer.batches:
         record = trainer.fit(Checkpoints(folder, ranks, resume.folder), folder, held_out)
-    counts |= {"steps": params.steps, "triplets_dropped": samples.dropped}
-    publish(trainer, data_dir() / "train", data_hash, whole, record, counts)
+    counts |= {"steps": how.steps}
+    publish(trainer, data / "train", data_hash, whole, record, counts)
 
 
 def backbone(model: str, revision: str, image_encoder: str, variant: Variant) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def backbone(model: str, revision: str, image_encoder: str, variant: Variant) ->
 
 
 def begin(work: Path, whole: dict[str, Any], resume: ResumeOptions) -> Path:
-    """The folder of the run with recipe `whole`; says what it goes on from, or why it begins anew."""
+    """The folder of the run with recipe `whole`; prints what it resumes, or why it is a new run."""
     said = accept(resume.folder, whole, resume) if resume.folder is not None else ""
     folder = run_folder(work, whole)
     if said := said or ("" if any(folder.glob("step-*")) else unfinished(work, folder, whole)):
@@ -143,22 +147,31 @@ def lock(ranks: Ranks, work: Path) -> contextlib.AbstractContextManager[None]:
     return exclusive("train", work) if ranks.rank == 0 and not launched() else contextlib.nullcontext()
 
 
-def main() -> None:
-    """Train as one of the ranks that the environment numbers."""
+def command_line() -> Parser:
+    """Return the parser of a rank's command: the stage's, and what launchers add."""
+    parser = stage_parser(STAGE)
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
+    return parser
+
+
+def main(words: Sequence[str]) -> None:
+    """Train as one of the ranks that the environment numbers. `words`: the options of the train command."""
     die_with_parent()
-    resume, run = ResumeOptions.read(), load("run", RunParams)
+    options = command_line().parse_args(words)
+    params, resume = read_params(options), ResumeOptions.of(options.resume, options.other_ranks)
+    run = params.run
     for name, value in settings(run.torch_device(), run.threads).items():
         os.environ.setdefault(name, value)
     ranks = Ranks.join(run.torch_device())
     try:
         with lock(ranks, Path(run.work)):
-            train(ranks, resume)
+            train(ranks, params, resume)
         dist.destroy_process_group()
     except Exception as error:
         sys.exit(ranks.report(error))
-    except KeyboardInterrupt:  # the launcher was interrupted too, and tells
+    except KeyboardInterrupt:  # the launcher was interrupted too, and reports
         sys.exit(130)
 
 
 if __name__ == "__main__":
-    cli(main)
+    guarded(lambda: main(sys.argv[1:]))

@@ -18,19 +18,20 @@ from model.backbones.hub import identify, reading
 from model.backbones.variant import ImageEncoderSpec, Variant
 from model.objective import TrainingBatch
 from model.prompt import checkpoint_text
-from params import UserError
-from stage import write_json
-from train.checkpoint import Checkpoints
-from train.data import Sampler, TrainingSet
-from train.engine import DTYPES, Objective, TrainedState, gradient_norm, start_engine
-from train.log import LOSSES, Measures, Record
-from train.memory import hidden_shape, latent_side, shapes_of
-from train.prefetch import Batches
-from train.progress import Progress
-from train.ranks import Ranks
+from runtime.errors import UserError
+from runtime.files import write_json
+from train.batches.prefetch import Batches
+from train.batches.sampler import Sampler
+from train.batches.training_set import TrainingSet
+from train.batches.validation import validation_batches
+from train.distributed.checkpoint import Checkpoints
+from train.distributed.engine import DTYPES, Objective, TrainedState, gradient_norm, start_engine
+from train.distributed.memory import hidden_shape, latent_side, shapes_of
+from train.distributed.ranks import Ranks
+from train.logs.log import LOSSES, Measures, Record
+from train.logs.progress import Progress
+from train.logs.sheets import Samples
 from train.recipe import ModelParams, TrainParams
-from train.samples import Samples
-from train.validation import validation_batches
 
 # Of an adapter's folder: the weights without averaging, where it holds averages; and what the adapter is of.
 RAW, CARD = "raw", "card.json"

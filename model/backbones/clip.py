@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from model.backbones.frozen import fixed_batches, freeze
 from model.backbones.hub import identify, reading, resolve
 from model.backbones.variant import ClipSpec
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 WEIGHTS = "open_clip_model.safetensors"
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjecti
 from model.backbones.frozen import freeze
 from model.backbones.hub import from_pretrained, identify, reading, require_vocabulary, resolve
 from model.backbones.variant import DiffusionSpec
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 TEXT_ENCODERS = {
     "StableDiffusionPipeline": ("text_encoder",),

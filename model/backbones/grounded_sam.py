@@ -19,7 +19,7 @@ from model.backbones.frozen import fixed_batches, freeze
 from model.backbones.hub import from_pretrained, identify, reading, require_vocabulary, resolve
 from model.backbones.sam import Box, SamConfig, Segmenter, build_sam, load_sam
 from model.backbones.variant import DetectorSpec, SamSpec
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 __all__ = [
     "Box",

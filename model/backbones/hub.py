@@ -12,7 +12,7 @@ import huggingface_hub
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from model.backbones.variant import Spec
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 
 def resolve(spec: Spec, patterns: Sequence[str], hint: str = "") -> Path:

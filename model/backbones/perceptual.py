@@ -19,7 +19,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from model.backbones.frozen import freeze
 from model.backbones.hub import identify, reading, resolve, sha256
 from model.backbones.variant import LpipsSpec
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 from model.backbones.frozen import fixed_batches, freeze
 from model.backbones.hub import identify, reading, require_vocabulary, resolve
 from model.backbones.variant import Spec
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 PUBLISHED = Spec(path="zai-org/ImageReward", revision="5736be03b2652728fb87788c9797b0570450ab72")
 """ImageReward v1.0; the repository was THUDM/ImageReward before it moved."""

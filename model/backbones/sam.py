@@ -25,7 +25,7 @@ from torch import Tensor
 from model.backbones.frozen import fixed_batches, freeze
 from model.backbones.hub import identify, reading, resolve, sha256
 from model.backbones.variant import SamSpec, first_fault
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the photo."""

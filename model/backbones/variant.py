@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")

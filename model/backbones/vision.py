@@ -19,7 +19,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from model.backbones.frozen import fixed_batches, freeze
 from model.backbones.hub import from_pretrained, identify, reading, resolve
 from model.backbones.variant import Spec
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 DINO: dict[str, tuple[Any, dict[str, Any]]] = {
     "vit": (ViTModel, {"add_pooling_layer": False}),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pipelines.photos.roots import SourceParams
 from pipelines.sources.base import Photo, Pose, Prompt, Source, Subject
 from pipelines.sources.dreambench import DreamBench
 from pipelines.sources.folder import Folder
 from pipelines.sources.mvimgnet import MVImgNet
 from pipelines.sources.openimages import OpenImages
-from pipelines.storage import SourceParams
 
 LAYOUTS: dict[str, Callable[[SourceParams], Source]] = {
     "mvimgnet": MVImgNet,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from params import UserError
-from pipelines.storage import Root
+from pipelines.photos.roots import Root
+from runtime.errors import UserError
 
 # Open Images' attributes of a box (https://storage.googleapis.com/openimages/web/download_v7.html), as reject reasons.
 ATTRIBUTES = ("occluded", "truncated", "group_of", "depiction", "inside")

@@ -11,8 +11,9 @@ from typing import TypeVar
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from pipelines.photos.decode import DecodeError
+from pipelines.photos.roots import Root
 from pipelines.sources.base import Pose
-from pipelines.storage import DecodeError, Root
 
 # (name, number of parameters) by model id; the order is COLMAP's src/colmap/sensor/models.h.
 CAMERA_MODELS: tuple[tuple[str, int], ...] = (

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from params import UserError
+from pipelines.photos.roots import Root, SourceParams
 from pipelines.sources.base import (
     Photo,
     Prompt,
@@ -30,7 +30,7 @@ from pipelines.sources.base import (
     not_an_image,
     read_captions,
 )
-from pipelines.storage import Root, SourceParams
+from runtime.errors import UserError
 
 # The file does not say which subjects are live. Of the published classes the animals are; the toybox has a duck.
 LIVE_CLASSES = frozenset({"cat", "dog", "duck"})

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from params import UserError
+from pipelines.photos.roots import Root, SourceParams
 from pipelines.sources.base import (
     Photo,
     Prompt,
@@ -20,7 +20,7 @@ from pipelines.sources.base import (
     not_an_image,
     read_captions,
 )
-from pipelines.storage import Root, SourceParams
+from runtime.errors import UserError
 
 _MASK_SUFFIX = ".mask.png"
 

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from params import UserError
+from pipelines.photos.roots import Root, SourceParams
 from pipelines.sources import colmap
 from pipelines.sources.base import (
     Photo,
@@ -27,7 +27,7 @@ from pipelines.sources.base import (
     not_an_image,
     read_captions,
 )
-from pipelines.storage import Root, SourceParams
+from runtime.errors import UserError
 
 CATEGORIES = "mvimgnet_category.txt"
 

@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from params import UserError
+from pipelines.photos.roots import Root, SourceParams
 from pipelines.sources.base import (
     Photo,
     Prompt,
@@ -28,7 +28,7 @@ from pipelines.sources.base import (
     read_captions,
 )
 from pipelines.sources.openimages_csv import Box, read_boxes, read_masks, with_masks
-from pipelines.storage import Root, SourceParams
+from runtime.errors import UserError
 
 SPLITS = ("test", "train", "validation")
 BOX_FILES = ("oidv7-{split}-annotations-bbox.csv", "oidv6-{split}-annotations-bbox.csv", "{split}-annotations-bbox.csv")

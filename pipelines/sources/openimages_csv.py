@@ -11,8 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
+from pipelines.photos.roots import Root
 from pipelines.sources.base import ATTRIBUTES, csv_rows
-from pipelines.storage import Root
 
 _CORNERS = ("XMin", "YMin", "XMax", "YMax")
 # In the order of base.ATTRIBUTES; files cut down by others may lack them.

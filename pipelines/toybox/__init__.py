@@ -1,4 +1,14 @@
 """The embedded world: procedurally rendered subjects with known masks, identity, pose, background and captions.
 
-`world` names what can be seen, `render` draws it, `write` lays it on disk in the raw layouts of the real sets.
+`world` names what can be seen, `render` draws it, `layouts` lays it on disk in the raw layouts of the real sets.
 """
+
+from runtime.stages import Stage
+
+STAGE = Stage(
+    name="toybox",
+    module="pipelines.toybox.stage",
+    summary="render the embedded world in the layouts of MVImgNet, Open Images, DreamBench",
+    sections=("toybox",),
+    metrics=False,
+)

@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from eval.protocol import ProtocolParams
+from eval.protocol.protocol import ProtocolParams
 from model.backbones.encoders import Encoder
 from model.backbones.grounded_sam import Cut, Detection
-from params import RunParams
 from pipelines import tables
-from pipelines.storage import Roots, SourceParams
-from tests.eval.report_world import full, page, sources  # noqa: F401  # fixtures of the report
+from pipelines.photos.roots import Roots, SourceParams
+from runtime.params import RunParams
+from tests.world.report import full, page, sources  # noqa: F401  # fixtures of the report
 
 SIDE = 24
 HOSTILE = '<script src="http://evil/x.js">"\'&$x_1$</script>'

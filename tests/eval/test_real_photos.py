@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import yaml
 
-from eval import score
-from eval.generate import GenerateParams, plan_of
-from eval.protocol import held_out, read_segment
+from eval.generate.stage import GenerateParams, plan_of
+from eval.protocol.protocol import held_out, read_segment
+from eval.score import stage as score
 from model.backbones.clip import load_clip
 from model.backbones.variant import load_variant
-from params import parse
 from pipelines import tables
-from pipelines.curate import CurateParams, CurateWorker, pack
-from pipelines.mask import MaskParams, MaskWorker
+from pipelines.curate.stage import CurateParams, CurateWorker, pack
+from pipelines.mask.stage import MaskParams, MaskWorker
+from pipelines.photos.roots import Roots, SourceParams
 from pipelines.sources import open_source
-from pipelines.storage import Roots, SourceParams
+from runtime.params import parse
 
 ROOT = Path(__file__).parents[2]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from experiments import ablation, document
-from params import UserError, parse
+from runtime.errors import UserError
+from runtime.params import parse
 from train.recipe import ModelParams, TrainParams
 
 PARAMS = yaml.safe_load(Path("params.yaml").read_text())

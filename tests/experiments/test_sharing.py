@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments import sharing
-from params import UserError
+from runtime.errors import UserError
 
 
 def test_table_and_sheet(tmp_path, monkeypatch, capsys):

@@ -13,9 +13,9 @@ from experiments import truth
 from pipelines import tables
 from pipelines.toybox import layouts
 from pipelines.toybox.render import render
+from pipelines.toybox.stage import ToyboxParams
 from pipelines.toybox.world import ACCESSORIES, SCENES, SHAPES, STYLES, Look
-from pipelines.toybox.write import ToyboxParams
-from train.toybox.judge import load_judge
+from train.toybox.models.judge import load_judge
 
 PARAMS = ToyboxParams(
     root="-",

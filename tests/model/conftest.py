@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.model import tiny_models
+from tests.world import models as tiny_models
 
 
 @pytest.fixture(scope="session", autouse=True)

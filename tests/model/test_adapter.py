@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.adapter import Adapter, AdapterConfig, read_description
+from model.adapter import Adapter, read_description
 from model.attention import cross_attention_layers
-from model.errors import ModelError
+from model.methods.config import AdapterConfig
+from runtime.errors import ModelError
 from tests.model.test_attention import sd15_unet, sdxl_unet
-from tests.model.tiny_models import make_adapter, make_features, unet
+from tests.world.models import make_adapter, make_features, unet
 
 
 @pytest.mark.parametrize("kind", ["tiny_sd", "tiny_sdxl"])

@@ -19,9 +19,9 @@ from model.attention import (
     install_processors,
     map_size,
 )
-from model.errors import ModelError
 from model.location import location_map, min_max
-from tests.model.tiny_models import unet as tiny_unet
+from runtime.errors import ModelError
+from tests.world.models import unet as tiny_unet
 
 BATCH, SUBJECTS, TEXT, TOKENS, HEADS, WIDTH, SIZE = 2, 2, 5, 3, 2, 8, (3, 4)
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 import yaml
 
-from model.adapter import Adapter, AdapterConfig
-from model.pipeline import CustomContrastPipeline
+from model.adapter import Adapter
+from model.methods.config import AdapterConfig
+from model.pipeline.pipeline import CustomContrastPipeline
 from tests.model.test_attention import sd15_unet, sdxl_unet
 
 ROOT = Path(__file__).parents[2]

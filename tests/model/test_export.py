@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from model import export
 from model.adapter import Adapter
 from model.attention import CrossAttentionContext, cross_attention_layers
-from model.errors import ModelError
 from model.export import base_unet, ip_adapter_state, layer_numbers
-from params import cli
+from runtime.cli import cli
+from runtime.errors import ModelError
 from tests.model.test_attention import sd15_unet, sdxl_unet
-from tests.model.tiny_models import TinyDiffusion, make_adapter, make_features, unet
+from tests.world.models import TinyDiffusion, make_adapter, make_features, unet
 
 
 @pytest.fixture(params=["tiny_sd", "tiny_sdxl"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model import losses
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 
 def cos(a: Tensor, b: Tensor) -> float:

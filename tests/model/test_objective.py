@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from model.errors import ModelError
-from model.objective import ObjectiveConfig, TrainingBatch, location_of, training_losses
+from model.methods.customcontrast.training import training_losses
+from model.objective import ObjectiveConfig, TrainingBatch, location_of
 from model.prompt import checkpoint_text
-from tests.model.tiny_models import TinyDiffusion, make_adapter, make_features, tokenizer
+from runtime.errors import ModelError
+from tests.world.models import TinyDiffusion, make_adapter, make_features, tokenizer
 
 OBJECTIVE = ObjectiveConfig(cscl_temperature=0.2, macl_temperature=0.2, location_side=1.0)
 

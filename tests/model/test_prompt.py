@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.errors import ModelError
 from model.prompt import encode_captions, encode_tokens, noun_ends, tokenize
-from tests.model.tiny_models import TinyDiffusion, tokenizer
+from runtime.errors import ModelError
+from tests.world.models import TinyDiffusion, tokenizer
 
 
 def ids(text: str) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
-import params
+from runtime import params
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -29,14 +29,14 @@ def section() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def ray_started() -> Iterator[None]:
     """Ray with four CPUs, left running between stages: starting it takes longer than most tests that use it."""
-    from pipelines import shards
+    from pipelines.engine import cluster
 
     run = params.RunParams(
         workers=4, threads=1, decoders=1, device="cpu", gpus_per_worker=0.0, restarts=3, work=".work"
     )
     with pytest.MonkeyPatch.context() as patch:  # Ray's workers find this folder's modules as pytest does
         patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)]))
-        assert shards.connect(run)
+        assert cluster.connect(run)
     yield
     import ray
 

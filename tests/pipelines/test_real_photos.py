@@ -11,12 +11,14 @@ import pytest
 import yaml
 from PIL import Image, ImageFilter
 
-from params import parse
-from pipelines import filters, segments
-from pipelines.curate import CurateParams, CurateWorker, pack
-from pipelines.mask import MaskParams, MaskWorker
+from pipelines.curate import filters
+from pipelines.curate.stage import CurateParams, CurateWorker, pack
+from pipelines.mask.stage import MaskParams, MaskWorker
+from pipelines.photos import segments
+from pipelines.photos.decode import decode_image
+from pipelines.photos.roots import Roots, SourceParams
 from pipelines.sources import Subject, open_source
-from pipelines.storage import Roots, SourceParams, decode_image
+from runtime.params import parse
 
 ROOT = Path(__file__).parents[2]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())

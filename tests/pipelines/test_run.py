@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from params import UserError
 from pipelines import run
+from runtime.errors import UserError
 
 
 @pytest.fixture

@@ -14,12 +14,17 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from shard_workers import folder_bytes
 
-import params
-from pipelines import curate, encode, mask, shards, similarity, tables
-from pipelines.toybox.write import ToyboxParams, write_world
-from stage import exclusive
+from pipelines import tables
+from pipelines.curate import stage as curate
+from pipelines.encode import stage as encode
+from pipelines.engine import cluster, driver
+from pipelines.mask import stage as mask
+from pipelines.similarity import stage as similarity
+from pipelines.toybox.stage import ToyboxParams, write_world
+from runtime import params
+from runtime.lock import exclusive
+from tests.world.shard_workers import folder_bytes
 
 REPOSITORY = Path(__file__).parents[2]
 STAGES = {"curate": curate, "mask": mask, "similarity": similarity, "encode": encode}
@@ -118,7 +123,8 @@ def test_tables_of_all_stages_fit_together(tables_of_one_worker):
 
 
 def test_masks_shipped_with_the_world_come_through_unchanged(tables_of_one_worker, world):
-    from pipelines.storage import Root, decode_mask_image
+    from pipelines.photos.decode import decode_mask_image
+    from pipelines.photos.roots import Root
 
     shipped = {row["frame_id"]: row["mask_path"] for row in tables.rows(tables_of_one_worker / "curate", "frames")}
     root = Root(str(world.root / "mvimgnet"))
@@ -167,14 +173,14 @@ def without_photos(monkeypatch, tmp_path) -> list[str]:
     """The command-line words of stages that find no photos; nothing is handed to a worker."""
     data = tmp_path / "data"
 
-    def empty_tables(stage: str, _items: object, _worker: object, **given: object) -> shards.Summary:
+    def empty_tables(stage: str, _items: object, _worker: object, **given: object) -> driver.Summary:
         with pytest.raises(params.UserError, match="already being run"), exclusive(stage, tmp_path / "work"):
             pass
         for name in (given["kept"], "rejects", *given["others"]):
             tables.write(given["out"], name, tables.from_rows(name, []))
-        return shards.Summary()
+        return driver.Summary()
 
-    monkeypatch.setattr(shards, "run_stage", empty_tables)
+    monkeypatch.setattr(driver, "run_stage", empty_tables)
     for folder, name in (("curate", "frames"), ("curate", "triplets"), ("mask", "masks")):
         tables.write(data / folder, name, tables.from_rows(name, []))
     settings = ("sources=[]", "run.device=cpu", f"run.work={tmp_path / 'work'}", "similarity.same_subject=0.9")
@@ -183,7 +189,7 @@ def without_photos(monkeypatch, tmp_path) -> list[str]:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_stage_is_the_only_writer_until_its_metrics_are_written(name, without_photos, monkeypatch, tmp_path):
-    report, said = shards.report, []
+    report, said = driver.report, []
 
     def refused(*arguments: object) -> None:
         with pytest.raises(params.UserError) as caught, exclusive(name, tmp_path / "work"):
@@ -191,7 +197,7 @@ def test_stage_is_the_only_writer_until_its_metrics_are_written(name, without_ph
         said.append(str(caught.value))
         report(*arguments)
 
-    monkeypatch.setattr(shards, "report", refused)
+    monkeypatch.setattr(driver, "report", refused)
     run_here(STAGES[name], without_photos)
     assert len(said) == 1 and f"stage {name} is already being run by process {os.getpid()}" in said[0]
     with exclusive(name, tmp_path / "work"):
@@ -203,23 +209,23 @@ def test_disk_that_is_full_after_the_shards_is_one_sentence(name, without_photos
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shards, "report", full)
+    monkeypatch.setattr(driver, "report", full)
     said = sentence(lambda: run_here(STAGES[name], without_photos), capsys)
     assert f"no space left on the disk of {tmp_path / 'data' / name}" in said
 
 
 def test_curate_reserves_no_gpu_and_no_decoders_that_it_does_not_use(without_photos, monkeypatch):
-    given, empty_tables = [], shards.run_stage
+    given, empty_tables = [], driver.run_stage
 
-    def see(*arguments: object, **named: object) -> shards.Summary:
+    def see(*arguments: object, **named: object) -> driver.Summary:
         given.append(named["run"])
         return empty_tables(*arguments, **named)
 
-    monkeypatch.setattr(shards, "run_stage", see)
+    monkeypatch.setattr(driver, "run_stage", see)
     more = ("run.device=cuda", "run.gpus_per_worker=1.0", "run.threads=2", "run.decoders=8")
     run_here(curate, [*without_photos, *(word for setting in more for word in ("--set", setting))])
     (run,) = given
-    assert shards.reservation(run, run.torch_device()) == {"num_cpus": 2, "num_gpus": 0}
+    assert cluster.reservation(run, run.torch_device()) == {"num_cpus": 2, "num_gpus": 0}
 
 
 def test_missing_root_folder_ends_a_command_with_one_sentence(world, tmp_path):

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from params import load
-from tests.train import tiny_world
+from runtime.params import load
+from tests.world import training as tiny_world
 from train.recipe import TrainParams
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.train.processes import REPOSITORY, run_ranks
-from tests.train.tiny_world import write_options, write_variant, write_world
+from tests.world.ranks import REPOSITORY, run_ranks
+from tests.world.training import write_options, write_variant, write_world
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 # Twenty steps of Adam with AVX2, with AVX-512 and without vector instructions (ATEN_CPU_CAPABILITY) agree to 1e-6;

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from params import UserError
-from stage import exclusive
-from train import launch, ranks, run
+from runtime.errors import UserError
+from runtime.lock import exclusive
+from train import launch, run
+from train.distributed import ranks
 from train.recipe import TrainParams
 
 

@@ -7,8 +7,8 @@ import pydantic
 import pytest
 
 from model.backbones.variant import load_variant
-from params import load
-from tests.train.tiny_world import write_world
+from runtime.params import load
+from tests.world.training import write_world
 from train.recipe import DropParams, ModelParams, TrainParams, input_digest, recipe
 from train.run import backbone
 

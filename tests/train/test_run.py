@@ -14,13 +14,8 @@ import yaml
 
 from model.adapter import Adapter
 from pipelines import tables
-from tests.train.processes import (
-    REPOSITORY,
-    die_while_saving_the_second_checkpoint,
-    repeat_the_first_batch,
-    run_ranks,
-)
-from tests.train.tiny_world import World, write_options, write_world
+from tests.world.ranks import REPOSITORY, die_while_saving_the_second_checkpoint, repeat_the_first_batch, run_ranks
+from tests.world.training import World, write_options, write_world
 
 OUTS = (
     "adapter/adapter.safetensors",

@@ -4,37 +4,41 @@ Each step is a command of its own that goes on where it stopped, so a killed run
 a step whose checkpoint is finished only exports. Two trainings of one thread keep two cores busier than one of two.
 """
 
-import argparse
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
 
-from params import UserError, cli
+from runtime.cli import Parser, guarded
+from runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class Step:
-    """A module of `train.toybox`: what it makes, and the steps whose results it reads."""
+    """A command: what it makes, and the steps whose results it reads."""
 
+    module: str
     makes: str
     needs: tuple[str, ...] = ()
 
 
 STEPS: dict[str, Step] = {
-    "data": Step("the pictures, drawn once"),
-    "vae": Step("pictures to latents and back", ("data",)),
-    "judge": Step("attributes of a picture, to measure the others by", ("data",)),
-    "text_to_image": Step("pictures from captions", ("vae",)),
-    "sam": Step("masks from boxes and points", ("vae",)),
-    "clip": Step("pictures and captions in one space", ("vae",)),
-    "dino": Step("which individual it is", ("data",)),
-    "reward": Step("how well a picture shows a caption", ("vae",)),
-    "detector": Step("boxes of class nouns", ("text_to_image", "judge")),
-    "check": Step("one line for each goal", ("text_to_image", "sam", "detector", "clip", "dino", "reward")),
+    "data": Step("train.toybox.lessons.data", "the pictures, drawn once"),
+    "vae": Step("train.toybox.models.vae", "pictures to latents and back", ("data",)),
+    "judge": Step("train.toybox.models.judge", "attributes of a picture, to measure the others by", ("data",)),
+    "text_to_image": Step("train.toybox.models.text_to_image", "pictures from captions", ("vae",)),
+    "sam": Step("train.toybox.models.sam", "masks from boxes and points", ("vae",)),
+    "clip": Step("train.toybox.models.clip", "pictures and captions in one space", ("vae",)),
+    "dino": Step("train.toybox.models.dino", "which individual it is", ("data",)),
+    "reward": Step("train.toybox.models.reward", "how well a picture shows a caption", ("vae",)),
+    "detector": Step("train.toybox.models.detector", "boxes of class nouns", ("text_to_image", "judge")),
+    "check": Step(
+        "train.toybox.check", "one line for each goal", ("text_to_image", "sam", "detector", "clip", "dino", "reward")
+    ),
 }
 """In the order in which they start. The perception models also learn from pictures that the autoencoder decoded, the
 detector from painted ones. Text-to-image, the longest, does not wait for the judge, which begins before it, takes half
@@ -45,7 +49,7 @@ def run(name: str, threads: int) -> int:
     """Run one step as a command; returns its exit code."""
     print(f"== {name}: {STEPS[name].makes}", flush=True)
     words = [] if name in ("data", "check") else ["--threads", str(threads)]
-    return subprocess.run([sys.executable, "-m", f"train.toybox.{name}", *words], check=False).returncode
+    return subprocess.run([sys.executable, "-m", STEPS[name].module, *words], check=False).returncode
 
 
 def run_all(chosen: list[str], together: int, threads: int) -> int:
@@ -75,13 +79,13 @@ def run_all(chosen: list[str], together: int, threads: int) -> int:
     return 0
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Retrain the embedded world's small backbones and measure them.")
+def main(words: Sequence[str]) -> None:
+    parser = Parser(description="Retrain the embedded world's small backbones and measure them.")
     parser.add_argument("steps", nargs="*", default=list(STEPS), help=f"some of {', '.join(STEPS)}; all by default")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
     alone = torch.cuda.is_available()
     parser.add_argument("--together", type=int, default=1 if alone else 2, help="trainings at once (%(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     unknown = [step for step in options.steps if step not in STEPS]
     if unknown:
         raise UserError(f"there is no step '{unknown[0]}'; choose from {', '.join(STEPS)}")
@@ -89,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli(main)
+    guarded(lambda: main(sys.argv[1:]))

@@ -1,8 +1,7 @@
 """Measures every small backbone from its published folder: a line for each goal, exit code 1 where one is short."""
 
-import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +14,11 @@ from transformers import Dinov2Model, GroundingDinoForObjectDetection, Grounding
 from model.backbones.reward import load_reward
 from model.backbones.sam import build_sam
 from model.backbones.variant import Spec
-from params import UserError, cli
-from train.toybox import clip, data, detector, dino, judge, paint, reward, sam, vae
-from train.toybox.boxes import boxes_of, iou
+from runtime.cli import Parser, guarded
+from runtime.errors import UserError
+from train.toybox.lessons import data
+from train.toybox.lessons.boxes import boxes_of, iou
+from train.toybox.models import clip, detector, dino, judge, paint, reward, sam, vae
 
 LIMIT = 60.0
 """Megabytes that all weights together may weigh."""
@@ -131,10 +132,10 @@ PARTS: dict[str, Callable[[], Iterator[Line]]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the small backbones against their targets.")
+def main(words: Sequence[str]) -> None:
+    parser = Parser(description="Measure the small backbones against their targets.")
     parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"some of {', '.join(PARTS)}; all by default")
-    chosen = parser.parse_args().parts
+    chosen = parser.parse_args(words).parts
     unknown = [part for part in chosen if part not in PARTS]
     if unknown:
         raise UserError(f"there is no part '{unknown[0]}'; choose from {', '.join(PARTS)}")
@@ -150,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli(main)
+    guarded(lambda: main(sys.argv[1:]))

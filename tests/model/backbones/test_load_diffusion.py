@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from model.backbones.diffusion import Diffusion, load_diffusion, load_vae
 from model.backbones.variant import DiffusionSpec
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32, weights: str | None = None) -> Diffusion:

@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, Dinov2Model, ViTConfig, ViTImagePro
 from model.backbones.clip import WEIGHTS, Clip, load_clip
 from model.backbones.variant import ClipSpec, DinoSpec
 from model.backbones.vision import Vision, load_dino
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 CAPTIONS = ["a mug", "a photo of a teddy bear on a long, long beach at the end of the summer", "", "dog", "a mug"]
 

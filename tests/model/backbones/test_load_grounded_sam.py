@@ -22,7 +22,7 @@ from model.backbones.grounded_sam import (
 )
 from model.backbones.sam import CHECKPOINTS, PUBLISHED, Box, load_sam
 from model.backbones.variant import DetectorSpec, SamSpec, load_variant
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 PHRASES = ["mug", "teddy bear", "dog"] * 3
 

@@ -17,7 +17,7 @@ from model.backbones.clip import WEIGHTS, load_clip
 from model.backbones.encoders import after_preparing, load_encoder
 from model.backbones.variant import ClipSpec, DinoSpec, Spec
 from model.backbones.vision import load_dino, load_siglip
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 # Small relatives of open_clip's families: convolutional, timm's (as its SigLIP, EVA and ConvNeXt are), CoCa.
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

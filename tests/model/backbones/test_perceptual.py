@@ -15,7 +15,7 @@ from torchvision.models import squeezenet1_1
 from model.backbones.hub import sha256
 from model.backbones.perceptual import Perceptual, load_perceptual
 from model.backbones.variant import LpipsSpec
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 
 @pytest.fixture(scope="module")

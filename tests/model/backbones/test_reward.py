@@ -30,7 +30,7 @@ from model.backbones.reward import (
     save_config,
 )
 from model.backbones.variant import Spec
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "mug", "on", "the", "beach", ","]
 PROMPTS = ["a red mug", "a blue mug on the beach", "", "a red mug", "mug, " * 40, "the beach", "a mug", "a", "a zebra"]

@@ -12,7 +12,7 @@ from open_clip import CLIP, get_model_config
 from model.backbones.diffusion import patterns
 from model.backbones.hub import identify, resolve
 from model.backbones.variant import ROOT, ClipSpec, Variant, load_variant
-from model.errors import ModelError
+from runtime.errors import ModelError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -1,10 +1,10 @@
 import pytest
 from pydantic import ValidationError
 
-from params import UserError
+from pipelines.photos.roots import Root
 from pipelines.sources import LAYOUTS, SourceParams, open_source
 from pipelines.sources.base import class_noun, csv_rows, is_hidden, named_frames, read_captions
-from pipelines.storage import Root
+from runtime.errors import UserError
 
 
 def test_a_repeated_stem_keeps_its_suffix_so_that_ids_stay_unique():

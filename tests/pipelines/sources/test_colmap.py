@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from pipelines.photos.roots import Root
 from pipelines.sources import colmap
 from pipelines.sources.base import Pose
 from pipelines.sources.colmap import CAMERA_MODELS, Camera, ColmapError, Image, Model
-from pipelines.storage import Root
 
 number = st.floats(-1e6, 1e6)
 names = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=12)

@@ -2,9 +2,9 @@ from collections import Counter
 
 import pytest
 
-from params import UserError
 from pipelines.sources import SourceParams, open_source
 from pipelines.sources.dreambench import parse_listing, prompt_group
+from runtime.errors import UserError
 
 CLASSES = "Classes\n\nsubject_name,class\ncat2,cat\nbear_plushie,stuffed animal\n\n"
 OBJECTS = "Prompts\n\nObject Prompts\n\nprompt_list = [\n'a {0} {1} in the snow'.format(unique_token, class_token),\n"

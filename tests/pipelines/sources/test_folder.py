@@ -1,7 +1,7 @@
 import pytest
 
-from params import UserError
 from pipelines.sources import open_source
+from runtime.errors import UserError
 
 
 def test_folders_become_subjects_with_class_masks_and_captions(put, params):

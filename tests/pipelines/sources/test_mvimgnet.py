@@ -7,9 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from params import UserError
+from pipelines.photos.decode import decode_image, decode_mask_image
+from pipelines.photos.roots import Root
 from pipelines.sources import SourceParams, open_source
-from pipelines.storage import Root, decode_image, decode_mask_image
+from runtime.errors import UserError
 
 CATEGORIES = "0,bag\r\n 17 , Mug \r\n\r\n2,wahser\r\n204,Toy duck\r\n"
 

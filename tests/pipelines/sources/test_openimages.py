@@ -5,10 +5,11 @@ from collections import Counter
 
 import pytest
 
-from params import UserError
+from pipelines.photos.decode import decode_mask_image
+from pipelines.photos.roots import Root
 from pipelines.sources import SourceParams, open_source
 from pipelines.sources.openimages_csv import Box, with_masks
-from pipelines.storage import Root, decode_mask_image
+from runtime.errors import UserError
 
 BOXES = (
     "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside\n"

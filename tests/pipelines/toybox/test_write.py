@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from params import UserError
 from pipelines.toybox import world
 from pipelines.toybox.layouts import prompts
-from pipelines.toybox.write import ToyboxParams, is_complete, write_world
+from pipelines.toybox.stage import ToyboxParams, is_complete, write_world
+from runtime.errors import UserError
 
 
 def small(**changes: object) -> ToyboxParams:

@@ -3,8 +3,8 @@ import json
 import torch
 from torch import Tensor, nn
 
-from train.toybox import cards, loop
-from train.toybox.muon import Muon, orthogonalised
+from train.toybox.loop import cards, loop
+from train.toybox.loop.muon import Muon, orthogonalised
 
 STEPS = 12
 

@@ -10,10 +10,12 @@ from transformers import CLIPTokenizer
 
 from pipelines.toybox import world
 from pipelines.toybox.render import render
-from train.toybox import check, clip, data, dino, judge, paint, reward, tokens
-from train.toybox.attention import plain_attention
-from train.toybox.augment import degrade, on_white
-from train.toybox.boxes import boxes_of, iou, jitter
+from train.toybox import check
+from train.toybox.lessons import data, tokens
+from train.toybox.lessons.augment import degrade, on_white
+from train.toybox.lessons.boxes import boxes_of, iou, jitter
+from train.toybox.loop.attention import plain_attention
+from train.toybox.models import clip, dino, judge, paint, reward
 
 
 def test_stock_clip_tokenizer_reads_every_word_as_one_token(tmp_path):

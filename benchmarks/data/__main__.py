@@ -1,0 +1,5 @@
+"""`python -m benchmarks.data`: `customcontrast bench data`."""
+
+from runtime.cli import run
+
+run("bench", "data")

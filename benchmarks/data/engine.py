@@ -1,0 +1,140 @@
+"""Parts that measure the shard engine on real Ray: what a shard costs, and what a second worker brings."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data import photos
+from benchmarks.data.setting import Setting
+from benchmarks.measure import Line
+from pipelines import tables
+from pipelines.curate.stage import CurateWorker, SubjectItem, unpack
+from pipelines.engine import cluster, driver
+from pipelines.engine.actors import Worker
+from pipelines.engine.items import Item
+from pipelines.engine.shards import Rows
+from pipelines.sources import Subject
+from runtime.params import RunParams
+
+ITEMS = 4  # in a shard of the engine's part: enough for rows to have an order
+
+
+class IdleWorker:
+    """Does nothing but give each item a row."""
+
+    def compute(self, payloads: Sequence[str]) -> list[Rows]:
+        return [{"rejects": [tables.reject(payload, "bench", "empty")]} for payload in payloads]
+
+
+class TimedWorker:
+    """The curate stage's worker, noting when it began and ended each subject."""
+
+    def __init__(self, make: Callable[[], CurateWorker], trace: Path) -> None:
+        self.worker, self.trace = make(), trace
+
+    def compute(self, payloads: Sequence[Any]) -> list[Rows]:
+        results = []
+        with (self.trace / str(os.getpid())).open("a") as stream:
+            for payload in payloads:
+                photos = len(unpack(payload).photos)
+                began = time.monotonic()
+                results += self.worker.compute([payload])
+                print(began, time.monotonic(), photos, file=stream)
+        return results
+
+
+def run(work: Path, settings: RunParams, worker: Callable[[], Worker], items: Any, mean: int) -> driver.Summary:
+    """Run a stage over `items` from nothing."""
+    shutil.rmtree(work, ignore_errors=True)
+    return driver.run_stage(
+        "bench",
+        items,
+        worker,
+        identity="bench",
+        kept="frames",
+        others=[],
+        out=work / "out",
+        run=settings.model_copy(update={"work": str(work / "shards"), "device": "cpu"}),
+        shard_items=mean,
+    )
+
+
+def engine(setting: Setting) -> Iterator[Line]:
+    """Seconds a shard takes beside its work: written, synced, renamed, handed out and joined."""
+    work, count = setting.sizes.work / "engine", setting.sizes.shards
+    one = setting.run.model_copy(update={"workers": 1})
+    started = cluster.connect(one)
+    try:
+        costs = []
+        for _ in range(setting.sizes.repeats):
+            small, large = (run(work, one, IdleWorker, idle_items(n), ITEMS) for n in (ITEMS, count * ITEMS))
+            costs.append((large.seconds - small.seconds) / (large.shards - small.shards))
+    finally:
+        leave(started)
+    goal = 0.05  # half a percent of the ten seconds that a shard of curate takes
+    yield Line("engine, seconds a shard", statistics.median(costs), goal, most=True, detail=f"{large.shards} shards")
+
+
+def idle_items(count: int) -> Iterator[Item]:
+    for number in range(count):
+        name = f"bench/{number:07d}"
+        yield Item(name, "", (f"{name}/0",), f"{name}/0")
+
+
+def workers(setting: Setting) -> Iterator[Line]:
+    """Photos a second of two workers over one, while all of them work."""
+    source, work = photos.source(setting), setting.sizes.work / "workers"
+    items = subject_items(photos.subjects(source, setting.sizes.photos))
+    two = setting.run.model_copy(update={"workers": 2, "threads": 1})
+    started = cluster.connect(two)
+    try:
+        turns: list[tuple[float, float]] = []
+        for _ in range(setting.sizes.repeats):
+            rates = []
+            for count in (1, 2):
+                trace = setting.sizes.work / "trace"
+                shutil.rmtree(trace, ignore_errors=True)
+                trace.mkdir(parents=True)
+                worker = partial(TimedWorker, partial(CurateWorker, setting.curate, [source], "cpu"), trace)
+                run(work, two.model_copy(update={"workers": count}), worker, items, 1)
+                rates.append(busy_rate([file.read_text() for file in sorted(trace.iterdir())]))
+            turns.append((rates[0], rates[1]))
+    finally:
+        leave(started)
+    one, both = (statistics.median(column) for column in zip(*turns, strict=True))
+    detail = f"{both:.0f} and {one:.0f} photos/s, {os.cpu_count()} cores"
+    yield Line("two workers over one", statistics.median(b / a for a, b in turns), 1.7, detail=detail)
+
+
+def subject_items(some: Sequence[Subject]) -> list[Item]:
+    """Return the curate stage's items of subjects."""
+    return [SubjectItem.of("", s) for s in some]
+
+
+def busy_rate(traces: Sequence[str]) -> float:
+    """Return photos a second between the first work of the last worker to begin and the last of the first to end.
+
+    Each line of a trace is a subject: when it was begun and ended, and how many photos it has.
+    """
+    spans = [[tuple(map(float, line.split())) for line in trace.splitlines()] for trace in traces]
+    begin, end = max(trace[0][0] for trace in spans), min(trace[-1][1] for trace in spans)
+    inside = 0.0
+    for trace in spans:
+        for began, ended, count in trace:
+            inside += count * max(0.0, min(ended, end) - max(began, begin)) / max(ended - began, 1e-9)
+    return inside / max(end - begin, 1e-9)
+
+
+def leave(started: bool) -> None:
+    """Leave Ray where it was started here."""
+    if started:
+        import ray
+
+        ray.shutdown()

@@ -1,0 +1,114 @@
+"""Parts that compare a stage's worker with the work it cannot do without, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks import forwards
+from benchmarks.data import photos
+from benchmarks.data.setting import Setting
+from benchmarks.measure import Line, ratio
+from model.backbones.variant import load_variant
+from pipelines.curate.stage import CurateWorker, pack
+from pipelines.engine.actors import Worker
+from pipelines.mask.stage import MaskWorker
+from pipelines.photos.decode import decode_image
+from pipelines.photos.roots import Roots, SourceParams
+from pipelines.similarity.tiles import groups, tiles
+from pipelines.similarity.stage import SimilarityWorker
+
+
+def decode(setting: Setting) -> Iterator[Line]:
+    """The curate stage's worker over reading and decoding the same files."""
+    source = photos.source(setting)
+    chosen = photos.subjects(source, setting.sizes.photos)
+    worker, roots = CurateWorker(setting.curate, [source], "cpu"), Roots([source])
+    payloads = [pack(subject) for subject in chosen]
+    paths = [photo.path for subject in chosen for photo in subject.photos if photo.reject is None]
+
+    def bare() -> None:
+        for path in paths:
+            decode_image(roots[source.name].read(path), setting.curate.max_pixels)
+
+    repeats = setting.sizes.repeats
+    yield ratio("decode+filter over decode", lambda: worker.compute(payloads), bare, len(paths), "photo", 0.8, repeats)
+
+
+def mask(setting: Setting) -> Iterator[Line]:
+    """The mask stage's worker, cutting out all photos, over the forward passes it makes."""
+    source, frames = at_resolution(setting)
+    params = setting.mask.model_copy(update={"method": "grounded_sam"})
+    run = setting.run
+    worker = MaskWorker(params, setting.variant, [source], run.torch_device(), run.decoders)
+    yield over_forwards("mask over forward", worker, frames, params.shard_subjects, setting)
+
+
+def embed(setting: Setting) -> Iterator[Line]:
+    """The similarity stage's worker over the forward passes it makes."""
+    source, frames = at_resolution(setting)
+    params = setting.mask.model_copy(update={"method": "annotated", "compare": 0.0})
+    masks = MaskWorker(params, setting.variant, [source], "cpu").compute(frames)
+    segmented = [
+        [{**frame, "extra": row} for frame, row in zip(rows, made["masks"], strict=True)]
+        for rows, made in zip(frames, masks, strict=True)
+    ]
+    run = setting.run
+    worker = SimilarityWorker(setting.similarity, setting.variant, [source], run.torch_device(), run.decoders)
+    yield over_forwards("embed over forward", worker, segmented, setting.similarity.shard_subjects, setting)
+
+
+def at_resolution(setting: Setting) -> tuple[SourceParams, list[list[dict[str, Any]]]]:
+    """Return photos of the size that the variant's models were made for, and their frame rows by subject."""
+    side = load_variant(setting.variant).resolution
+    source = photos.drawn(setting.sizes.work, setting.sizes.model_photos, (side, side))
+    rows = CurateWorker(setting.curate, [source], "cpu").compute(
+        [pack(subject) for subject in photos.subjects(source, setting.sizes.model_photos)]
+    )
+    return source, [made["frames"] for made in rows if made["frames"]]
+
+
+def over_forwards(
+    name: str, worker: Worker, payloads: Sequence[list[dict[str, Any]]], shard: int, setting: Setting
+) -> Line:
+    """Return the rate of a worker, given shards as the engine gives them, over its forward passes alone."""
+
+    def work() -> None:
+        for start in range(0, len(payloads), shard):
+            worker.compute(payloads[start : start + shard])
+
+    work()  # loads the models
+    calls = forwards.record(work)
+    count = sum(map(len, payloads))
+    return ratio(name, work, lambda: forwards.replay(calls), count, "photo", 0.85, setting.sizes.repeats)
+
+
+def tile(setting: Setting) -> Iterator[Line]:
+    """The rows of the similarity table over torch.mm of the same blocks."""
+    sizes, params = setting.sizes, setting.similarity
+    ids, vectors = similar_subjects(sizes.subjects, sizes.width)
+    tensors = torch.from_numpy(vectors)
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for grouping in range(params.groupings):
+        for members in groups(len(ids), params.group_size, params.seed + grouping):
+            blocks = [tensors[members[i : i + params.tile]] for i in range(0, len(members), params.tile)]
+            pairs += [(rows, columns) for rows in blocks for columns in blocks]
+
+    def ours() -> None:
+        for _ in tiles(ids, vectors, params):
+            pass
+
+    def bare() -> None:
+        for rows, columns in pairs:
+            torch.mm(rows, columns.T)
+
+    yield ratio("tile over torch.mm", ours, bare, len(pairs), "tile", 0.8, sizes.repeats)
+
+
+def similar_subjects(count: int, width: int) -> tuple[list[str], Any]:
+    """Return ids and unit vectors [count, width] that are all a little alike, as those of an encoder."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(count, width, generator=generator) + 0.5, dim=1)
+    return [f"bench/{number:07d}" for number in range(count)], vectors.numpy()

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.eval`: `customcontrast bench eval`."""
+
+from runtime.cli import run
+
+run("bench", "eval")

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.model`: `customcontrast bench model`."""
+
+from runtime.cli import run
+
+run("bench", "model")

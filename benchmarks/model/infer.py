@@ -1,0 +1,119 @@
+"""Sampling with guidance: our pipeline, diffusers' IP-Adapter-plus and the stock pipeline on one set of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import Line, cost, turns
+from benchmarks.model.setting import Setting, build_adapter, hidden_states, ip_adapter_plus, latent_side, twin
+from model.dry.build import build_diffusion, frozen
+from model.dry.memory import GB, MB, free_bytes, imagined, peak_bytes, weight_bytes
+from model.dry.shapes import Shapes
+from model.pipeline.pipeline import build_pipeline
+
+TERA = 1e12
+PROMPT, NOUN = "a red mug on a table in the snow", "mug"
+
+
+def infer(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
+    """Operations and time of a sampling step, S+ of all steps and captions included, decoding left out; peak memory."""
+    ways = (("ours", ""), ("shared", f", text_every {setting.text_every}"))
+    counted = operations(shapes, setting)
+    for key, how in ways:
+        for other in ("ip-adapter", "stock"):
+            detail = f"{counted[key] / TERA:.4g} of {counted[other] / TERA:.4g} TFLOP/step"
+            yield Line(f"{name} FLOP over {other}{how}", counted[key] / counted[other], most=True, detail=detail)
+    needed, free = needed_bytes(shapes, setting), free_bytes(setting.device)
+    if needed > free:
+        yield too_large(name, needed, free)
+        return
+    works = {key: setting.waited(work) for key, work in samplers(shapes, setting).items()}
+    peaks = {key: peak_bytes(work, setting.device) for key, work in works.items()}
+    times = dict(zip(works, zip(*turns(list(works.values()), setting.repeats), strict=True), strict=True))
+    for key, how in ways:
+        yield cost(f"{name} over ip-adapter{how}", times[key], times["ip-adapter"], setting.steps, "step", 1.10)
+        yield cost(f"{name} over stock{how}", times[key], times["stock"], setting.steps, "step", 1.20)
+    for key in ("ip-adapter", "stock"):
+        detail = f"peak {peaks['ours'] / MB:.1f} of {peaks[key] / MB:.1f} MB beside the weights"
+        yield Line(f"{name} memory over {key}", peaks["ours"] / peaks[key], most=True, detail=detail)
+
+
+def operations(shapes: Shapes, setting: Setting) -> dict[str, float]:
+    """Floating point operations of a sampling step, of each way to sample; the mean over `text_every` steps.
+
+    Those of matrix products, convolutions and attention, on tensors without values: what the times would be if every
+    operation took as long. Keeping location maps is left out, as timesteps have no values either.
+    """
+    found = {}
+    brief = replace(setting, steps=setting.text_every, device=torch.device("cpu"))
+    with imagined(), torch.no_grad():
+        for key, work in samplers(shapes, brief).items():
+            with FlopCounterMode(display=False) as counted:
+                work()
+            found[key] = counted.get_total_flops() / brief.steps
+    return found
+
+
+def samplers(shapes: Shapes, setting: Setting) -> dict[str, Callable[[], Any]]:
+    """The ways to draw the same number of latents: ours, ours with shared S+, and the two others."""
+    diffusion = build_diffusion(shapes, setting.dtype, setting.device)
+    ours = build_pipeline(diffusion, frozen(build_adapter(shapes, diffusion)))
+    bare, plus = ours.to_stock(), ours.to_stock()
+    bare.register_modules(unet=twin(diffusion.unet))
+    plus.register_modules(unet=frozen(ip_adapter_plus(shapes, diffusion.unet)[0]))
+    for pipeline in (ours, bare, plus):
+        pipeline.set_progress_bar_config(disable=True)
+    features = hidden_states(shapes, setting, 1)
+    # Without image and with it, [2, images, N, d]: what diffusers takes in place of photos.
+    embeds = torch.stack([torch.zeros_like(features[:, -1]), features[:, -1]])
+    side = setting.side(shapes)
+    common: dict[str, Any] = {
+        "height": side,
+        "width": side,
+        "num_inference_steps": setting.steps,
+        "guidance_scale": 7.5,
+        "num_images_per_prompt": setting.batch,
+        "output_type": "latent",
+    }
+    return {
+        "ours": lambda: ours(PROMPT, features, NOUN, **common),
+        "shared": lambda: ours(PROMPT, features, NOUN, text_every=setting.text_every, **common),
+        "ip-adapter": lambda: plus(PROMPT, ip_adapter_image_embeds=[embeds], **common),
+        "stock": lambda: bare(PROMPT, **common),
+    }
+
+
+def needed_bytes(shapes: Shapes, setting: Setting) -> int:
+    """About what `samplers` hold: all weights, and the bare UNet's call with guidance twice, for what is put on it."""
+    cpu = torch.device("cpu")
+    with imagined(), torch.no_grad():
+        diffusion = build_diffusion(shapes, setting.dtype, cpu)
+        unet: Any = diffusion.unet
+        trained = ip_adapter_plus(shapes, unet)[1]
+        adapter = build_adapter(shapes, diffusion)
+        modules: list[Any] = [diffusion.vae, unet, *diffusion.text_encoders, adapter]
+        weights = weight_bytes(trained) + sum(weight_bytes(module.parameters()) for module in modules)
+        rows, side = 2 * setting.batch, latent_side(shapes, setting)
+        latents = torch.zeros(rows, unet.config.in_channels, side, side, dtype=setting.dtype)
+        text = torch.zeros(rows, shapes.texts[0]["max_position_embeddings"], unet.config.cross_attention_dim)
+        added = None
+        if len(shapes.texts) > 1:
+            pooled = torch.zeros(rows, shapes.texts[-1]["projection_dim"], dtype=setting.dtype)
+            added = {"text_embeds": pooled, "time_ids": torch.zeros(rows, 6)}
+        call = twin(unet)
+        peak = peak_bytes(lambda: call(latents, 0, text.to(setting.dtype), added_cond_kwargs=added), cpu)
+    return weights + 2 * peak
+
+
+def too_large(name: str, needed: int, free: int) -> Line:
+    """The line of a part that is left out."""
+    detail = (
+        f"GB are needed and {free / GB:.1f} are free, so it was not measured;"
+        " use a larger machine, a smaller --size or --dtype bf16"
+    )
+    return Line(f"{name} does not fit", needed / GB, detail=detail)

@@ -1,0 +1,289 @@
+"""A training step: ours from cached latents and features, IP-Adapter-plus's as published, and the bare UNet's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import Line, cost, turns
+from benchmarks.model.infer import NOUN, PROMPT, TERA, too_large
+from benchmarks.model.setting import (
+    Checkpointing,
+    Setting,
+    build_adapter,
+    build_vision,
+    hidden_states,
+    ip_adapter_plus,
+    latent_side,
+    twin,
+)
+from model import losses
+from model.backbones.diffusion import Diffusion
+from model.dry.build import build_diffusion
+from model.dry.memory import GB, MB, LiveTensors, free_bytes, imagined, peak_bytes, saved_bytes, weight_bytes
+from model.dry.shapes import Shapes
+from model.methods.customcontrast.training import training_losses
+from model.objective import ObjectiveConfig, TrainingBatch
+from model.prompt import TextCondition, checkpoint_text, encode_captions
+from model.unet import added_conditions, pixel_size
+
+CARD = 24.0
+"""GB of the graphics card a training step should fit on."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step in its parts."""
+
+    loss: Callable[[], Tensor]
+    modules: list[nn.Module]
+    """All that take part, the frozen ones too."""
+    optimizer: torch.optim.Optimizer | None
+    """None where nothing is trained."""
+
+    @classmethod
+    def of(cls, loss: Callable[[], Tensor], modules: list[Any]) -> Step:
+        """The step that lowers `loss` with AdamW, as both trainers do."""
+        trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+        return cls(loss, modules, torch.optim.AdamW(trained, lr=3e-5, weight_decay=1e-2) if trained else None)
+
+    def both_ways(self) -> None:
+        """Forward and backward; gradients are added to what is there."""
+        self.loss().backward()
+
+    def __call__(self) -> None:
+        """One update of the weights."""
+        self.both_ways()
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+Maker = Callable[[Shapes, Setting, Diffusion], Step]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Bytes of a step, found on imagined tensors."""
+
+    frozen: int
+    trained: int
+    """Weights and AdamW's state: two float32 moments, and in half precision a float32 copy."""
+    moving: int
+    """Most bytes of activations and gradients at once."""
+    saved: int
+    """Saved for backward."""
+
+    @classmethod
+    def of(cls, make: Maker, shapes: Shapes, setting: Setting) -> Weight:
+        """The weight of the step that `make` builds."""
+        cpu = torch.device("cpu")
+        setting = replace(setting, device=cpu, compile=False)  # what is imagined cannot be compiled
+        with imagined():
+            step = make(shapes, setting, build_diffusion(shapes, setting.dtype, cpu))
+            found: list[Tensor] = []
+            with LiveTensors() as live:
+                saved = saved_bytes(lambda: found.append(step.loss()), step.modules)
+                found.pop().backward()
+        parameters = [p for module in step.modules for p in module.parameters()]
+        state = 8 if setting.dtype == torch.float32 else 12
+        trained = sum(p.numel() * (p.element_size() + state) for p in parameters if p.requires_grad)
+        return cls(weight_bytes(p for p in parameters if not p.requires_grad), trained, live.peak, saved)
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.frozen + self.trained + self.moving
+
+
+def train(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
+    """Operations, time and memory of a training step, what the options bring, and what a step takes on a 24 GB card."""
+    own, *others = (operations(make, shapes, setting) for make in (our_step, plus_step, bare_step))
+    for other, what in zip(others, ("ip-adapter", "bare UNet"), strict=True):
+        detail = f"{own / TERA:.4g} of {other / TERA:.4g} TFLOP/step"
+        yield Line(f"{name} FLOP over {what}", own / other, most=True, detail=detail)
+    ours, plus = (Weight.of(make, shapes, setting) for make in (our_step, plus_step))
+    # What our step has frozen, the other has too.
+    needed = plus.frozen + ours.trained + plus.trained + max(ours.moving, plus.moving)
+    if needed > (free := free_bytes(setting.device)):
+        yield too_large(name, needed, free)
+    else:
+        yield from compare(name, shapes, replace(setting, compile=False))  # as the others are
+    if setting.device.type != "cuda" or needed > free:
+        yield memory(f"{name} memory over ip-adapter", ours.saved, plus.saved, "saved for backward", 1.15)
+        yield memory(f"{name} peak over ip-adapter", ours.moving, plus.moving, "beside the weights")
+    yield from effects(name, shapes, setting)
+    yield from card(name, shapes, setting)
+
+
+def operations(make: Maker, shapes: Shapes, setting: Setting) -> int:
+    """Floating point operations of forward and backward, what is computed again counted again: those of matrix
+    products, convolutions and attention, on tensors without values."""
+    setting = replace(setting, device=torch.device("cpu"), compile=False)
+    with imagined():
+        step = make(shapes, setting, build_diffusion(shapes, setting.dtype, setting.device))
+        with FlopCounterMode(display=False) as counted:
+            step.both_ways()
+    return counted.get_total_flops()
+
+
+def compare(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
+    """Our step beside the two others, on the same frozen weights."""
+    diffusion = build_diffusion(shapes, setting.dtype, setting.device)
+    ours, plus, bare = (make(shapes, setting, diffusion) for make in (our_step, plus_step, bare_step))
+    steps = [setting.waited(step) for step in (ours, plus, bare)]
+    mine, theirs, least = zip(*turns(steps, setting.repeats), strict=True)
+    yield cost(f"{name} over ip-adapter", mine, theirs, 1, "step", 1.0)
+    yield cost(f"{name} over bare UNet", mine, least, 1, "step", 1.5)
+    if setting.device.type == "cuda":
+        own, other = (activation_bytes(step, setting) for step in (ours, plus))
+        yield memory(f"{name} memory over ip-adapter", own, other, "at the peak", 1.15)
+
+
+def activation_bytes(step: Step, setting: Setting) -> int:
+    """Peak of forward and backward over weights and gradients, as the device reports it."""
+    step.both_ways()  # so that the gradients are there before
+    return peak_bytes(step.both_ways, setting.device)
+
+
+def memory(name: str, own: int, other: int, what: str, goal: float | None = None) -> Line:
+    """The line of our bytes over others'."""
+    return Line(name, own / other, goal, most=True, detail=f"{own / MB:.1f} of {other / MB:.1f} MB {what}")
+
+
+def effects(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
+    """Our step over the same without what is asked: gradient checkpointing, torch.compile, half precision.
+
+    What torch.compile saves in memory is not told, for the bytes are counted on tensors that it cannot see.
+    """
+    others = {}
+    if (ours := setting.gradient_checkpointing) != "text":
+        others[f"checkpointing {ours}"] = replace(setting, gradient_checkpointing="text")
+    if setting.compile:
+        others["compile"] = replace(setting, compile=False)
+    if setting.dtype != torch.float32:
+        others[str(setting.dtype).removeprefix("torch.")] = replace(setting, dtype=torch.float32)
+    for what, other in others.items():
+        both = (setting, other)
+        own, plain = (Weight.of(our_step, shapes, s) for s in both)
+        if own.total + plain.total > (free := free_bytes(setting.device)):
+            yield too_large(f"{name} {what}", own.total + plain.total, free)
+        else:
+            pair = [our_step(shapes, s, build_diffusion(shapes, s.dtype, s.device)) for s in both]
+            with_it, without = zip(*turns([setting.waited(step) for step in pair], setting.repeats), strict=True)
+            yield cost(f"{name} {what} time", with_it, without, 1, "step")
+        if what != "compile":
+            yield memory(f"{name} {what} memory", own.total, plain.total, "with weights and AdamW's state")
+
+
+def card(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
+    """GB of a step in bfloat16 with one sample, up to 512 px, on imagined tensors, with and without checkpointing."""
+    side = min(512, shapes.size)
+    small = replace(setting, size=side, batch=1, dtype=torch.bfloat16)
+    modes: tuple[tuple[Checkpointing, str], ...] = (("text", ""), ("all", ", checkpointed"))
+    for checkpointing, word in modes:
+        weight = Weight.of(our_step, shapes, replace(small, gradient_checkpointing=checkpointing))
+        parts = f"frozen {weight.frozen / GB:.2f}, trained with AdamW's state {weight.trained / GB:.2f}"
+        detail = f"GB: {parts}, activations and gradients {weight.moving / GB:.2f}; bf16, batch 1"
+        yield Line(f"{name} GB, {side} px{word}", weight.total / GB, CARD, most=True, detail=detail)
+
+
+def our_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
+    """A step with all four losses on, from cached latents and hidden states."""
+    unet: Any = diffusion.unet
+    adapter = build_adapter(shapes, diffusion)
+    if setting.gradient_checkpointing != "none":
+        checkpoint_text(diffusion.text_encoders)
+    if setting.gradient_checkpointing == "all":
+        unet.enable_gradient_checkpointing()
+    if setting.compile:
+        unet.compile()
+    rows, device, side = setting.batch, setting.device, latent_side(shapes, setting)
+    masks = torch.zeros(rows, side, side, device=device)
+    masks[:, side // 4 : side // 2, side // 4 : side // 2] = 1
+    kept = torch.zeros(rows, dtype=torch.bool, device=device)
+    batch = TrainingBatch(
+        latents=torch.randn(rows, unet.config.in_channels, side, side, device=device),
+        subject_masks=masks,
+        captions=[PROMPT] * rows,
+        class_nouns=[NOUN] * rows,
+        reference=hidden_states(shapes, setting, rows),
+        positive=hidden_states(shapes, setting, rows),
+        similarity=torch.full((rows, rows), 0.5, device=device),
+        subjects=torch.arange(rows, device=device),
+        timesteps=torch.full((rows,), 500, device=device),
+        noise=torch.randn(rows, unet.config.in_channels, side, side, device=device),
+        drop_image=kept,
+        drop_text=kept,
+        positive_timesteps=torch.full((rows,), 300, device=device),
+    )
+    objective = ObjectiveConfig()
+
+    def loss() -> Tensor:
+        return training_losses(batch, adapter, adapter.config, diffusion, objective)["total"]
+
+    return Step.of(loss, [unet, *diffusion.text_encoders, adapter])
+
+
+def plus_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
+    """The step of IP-Adapter-plus's own training script (tutorial_train_plus.py), which encodes its images itself."""
+    unet, _ = ip_adapter_plus(shapes, diffusion.unet)
+    if setting.gradient_checkpointing == "all":
+        unet.enable_gradient_checkpointing()
+    vision: Any = build_vision(shapes, setting.dtype, setting.device)
+    rows, vae = setting.batch, cast(Any, diffusion.vae)
+
+    def picture(side: int) -> Tensor:
+        return torch.randn(rows, 3, side, side, device=setting.device, dtype=setting.dtype)
+
+    images, photos = picture(setting.side(shapes)), picture(shapes.vision["image_size"])
+    timesteps = torch.full((rows,), 500, device=setting.device)
+
+    def loss() -> Tensor:
+        with torch.no_grad():
+            latents = vae.encode(images).latent_dist.sample() * vae.config.scaling_factor
+            features = vision(photos, output_hidden_states=True).hidden_states[-2]
+            text = encode_captions(diffusion.text_encoders, diffusion.tokenizers, [PROMPT] * rows)
+        embeds = {"image_embeds": [features[:, None]]}
+        return noise_loss(unet, diffusion, latents, torch.randn_like(latents), timesteps, text, embeds)
+
+    return Step.of(loss, [unet, *diffusion.text_encoders, vae, vision])
+
+
+def bare_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
+    """Forward and backward of the UNet alone. The gradient is that of the text states: as an adapter's, it goes back to
+    the first cross-attention."""
+    unet = twin(diffusion.unet)
+    if setting.gradient_checkpointing == "all":
+        unet.enable_gradient_checkpointing()
+    rows, side = setting.batch, latent_side(shapes, setting)
+    with torch.no_grad():
+        text = encode_captions(diffusion.text_encoders, diffusion.tokenizers, [PROMPT] * rows)
+    text = replace(text, hidden=text.hidden.requires_grad_())
+    size = (rows, unet.config.in_channels, side, side)
+    latents, noise = (torch.randn(size, device=setting.device, dtype=setting.dtype) for _ in range(2))
+    timesteps = torch.full((rows,), 500, device=setting.device)
+    return Step.of(lambda: noise_loss(unet, diffusion, latents, noise, timesteps, text, {}), [unet])
+
+
+def noise_loss(
+    unet: Any,
+    diffusion: Diffusion,
+    latents: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    text: TextCondition,
+    embeds: dict[str, Any],
+) -> Tensor:
+    """Mean squared error of the noise that a stock UNet predicts; `embeds` are conditions beside text and size."""
+    scheduler: Any = diffusion.scheduler
+    noisy = losses.noisy_latents(latents, noise, scheduler.alphas_cumprod, timesteps)
+    added = (added_conditions(unet, text, pixel_size(diffusion, noisy)) or {}) | embeds
+    prediction = unet(noisy, timesteps, text.hidden[:, 0], added_cond_kwargs=added).sample
+    return F.mse_loss(prediction.float(), noise.float())

@@ -1,0 +1,5 @@
+"""`python -m eval.generate`: the stage's command."""
+
+from runtime.cli import run
+
+run("generate")

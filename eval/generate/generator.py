@@ -1,0 +1,121 @@
+"""Images of a subject, by one method: the rows of the generations table."""
+
+from __future__ import annotations
+
+import gc
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from PIL import Image
+
+from eval.generate.methods import MethodInputs, Painter, find_method
+from eval.generate.params import GenerateParams
+from eval.protocol import protocol
+from eval.protocol.plan import Plan
+from pipelines.photos.roots import Roots, SourceParams
+from runtime.errors import UserError
+
+Picture = tuple[protocol.Job, ...]
+"""A picture to make, as it concerns each of the subjects in it."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The pictures that one method makes of a subject, or of a pair together."""
+
+    method: str
+    subjects: tuple[protocol.Subject, ...]
+    pictures: Sequence[Picture]
+
+    @property
+    def name(self) -> str:
+        """What names it among the work of a method."""
+        return "+".join(subject.subject_id for subject in self.subjects)
+
+
+class Generator:
+    """Computes the rows of a `Work`, pictures of the same references together."""
+
+    def __init__(self, params: GenerateParams, load: Callable[[str], Painter], side: int, roots: Roots) -> None:
+        """`load` gives a method's painter, of pictures `side` px wide; one is held at a time."""
+        self.params, self.load, self.side, self.roots = params, load, side, roots
+        self.held: tuple[str, Painter] | None = None
+
+    def __call__(self, work: Work) -> list[dict[str, Any]]:
+        names = [subject.class_name for subject in work.subjects]
+        rows: list[dict[str, Any]] = []
+        for _, members in groupby(sorted(work.pictures, key=by_references), key=by_references):
+            queue = list(members)
+            segments = [protocol.read_segment(self.roots, job.reference, self.params.margin) for job in queue[0]]
+            for start in range(0, len(queue), self.params.batch_size):
+                batch = queue[start : start + self.params.batch_size]
+                prompts, seeds = [jobs[0].prompt for jobs in batch], [jobs[0].seed for jobs in batch]
+                images = self.painter(work.method)(segments, names, prompts, seeds)
+                self.check(work.method, images, len(batch))
+                for jobs, image in zip(batch, images, strict=True):
+                    rows += rows_of(work, jobs, image)
+        return rows
+
+    def painter(self, method: str) -> Painter:
+        """Return the method's painter, in the place of the one before."""
+        if self.held is not None and self.held[0] != method:
+            self.held = None
+            gc.collect()  # a pipeline is full of cycles, and two would not fit a GPU that one fills
+        if self.held is None:
+            self.held = method, self.load(method)
+        return self.held[1]
+
+    def check(self, method: str, images: Sequence[Image.Image], count: int) -> None:
+        """Raise UserError where a method did not draw what it was asked for."""
+        odd = next((image.size for image in images if image.size != (self.side, self.side)), None)
+        if len(images) != count:
+            raise UserError(f"method {method} drew {len(images)} pictures for {count} prompts; return one for each")
+        if odd is not None:
+            raise UserError(
+                f"method {method} drew a picture of {odd[0]}x{odd[1]} px; the protocol's are {self.side}x{self.side}"
+            )
+
+
+def load_generator(inputs: MethodInputs, sources: Sequence[SourceParams]) -> Generator:
+    """Return the generator of the methods of `eval.methods` on a device."""
+    torch.set_num_threads(inputs.params.threads)
+    side = inputs.variant.resolution
+    return Generator(inputs.params, lambda name: find_method(name)(inputs), side, Roots(sources))
+
+
+def by_references(jobs: Picture) -> list[str]:
+    """Return what pictures are drawn together by."""
+    return [job.reference.frame_id for job in jobs]
+
+
+def rows_of(work: Work, jobs: Picture, picture: Image.Image) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the generations table of a picture, one for each subject in it."""
+    stream = io.BytesIO()
+    picture.convert("RGB").save(stream, "PNG")
+    for subject, job in zip(work.subjects, jobs, strict=True):
+        others = [other.subject_id for other in work.subjects if other is not subject]
+        yield {
+            "method": work.method,
+            "subject_id": subject.subject_id,
+            "class_name": subject.class_name,
+            "partner": others[0] if others else None,
+            "prompt_id": job.prompt_id,
+            "group": job.group,
+            "prompt": job.prompt,
+            "index": job.index,
+            "seed": job.seed,
+            "reference": job.reference.frame_id,
+            "image": stream.getvalue(),
+        }
+
+
+def works(plan: Plan, method: str, several: bool) -> Iterator[Work]:
+    """Yield what a method has to make, pairs where it can generate `several` subjects together."""
+    for subject, jobs in plan.singles:
+        yield Work(method, (subject,), [(job,) for job in jobs])
+    for pair, pictures in plan.pairs if several else ():
+        yield Work(method, pair, pictures)

@@ -1,0 +1,1 @@
+"""Looks inside the adapter: S+ over views, location masks over steps."""

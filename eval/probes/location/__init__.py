@@ -1,0 +1,14 @@
+"""Where attention sees the subject while it is sampled."""
+
+from runtime.stages import Stage
+
+STAGE = Stage(
+    name="location",
+    module="eval.probes.location.stage",
+    summary="location masks of a few images, step by step",
+    sections=("sources", "backbones", "generate", "location"),
+    reads=("curate/frames", "generate/generations", "mask/masks", "train/adapter"),
+    writes=("location_masks",),
+    options={"--adapter": {"metavar": "DIR", "help": "the adapter of the images (default: <data>/train/adapter)"}},
+    weights=("image_encoder", "diffusion"),
+)

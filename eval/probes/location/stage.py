@@ -1,0 +1,220 @@
+"""Stage: a few of the generated images, sampled once more -> where each step's attention saw the subject."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+
+from eval.generate.methods import MethodInputs, trained_weights
+from eval.generate.params import GenerateParams
+from eval.probes.location import STAGE
+from eval.protocol import protocol
+from eval.score import metrics
+from eval.tasks.resume import Task, run_tasks
+from model.adapter import Adapter
+from model.backbones.clip import load_clip
+from model.backbones.diffusion import load_diffusion
+from model.backbones.variant import Variant, load_variant
+from model.pipeline.pipeline import build_pipeline
+from pipelines import tables
+from pipelines.photos.roots import Roots, SourceParams
+from runtime.errors import UserError
+from runtime.files import write_json
+from runtime.params import Params, Section
+
+PLACE = ("subject_id", "group", "prompt_id", "index")
+"""What a picture of the model is known by."""
+DRAWN_WITH = ("steps", "guidance_scale", "strength", "location_masks", "margin", "dtype")
+"""Settings of the generate stage without which a picture would not come out as it was."""
+Drawn = tuple[str, dict[str, Any], protocol.Photo]
+"""class noun, row of the generations table without its image, reference."""
+
+
+class LocationParams(Section):
+    """How many maps are kept."""
+
+    pictures: int = Field(ge=0)  # drawn once more
+    steps: int = Field(ge=1)  # of those that recorded a map, at equal steps from the first to the last
+
+
+def maps_over_steps(call: Callable[..., Any]) -> dict[int, tuple[int, np.ndarray]]:
+    """Run a pipeline call of one picture and one subject and return its location maps.
+
+    Args:
+        call: takes `callback_on_step_end` and `callback_on_step_end_tensor_inputs`, as diffusers pipelines do; its
+            callback is given `location`, [images, S, h, w] in 0..1 or None (see `model.pipeline`).
+
+    Returns step -> (timestep, map [h, w] in 0..1), of the steps that recorded one. Steps before `location_start` record
+    none: nothing is drawn yet; the last one has no next step that would use its map.
+    """
+    found: dict[int, tuple[int, np.ndarray]] = {}
+    last: list[Any] = [None]
+
+    def keep(_: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
+        location = tensors["location"]
+        if location is not None and location is not last[0]:  # a step without a map of its own hands on the last one
+            found[step] = (timestep, location[0, 0].float().cpu().numpy())
+        last[0] = location
+        return {}
+
+    call(callback_on_step_end=keep, callback_on_step_end_tensor_inputs=("location",))
+    return found
+
+
+def equal_steps(steps: Sequence[int], count: int) -> list[int]:
+    """Return `count` of the steps, from the first to the last at equal distances; all where there are no more."""
+    if len(steps) <= count:
+        return list(steps)
+    if count == 1:
+        return [steps[-1]]
+    return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
+
+
+def chosen(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Return `count` rows of the generations table: subjects at equal steps of their order, groups in turn, the first
+    picture of each: none is picked for how it looks."""
+    leave_out = (protocol.RECONSTRUCTION, protocol.PAIR)
+    first = [row for row in rows if row["index"] == 0 and row["group"] not in leave_out]
+    subjects = list(dict.fromkeys(row["subject_id"] for row in first))
+    groups = sorted({row["group"] for row in first})
+    count = min(count, len(subjects))
+    result = []
+    for number in range(count):
+        own = [row for row in first if row["subject_id"] == subjects[number * len(subjects) // count]]
+        wanted = groups[number % len(groups)]
+        result.append(next((row for row in own if row["group"] == wanted), own[0]))
+    return result
+
+
+def tasks(rows: Sequence[dict[str, Any]], subjects: Sequence[protocol.Subject]) -> Iterator[Task]:
+    """Yield the task of each subject.
+
+    Raises:
+        UserError: a picture was made from a photo that has no usable mask any more.
+    """
+    photos = {photo.frame_id: photo for subject in subjects for photo in subject.photos if photo.quality == "ok"}
+    ordered = sorted(rows, key=lambda row: tables.path_order(row["subject_id"]))
+    for subject_id, group in groupby(ordered, key=lambda row: row["subject_id"]):
+        members = list(group)
+        gone = {row["reference"] for row in members} - set(photos)
+        if gone:
+            raise UserError(f"generations were made from '{min(gone)}', which has no usable mask; run generate again")
+        work = [(row["class_name"], row, photos[row["reference"]]) for row in members]
+        inputs = [
+            [*(row[name] for name in PLACE), row["prompt"], row["seed"], photo.fingerprint] for _, row, photo in work
+        ]
+        yield Task(subject_id, inputs, len(members), work)
+
+
+class MapRecorder:
+    """Computes the rows of one subject's pictures."""
+
+    def __init__(self, params: LocationParams, made_by: GenerateParams, pipeline: Any, side: int, roots: Roots) -> None:
+        self.params, self.made_by, self.pipeline, self.side, self.roots = params, made_by, pipeline, side, roots
+
+    def __call__(self, work: Sequence[Drawn]) -> list[dict[str, Any]]:
+        rows = []
+        for class_name, row, photo in work:
+            segment = protocol.read_segment(self.roots, photo, self.made_by.margin)
+            maps = maps_over_steps(partial(self.draw, segment, class_name, row["prompt"], row["seed"]))
+            for step in equal_steps(sorted(maps), self.params.steps):
+                timestep, values = maps[step]
+                rows.append(
+                    {
+                        **{name: row[name] for name in PLACE},
+                        "step": step,
+                        "timestep": timestep,
+                        "height": values.shape[0],
+                        "width": values.shape[1],
+                        "map": np.rint(values * 255).astype(np.uint8).tobytes(),
+                    }
+                )
+        return rows
+
+    def draw(self, segment: Image.Image, class_name: str, prompt: str, seed: int, **callbacks: Any) -> Any:
+        """Draw one picture as the generate stage did."""
+        return self.pipeline(
+            [prompt],
+            segment,
+            class_name,
+            height=self.side,
+            width=self.side,
+            num_inference_steps=self.made_by.steps,
+            guidance_scale=self.made_by.guidance_scale,
+            generator=[torch.Generator("cpu").manual_seed(seed)],
+            subject_strength=self.made_by.strength,
+            location_masks=True,
+            output_type="latent",
+            **callbacks,
+        )
+
+
+def load_recorder(
+    params: LocationParams,
+    made_by: GenerateParams,
+    variant: Variant,
+    adapter: Path,
+    sources: Sequence[SourceParams],
+    device: str,
+) -> MapRecorder:
+    """Return the recorder around the pipeline of the base model and the trained adapter."""
+    torch.set_num_threads(made_by.threads)
+    diffusion = load_diffusion(variant.diffusion, getattr(torch, made_by.dtype), device)
+    trained = Adapter.load(adapter, diffusion.name, diffusion.revision).to(device).eval()
+    pipeline = build_pipeline(diffusion, trained, load_clip(variant.image_encoder, device, batch_size=1))
+    pipeline.set_progress_bar_config(disable=True)
+    return MapRecorder(params, made_by, pipeline, variant.resolution, Roots(sources))
+
+
+def check_drawn_with(recorded: Mapping[str, Any], weights: Mapping[str, str], made_by: GenerateParams) -> None:
+    """Raise UserError where the pictures were drawn with other weights or settings: their maps would be others.
+
+    recorded: what `eval.generate` wrote to protocol.json. weights: what names the model's of now, by role.
+    """
+    made = recorded.get("methods", {}).get(metrics.MODEL, {})
+    differs = [role for role, name in weights.items() if made.get(role) != name]
+    differs += [
+        f"generate.{name}" for name in DRAWN_WITH if name in recorded and recorded[name] != getattr(made_by, name)
+    ]
+    if differs:
+        raise UserError(
+            f"the generations were drawn with another {' and '.join(differs)} than would be used now; run generate "
+            f"again, or name the adapter that it had with --adapter"
+        )
+
+
+def main(params: Params, adapter: str | None = None) -> None:
+    """Run the stage. `adapter`: folder of the adapter of the images, where it is not `<data>/train/adapter`."""
+    location, run = params.section("location", LocationParams), params.run
+    made_by = params.section("generate", GenerateParams)
+    variant, sources = load_variant(params.variant), params.section("sources", list[SourceParams])
+    data, out = params.data, params.data / STAGE.name
+    folder = Path(adapter) if adapter else data / "train" / "adapter"
+    weights = trained_weights(MethodInputs(made_by, variant, folder, run.torch_device()))
+    columns = [name for name in tables.spec("generations").columns if name != "image"]
+    made = tables.read(data / "generate", "generations", columns).to_pylist()
+    own = [row for row in made if row["method"] == metrics.MODEL]
+    rows = chosen(own, location.pictures if made_by.location_masks else 0)  # without, there were no such maps
+    if rows:
+        check_drawn_with(protocol.read_protocol(data / "generate" / "protocol.json"), weights, made_by)
+    tally = run_tasks(
+        STAGE.name,
+        "location_masks",
+        tasks(rows, protocol.held_out(data)),
+        len(rows),
+        identity=[location.steps, made_by.model_dump(), STAGE.code(), weights],
+        start=partial(load_recorder, location, made_by, variant, folder, sources, run.torch_device()),
+        out=out,
+        run=run,
+    )
+    maps = tables.count(out, "location_masks")
+    write_json(out / "metrics.json", {"pictures": tally.pictures, "maps": maps})
+    print(f"location: {maps} maps of {tally.pictures} pictures; {tally.seconds:.1f} s")

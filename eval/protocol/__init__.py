@@ -1,0 +1,1 @@
+"""What is evaluated: subjects, references, prompts, seeds, and the id of it all."""

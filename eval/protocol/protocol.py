@@ -1,0 +1,308 @@
+"""What is evaluated: held-out subjects, the photos shown to a method, the prompts, the seeds, and the id of it all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from eval.protocol import prompts as own_prompts
+from model.images.segment import on_white
+from pipelines import tables
+from pipelines.photos.decode import DecodeError, decode_image
+from pipelines.photos.roots import Roots
+from runtime.digest import digest
+from runtime.errors import UserError
+from runtime.params import Section
+
+RECONSTRUCTION = own_prompts.RECONSTRUCTION
+RECONSTRUCTION_ID = -1
+PAIR = own_prompts.PAIR
+"""Group of the pictures of two subjects, which no score of single subjects counts."""
+PAIR_ID = 10_000
+"""Where the prompt_ids of pairs begin."""
+
+
+class ProtocolParams(Section):
+    """Which pictures are made."""
+
+    # The photo shown: the first by id with a usable mask, or each of them in turn; leave_one_out: each in turn, and
+    # pictures made from it are not compared with it.
+    reference: Literal["first", "all", "leave_one_out"]
+    references: dict[str, str]  # subject_id: frame_id, a fixed list (Kosmos-G publishes one); goes before the rule
+    prompt_set: Literal["source", "groups"]  # the prompts table's, or those of eval/prompts.yaml
+    prompts: int | None = Field(ge=0)  # of each subject's, spread over the groups; null: all
+    images: int = Field(ge=1)  # per prompt and reference
+    reconstructions: int = Field(ge=1)  # per reference, of `a photo of a <class>`
+    reconstruction: str  # its prompt; {class} is the class noun
+    pairs: int = Field(ge=0)  # of held-out subjects, shown together
+    seed: int
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A kept photo of a subject, with the row of its mask where it has one (frame_id, height, width, rle, quality)."""
+
+    frame_id: str
+    source: str
+    path: str
+    sha256: str
+    mask: Mapping[str, Any] | None
+
+    @property
+    def quality(self) -> str | None:
+        """The mask's quality flag, None without a mask."""
+        return self.mask["quality"] if self.mask else None
+
+    @property
+    def fingerprint(self) -> list[str]:
+        """What changes when the photo or its mask does."""
+        rle = self.mask["rle"].hex() if self.mask else ""
+        return [self.frame_id, self.sha256, rle]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A held-out subject; photos sorted by frame_id."""
+
+    subject_id: str
+    class_name: str
+    photos: tuple[Photo, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make, as it concerns one of the subjects in it.
+
+    index: 0.. of the subject's pictures of one prompt, over references and repetitions.
+    """
+
+    prompt_id: int
+    group: str
+    prompt: str
+    index: int
+    seed: int
+    reference: Photo
+
+
+def held_out(data: Path, split: str = "test") -> list[Subject]:
+    """Return the subjects of split test (or another), in the order of the frames table.
+
+    Raises:
+        TableError: curate or mask has not run.
+        UserError: no source is of that split.
+    """
+    masks = {row["frame_id"]: row for row in tables.rows(data / "mask", "masks", _MASK_COLUMNS)}
+    photos: dict[tuple[str, str], list[Photo]] = {}
+    for row in tables.rows(data / "curate", "frames", _FRAME_COLUMNS):
+        if row["split"] == split:
+            photo = Photo(row["frame_id"], row["source"], row["path"], row["sha256"], masks.get(row["frame_id"]))
+            photos.setdefault((row["subject_id"], row["class_name"]), []).append(photo)
+    if not photos:
+        raise UserError(
+            f"{data / 'curate' / 'frames'} holds no photo of split {split}; "
+            f"add a source with split: {split} to params.yaml"
+        )
+    return [Subject(subject_id, class_name, tuple(members)) for (subject_id, class_name), members in photos.items()]
+
+
+_FRAME_COLUMNS = ["frame_id", "subject_id", "source", "class_name", "split", "path", "sha256"]
+_MASK_COLUMNS = ["frame_id", "height", "width", "rle", "quality"]
+
+
+def read_protocol(file: Path) -> dict[str, Any]:
+    """Return what the generate stage recorded of its protocol.
+
+    Raises:
+        UserError: it is not there, or is none.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); run the generate stage again") from None
+    if missing := {"id", "protocol"} - found.keys():
+        raise UserError(f"{file} has no '{min(missing)}'; run the generate stage again")
+    return found
+
+
+def prompts_by_subject(data: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return, by subject_id, the rows of the prompts table, sorted by prompt_id."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in tables.rows(data / "curate", "prompts"):
+        found.setdefault(row["subject_id"], []).append(row)
+    return found
+
+
+def references(subject: Subject, params: ProtocolParams) -> list[Photo]:
+    """Return the photos shown to the model; none where no photo has a usable mask.
+
+    Raises:
+        UserError: the fixed list names a photo that is not there or has no usable mask.
+    """
+    usable = [photo for photo in subject.photos if photo.quality == "ok"]
+    wanted = params.references.get(subject.subject_id)
+    if wanted is not None:
+        named = [photo for photo in usable if photo.frame_id == wanted]
+        if not named:
+            raise UserError(
+                f"generate.protocol.references names '{wanted}' for {subject.subject_id}, which has no usable mask; "
+                f"choose one of {', '.join(photo.frame_id for photo in usable) or 'another subject'}"
+            )
+        return named
+    return usable[:1] if params.reference == "first" else usable
+
+
+def spread(prompts: Sequence[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
+    """Return `limit` of the prompts in their order: the groups take turns, and each is sampled evenly."""
+    if limit is None or limit >= len(prompts):
+        return list(prompts)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in prompts:
+        groups.setdefault(row["group"], []).append(row)
+    shares = dict.fromkeys(groups, 0)
+    while sum(shares.values()) < limit:
+        for name, members in groups.items():
+            if shares[name] < len(members) and sum(shares.values()) < limit:
+                shares[name] += 1
+    chosen = [
+        members[i * len(members) // shares[name]] for name, members in groups.items() for i in range(shares[name])
+    ]
+    return sorted(chosen, key=lambda row: row["prompt_id"])
+
+
+def seed_of(seed: int, subject_id: str, prompt_id: int, index: int) -> int:
+    """Return the seed of a picture's starting noise, 0..2^32 - 1: the same whatever else is generated with it."""
+    text = f"{seed}/{subject_id}/{prompt_id}/{index}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def jobs(subject: Subject, prompts: Sequence[dict[str, Any]], params: ProtocolParams) -> list[Job]:
+    """Return the pictures to make of a subject alone: the reconstruction prompt first, then the chosen prompts.
+
+    prompts: the subject's rows of the prompts table, which `prompt_set: groups` takes the place of.
+    """
+    shown = references(subject, params)
+    asked = list(own_prompts.of_class(subject.class_name)) if params.prompt_set == "groups" else prompts
+    rebuild = {"prompt_id": RECONSTRUCTION_ID, "group": RECONSTRUCTION, "template": params.reconstruction}
+    result = []
+    for row in [rebuild, *spread(asked, params.prompts)]:
+        count = params.reconstructions if row is rebuild else params.images
+        for index in range(count * len(shown)):
+            seed = seed_of(params.seed, subject.subject_id, row["prompt_id"], index)
+            text = row["template"].replace("{class}", subject.class_name)
+            result.append(Job(row["prompt_id"], row["group"], text, index, seed, shown[index // count]))
+    return result
+
+
+Pair = tuple[Subject, Subject]
+
+
+def pairs(subjects: Sequence[Subject], params: ProtocolParams) -> list[Pair]:
+    """Return the pairs of subjects shown together: of different class nouns, or nobody could tell which is which.
+
+    The subjects that are in the fewest pairs come first, the rest is drawn by the seed; fewer pairs are the first ones
+    of more.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    able = [subject for subject in subjects if references(subject, params)] if params.pairs else []
+    left = [(a, b) for a, b in combinations(able, 2) if a.class_name != b.class_name]
+    if params.pairs > len(left):
+        raise UserError(
+            f"generate.protocol.pairs is {params.pairs}, and the held-out subjects with a usable mask form {len(left)} "
+            f"pairs of different class nouns; ask for at most so many"
+        )
+    uses = {subject.subject_id: 0 for subject in able}
+
+    def rank(pair: Pair) -> tuple[int, int, int]:
+        counts = [uses[subject.subject_id] for subject in pair]
+        return max(counts), sum(counts), seed_of(params.seed, pair_id(pair), 0, 0)
+
+    chosen = []
+    for _ in range(params.pairs):
+        best = min(left, key=rank)
+        left.remove(best)
+        chosen.append(best)
+        for subject in best:
+            uses[subject.subject_id] += 1
+    return chosen
+
+
+def pair_id(pair: Pair) -> str:
+    """Return what names a pair."""
+    return "+".join(subject.subject_id for subject in pair)
+
+
+def pair_jobs(chosen: Sequence[Pair], params: ProtocolParams) -> list[list[tuple[Job, Job]]]:
+    """Return the pictures to make of each pair, each as it concerns its two subjects: same prompt, same seed.
+
+    A subject is shown by its first reference. The n-th prompt of the k-th pair has the id PAIR_ID + 100 k + n, so that
+    an id is one text of a subject here too.
+    """
+    result = []
+    for k, pair in enumerate(chosen):
+        first, second = (references(subject, params)[0] for subject in pair)
+        pictures = []
+        for n, template in enumerate(own_prompts.of_pairs()):
+            text = template.format(a=pair[0].class_name, b=pair[1].class_name)
+            number = PAIR_ID + own_prompts.LIST_IDS * k + n
+            for index in range(params.images):
+                job = Job(number, PAIR, text, index, seed_of(params.seed, pair_id(pair), n, index), first)
+                pictures.append((job, replace(job, reference=second)))
+        result.append(pictures)
+    return result
+
+
+def protocol_id(subjects: Iterable[Subject], asked: Iterable[Job], rule: str, side: int) -> str:
+    """Return 16 hex digits that name the protocol: results with the same id may stand in one table.
+
+    In it are, of every held-out subject, its id, its class noun and the bytes of all its photos; of every picture its
+    group, prompt, seed and the photo shown; the reference rule, which says what a picture is compared with; the side of
+    the pictures, px. Not in it: the methods, their weights and sampler, and what measures the scores, which results
+    name beside it. The masks are left out too: they come from Grounded SAM, whose last digits differ by machine.
+
+    Args:
+        asked: of all pictures, those of pairs included; their order does not matter.
+        rule: ProtocolParams.reference.
+    """
+    photos = [
+        [subject.subject_id, subject.class_name, [[photo.frame_id, photo.sha256] for photo in subject.photos]]
+        for subject in sorted(subjects, key=lambda subject: subject.subject_id)
+    ]
+    pictures = sorted(
+        [job.reference.frame_id, job.prompt_id, job.group, job.prompt, job.index, job.seed] for job in asked
+    )
+    return digest(photos, pictures, rule, side)
+
+
+def read_photo(roots: Roots, photo: Photo) -> tuple[Image.Image, np.ndarray | None]:
+    """Return a photo [RGB] and its mask (bool [H, W]; None without one).
+
+    Raises:
+        UserError: the photo is gone or cannot be read.
+    """
+    try:
+        image = decode_image(roots[photo.source].read(photo.path))
+    except (FileNotFoundError, DecodeError) as error:
+        raise UserError(
+            f"photo '{photo.path}' of source {photo.source} cannot be read ({error}); put it back or run curate again"
+        ) from None
+    if photo.mask is None:
+        return image, None
+    return image, tables.decode_mask(photo.mask["rle"], photo.mask["height"], photo.mask["width"])
+
+
+def read_segment(roots: Roots, photo: Photo, margin: float) -> Image.Image:
+    """Return the subject of a photo alone on white; the photo must have a mask. `margin`: see `on_white`."""
+    image, mask = read_photo(roots, photo)
+    assert mask is not None
+    return on_white(image, mask, margin=margin)

@@ -1,0 +1,154 @@
+"""What all sections of the report share: its settings, where it reads, pictures and scores by their keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from eval.report.album import Album, present
+from eval.score.metrics import COPY, MODEL, PROMPT_ONLY, REAL, IntervalParams, Row, summaries
+from pipelines import tables
+from runtime.errors import UserError
+from runtime.params import Section
+
+STAGES = ("curate", "mask", "similarity", "encode", "train", "generate", "score", "views", "location")
+ORACLES = (PROMPT_ONLY, REAL, COPY)
+NAMES = {MODEL: "CustomContrast", PROMPT_ONLY: "prompt only", REAL: "oracle: real photos", COPY: "oracle: copied photo"}
+"""Methods as the page calls them; others are called as in the tables."""
+TITLES = {
+    "clip_t": "CLIP-T: prompt followed",
+    "reward": "ImageReward: prompt followed, and liked",
+    "clip_i": "CLIP-I: subject kept",
+    "dino_i": "DINO-I: subject kept",
+}
+"""The metrics that the page draws; the others stand in tables."""
+PICTURE = ("method", "subject_id", "group", "prompt_id", "index")
+READ_AT_ONCE = 64  # pictures of 512 px: 30 MB
+Key = tuple[Any, ...]
+"""The columns PICTURE of a picture."""
+
+
+class ReportParams(Section):
+    """How much the page shows; nothing of it changes a number."""
+
+    title: str
+    side: int = Field(ge=16)  # px; larger pictures are scaled down to it
+    subjects: int  # held-out subjects in the picture grid
+    pictures: int = Field(ge=1)  # generations of each of them
+    ranked_by: tuple[str, ...]  # metrics by which the best, the median and the worst of a group are chosen
+    picks: int = Field(ge=1)  # pictures of each of the three
+    side_by_side: int  # prompts that all methods are shown for
+    misses: int  # pictures in which the subject was not found
+    masks: int  # photos with their masks outlined, of each method
+    triplets: int
+    heat_map: int = Field(ge=1)  # subjects on a side of the similarity map
+    neighbours: int  # subjects shown with the most similar others
+    rejects: int  # examples of each reason
+
+
+class Missing(Exception):
+    """A stage has not run; its name is the message."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What sections read: the folder of the tables, the photos, the limits."""
+
+    data: Path
+    album: Album
+    params: ReportParams
+
+
+def need(data: Path, stage: str, table: str) -> Path:
+    """Return the stage's folder if it holds the table."""
+    if not present(data / stage, table):
+        raise Missing(stage)
+    return data / stage
+
+
+def read_json(file: Path, stage: str) -> dict[str, Any]:
+    """Return a JSON file that `stage` writes."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Missing(stage) from None
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}); run the {stage} stage again") from None
+
+
+def key_of(row: Row) -> Key:
+    """Return what a picture is known by, from a row of the tables generations, scores or segmentations."""
+    return tuple(row[name] for name in PICTURE)
+
+
+def made(data: Path) -> list[Row]:
+    """Return the rows of the generations table without the pictures themselves, in its order."""
+    folder = need(data, "generate", "generations")
+    columns = [name for name in tables.spec("generations").columns if name != "image"]
+    return tables.read(folder, "generations", columns).to_pylist()
+
+
+def images(data: Path, keys: Collection[Key]) -> dict[Key, bytes]:
+    """Return the PNGs of those pictures; few are held in memory at a time."""
+    wanted, found = set(keys), {}
+    for batch in tables.batches(data / "generate", "generations", [*PICTURE, "image"], READ_AT_ONCE):
+        places = zip(*(batch[name].to_pylist() for name in PICTURE), strict=True)
+        for number, key in enumerate(places):
+            if key in wanted:
+                found[key] = batch["image"][number].as_py()
+    return found
+
+
+def scores_by_picture(data: Path) -> dict[Key, dict[str, float | None]]:
+    """Return {metric: value} of each picture; none before the score stage."""
+    found: dict[Key, dict[str, float | None]] = {}
+    if present(data / "score", "scores"):
+        for row in tables.rows(data / "score", "scores"):
+            found.setdefault(key_of(row), {})[row["metric"]] = row["value"]
+    return found
+
+
+def missed(data: Path) -> dict[Key, float | None]:
+    """Return the score of the best detection (None without one) of each picture whose subject was not found."""
+    if not present(data / "score", "segmentations"):
+        return {}
+    columns = [*PICTURE, "segmented", "score"]
+    rows = tables.rows(data / "score", "segmentations", columns)
+    return {key_of(row): row["score"] for row in rows if not row["segmented"]}
+
+
+def scored(data: Path) -> dict[str, dict[str, Any]]:
+    """Return `metrics.summaries` of the tables of the score stage, with the intervals that stage was given."""
+    folder = need(data, "score", "scores")
+    segmentations = tables.read(folder, "segmentations", [*PICTURE, "segmented"]).to_pylist()
+    return summaries(tables.read(folder, "scores").to_pylist(), segmentations, intervals(folder))
+
+
+def intervals(folder: Path) -> IntervalParams:
+    """Return how the score stage that wrote `folder` draws its intervals."""
+    file = folder / "protocol.json"
+    found = read_json(file, "score").get("intervals")
+    if found is None:
+        raise UserError(f"{file} does not say how intervals are drawn (key 'intervals'); run the score stage again")
+    return IntervalParams.model_validate(found)
+
+
+def name_of(method: str) -> str:
+    """Return what the page calls a method."""
+    return NAMES.get(method, method)
+
+
+def equally_spaced(items: Iterable[Any], count: int) -> list[Any]:
+    """Return `count` of the items from the first to the last at equal steps; all where there are no more."""
+    members = list(items)
+    if len(members) <= count:
+        return members
+    if count < 2:
+        return members[:count]
+    return [members[place] for place in np.rint(np.linspace(0, len(members) - 1, count)).astype(int)]

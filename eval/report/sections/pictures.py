@@ -1,0 +1,216 @@
+"""Generated pictures: all as they came, the best and worst by score, methods side by side, subjects not found."""
+
+from __future__ import annotations
+
+import io
+from itertools import groupby
+from typing import Any
+
+from PIL import Image
+
+from eval.protocol.protocol import RECONSTRUCTION
+from eval.report.album import Album, Picture, inline, sample
+from eval.report.sections.base import (
+    TITLES,
+    Key,
+    Missing,
+    Sources,
+    equally_spaced,
+    images,
+    key_of,
+    made,
+    missed,
+    name_of,
+    need,
+    scores_by_picture,
+)
+from eval.score.metrics import MODEL, Row
+
+RANKS = ("best", "median", "worst")
+CORNER = 2  # of a picture's side, on a screen with two pixels a dot
+
+
+def gallery(sources: Sources) -> dict[str, Any]:
+    """Rows of pictures: reference, its segment, what the model made of each prompt, none of it picked."""
+    params = sources.params
+    rows = [row for row in made(sources.data) if row["method"] == MODEL]
+    if not rows:
+        raise Missing("generate")
+    every = [(subject, list(members)) for subject, members in groupby(rows, key=lambda row: row["subject_id"])]
+    shown = []
+    for subject_id, members in every[: params.subjects]:
+        first = sorted((row for row in members if row["index"] == 0), key=lambda row: row["prompt_id"])
+        shown.append((subject_id, first[: params.pictures]))
+    cards = _cards(sources, [row for _, members in shown for row in members])
+    photos = sources.album.photos({members[0]["reference"] for _, members in shown})
+    subjects = [
+        {
+            "id": subject_id,
+            "class_name": members[0]["class_name"],
+            "reference": sources.album.whole(photos.get(members[0]["reference"])),
+            "segment": sources.album.segment(photos.get(members[0]["reference"])),
+            "pictures": [cards[key_of(row)] for row in members],
+        }
+        for subject_id, members in shown
+    ]
+    return {"subjects": subjects, "total": len(every)}
+
+
+def picks(sources: Sources) -> dict[str, Any]:
+    """The best, the median and the worst pictures of each group of prompts, by each of the metrics `ranked_by`."""
+    need(sources.data, "score", "scores")
+    rows = {key_of(row): row for row in made(sources.data) if row["method"] == MODEL}
+    scores = scores_by_picture(sources.data)
+    groups = sorted({row["group"] for row in rows.values()}, key=lambda name: (name != RECONSTRUCTION, name))
+    chosen: list[tuple[str, list[tuple[str, list[tuple[str, list[Key]]]]]]] = []
+    for metric in sources.params.ranked_by:
+        by_group = []
+        for group in groups:
+            values = {
+                key: value
+                for key, row in rows.items()
+                if row["group"] == group and (value := scores.get(key, {}).get(metric)) is not None
+            }
+            if values:
+                by_group.append((group, best_median_worst(values, sources.params.picks)))
+        if by_group:
+            chosen.append((metric, by_group))
+    keys = {key for _, by_group in chosen for _, ranks in by_group for _, members in ranks for key in members}
+    cards = _cards(sources, [rows[key] for key in sorted(keys)])
+    segments = _segments(sources, [rows[key] for key in keys])
+    return {
+        "rankings": [
+            {
+                "metric": metric,
+                "title": TITLES.get(metric, metric),
+                "groups": [
+                    {
+                        "name": group,
+                        "ranks": [
+                            {
+                                "name": rank,
+                                "pictures": [
+                                    {
+                                        **cards[key],
+                                        "segment": segments.get(rows[key]["reference"]),
+                                        "class_name": rows[key]["class_name"],
+                                        "value": scores[key][metric],
+                                    }
+                                    for key in members
+                                ],
+                            }
+                            for rank, members in ranks
+                        ],
+                    }
+                    for group, ranks in by_group
+                ],
+            }
+            for metric, by_group in chosen
+        ]
+    }
+
+
+def best_median_worst(values: dict[Key, float], count: int) -> list[tuple[str, list[Key]]]:
+    """Return (rank, keys) of the `count` highest, those around the median, the `count` lowest; none is named twice.
+
+    Equal values are in the order of their keys. Of few pictures each rank has fewer.
+    """
+    order = sorted(values, key=lambda key: (-values[key], key))
+    count = min(count, max(len(order) // 3, 1))
+    middle = (len(order) - count) // 2
+    parts = (order[:count], order[middle : middle + count], order[len(order) - count :])
+    shown: set[Key] = set()
+    ranks = []
+    for rank, part in zip(RANKS, parts, strict=True):
+        new = [key for key in part if key not in shown]
+        shown.update(new)
+        if new:
+            ranks.append((rank, new))
+    return ranks
+
+
+def side_by_side(sources: Sources) -> dict[str, Any]:
+    """Pictures of all methods for some prompts, the first of each prompt; nothing where one method was run."""
+    rows = [row for row in made(sources.data) if row["index"] == 0 and row["group"] != RECONSTRUCTION]
+    methods = sorted({row["method"] for row in rows}, key=lambda name: (name != MODEL, name))
+    by_prompt: dict[Key, dict[str, Row]] = {}
+    for row in rows:
+        by_prompt.setdefault((row["subject_id"], row["group"], row["prompt_id"]), {})[row["method"]] = row
+    common = [of for of in by_prompt.values() if len(of) == len(methods)]
+    if len(methods) < 2 or not common:
+        return {"methods": [], "rows": []}
+    chosen = equally_spaced(common, sources.params.side_by_side)
+    cards = _cards(sources, [row for of in chosen for row in of.values()])
+    segments = _segments(sources, [row for of in chosen for row in of.values()])
+    return {
+        "methods": [name_of(method) for method in methods],
+        "rows": [
+            {
+                "prompt": of[methods[0]]["prompt"],
+                "group": of[methods[0]]["group"],
+                "segment": next((s for m in methods if (s := segments.get(of[m]["reference"]))), None),
+                "pictures": [cards[key_of(of[method])] for method in methods],
+            }
+            for of in chosen
+        ],
+    }
+
+
+def misses(sources: Sources) -> dict[str, Any]:
+    """How often the subject was not found, by method and group, and pictures of the model where it was not."""
+    need(sources.data, "score", "segmentations")
+    lost = missed(sources.data)
+    rows = {key_of(row): row for row in made(sources.data)}
+    counts: dict[str, dict[str, list[int]]] = {}
+    for key, row in rows.items():
+        cell = counts.setdefault(row["method"], {}).setdefault(row["group"], [0, 0])
+        cell[0] += key in lost
+        cell[1] += 1
+    groups = sorted({group for by_group in counts.values() for group in by_group})
+    own = [{**rows[key], "id": "/".join(map(str, key))} for key in sorted(lost) if key in rows and key[0] == MODEL]
+    chosen = sample(own, "id", sources.params.misses)
+    cards = _cards(sources, chosen)
+    return {
+        "total": len(own),
+        "groups": groups,
+        "methods": [
+            {
+                "name": name_of(method),
+                "cells": [counts[method].get(group) for group in groups],
+                "all": [sum(cell[part] for cell in counts[method].values()) for part in (0, 1)],
+            }
+            for method in sorted(counts, key=lambda name: (name != MODEL, name))
+        ],
+        "pictures": [
+            {**cards[key_of(row)], "class_name": row["class_name"], "detection": lost[key_of(row)]} for row in chosen
+        ],
+    }
+
+
+def generated(png: bytes, side: int) -> Picture:
+    """Return a generated picture as a data URI."""
+    return inline(Image.open(io.BytesIO(png)).convert("RGB"), side)
+
+
+def _cards(sources: Sources, rows: list[Row]) -> dict[Key, dict[str, Any]]:
+    """Return what a grid shows of each picture: itself, its prompt, its scores."""
+    pngs = images(sources.data, {key_of(row) for row in rows})
+    scores, lost = scores_by_picture(sources.data), missed(sources.data)
+    return {
+        key: {
+            "image": generated(pngs[key], sources.params.side),
+            "prompt": row["prompt"],
+            "group": row["group"],
+            "scores": {name: scores[key][name] for name in TITLES if name in scores.get(key, {})},
+            "found": key not in lost,
+        }
+        for row in rows
+        if (key := key_of(row)) in pngs
+    }
+
+
+def _segments(sources: Sources, rows: list[Row]) -> dict[str, Picture | None]:
+    """Return the segmented reference of each picture, for a corner of it, by frame_id."""
+    album = Album(sources.data, sources.album.roots, max(sources.params.side // CORNER, 16))
+    photos = album.photos({row["reference"] for row in rows})
+    return {frame_id: album.segment(photo) for frame_id, photo in photos.items()}

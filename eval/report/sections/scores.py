@@ -1,0 +1,176 @@
+"""The score table with intervals, beside the published one; similarity against controllability; groups and subjects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eval.protocol.prompts import PHOTO
+from eval.report import charts
+from eval.report.sections.base import NAMES, ORACLES, TITLES, Sources, name_of, read_json, scored
+from eval.score import metrics
+from eval.score.metrics import COPY, HEADLINE, METRICS, MODEL, REAL
+
+PUBLISHED = Path(__file__).parents[1] / "published.json"
+SIMILARITIES = ("E-CI", "E-DI")
+"""What is drawn against CT."""
+PARTS = {"R": "rebuilding", "E": "editing"}
+Summaries = dict[str, dict[str, Any]]
+
+
+def scores(sources: Sources) -> dict[str, Any]:
+    """The score table, what stands out in it, the published table, all drawn as well."""
+    by_method = scored(sources.data)
+    colours = charts.method_colours(by_method)
+    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    for table in published["tables"]:
+        table["charts"] = published_charts(table, published["columns"])
+    rows = [
+        {"id": name, "name": name_of(name), "oracle": name in ORACLES, "colour": colours[name], **values}
+        for name, values in by_method.items()
+    ]
+    return {
+        "methods": rows,
+        "by_id": {row["id"]: row for row in rows},
+        "metrics": METRICS,
+        "protocol": read_json(sources.data / "score" / "protocol.json", "score"),
+        "above_real": above_real(by_method),
+        "scatters": scatters(by_method, colours),
+        "further": further(by_method),
+        "published": published,
+    }
+
+
+def above_real(by_method: Summaries) -> list[str]:
+    """Return the similarities at which the model is above what real photos of a subject have to each other."""
+    model, real = by_method.get(MODEL, {}), by_method.get(REAL, {})
+    names = [name for name, (metric, _) in HEADLINE.items() if metric in ("clip_i", "dino_i")]
+    return [n for n in names if model.get(n) and real.get(n) and model[n]["mean"] > real[n]["mean"]]
+
+
+def scatters(by_method: Summaries, colours: dict[str, str]) -> list[dict[str, str]]:
+    """Return similarity against controllability: crosses of intervals, a line at what real photos reach."""
+    drawn = []
+    for name in SIMILARITIES:
+        points = [
+            charts.Point(name_of(method), colours[method], values["CT"], values[name], method == MODEL)
+            for method, values in by_method.items()
+            if values["CT"] and values[name]
+        ]
+        real = by_method.get(REAL, {}).get(name)
+        line = (NAMES[REAL].removeprefix("oracle: "), real["mean"]) if real else None
+        if points:
+            svg = charts.scatter(points, ("CT", name), line, f"scatter-{name}")
+            drawn.append({"title": f"{name} against CT", "svg": svg})
+    return drawn
+
+
+def published_charts(table: dict[str, Any], columns: list[str]) -> list[dict[str, str]]:
+    """Return the same of a published table; in a panel of its own, since its numbers are of another run."""
+    drawn = []
+    for name in SIMILARITIES:
+        x, y = columns.index("CT") + 1, columns.index(name) + 1
+        points = [
+            charts.Point(
+                row[0], charts.colour("ink"), _exact(row[x]), _exact(row[y]), row[0].startswith("CustomContrast")
+            )
+            for row in table["rows"]
+            if row[x] is not None and row[y] is not None
+        ]
+        svg = charts.scatter(points, ("CT", name), None, f"published-{name}-{table['name']}")
+        drawn.append({"title": f"{name} against CT", "svg": svg})
+    return drawn
+
+
+def further(by_method: Summaries) -> dict[str, Any] | None:
+    """Return the means of the metrics that are in no published column, None without any."""
+    columns = [
+        (metric, part)
+        for metric in sorted({name for values in by_method.values() for name in values["metrics"]})
+        for part in PARTS
+        if (metric, part) not in HEADLINE.values()
+        and any(values["metrics"].get(metric, {}).get(part) for values in by_method.values())
+    ]
+    if not columns:
+        return None
+    return {
+        "methods": [name_of(name) for name in by_method],
+        "rows": [
+            {
+                "metric": metric,
+                "part": PARTS[part],
+                "values": [values["metrics"].get(metric, {}).get(part) for values in by_method.values()],
+            }
+            for metric, part in columns
+        ],
+    }
+
+
+def groups(sources: Sources) -> dict[str, Any]:
+    """A chart of each metric by group of prompts, with intervals; the model's means of each subject."""
+    by_method = scored(sources.data)
+    colours = charts.method_colours(by_method)
+    drawn = [name for name in by_method if name != REAL]
+    names = sorted({group for name in drawn for group in by_method[name]["groups"]})
+    small = []
+    for metric, title in TITLES.items():
+        rows = {
+            group: {
+                name: by_method[name]["groups"].get(group, {}).get(metric)
+                for name in drawn
+                if not (name == COPY and metric == "reward")
+            }
+            for group in names
+        }
+        if not any(found for row in rows.values() for found in row.values()):
+            continue
+        real = by_method.get(REAL, {}).get("groups", {}).get(PHOTO, {}).get(metric)
+        svg = charts.dots_by_group(rows, colours, real["mean"] if real else None, f"group-{metric}")
+        small.append({"title": title, "svg": svg})
+    return {
+        "charts": small,
+        "key": [{"name": name_of(name), "colour": colours[name], "dash": False} for name in drawn]
+        + ([{"name": name_of(REAL), "colour": colours[REAL], "dash": True}] if REAL in by_method else []),
+        "subjects": subject_table(by_method.get(MODEL, {}).get("subjects", {})),
+    }
+
+
+def subject_table(subjects: dict[str, dict[str, dict[str, float | None]]]) -> dict[str, Any] | None:
+    """Return the means of each subject under the columns of METRICS, each with its shade, 0..1 from the column's lowest
+    to its highest; None without subjects."""
+    columns = [
+        column
+        for column, (metric, part) in HEADLINE.items()
+        if any(of.get(metric, {}).get(part) is not None for of in subjects.values())
+    ]
+    if not columns:
+        return None
+    table = {
+        subject: [of.get(metric, {}).get(part) for metric, part in (HEADLINE[column] for column in columns)]
+        for subject, of in subjects.items()
+    }
+    spans = [[value for row in table.values() if (value := row[i]) is not None] for i in range(len(columns))]
+    return {
+        "columns": columns,
+        "rows": [
+            {
+                "subject": subject,
+                "cells": [
+                    {"value": value, "shade": None if value is None else shade(value, span)}
+                    for value, span in zip(values, spans, strict=True)
+                ],
+            }
+            for subject, values in table.items()
+        ],
+    }
+
+
+def shade(value: float, column: list[float]) -> float:
+    """Return where `value` lies between the lowest and the highest of its column, 0..1; 0.5 where all are equal."""
+    low, high = min(column), max(column)
+    return 0.5 if high == low else (value - low) / (high - low)
+
+
+def _exact(value: float) -> metrics.Estimate:
+    return {"mean": value, "low": None, "high": None}

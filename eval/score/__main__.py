@@ -1,0 +1,5 @@
+"""`python -m eval.score`: the stage's command."""
+
+from runtime.cli import run
+
+run("score")

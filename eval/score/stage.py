@@ -1,0 +1,280 @@
+"""Stage: generations and real photos -> segmentations and scores, with two oracles beside the methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from eval.generate.params import GenerateParams
+from eval.protocol import protocol
+from eval.protocol.plan import Plan, plan_of
+from eval.protocol.prompts import PHOTO
+from eval.score import STAGE, metrics, segmentation
+from eval.score.measures import measure
+from eval.score.scorer import ScoreParams, comparable, load_finder, load_scorer, specs
+from eval.score.segmentation import PLACE, Row
+from eval.score.views import Picture, Work
+from eval.tasks.resume import Tally, Task, run_tasks
+from model.backbones.identity import weights_name
+from model.backbones.variant import Spec, Variant, load_variant
+from pipelines import tables
+from pipelines.photos.roots import Roots, SourceParams
+from runtime.closure import code_digest
+from runtime.errors import UserError
+from runtime.files import write_csv, write_json
+from runtime.params import Params, RunParams
+from runtime.text import text_table
+
+LEAVE_ONE_OUT = "leave_one_out"
+ASKED = ("subject_id", "group", "prompt_id", "prompt", "reference")
+
+
+def generated(folder: Path) -> Iterator[list[Row]]:
+    """Yield the rows of the generations table in `folder`, each method's of each subject together."""
+    for _, group in groupby(tables.rows(folder, "generations"), key=_maker):
+        yield list(group)
+
+
+def asked_in(generations: Iterable[Row]) -> dict[str, list[Picture]]:
+    """Return, by subject_id, each prompt and reference that a picture was made from, as `planned` does."""
+    found: dict[str, dict[Picture, None]] = {}
+    for row in generations:
+        if row["group"] != protocol.PAIR:  # one photo answers no question of two subjects
+            picture = Picture(row["group"], row["prompt_id"], 0, row["prompt"], shown_to(row))
+            found.setdefault(row["subject_id"], {})[picture] = None
+    return {subject: list(pictures) for subject, pictures in found.items()}
+
+
+def planned(plan: Plan) -> dict[str, list[Picture]]:
+    """Return, by subject_id, what the protocol asks, with nothing generated."""
+    found = {}
+    for subject, jobs in plan.singles:
+        asked = [Picture(job.group, job.prompt_id, 0, job.prompt, (job.reference.frame_id,)) for job in jobs]
+        found[subject.subject_id] = list(dict.fromkeys(asked))
+    return found
+
+
+def works(
+    subjects: Iterable[protocol.Subject],
+    asked: dict[str, list[Picture]],
+    made: Iterable[Sequence[Row]],
+    segmentations: Iterable[Row],
+    leave_out: bool,
+    params: ScoreParams,
+) -> Iterator[Work]:
+    """Yield the oracles of each subject that something was asked of, then each method's pictures of it.
+
+    Subjects without a photo to compare with are left out.
+
+    Args:
+        asked: by subject_id, the prompts and references.
+        made: rows of the generations table, a method's of a subject together.
+        segmentations: rows of that table, for the same pictures.
+        leave_out: whether a picture is compared with the photos that its maker did not see.
+
+    Raises:
+        UserError: a picture was made from a photo that is no longer among those compared with.
+    """
+    by_id = {subject.subject_id: (subject, comparable(subject, params)) for subject in subjects}
+    for subject_id, questions in asked.items():
+        subject, photos = by_id.get(subject_id, (None, ()))
+        gone = {frame_id for question in questions for frame_id in question.shown} - {p.frame_id for p in photos}
+        if gone:
+            raise UserError(
+                f"generations were made from '{min(gone)}', which has no usable mask now; run generate again"
+            )
+        if subject is not None and photos:
+            yield Work(metrics.REAL, subject, photos, real_photos(questions, photos), leave_out, real=True)
+            yield Work(metrics.COPY, subject, photos, copies(questions, photos), leave_out)
+    masks = {place(row): row for row in segmentations}
+    for rows in made:
+        subject, photos = by_id.get(rows[0]["subject_id"], (None, ()))
+        if subject is not None and photos:
+            pictures = tuple(
+                Picture(r["group"], r["prompt_id"], r["index"], r["prompt"], shown_to(r), r, masks[place(r)])
+                for r in rows
+            )
+            yield Work(rows[0]["method"], subject, photos, pictures, leave_out)
+
+
+def real_photos(questions: Sequence[Picture], photos: Sequence[protocol.Photo]) -> tuple[Picture, ...]:
+    """Return the oracle of real photos: each stands for a picture made from the references."""
+    references = dict.fromkeys(frame_id for question in questions for frame_id in question.shown)
+    return tuple(
+        Picture(PHOTO, -1, number, None, tuple(r for r in references if r != photo.frame_id), photo=number)
+        for number, photo in enumerate(photos)
+    )
+
+
+def copies(questions: Sequence[Picture], photos: Sequence[protocol.Photo]) -> tuple[Picture, ...]:
+    """Return the oracle of copy-paste: what was asked is answered with the reference photo itself."""
+    numbers = {photo.frame_id: number for number, photo in enumerate(photos)}
+    seen: dict[tuple[str, int], int] = {}
+    answers = []
+    for question in questions:
+        if question.shown:
+            key = (question.group, question.prompt_id)
+            seen[key] = seen.get(key, -1) + 1
+            photo = numbers[question.shown[0]]
+            answers.append(
+                Picture(question.group, question.prompt_id, seen[key], question.prompt, question.shown, photo=photo)
+            )
+    return tuple(answers)
+
+
+def tasks(found: Iterable[Work], params: ScoreParams, weights: dict[str, str]) -> Iterator[Task]:
+    """Yield a task for each metric of each work, those of one work together; `weights` names each model's."""
+    kinds = params.kinds()
+    for work in found:
+        photos = [photo.fingerprint for photo in work.photos]
+        images = segmentation.digests(picture.made for picture in work.pictures if picture.made is not None)
+        asked = [[p.group, p.prompt_id, p.index, p.prompt, p.shown, p.photo] for p in work.pictures]
+        masks = [p.segmentation and (p.segmentation["rle"] or b"").hex() for p in work.pictures]
+        for name in params.metrics:
+            chosen = measure(name, kinds)
+            inputs = [name, [weights[model] for model in chosen.models], photos, asked, images, work.leave_out]
+            inputs += [masks, params.miss] if chosen.segments else []
+            yield Task(f"{work.method}/{work.subject.subject_id}", inputs, len(work.pictures), (work, name))
+
+
+def shown_to(row: Row) -> tuple[str, ...]:
+    """Return the photos that the maker of a picture saw."""
+    return (row["reference"],) if row["reference"] else ()
+
+
+def place(row: Row) -> tuple[Any, ...]:
+    """Return what a picture is known by."""
+    return tuple(row[key] for key in PLACE)
+
+
+def _maker(row: Row) -> tuple[str, str]:
+    return row["method"], row["subject_id"]
+
+
+def segment(params: ScoreParams, variant: Variant, folder: Path, out: Path, run: RunParams) -> dict[str, str]:
+    """Write the segmentations table of the pictures in `folder`; return what names the weights."""
+    weights = names({"detector": variant.detector, "sam": variant.sam})
+    how = params.model_dump(include={"phrase", "min_detection", "min_piece", "batch_size", "dtype", "threads"})
+    run_tasks(
+        "score",
+        "segmentations",
+        segmentation.tasks((rows, segmentation.digests(rows)) for rows in generated(folder)),
+        tables.count(folder, "generations"),
+        identity=["segmentations", how, code_digest("eval.score.segmentation"), weights],
+        start=partial(load_finder, params, variant, run.torch_device(), run.decoders),
+        out=out,
+        run=run,
+    )
+    return weights
+
+
+def names(found: dict[str, Spec]) -> dict[str, str]:
+    """Return what names the weights of each model.
+
+    Raises:
+        UserError: a file is not there; better said now than after hours.
+    """
+    for spec in found.values():
+        if not spec.local.exists() and spec.revision is None:
+            raise UserError(
+                f"{spec.path}: no such file or folder; put the weights there, or correct the variant's JSON"
+            )
+    return {role: weights_name(spec) for role, spec in found.items()}
+
+
+def main(params: Params, photos_only: bool = False) -> None:
+    """Run the stage; `photos_only` scores the oracles alone, which needs neither an adapter nor generations."""
+    score, run = params.section("score", ScoreParams), params.run
+    variant, sources = load_variant(params.variant), params.section("sources", list[SourceParams])
+    rules = params.section("generate", GenerateParams).protocol
+    data, out = params.data, params.data / STAGE.name
+    made, subjects, weights = data / "generate", protocol.held_out(data), names(specs(score, variant))
+    recorded: dict[str, Any]
+    rows: Iterator[list[Row]]
+    if photos_only:
+        plan = plan_of(data, rules)
+        recorded = {"id": plan.id(rules.reference, variant.resolution), "protocol": rules.model_dump()}
+        asked, rows, count = planned(plan), iter(()), 0
+        tables.write(out, "segmentations", tables.from_rows("segmentations", []))
+    else:
+        recorded = protocol.read_protocol(made / "protocol.json")
+        asked = asked_in(tables.rows(made, "generations", ASKED))
+        rows, count = generated(made), tables.count(made, "generations")
+        weights |= segment(score, variant, made, out, run)
+    leave_out = recorded["protocol"]["reference"] == LEAVE_ONE_OUT
+    found = works(subjects, asked, rows, tables.rows(out, "segmentations"), leave_out, score)
+    count += sum(len(comparable(s, score)) + len(asked.get(s.subject_id, ())) for s in subjects)
+    tally = run_tasks(
+        "score",
+        "scores",
+        tasks(found, score, weights),
+        count * len(score.metrics),
+        identity=[score.model_dump(include={"margin", "batch_size", "dtype", "threads"}), STAGE.code()],
+        start=partial(load_scorer, score, variant, Roots(sources), run.torch_device(), run.decoders),
+        out=out,
+        run=run,
+    )
+    settings = score.model_dump(mode="json", exclude={"threads", "batch_size", "encoders"})
+    of = {"id": recorded["id"], "variant": variant.name, "encoders": weights}
+    write_json(out / "protocol.json", of | settings)
+    report(out, subjects, score, tally)
+
+
+def report(out: Path, subjects: Sequence[protocol.Subject], params: ScoreParams, tally: Tally) -> None:
+    """Write metrics.json and groups.csv (for `dvc plots`) from the tables, and print them."""
+    rows, segmentations = tables.read(out, "scores").to_pylist(), tables.read(out, "segmentations").to_pylist()
+    scores = metrics.summaries(rows, segmentations, params.intervals)
+    photos = sum(len(subject.photos) for subject in subjects)
+    compared = sum(len(comparable(subject, params)) for subject in subjects)
+    wanted = ", ".join(params.photo_quality)
+    bare = [subject.subject_id for subject in subjects if not comparable(subject, params)]
+    counts = {"photos": photos, "photos_compared": compared, "subjects_without_photos": len(bare)}
+    # Groups and subjects go elsewhere: as metrics they would be hundreds of columns.
+    overall = {
+        method: {**metrics.columns(values), **{key: values[key] for key in ("pictures", "misses", "miss_rate")}}
+        for method, values in scores.items()
+    }
+    write_json(out / "metrics.json", {**overall, **counts})
+    write_csv(out / "groups.csv", ("method", "group", "metric", "value", "low", "high"), group_rows(scores))
+    print(
+        f"score: {', '.join(params.metrics)} of {len({place(row) for row in rows})} pictures, "
+        f"{tally.done_before} of {tally.subjects} tasks done before; {tally.seconds:.1f} s"
+    )
+    print(f"  real photos: {compared} of {photos} compared with; the others have no mask of quality {wanted}")
+    if bare:
+        print(f"  left out, no photo with such a mask: {', '.join(bare)}")
+    print(text_table(("", *scores), table(scores)))
+    meaning = {"zero": "count 0", "skip": "are left out", "unsegmented": "are compared whole"}[params.miss]
+    for method, values in scores.items():
+        if values["misses"]:
+            print(
+                f"  {method}: in {values['misses']} of {values['pictures']} pictures the class noun was not found; "
+                f"their similarities {meaning}"
+            )
+
+
+def table(scores: dict[str, dict[str, Any]]) -> Iterator[list[Any]]:
+    """Yield the lines of a table of columns by method, mean and interval."""
+    found = {method: metrics.columns(values) for method, values in scores.items()}
+    for column in dict.fromkeys(column for columns in found.values() for column in columns):
+        yield [column, *(_with_interval(columns.get(column)) for columns in found.values())]
+    yield ["pictures", *(values["pictures"] for values in scores.values())]
+    yield ["not found", *(values["misses"] for values in scores.values())]
+
+
+def group_rows(scores: dict[str, dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
+    """Yield (method, group, metric, value, low, high) of every score of a group of prompts."""
+    for method, values in scores.items():
+        for group, by_metric in values["groups"].items():
+            for metric, value in by_metric.items():
+                if value is not None:
+                    yield method, group, metric, value["mean"], value["low"], value["high"]
+
+
+def _with_interval(value: metrics.Estimate | None) -> str | None:
+    if value is None or value["low"] is None or value["high"] is None:
+        return None if value is None else f"{value['mean']:.4f}"
+    return f"{value['mean']:.4f} [{value['low']:.3f}, {value['high']:.3f}]"

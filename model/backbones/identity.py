@@ -1,0 +1,26 @@
+"""What identifies the weights of a `Spec`: in tables and reports, and for what has been computed with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model.backbones.variant import Spec
+from runtime.digest import digest, digest_files
+
+
+def spec_digest(spec: Spec) -> str:
+    """Return what identifies the weights of a spec: their bytes, or hub id and revision."""
+    if spec.local.exists():
+        return digest(spec.model_dump(), digest_files(spec.local))
+    return digest(spec.model_dump())
+
+
+def weights_name(spec: Spec) -> str:
+    """Return `<path or hub id>@<digest>`, which changes with the bytes of local weights, or the pinned revision.
+
+    Of an absolute path only the last part is used, so that the name is the same on every machine.
+    """
+    bytes_of = digest_files(spec.local) if spec.local.exists() else None
+    path = Path(spec.path).expanduser()
+    name = path.name if path.is_absolute() else spec.path
+    return f"{name}@{digest(spec.model_dump(exclude={'path'}), bytes_of)[:12]}"

@@ -1,0 +1,1 @@
+"""The models on tensors without values: sizes, memory and operations without weights."""

@@ -1,0 +1,56 @@
+"""Photos as people have them -> the segments that the image encoder reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from model.images.segment import alpha_mask, on_white
+from runtime.errors import ModelError
+
+if TYPE_CHECKING:
+    from model.backbones.grounded_sam import GroundedSam
+
+Photo = Image.Image | tuple[Image.Image, Image.Image | np.ndarray]
+"""A photo, or a photo and the mask of its subject: white or True on it, of the same size."""
+
+MARGIN = 0.05
+"""White border of a segment, of its longer side: what the adapters here are trained with (`encode.margin`)."""
+
+
+def segment_photo(
+    photo: Photo, noun: str, finder: Callable[[], GroundedSam], margin: float = MARGIN, name: str | None = None
+) -> Image.Image:
+    """The subject of a photo alone on a white square, RGB: by the mask beside it, else by its own transparency, else by
+    Grounded SAM, which looks for the `noun`.
+
+    finder: gives Grounded SAM; called only where it is needed. name: what messages call the photo.
+
+    Raises ModelError where nothing is found, or the mask is empty or of another size.
+    """
+    name = name or f"the photo of '{noun}'"
+    image, mask = photo if isinstance(photo, tuple) else (photo, None)
+    found: np.ndarray | None
+    if isinstance(mask, Image.Image):
+        found = np.asarray(mask.convert("L")) >= 128
+    else:
+        found = alpha_mask(image) if mask is None else np.asarray(mask, dtype=bool)
+    pixels = image.convert("RGB")
+    try:
+        return on_white(pixels, find_subject(pixels, noun, finder(), name) if found is None else found, margin)
+    except ModelError as error:
+        raise ModelError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from None
+
+
+def find_subject(photo: Image.Image, noun: str, finder: GroundedSam, name: str) -> np.ndarray:
+    """Mask bool [H, W] of the `noun` in a photo; ModelError where nothing is found."""
+    detection = finder.detect([photo], [noun])[0]
+    if detection is None:
+        raise ModelError(f"{name}: no '{noun}' was found in the photo; give a mask, or name what it shows")
+    mask = finder.segment([photo], [detection.box])[0][0]
+    if not mask.any():
+        raise ModelError(f"{name}: the '{noun}' that was found has an empty mask; give a mask")
+    return mask

@@ -1,0 +1,144 @@
+"""What a method is to the adapter, the trainer and the pipeline.
+
+A method adds something to the frozen model (`encoder`, and the visual projections of `model.adapter.Adapter`), says how
+it is trained (`losses`) and how it samples (`sampling`). Each lives in a package of its own with a `METHOD`.
+
+Sampling is handed the latents of a step and returns the prediction, guidance included. How many passes of the UNet that
+takes, what they read and how they are combined is the method's: its keys and values may depend on image, prompt and
+step, its masks may have a grid of their own, and it may leave the visual branch out (`keys=None`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import CrossAttentionContext
+from model.methods.config import AdapterConfig
+from model.prompt import TextCondition
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """What an adapter's encoder gives for B images; after its `at_timesteps` marked fields have T after B."""
+
+    v_cls: Tensor
+    """[B, w] visual CLS."""
+    v_tokens: Tensor
+    """[B, n_v, w] visual tokens V."""
+    t_cls: Tensor | None
+    """[B, (T,) w] textual CLS; None without a textual Q-Former."""
+    s_plus: tuple[Tensor, ...] | None
+    """One [B, (T,) L, n_t, d_text] per text encoder, not rescaled yet; None without a textual Q-Former."""
+    visual_tokens: Tensor
+    """[B, (T,) m, visual width]: V~ with TV fusion (m = L n_t), V itself without (m = n_v, no T)."""
+
+
+@dataclass(frozen=True)
+class AdapterOutput:
+    """One training step's use of the adapter: everything the trained parameters do."""
+
+    mfi: EncoderOutput
+    """Of the references, one timestep each."""
+    positive_s_plus: tuple[Tensor, ...] | None
+    """S+ of the positives, [B, L, n_t, d_text] per text encoder; None where none were given."""
+    keys: tuple[Tensor, ...]
+    """K_v = V~ W'_k per cross-attention layer, [B, m, inner width]."""
+    values: tuple[Tensor, ...]
+    """V_v = V~ W'_v per cross-attention layer, [B, m, inner width]."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a pipeline, as its method sees it; P prompts, `images` = P times the images of each."""
+
+    prompts: Sequence[str]
+    nouns: tuple[str, ...]
+    """Class nouns of the S subjects."""
+    features: tuple[Tensor, Sequence[int]] | None
+    """Hidden states [photos, K, N, d] of the references, and the photos of each subject; None: no subject."""
+    timesteps: Tensor
+    """[T], those of the scheduler."""
+    plain: TextCondition
+    """Of the prompts, a row each."""
+    negative: TextCondition | None
+    """What guidance starts from, a row for each prompt; None without guidance."""
+    guidance_scale: float
+    images_per_prompt: int
+    size: tuple[int, int]
+    """Height and width of the latents."""
+    strength: float
+    """lambda, of the visual branch."""
+    location_masks: bool
+    location_start: int
+    """Timestep from which up location masks are not used."""
+    text_every: int
+    """Steps in a row that share S+ and captions."""
+    text_batch: int
+    """Captions a text encoder takes at once."""
+
+    @property
+    def images(self) -> int:
+        """Images that are sampled together."""
+        return len(self.prompts) * self.images_per_prompt
+
+    def each_image(self, text: TextCondition) -> TextCondition:
+        """Rows of the prompts -> rows of the images."""
+        return text.map(lambda part: part.repeat_interleave(self.images_per_prompt, dim=0))
+
+
+class Sampling(Protocol):
+    """A method's part of one call of a pipeline."""
+
+    location: Tensor | None
+    """[images, S, h, w] in 0..1: where the subjects are, as the last step saw it; None where nothing says so."""
+
+    def predict(self, step: int, t: Tensor, latents: Tensor) -> Tensor:
+        """The prediction for `latents` [images, C, h, w] at a step, after guidance."""
+
+
+class UNetPass(Protocol):
+    """What a pipeline offers to the sampling of a method."""
+
+    def __call__(self, latents: Tensor, t: Tensor, context: CrossAttentionContext, text: TextCondition) -> Tensor:
+        """The UNet's prediction for rows of latents under `context`, `text` their condition of as many rows."""
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """The frozen text encoders, one or two, and a tokenizer for each."""
+
+    encoders: Sequence[Any]
+    tokenizers: Sequence[Any]
+
+
+class Losses(Protocol):
+    """How a method is trained."""
+
+    def __call__(
+        self, batch: Any, adapter: Callable[..., Any], adapter_config: AdapterConfig, diffusion: Any, config: Any
+    ) -> dict[str, Tensor]:
+        """`total` and its parts, scalars, and `sample_diffusion` [B]; see `model.objective`."""
+
+
+@dataclass(frozen=True)
+class AdapterMethod:
+    """A method of customization."""
+
+    name: str
+    """As `model.encoder` in params.yaml and `encoder` in adapter.json have it."""
+    check: Callable[[AdapterConfig], None]
+    """Raises ModelError where a config does not fit the method."""
+    encoder: Callable[[AdapterConfig], nn.Module]
+    """The module between image features and tokens, with new weights; all of it is trained."""
+    losses: Losses
+    sampling: Callable[[Any, TextModel, UNetPass, Call], Sampling]
+    """Makes the sampling of a call from the adapter, the text model and the pipeline's UNet."""
+
+
+def stacked_means(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """Mean of each subject's rows: [sum of counts, ...] -> [subjects, ...]."""
+    return torch.stack([part.mean(dim=0) for part in rows.split(list(counts))])

@@ -1,0 +1,90 @@
+"""What an adapter is made of; `adapter.json` holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from runtime.errors import ModelError
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Sizes and switches of an adapter.
+
+    The constructor raises ModelError for sizes that do not fit each other; what a method asks of them beyond that, its
+    `AdapterMethod.check` says.
+    """
+
+    base_model: str
+    """Name of the base model it was trained on (`Diffusion.name`)."""
+    base_revision: str | None
+    """Its revision (`Diffusion.revision`)."""
+    image_encoder: str
+    """Name of the frozen image encoder (`Clip.name`)."""
+    feature_layers: tuple[int, ...]
+    """Which K hidden states of the image encoder are read; negative ones count from the end."""
+    feature_width: int
+    """Width d of a hidden state."""
+    inner_widths: tuple[int, ...]
+    """Columns of keys and values of each cross-attention layer, in order of execution."""
+    levels: tuple[int, ...]
+    """Level of each cross-attention layer: which S+ token it sees; 0..L-1, each used."""
+    visual_width: int
+    """Width of the visual tokens: the UNet's cross-attention width, so that K', V' start from W_k, W_v."""
+    text_widths: tuple[int, ...]
+    """Embedding width of each text encoder: one (SD 1.5) or two (SDXL)."""
+    encoder: Literal["mfi", "ip_adapter_plus"] = "mfi"
+    """What reads the image features: the MFI encoder, or the baseline's resampler, which has no text tokens."""
+    width: int = 768
+    """Width of the MFI encoder."""
+    heads: int = 12
+    """Attention heads of the MFI encoder."""
+    depth: int = 4
+    """Layers of each Q-Former [paper: 4]."""
+    visual_tokens: int = 16
+    """n_v, learned visual queries besides the CLS [a reading]."""
+    text_tokens: int = 1
+    """n_t, text tokens a level."""
+    textual: bool = True
+    """Textual Q-Former and pseudo-word; off: row 0 of the paper's Table 3."""
+    tv_fusion: bool = True
+    """TV fusion; off with `textual`: row 1 of Table 3."""
+    visual_scope: Literal["all", "own"] = "all"
+    """Refined visual tokens a layer sees: all of V~, or only its own level's. With one token of its own a layer's
+    visual softmax is 1 everywhere, and K' learns nothing."""
+    rescale: bool = True
+    """Give S+ tokens the norm of the class noun's embedding [a reading, NeTI]."""
+    fourier_pairs: int = 1024
+    """Rows of W in the code of (t, l) (NeTI)."""
+    fourier_sigma_t: float = 0.03
+    """Standard deviation of W's timestep column (NeTI)."""
+    fourier_sigma_l: float = 2.0
+    """Standard deviation of W's level column (NeTI)."""
+    fourier_seed: int = 0
+    """Seed W is drawn from; W is saved as well."""
+
+    def __post_init__(self) -> None:
+        for name in ("feature_layers", "inner_widths", "levels", "text_widths"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        sizes = ("feature_width", "visual_width", "width", "heads", "depth", "visual_tokens", "text_tokens")
+        for name in (*sizes, "fourier_pairs"):
+            if getattr(self, name) < 1:
+                raise ModelError(f"adapter: {name} is {getattr(self, name)}; give at least 1")
+        for name in ("feature_layers", "inner_widths", "text_widths"):
+            if not getattr(self, name):
+                raise ModelError(f"adapter: {name} is empty; name at least one")
+        if self.width % self.heads:
+            raise ModelError(f"adapter: {self.heads} heads do not divide width {self.width}; choose a divisor")
+        if len(self.levels) != len(self.inner_widths):
+            raise ModelError(
+                f"adapter: {len(self.levels)} levels for {len(self.inner_widths)} cross-attention layers;"
+                " give one a layer"
+            )
+        if set(self.levels) != set(range(self.level_count)):
+            raise ModelError(f"adapter: levels {sorted(set(self.levels))} have gaps; number them from 0")
+
+    @property
+    def level_count(self) -> int:
+        """L."""
+        return max(self.levels, default=-1) + 1

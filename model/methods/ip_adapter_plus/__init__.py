@@ -1,0 +1,36 @@
+"""IP-Adapter-plus (Ye et al. 2023), the baseline: a resampler and decoupled cross-attention, no pseudo-word.
+
+It is trained and sampled as CustomContrast without the textual half: the contrastive losses are off.
+"""
+
+from __future__ import annotations
+
+from model.methods.base import AdapterMethod
+from model.methods.config import AdapterConfig
+from model.methods.customcontrast.sampling import SubjectSampling
+from model.methods.customcontrast.training import training_losses
+from model.methods.ip_adapter_plus.resampler import IPAdapterPlusEncoder
+from runtime.errors import ModelError
+
+
+def check(config: AdapterConfig) -> None:
+    """Raise ModelError where a config asks for what only the MFI encoder has."""
+    if config.textual or config.tv_fusion:
+        raise ModelError("adapter: ip_adapter_plus has no textual Q-Former; set textual and tv_fusion to false")
+    if config.visual_scope != "all":
+        raise ModelError("adapter: ip_adapter_plus has no token of a layer's own; set visual_scope to all")
+
+
+def encoder(config: AdapterConfig) -> IPAdapterPlusEncoder:
+    """The resampler with new weights."""
+    return IPAdapterPlusEncoder(
+        feature_width=config.feature_width,
+        width=config.width,
+        heads=config.heads,
+        depth=config.depth,
+        visual_tokens=config.visual_tokens,
+        visual_width=config.visual_width,
+    )
+
+
+METHOD = AdapterMethod("ip_adapter_plus", check, encoder, training_losses, SubjectSampling)

@@ -1,0 +1,23 @@
+"""The methods by name."""
+
+from __future__ import annotations
+
+from model.methods import customcontrast, ip_adapter_plus
+from model.methods.base import AdapterMethod
+from model.methods.config import AdapterConfig
+from runtime.errors import ModelError
+
+METHODS: dict[str, AdapterMethod] = {method.name: method for method in (customcontrast.METHOD, ip_adapter_plus.METHOD)}
+
+
+def method_of(config: AdapterConfig) -> AdapterMethod:
+    """The method of an adapter.
+
+    Raises:
+        ModelError: there is none of that name, or the config does not fit it.
+    """
+    if config.encoder not in METHODS:
+        raise ModelError(f"adapter: encoder is '{config.encoder}'; use {' or '.join(METHODS)}")
+    method = METHODS[config.encoder]
+    method.check(config)
+    return method

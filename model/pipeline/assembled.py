@@ -1,0 +1,121 @@
+"""How a pipeline is put together and kept: around loaded parts, around a loaded pipeline, from a folder, into one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from diffusers import DDIMScheduler
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from model.adapter import Adapter
+from model.backbones.variant import load_variant, variant_of
+from runtime.errors import ModelError
+
+if TYPE_CHECKING:
+    from model.backbones.clip import Clip
+    from model.backbones.diffusion import Diffusion
+    from model.backbones.variant import Variant
+
+ADAPTER, BACKBONES = "adapter", "backbones.json"  # of a saved pipeline, beside the stock parts
+
+
+class Assembled(DiffusionPipeline):
+    """A pipeline of stock parts and an adapter; see `model.pipeline` for what it draws."""
+
+    stock: Any
+    """Diffusers' own pipeline of the same parts."""
+    text_encoder_count: int
+
+    @classmethod
+    def from_diffusion(
+        cls,
+        diffusion: Diffusion,
+        adapter: Adapter,
+        image_encoder: Clip | None = None,
+        variant: Variant | None = None,
+    ) -> Self:
+        """The pipeline around loaded parts, with a DDIM scheduler made from the base model's own configuration."""
+        scheduler: Any = diffusion.scheduler
+        second: dict[str, Any] = {}
+        if len(diffusion.text_encoders) > 1:
+            second = {"text_encoder_2": diffusion.text_encoders[1], "tokenizer_2": diffusion.tokenizers[1]}
+        return cls(
+            vae=diffusion.vae,
+            text_encoder=diffusion.text_encoders[0],
+            tokenizer=diffusion.tokenizers[0],
+            unet=diffusion.unet,
+            # DDIM clips samples by default, which turns colours of unit-variance latents into others.
+            scheduler=DDIMScheduler.from_config(scheduler.config, clip_sample=False),
+            adapter=adapter,
+            image_encoder=image_encoder,
+            variant=variant,
+            **second,
+        )
+
+    @classmethod
+    def from_pipe(
+        cls,
+        pipeline: Any,
+        adapter: Adapter | str | Path,
+        image_encoder: Clip | None = None,
+        variant: Variant | None = None,
+    ) -> Self:
+        """The pipeline around the parts of a loaded Stable Diffusion pipeline, ControlNet and LoRA included.
+
+        Nothing is copied: the given pipeline goes on drawing what it drew. `adapter`: one, or its folder. `variant`
+        as in the constructor; None: the one that names the adapter's base model, where there is one.
+        """
+        if not isinstance(adapter, Adapter):
+            adapter = Adapter.load(Path(adapter))
+        adapter = adapter.to(pipeline.device).eval()
+        names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2", "controlnet")
+        return cls(
+            **{name: getattr(pipeline, name) for name in names if getattr(pipeline, name, None) is not None},
+            adapter=adapter,
+            image_encoder=image_encoder,
+            force_zeros_for_empty_prompt=getattr(pipeline.config, "force_zeros_for_empty_prompt", None),
+            variant=variant or variant_of(adapter.config.base_model),
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        adapter: Adapter | str | Path | None = None,
+        image_encoder: Clip | None = None,
+        variant: Variant | None = None,
+        **settings: Any,
+    ) -> Self:
+        """A base model in diffusers' format, local or on the hub, and an adapter.
+
+        Args:
+            adapter: one, or its folder; None: the one that `save_pretrained` put into the base model's folder.
+            settings: of the stock pipeline's `from_pretrained` (torch_dtype, revision, ...).
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if adapter is None and not (folder / ADAPTER).is_dir():
+            raise ModelError(f"{folder} holds no folder '{ADAPTER}'; name an adapter's folder with adapter=")
+        if variant is None and (folder / BACKBONES).exists():
+            variant = load_variant(str(folder / BACKBONES))
+        pipeline = cls.stock.from_pretrained(pretrained_model_name_or_path, **settings)
+        return cls.from_pipe(pipeline, adapter or folder / ADAPTER, image_encoder, variant)
+
+    def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:
+        """Write a folder that the stock pipeline loads, with the adapter in `adapter/` and, in `backbones.json`, where
+        the frozen encoders are loaded from; these are not copied. `settings`: of the stock `save_pretrained`."""
+        folder = Path(save_directory)
+        self.to_stock().save_pretrained(folder, **settings)
+        self.adapter.save(folder / ADAPTER)
+        if self.variant is not None:
+            (folder / BACKBONES).write_text(self.variant.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def to_stock(self) -> Any:
+        """Diffusers' own pipeline around the same parts; it draws without the subject."""
+        parts = {"vae": self.vae, "unet": self.unet, "scheduler": self.scheduler}
+        for name, encoder, tokenizer in zip(("", "_2"), self.text_encoders, self.tokenizers, strict=False):
+            parts |= {f"text_encoder{name}": encoder, f"tokenizer{name}": tokenizer}
+        if self.text_encoder_count > 1:
+            zeros = self.zero_negative
+            return self.stock(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+        return self.stock(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)

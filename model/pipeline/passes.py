@@ -1,0 +1,46 @@
+"""Passes of a pipeline's UNet, with what comes beside the latents: ControlNet residuals, SDXL's conditions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from model.attention import CrossAttentionContext
+from model.methods.base import Call
+from model.prompt import TextCondition
+from model.unet import added_conditions, call_unet
+
+
+class UNetPasses:
+    """Calls the UNet for one call of a pipeline."""
+
+    def __init__(
+        self, pipeline: Any, call: Call, pixels: tuple[int, int], control: Tensor | None, control_scale: float
+    ) -> None:
+        """`pixels`: height and width of the images. `control`: what the ControlNet is given, [rows, 3, *pixels]."""
+        self.unet, self.controlnet, self.scheduler = pipeline.unet, pipeline.controlnet, pipeline.scheduler
+        self.call, self.pixels, self.control, self.control_scale = call, pixels, control, control_scale
+
+    def __call__(self, latents: Tensor, t: Tensor, context: CrossAttentionContext, text: TextCondition) -> Tensor:
+        """The prediction [rows, C, h, w] for rows of latents, `text` their condition of as many rows."""
+        rows = self.scheduler.scale_model_input(latents, t)
+        added = added_conditions(self.unet, text, self.pixels)
+        residuals = None if self.control is None else self.residuals(rows, t)
+        return call_unet(self.unet, rows, t, context, added, residuals)
+
+    def residuals(self, rows: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What the ControlNet, which reads the plain prompts, adds to the skip connections and the middle block."""
+        text = self.call.each_image(self.call.plain)
+        if self.call.negative is not None:
+            text = text.after(self.call.each_image(self.call.negative))
+        down, middle = self.controlnet(
+            rows.to(self.controlnet.dtype),
+            t,
+            encoder_hidden_states=text.hidden[:, 0],
+            controlnet_cond=self.control,
+            conditioning_scale=self.control_scale,
+            added_cond_kwargs=added_conditions(self.unet, text, self.pixels),
+            return_dict=False,
+        )
+        return down, middle

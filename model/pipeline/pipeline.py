@@ -1,0 +1,402 @@
+"""Prompt and reference photos -> images, as diffusers pipelines (method, section 4)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput, StableDiffusionMixin
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from model.adapter import Adapter
+from model.images.references import Photo, segment_photo
+from model.methods.base import Call, TextModel
+from model.methods.registry import method_of
+from model.pipeline.assembled import Assembled
+from model.pipeline.passes import UNetPasses
+from model.prompt import TextCondition, encode_captions, noun_ends
+from runtime.errors import ModelError
+
+if TYPE_CHECKING:
+    from model.backbones.clip import Clip
+    from model.backbones.diffusion import Diffusion
+    from model.backbones.grounded_sam import GroundedSam
+    from model.backbones.variant import Variant
+
+References = Image.Image | Sequence[Image.Image | Sequence[Image.Image]] | Tensor
+Subjects = Mapping[str, Photo | list[Photo]]
+
+
+class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLoraLoaderMixin):
+    """Stable Diffusion (one text encoder) with an adapter: `pipeline("a mug on a beach", subjects={"mug": photo})`.
+
+    Steps: check_inputs, hidden_states, encode_prompt, prepare_latents, denoise (by the adapter's method), decode.
+    Without references, or with `subject_strength=0`, it computes what diffusers' StableDiffusionPipeline computes, bit
+    for bit.
+    """
+
+    model_cpu_offload_seq: Any = "text_encoder->text_encoder_2->unet->vae"
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["adapter"]  # small, and used in every step
+    _optional_components: ClassVar[list[str]] = ["image_encoder", "text_encoder_2", "tokenizer_2", "controlnet"]
+    text_encoder_count = 1
+    stock: Any = StableDiffusionPipeline
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        scheduler: Any,
+        adapter: Adapter,
+        image_encoder: Clip | None = None,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
+        controlnet: Any = None,
+        force_zeros_for_empty_prompt: bool | None = None,
+        variant: Variant | None = None,
+    ) -> None:
+        """Parts as in diffusers; the adapter is installed in `unet`. `force_zeros_for_empty_prompt`: without a negative
+        prompt guidance starts from zeros instead of the empty caption; None: as the base model does (SDXL: yes).
+        `variant` says where the image encoder (if None) and Grounded SAM are loaded from when photos first need them.
+
+        Raises ModelError where the adapter does not fit the UNet, the text encoders or the image encoder.
+        """
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            adapter=adapter,
+            image_encoder=image_encoder,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            controlnet=controlnet,
+        )
+        self.variant = variant
+        self._finder: GroundedSam | None = None
+        zeros = self.text_encoder_count > 1 if force_zeros_for_empty_prompt is None else force_zeros_for_empty_prompt
+        self.register_to_config(force_zeros_for_empty_prompt=zeros)
+        self.zero_negative = zeros
+        if len(self.text_encoders) != self.text_encoder_count:
+            raise ModelError(
+                f"{type(self).__name__} has {self.text_encoder_count} text encoder(s) and was given"
+                f" {len(self.text_encoders)}; use CustomContrastPipeline for one, CustomContrastXLPipeline for two"
+            )
+        widths = tuple(encoder.config.hidden_size for encoder in self.text_encoders)
+        if adapter.config.textual and widths != adapter.config.text_widths:
+            raise ModelError(
+                f"the adapter makes pseudo-words of widths {adapter.config.text_widths} and the text encoders have"
+                f" {widths}; load base model '{adapter.config.base_model}'"
+            )
+        if image_encoder is not None:
+            self._check_encoder(image_encoder)
+        adapter.install(unet)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @property
+    def text_encoders(self) -> list[Any]:
+        """One or two."""
+        return [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None]
+
+    @property
+    def tokenizers(self) -> list[Any]:
+        """One for each text encoder."""
+        return [tokenizer for tokenizer in (self.tokenizer, self.tokenizer_2) if tokenizer is not None]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        references: References | None = None,
+        class_nouns: str | Sequence[str] = (),
+        *,
+        subjects: Subjects | None = None,
+        negative_prompt: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        subject_strength: float = 1.0,
+        location_masks: bool = True,
+        location_start: int = 950,
+        text_every: int = 1,
+        text_batch: int = 256,
+        control_image: Any = None,
+        controlnet_conditioning_scale: float = 1.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict[str, Any]], Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents", "location"),
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Images of the subjects as the prompts say, prompt by prompt, `num_images_per_prompt` of each.
+
+        Args:
+            prompt: one or several; each contains every class noun as whole words, and the pseudo-word goes after it.
+            subjects: {class noun: photo, or several of the same subject}: a photo is cut out by the mask that comes
+                with it (photo, mask), by its own transparency, or by Grounded SAM. All prompts show the same subjects.
+            references: instead of `subjects`: for each subject its photo, or several, already alone on white
+                (`model.segment.on_white`), or hidden states [S, K, N, d] of the image encoder. Of several photos the
+                tokens are averaged [a reading]. None: the base model alone.
+            class_nouns: one for each of the references, in their order.
+            negative_prompt: what guidance leads away from, for all prompts.
+            height, width: pixels; the UNet's own size by default.
+            guidance_scale: 1 or less turns classifier-free guidance off.
+            generator: one, or one for each image.
+            latents: initial noise [images, C, h, w] instead of `generator`'s.
+            subject_strength: lambda, the weight of the visual branch; 0 turns the subject off, its pseudo-word
+            included. location_masks: let each step's attention say where the subject is in the next one.
+            location_start: at timesteps (0..999) from here up they are not used: nothing is drawn yet.
+            text_every: so many steps in a row share the S+ and captions of their first one; 1 is the method.
+            text_batch: captions the text encoder takes at once, at least one step's; bounds memory.
+            control_image, controlnet_conditioning_scale: what a ControlNet is given, at the size of the picture, and
+                its weight; it sees the plain prompts.
+            output_type: `pil`, `np`, `pt` or `latent`. return_dict: False gives a tuple.
+            callback_on_step_end: called with (pipeline, step, timestep, tensors) as in diffusers, the tensors those of
+                `callback_on_step_end_tensor_inputs`; `location` is the map [images, S, h, w] of the step, or None.
+
+        Raises ModelError, one sentence, for arguments that do not go together and for a prompt without its class noun.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if subjects is not None:
+            if references is not None or class_nouns:
+                raise ModelError("subjects and references were both given; give one of them")
+            references, class_nouns = list[Any](subjects.values()), tuple(subjects)
+        nouns = (class_nouns,) if isinstance(class_nouns, str) else tuple(class_nouns)
+        native = (self.unet.config.sample_size,) * 2 if isinstance(self.unet.config.sample_size, int) else None
+        native_height, native_width = native or self.unet.config.sample_size
+        height = height or native_height * self.vae_scale_factor
+        width = width or native_width * self.vae_scale_factor
+        self.check_inputs(prompts, references, nouns, height, width, num_inference_steps, subject_strength, text_every)
+        if subjects is not None:
+            references = self.segment(subjects)  # after the checks: it may load Grounded SAM
+        device = self._execution_device
+        guided = guidance_scale > 1
+        images = len(prompts) * num_images_per_prompt
+
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        timesteps = self.scheduler.timesteps
+        shown = references if subject_strength > 0 else None
+        features = None if shown is None else self.hidden_states(shown, len(nouns))
+        plain, negative = self.encode_prompt(prompts, negative_prompt if guided else None, guided)
+        latents = self.prepare_latents(images, height, width, plain.hidden.dtype, device, generator, latents)
+        call = Call(
+            prompts=prompts,
+            nouns=nouns,
+            features=features,
+            timesteps=timesteps,
+            plain=plain,
+            negative=negative,
+            guidance_scale=guidance_scale,
+            images_per_prompt=num_images_per_prompt,
+            size=(latents.shape[-2], latents.shape[-1]),
+            strength=subject_strength,
+            location_masks=location_masks,
+            location_start=location_start,
+            text_every=text_every,
+            text_batch=text_batch,
+        )
+        image = self.prepare_control(control_image, height, width, images * (2 if guided else 1), plain.hidden.dtype)
+        passes = UNetPasses(self, call, (height, width), image, controlnet_conditioning_scale)
+        sampling = method_of(self.adapter.config).sampling(self.adapter, self.text_model, passes, call)
+
+        # Schedulers that add noise draw it from the same generators.
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        randomness = {"generator": generator} if takes_generator else {}
+        for step, t in enumerate(self.progress_bar(timesteps)):
+            noise = sampling.predict(step, t, latents)
+            latents = self.scheduler.step(noise, t, latents, **randomness, return_dict=False)[0]
+            if callback_on_step_end is not None:
+                known = {"latents": latents, "location": sampling.location}
+                given = {name: known[name] for name in callback_on_step_end_tensor_inputs}
+                changed = callback_on_step_end(self, step, int(t), given) or {}
+                latents = changed.get("latents", latents)
+        drawn = self.decode(latents, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
+
+    def segment(self, subjects: Subjects) -> list[list[Image.Image]]:
+        """The photos of each subject, alone on white; what needs no Grounded SAM does not load it."""
+        return [
+            [segment_photo(photo, noun, self.finder) for photo in (photos if isinstance(photos, list) else [photos])]
+            for noun, photos in subjects.items()
+        ]
+
+    def finder(self) -> GroundedSam:
+        """Grounded SAM, loaded at its first use; ModelError where the pipeline does not know from where."""
+        from model.backbones.grounded_sam import load_grounded_sam
+
+        if self._finder is None:
+            if self.variant is None:
+                raise ModelError("the pipeline knows no Grounded SAM; give photos with their masks, or a variant")
+            self._finder = load_grounded_sam(self.variant.detector, self.variant.sam, self.adapter.device, batch_size=1)
+        return self._finder
+
+    def encoder(self) -> Clip:
+        """The image encoder, loaded at its first use; ModelError where the pipeline does not know from where."""
+        from model.backbones.clip import load_clip
+
+        if self.image_encoder is None:
+            if self.variant is None:
+                raise ModelError("the pipeline has no image encoder; pass one, a variant, or hidden states")
+            found = load_clip(self.variant.image_encoder, self.adapter.device)
+            self._check_encoder(found)
+            self.register_modules(image_encoder=found)
+        return self.image_encoder
+
+    def _check_encoder(self, encoder: Clip) -> None:
+        wanted = self.adapter.config.image_encoder
+        if encoder.name != wanted:
+            raise ModelError(
+                f"the adapter was trained on image encoder '{wanted}' and '{encoder.name}' is loaded; load the one it"
+                " was trained on"
+            )
+
+    def check_inputs(
+        self,
+        prompts: Sequence[str],
+        references: References | None,
+        nouns: Sequence[str],
+        height: int,
+        width: int,
+        steps: int,
+        strength: float,
+        text_every: int,
+    ) -> None:
+        """Raise ModelError where the arguments of a call do not go together."""
+        if not prompts:
+            raise ModelError("no prompt was given; give one or several")
+        if height % self.vae_scale_factor or width % self.vae_scale_factor:
+            raise ModelError(f"size {width}x{height} is no multiple of {self.vae_scale_factor} pixels; choose one")
+        if steps < 1 or text_every < 1:
+            raise ModelError(f"num_inference_steps is {steps} and text_every {text_every}; give at least 1")
+        if steps > self.scheduler.config.num_train_timesteps:
+            raise ModelError(
+                f"num_inference_steps is {steps}, and the base model was trained on"
+                f" {self.scheduler.config.num_train_timesteps} timesteps; give at most as many"
+            )
+        if strength < 0:
+            raise ModelError(f"subject_strength is {strength}; give 0 (no subject) or more")
+        if references is None:
+            return
+        count = 1 if isinstance(references, Image.Image) else len(references)
+        if count == 0 or count != len(nouns):
+            raise ModelError(f"{count} references and {len(nouns)} class nouns; give one noun for each reference")
+        if self.adapter.config.textual and strength > 0:
+            for prompt in prompts:
+                noun_ends(prompt, nouns)
+        if isinstance(references, Tensor):
+            config = self.adapter.config
+            expected = (len(config.feature_layers), config.feature_width)
+            if references.ndim != 4 or (references.shape[1], references.shape[3]) != expected:
+                raise ModelError(
+                    f"reference features are {tuple(references.shape)}; expected [subjects, {expected[0]}, tokens,"
+                    f" {expected[1]}], the hidden states of '{config.image_encoder}'"
+                )
+
+    def hidden_states(self, references: References, subjects: int) -> tuple[Tensor, list[int]]:
+        """Features [photos, K, N, d] of the references, and how many photos each subject has."""
+        if isinstance(references, Tensor):
+            return references.to(self.adapter.device), [1] * subjects
+        listed = [references] if isinstance(references, Image.Image) else references
+        photos = [[entry] if isinstance(entry, Image.Image) else list(entry) for entry in listed]
+        images = [photo for some in photos for photo in some]
+        features = self.encoder().hidden_states(images, self.adapter.config.feature_layers)
+        return features.to(self.adapter.device), [len(some) for some in photos]
+
+    @property
+    def text_model(self) -> TextModel:
+        """The text encoders and their tokenizers."""
+        return TextModel(self.text_encoders, self.tokenizers)
+
+    def encode_prompt(
+        self, prompts: Sequence[str], negative_prompt: str | None, guided: bool
+    ) -> tuple[TextCondition, TextCondition | None]:
+        """Plain captions of the prompts, and where guidance starts from (None without guidance); rows = prompts."""
+        plain = encode_captions(self.text_encoders, self.tokenizers, prompts)
+        if not guided:
+            return plain, None
+        if negative_prompt is None and self.zero_negative:
+            pooled = None if plain.pooled is None else torch.zeros_like(plain.pooled)
+            return plain, TextCondition(torch.zeros_like(plain.hidden), pooled, None)
+        return plain, encode_captions(self.text_encoders, self.tokenizers, [negative_prompt or ""] * len(prompts))
+
+    def prepare_latents(
+        self,
+        images: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None,
+    ) -> Tensor:
+        """Initial noise [images, C, h, w] at the scheduler's scale."""
+        shape = (
+            images,
+            self.unet.config.in_channels,
+            height // self.vae_scale_factor,
+            width // self.vae_scale_factor,
+        )
+        if isinstance(generator, list) and len(generator) != images:
+            raise ModelError(
+                f"{len(generator)} generators for {images} images; give one for each image, or one for all"
+            )
+        if latents is not None and latents.shape != shape:
+            raise ModelError(f"latents are {tuple(latents.shape)} and the images need {shape}; pass noise of that size")
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        return latents.to(device) * self.scheduler.init_noise_sigma
+
+    def prepare_control(self, image: Any, height: int, width: int, rows: int, dtype: torch.dtype) -> Tensor | None:
+        """The ControlNet's picture [rows, 3, height, width] in 0..1; None without a ControlNet."""
+        if self.controlnet is None or image is None:
+            if self.controlnet is not None or image is not None:
+                raise ModelError("a ControlNet and a control_image belong together; give both or neither")
+            return None
+        processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_convert_rgb=True, do_normalize=False)
+        pixels = processor.preprocess(image, height=height, width=width).to(self._execution_device, dtype)
+        if rows % len(pixels):
+            raise ModelError(f"{len(pixels)} control images for {rows} rows; give one, or one for each image")
+        return pixels.repeat(rows // len(pixels), 1, 1, 1)
+
+    def decode(self, latents: Tensor, output_type: str) -> Any:
+        """Latents -> images as `output_type`."""
+        if output_type == "latent":
+            return latents
+        dtype = self.vae.dtype
+        overflows = dtype == torch.float16 and self.vae.config.force_upcast
+        if overflows:
+            self.vae.to(torch.float32)
+        pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
+        if overflows:
+            self.vae.to(dtype)
+        return self.image_processor.postprocess(pixels, output_type=output_type)
+
+
+class CustomContrastXLPipeline(StableDiffusionXLLoraLoaderMixin, CustomContrastPipeline):
+    """SDXL (two text encoders, pooled text and size conditions) with an adapter; see `CustomContrastPipeline`."""
+
+    text_encoder_count = 2
+    stock: Any = StableDiffusionXLPipeline
+
+
+def build_pipeline(
+    diffusion: Diffusion, adapter: Adapter, image_encoder: Clip | None = None, variant: Variant | None = None
+) -> CustomContrastPipeline:
+    """The pipeline class that fits the base model: SDXL's where it has two text encoders."""
+    kind = CustomContrastXLPipeline if len(diffusion.text_encoders) > 1 else CustomContrastPipeline
+    return kind.from_diffusion(diffusion, adapter, image_encoder, variant)

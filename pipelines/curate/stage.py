@@ -1,0 +1,117 @@
+"""Stage: photos of every source -> frames, rejects, prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from model.backbones.identity import spec_digest
+from pipelines import tables
+from pipelines.curate import STAGE, duplicates
+from pipelines.curate.worker import SUBJECT, CurateParams, CurateWorker, pack, unpack, views
+from pipelines.engine import driver
+from pipelines.engine.items import Item
+from pipelines.photos.roots import Root, SourceParams
+from pipelines.sources import Subject, open_source
+from runtime.digest import digest
+from runtime.params import Params
+
+
+@dataclass(frozen=True)
+class SubjectItem(Item):
+    """A subject, packed.
+
+    Attributes:
+        views: how many photos it has before any filter.
+    """
+
+    views: int
+
+    def without(self, frame_ids: Collection[str]) -> SubjectItem:
+        """Return the subject with these photos rejected unread: they count among its views, as other bad ones do."""
+        subject = unpack(self.payload)
+        photos = (replace(p, reject="crashed") if p.frame_id in frame_ids else p for p in subject.photos)
+        return self.of(self.fingerprint, replace(subject, photos=tuple(photos)))
+
+    @classmethod
+    def of(cls, fingerprint: str, subject: Subject) -> SubjectItem:
+        """Return the item of a subject."""
+        frame_ids = tuple(p.frame_id for p in subject.photos)
+        return cls(subject.subject_id, fingerprint, frame_ids, pack(subject), views(subject))
+
+
+def fingerprint(subject: Subject, root: Root) -> str:
+    """Return what changes when a photo of the subject or its shipped mask does.
+
+    Size and time of change stand for the bytes, as in rsync: reading every photo to learn that nothing changed would
+    cost as much as the stage. It only decides what is computed again, never what comes out.
+    """
+    files = [path for photo in subject.photos for path in (photo.path, photo.mask_path) if path is not None]
+    return digest(SUBJECT.dump_json(subject).decode(), [state(root, path) for path in files])
+
+
+def state(root: Root, path: str) -> tuple[int, float] | None:
+    """Return size and time of a file; None where there is none."""
+    try:
+        return root.info(path)
+    except FileNotFoundError:
+        return None
+
+
+def items_of(source_params: SourceParams) -> Iterator[SubjectItem]:
+    """Yield an item for each subject of a source."""
+    root = Root(source_params.root)
+    for s in open_source(source_params).subjects():
+        yield SubjectItem.of(fingerprint(s, root), s)
+
+
+def main(params: Params) -> None:
+    """Run the stage."""
+    curate, run = params.section("curate", CurateParams), params.run
+    sources = params.section("sources", list[SourceParams])
+    out, captioner = params.data / STAGE.name, curate.captions.captioner
+    photos: dict[str, int] = {}
+
+    def items() -> Iterator[Item]:
+        for source in sources:
+            for item in items_of(source):
+                photos[item.id] = item.views
+                yield item
+
+    weights = []
+    if captioner is not None:
+        from pipelines.curate.captioner import spec
+
+        weights = [spec_digest(spec(captioner))]
+    # What a worker reserves: only the captioner is a model, and no further threads decode for it.
+    run = run.model_copy(update={"device": run.torch_device() if captioner else "cpu", "decoders": 0})
+    with driver.sole_writer(STAGE.name, run, out):
+        summary = driver.run_stage(
+            STAGE.name,
+            items(),
+            partial(CurateWorker, curate, sources, run.device),
+            identity=[curate.model_dump(), STAGE.code(), weights],
+            kept="frames",
+            others=[],
+            out=out,
+            run=run,
+            shard_items=curate.shard_subjects,
+        )
+        duplicates.drop(out, curate.filters.duplicate_bits, curate.min_views, photos)
+        prompts = [asdict(prompt) for source in sources for prompt in open_source(source).prompts()]
+        tables.write(out, "prompts", tables.from_rows("prompts", prompts))
+        driver.settle(summary, out, "frames")
+        driver.report(STAGE.name, summary, out, metrics(out) | {"prompts": len(prompts)})
+
+
+def metrics(out: Path) -> dict[str, Any]:
+    """Return what the stage counts beside photos kept and rejected."""
+    frames = tables.read(out, "frames", ["subject_id", "source", "caption_origin"])
+    return {
+        "subjects": len(frames["subject_id"].unique()),
+        "frames_by_source": tables.count_by(frames["source"].to_pylist()),
+        "captions": tables.count_by(frames["caption_origin"].to_pylist()),
+    }

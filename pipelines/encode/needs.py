@@ -1,0 +1,121 @@
+"""What the triplets need of each photo, and how much room it takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from open_clip.model import CLIPVisionCfg
+
+from model.backbones.hub import reading, resolve
+from model.backbones.variant import Variant
+from pipelines import tables
+from pipelines.encode.worker import EncodeParams
+from pipelines.photos import segments
+
+MOST_VALUES = 2**31 - 1
+"""Of a shard's hidden states: Arrow counts the values of a list column in 32 bits."""
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What the triplets need of the photos with usable masks, a row each, in the order of the masks table.
+
+    Columns and not a mapping by frame: of millions of photos it stays in the driver's memory.
+    """
+
+    target: np.ndarray
+    """[rows] bool: its latent is needed."""
+    input: np.ndarray
+    """[rows] bool: it has a role whose hidden states are cached."""
+    single: np.ndarray
+    """[rows] bool: it is the one photo of its subject."""
+
+    @classmethod
+    def read(cls, pairs: Path, mask: Path, params: EncodeParams) -> Needed:
+        """Read it from the tables of these two stages."""
+        photos = segments.usable_ids(mask)
+        triplets = tables.read(pairs, "triplets", ["reference", "positive", "target", "method"])
+        given = [among(photos, triplets[role]) for role in params.inputs]
+        return cls(
+            target=among(photos, triplets["target"]),
+            input=np.logical_or.reduce(given) if given else np.zeros(len(photos), dtype=bool),
+            single=among(photos, triplets.filter(pc.equal(triplets["method"], "augment"))["reference"]),
+        )
+
+    def wanted(self, params: EncodeParams, mask: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (frame_id, mask and roles) of the photos of which something is to be written."""
+        target = self.target & params.latents
+        given = self.input & params.hidden_states
+        rows = zip(segments.usable(mask), target.tolist(), given.tolist(), self.single.tolist(), strict=True)
+        for (frame_id, row), is_target, is_input, is_single in rows:
+            if is_target or is_input:
+                yield frame_id, {**row, "target": is_target, "input": is_input, "single": is_single}
+
+
+def among(values: pa.ChunkedArray, others: pa.ChunkedArray) -> np.ndarray:
+    """Return which values are among the others [len(values)], bool."""
+    return np.asarray(pc.is_in(values, value_set=others.combine_chunks()), dtype=bool)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a row."""
+
+    latent: int
+    """A target's latent (fp16) and mask."""
+    hidden: int
+    """One augmentation's hidden states (fp16)."""
+
+
+def sizes(variant: Variant) -> Sizes:
+    """Return what rows take, from the models' configurations: nothing is loaded, and only these files are fetched.
+
+    Raises:
+        ModelError: a configuration is missing or is none.
+    """
+    spec = variant.image_encoder
+    folder = resolve(spec, ["open_clip_config.json"])
+    with reading(spec.path, "an open_clip folder with open_clip_config.json"):
+        config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+        vision = CLIPVisionCfg(**config["model_cfg"]["vision_cfg"])
+        tokens = 1 + int(np.prod(np.broadcast_to(vision.image_size, 2) // np.broadcast_to(vision.patch_size, 2)))
+    folder = resolve(variant.diffusion, ["vae/config.json"])
+    with reading(variant.diffusion.path, "a diffusers folder with vae/config.json"):
+        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        side = variant.resolution // 2 ** (len(vae["block_out_channels"]) - 1)
+        channels = vae["latent_channels"]
+    return Sizes(latent=side**2 * (2 * channels + 1), hidden=2 * len(spec.layers) * tokens * vision.width)
+
+
+def within_budget(params: EncodeParams, row: Sizes, needed: Needed) -> EncodeParams:
+    """Print what the tables will take at most, and return `params` without what is not to be written."""
+    targets, inputs = int(needed.target.sum()), int(needed.input.sum())
+    latents = targets * row.latent / 1e9
+    hidden = inputs * params.augmentations * row.hidden / 1e9
+    said = f"encode: latents of {targets} targets x {row.latent / 1e3:.1f} KB = {latents:.2f} GB"
+    print(said if params.latents else f"{said}, switched off by encode.latents")
+    said = f"encode: hidden states of {inputs} references and positives x {params.augmentations} augmentations"
+    said = f"{said} x {row.hidden / 1e3:.1f} KB = {hidden:.2f} GB"
+    fits = hidden <= params.max_gigabytes
+    if not params.hidden_states:
+        said = f"{said}, switched off by encode.hidden_states"
+    elif not fits:
+        said = (
+            f"{said}, left out: more than encode.max_gigabytes = {params.max_gigabytes}; training then computes "
+            "them at each step, so raise it, lower encode.augmentations or curate fewer photos if that is too slow"
+        )
+    print(said, flush=True)
+    return params.model_copy(update={"hidden_states": params.hidden_states and fits})
+
+
+def photos_in_shard(params: EncodeParams, row: Sizes) -> int:
+    """Return how many photos' hidden states fit in one shard."""
+    values = row.hidden // np.dtype(np.float16).itemsize
+    return max(MOST_VALUES // (params.augmentations * values), 1)

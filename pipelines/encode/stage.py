@@ -1,0 +1,56 @@
+"""Stage: what the frozen encoders make of the photos of triplets, computed once: latents and hidden states."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from model.backbones.identity import spec_digest
+from model.backbones.variant import load_variant
+from pipelines import tables
+from pipelines.encode import STAGE
+from pipelines.encode.needs import Needed, photos_in_shard, sizes, within_budget
+from pipelines.encode.worker import EncodeParams, EncodeWorker
+from pipelines.engine import driver, subjects
+from pipelines.photos import segments
+from pipelines.photos.roots import SourceParams
+from runtime.params import Params
+
+TABLES = ("latents", "features")
+NOT_OF_A_ROW = {"max_gigabytes", "shard_subjects", "latents", "hidden_states", "inputs"}
+"""Params that say which rows there are, not what is in them."""
+
+
+def encoded_frames(out: Path) -> int:
+    """Return how many photos have a latent or hidden states."""
+    return len(pc.unique(pa.concat_tables(tables.read(out, name, ["frame_id"]) for name in TABLES)["frame_id"]))
+
+
+def main(params: Params) -> None:
+    """Run the stage."""
+    encode, run = params.section("encode", EncodeParams), params.run
+    sources = params.section("sources", list[SourceParams])
+    variant = load_variant(params.variant)
+    out, mask = params.data / STAGE.name, params.data / "mask"
+    needed = Needed.read(params.data / "pairs", mask, encode)
+    row = sizes(variant)
+    encode = within_budget(encode, row, needed)
+    weights = [spec_digest(spec) for spec in (variant.diffusion, variant.image_encoder)]
+    with driver.sole_writer(STAGE.name, run, out):
+        summary = driver.run_stage(
+            STAGE.name,
+            subjects.items(params.data / "curate", segments.FRAME_COLUMNS, needed.wanted(encode, mask)),
+            partial(EncodeWorker, encode, params.variant, sources, run.torch_device(), run.decoders),
+            identity=[encode.model_dump(exclude=NOT_OF_A_ROW), STAGE.code(), weights],
+            kept="latents",
+            others=["features"],
+            out=out,
+            run=run,
+            shard_items=encode.shard_subjects,
+            shard_photos=photos_in_shard(encode, row),
+        )
+        summary.kept = encoded_frames(out)  # a photo may be a target, an input or both
+        driver.report(STAGE.name, summary, out, {name: tables.count(out, name) for name in TABLES})

@@ -1,0 +1,169 @@
+"""Photos of a subject -> VAE latents and hidden states of the image encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+
+from model.backbones.clip import load_clip
+from model.backbones.diffusion import load_vae
+from model.backbones.encoders import after_preparing
+from model.backbones.variant import load_variant
+from model.images.inputs import augmented, encode_latents, shrink
+from model.images.segment import square_crop
+from pipelines.engine.shards import Rows
+from pipelines.photos import segments
+from pipelines.photos.prefetch import prefetch
+from pipelines.photos.roots import Roots, SourceParams
+from runtime.params import Section
+
+
+class EncodeParams(Section):
+    """What is cached for training, and how much of it."""
+
+    latents: bool  # VAE latents of targets
+    hidden_states: bool  # of the image encoder, of references and positives
+    inputs: tuple[Literal["reference", "positive", "target"], ...]  # roles whose hidden states are cached
+    augmentations: int = Field(ge=1)  # per photo: the plain segment, and this many less one placed at random on white
+    margin: float  # white border of the plain segment, fraction of its longer side
+    scale: tuple[float, float]  # longer side of a placed segment, fraction of the canvas
+    single_photo_rotation: float  # degrees; turns (and flips) stand in for other views where there is one photo
+    max_gigabytes: float  # hidden states that would take more are left out
+    seed: int
+    batch_size: int
+    shard_subjects: int
+
+
+@dataclass(frozen=True)
+class Views:
+    """What is encoded of a photo.
+
+    Attributes:
+        crop: the square that the diffusion model learns from, and its mask; None where the photo is no target.
+        segments: the augmentations of its subject, as the image encoder reads them; none where it is a target only.
+    """
+
+    crop: tuple[Image.Image, np.ndarray] | None
+    segments: list[torch.Tensor]
+
+
+class EncodeWorker:
+    """Encodes the photos of subjects; `decoders` threads make the next ones ready while the models compute."""
+
+    def __init__(
+        self, params: EncodeParams, variant: str, sources: Sequence[SourceParams], device: str, decoders: int = 0
+    ) -> None:
+        self.params, self.device, self.decoders, self.roots = params, device, decoders, Roots(sources)
+        self.variant = load_variant(variant)
+        size = params.batch_size
+        self.encoder = load_clip(self.variant.image_encoder, device, batch_size=size) if params.hidden_states else None
+        self.vae = load_vae(self.variant.diffusion, torch.float32, device) if params.latents else None
+
+    def compute(self, payloads: Sequence[list[dict[str, Any]]]) -> list[Rows]:
+        results: list[Rows] = [{"latents": [], "features": []} for _ in payloads]
+        places = [rows for rows, frames in zip(results, payloads, strict=True) for _ in frames]
+        frames = [frame for payload in payloads for frame in payload]
+        for source in {frame["source"] for frame in frames}:
+            self.roots[source]  # opened here, not by several threads at once
+        latents, features = Batches(self.params.batch_size), Batches(self.params.batch_size)
+        prepared = prefetch(self.prepare, frames, self.decoders, 2 * self.params.batch_size)
+        for rows, frame, views in zip(places, frames, prepared, strict=True):
+            if views.crop is not None:
+                latents.add((rows["latents"], frame["frame_id"], *views.crop))
+            for index, pixels in enumerate(views.segments):
+                features.add((rows["features"], frame["frame_id"], index, pixels))
+            self.encode(latents.full(), features.full())
+        self.encode(latents.rest(), features.rest())
+        return results
+
+    def prepare(self, frame: dict[str, Any]) -> Views:
+        """Read a photo and make what the models read of it; for threads."""
+        image, mask = segments.read_segment(self.roots, frame)
+        roles = frame["extra"]
+        pixels: list[torch.Tensor] = []
+        if roles["input"] and self.encoder is not None:
+            views = (self.augment(frame, image, mask, index) for index in range(self.params.augmentations))
+            pixels = [self.encoder.preprocess(view) for view in views]
+        is_target = roles["target"] and self.vae is not None
+        return Views(square_crop(image, mask, self.variant.resolution) if is_target else None, pixels)
+
+    def encode(self, crops: Sequence[Any], views: Sequence[Any]) -> None:
+        """Add the rows of `crops` (rows, frame_id, image, mask) and `views` (rows, frame_id, index, pixels)."""
+        if crops:
+            latents = encode_latents(self.vae, [c[2] for c in crops], self.params.batch_size, self.device)
+            for (rows, frame_id, _, mask), latent in zip(crops, latents, strict=True):
+                rows.append(latent_row(frame_id, latent, mask))
+        if views and self.encoder is not None:
+            ready = after_preparing(self.encoder)
+            hidden = ready.hidden_states([v[3] for v in views], self.variant.image_encoder.layers).cpu().numpy()
+            for (rows, frame_id, index, _), states in zip(views, hidden, strict=True):
+                rows.append(feature_row(frame_id, index, states))
+
+    def augment(self, frame: dict[str, Any], image: Image.Image, mask: np.ndarray, index: int) -> Image.Image:
+        """Return augmentation `index` of a photo, the same one whenever it is asked for."""
+        return augmented(
+            frame["frame_id"],
+            image,
+            mask,
+            index,
+            single=frame["extra"]["single"],
+            size=self.variant.resolution,
+            seed=self.params.seed,
+            margin=self.params.margin,
+            scale=self.params.scale,
+            rotation=self.params.single_photo_rotation,
+        )
+
+
+def latent_row(frame_id: str, latent: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+    """Return a row of the latents table: `latent` [C, h, w], `mask` of the crop it was made of."""
+    channels, height, width = latent.shape
+    return {
+        "frame_id": frame_id,
+        "latent": latent.astype(np.float16).reshape(-1),
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "subject_mask": shrink(mask, height, width).reshape(-1),
+    }
+
+
+def feature_row(frame_id: str, augmentation: int, states: np.ndarray) -> dict[str, Any]:
+    """Return a row of the features table: `states` [K, N, d]."""
+    layers, tokens, width = states.shape
+    return {
+        "frame_id": frame_id,
+        "augmentation": augmentation,
+        "hidden": states.astype(np.float16).reshape(-1),
+        "layers": layers,
+        "tokens": tokens,
+        "width": width,
+    }
+
+
+class Batches:
+    """Items that wait until they fill a batch."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.waiting: list[Any] = []
+
+    def add(self, item: Any) -> None:
+        self.waiting.append(item)
+
+    def full(self) -> list[Any]:
+        """Take whole batches; what is over waits on."""
+        count = len(self.waiting) // self.size * self.size
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        return taken
+
+    def rest(self) -> list[Any]:
+        """Take what is left."""
+        taken, self.waiting = self.waiting, []
+        return taken

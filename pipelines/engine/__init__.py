@@ -1,0 +1,1 @@
+"""The engine of the data stages: items, shards, the work folder, Ray actors, job submission."""

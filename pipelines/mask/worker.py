@@ -1,0 +1,252 @@
+"""Photos of a subject -> masks, shipped with the photo or cut out by Grounded SAM."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from model.backbones.grounded_sam import Cut, Detection, GroundedSam, Prepared, load_grounded_sam
+from model.backbones.variant import load_variant
+from model.images.segment import mask_box
+from pipelines import tables
+from pipelines.engine.shards import Rows
+from pipelines.mask.quality import QualityParams, border_contact, box_iou, clean, iou, quality_flag
+from pipelines.photos.decode import DecodeError, decode_image, decode_mask_image
+from pipelines.photos.prefetch import prefetch
+from pipelines.photos.roots import Roots, SourceParams
+from runtime.params import Section
+
+
+class MaskParams(Section):
+    """Where masks come from and when one is good."""
+
+    method: Literal["annotated", "grounded_sam"]  # annotated: masks shipped with the photos, Grounded SAM for the rest
+    phrase: str  # what the detector is asked for; {class} is the class noun
+    min_detection: float  # score below which nothing was found, 0..1
+    batch_size: int
+    dtype: Literal["float32", "float16", "bfloat16"]
+    compare: float  # share of the photos with a shipped mask that Grounded SAM cuts out as well, 0..1
+    quality: QualityParams
+    shard_subjects: int
+
+
+@dataclass
+class Opened:
+    """A photo on its way through the stage; the photo itself is let go as soon as the models' input is made of it.
+
+    Attributes:
+        order: its place among the photos of a call.
+        shipped: the mask that came with it, [H, W], at its size; None where there is none or none is asked for.
+        prepared: the models' input; None where the shipped mask is all that is asked for.
+        reject: (reason, detail) where it goes no further.
+        rows: what it comes to, its row of each table; then the pixels are gone.
+    """
+
+    order: int
+    frame: dict[str, Any]
+    shipped: np.ndarray | None = None
+    prepared: Prepared | None = None
+    reject: tuple[str, str] | None = None
+    found: Detection | None = None
+    cut: Cut | None = None
+    rows: dict[str, dict[str, Any]] | None = None
+
+
+class MaskWorker:
+    """Reads the photos of subjects and returns their masks.
+
+    Photos pass in a stream: `decoders` threads read and shrink the next ones while the models have the last ones, and
+    clean and encode the masks of those before.
+    """
+
+    def __init__(
+        self, params: MaskParams, variant: str, sources: Sequence[SourceParams], device: str, decoders: int = 0
+    ) -> None:
+        self.params, self.variant, self.device, self.decoders = params, variant, device, decoders
+        self.roots = Roots(sources)
+        self.model: GroundedSam | None = None
+
+    def compute(self, payloads: Sequence[list[dict[str, Any]]]) -> list[Rows]:
+        results: list[Rows] = [{"masks": [], "rejects": [], "agreement": []} for _ in payloads]
+        places = [rows for rows, frames in zip(results, payloads, strict=True) for _ in frames]
+        frames = [frame for payload in payloads for frame in payload]
+        if self.model is None and any(self.wants_model(frame) for frame in frames):
+            self.model = self.load()
+        for source in {frame["source"] for frame in frames}:
+            self.roots[source]  # opened here, not by several threads at once
+        ahead = 2 * self.params.batch_size  # a batch on the device, the next one ready
+        opened = prefetch(self.open, enumerate(frames), self.decoders, ahead)
+        finished = prefetch(self.finish, self.cut_out(opened), self.decoders, ahead)
+        for photo in sorted(finished, key=lambda photo: photo.order):
+            for name, row in (photo.rows or {}).items():
+                places[photo.order][name].append(row)
+        return results
+
+    def load(self) -> GroundedSam:
+        """Return the models of the variant."""
+        variant, dtype = load_variant(self.variant), getattr(torch, self.params.dtype)
+        size = self.params.batch_size
+        return load_grounded_sam(variant.detector, variant.sam, self.device, batch_size=size, dtype=dtype)
+
+    def takes_shipped(self, frame: dict[str, Any]) -> bool:
+        """Whether the mask of this photo is the one that came with it."""
+        return self.params.method == "annotated" and frame["mask_path"] is not None
+
+    def compares(self, frame: dict[str, Any]) -> bool:
+        """Whether both ways are taken: where Grounded SAM runs anyway, else a share of the photos, by their id."""
+        if frame["mask_path"] is None:
+            return False
+        share = zlib.crc32(frame["frame_id"].encode()) / 2**32
+        return self.params.method == "grounded_sam" or share < self.params.compare
+
+    def wants_model(self, frame: dict[str, Any]) -> bool:
+        """Whether Grounded SAM looks at this photo."""
+        return not self.takes_shipped(frame) or self.compares(frame)
+
+    def open(self, numbered: tuple[int, dict[str, Any]]) -> Opened:
+        """Read a photo and make the models' input of it, or what it comes to without them; for threads."""
+        photo = Opened(*numbered)
+        self.read(photo)
+        return self.finish(photo) if photo.prepared is None else photo
+
+    def read(self, photo: Opened) -> None:
+        """Set what is known of a photo before the models are asked."""
+        frame = photo.frame
+        try:
+            image = decode_image(self.roots[frame["source"]].read(frame["path"]))
+        except DecodeError as error:
+            photo.reject = (error.reason, error.detail)
+            return
+        except FileNotFoundError:
+            photo.reject = ("missing_file", frame["path"])
+            return
+        if frame["mask_path"] is not None and (self.takes_shipped(frame) or self.compares(frame)):
+            try:
+                photo.shipped = self.shipped(frame, image)
+            except DecodeError as error:
+                if self.takes_shipped(frame):
+                    photo.reject = (error.reason, error.detail)
+                    return
+        if self.model is not None and self.wants_model(frame):
+            photo.prepared = self.model.prepare(image)
+
+    def shipped(self, frame: dict[str, Any], image: Image.Image) -> np.ndarray:
+        """Return the photo's own mask [H, W]; it may be stored at another size (Open Images), not at another shape."""
+        try:
+            mask = decode_mask_image(self.roots[frame["source"]].read(frame["mask_path"]))
+        except (DecodeError, FileNotFoundError) as error:
+            raise DecodeError("mask_unreadable", f"{frame['mask_path']}: {error}") from None
+        height, width = mask.shape
+        if abs(width / height - image.width / image.height) > 0.02 * image.width / image.height:
+            detail = f"{frame['mask_path']}: {width} x {height} for a photo of {image.width} x {image.height}"
+            raise DecodeError("mask_unreadable", detail)
+        return np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
+
+    def cut_out(self, photos: Iterator[Opened]) -> Iterator[Opened]:
+        """Yield every photo, with box and mask of its subject where the models were asked and found it."""
+        done: list[Opened] = []
+
+        def asked() -> Iterator[tuple[Opened, Prepared, str]]:
+            for photo in photos:
+                if photo.prepared is None or self.model is None:
+                    done.append(photo)  # its rows are known
+                elif not self.model.reads(self.phrase(photo.frame)):
+                    if not self.takes_shipped(photo.frame):
+                        photo.reject = ("phrase_too_long", self.phrase(photo.frame))
+                    done.append(photo)
+                else:
+                    prepared, photo.prepared = photo.prepared, None
+                    yield photo, prepared, self.phrase(photo.frame)
+
+        if self.model is None:
+            yield from photos
+            return
+        for photo, found, cut in self.model.cut_out(asked(), self.params.min_detection):
+            photo.found, photo.cut = found, cut
+            yield photo
+            yield from done
+            done.clear()
+        yield from done
+
+    def finish(self, photo: Opened) -> Opened:
+        """Set the photo's rows: a mask or a reject, and how both ways agree; lets the pixels go. For threads."""
+        if photo.rows is not None:
+            return photo
+        frame, quality = photo.frame, self.params.quality
+        cut = None if photo.cut is None else clean(photo.cut.mask, quality)
+        shipped = None if photo.shipped is None else clean(photo.shipped, quality)
+        rows: dict[str, dict[str, Any]] = {}
+        if photo.reject is not None:
+            rows["rejects"] = tables.reject(frame["frame_id"], "mask", *photo.reject)
+        elif shipped is not None and self.takes_shipped(frame):
+            rows |= self.row(photo, shipped, "annotated")
+        elif cut is not None and photo.found is not None and photo.cut is not None:
+            rows |= self.row(photo, cut, "grounded_sam", photo.found, photo.cut.score)
+        else:
+            detail = "nothing found" if photo.found is None else f"best score {photo.found.score:.3f}"
+            rows["rejects"] = tables.reject(frame["frame_id"], "mask", "mask_missing", detail)
+        if shipped is not None and shipped.any() and photo.reject is None and self.compares(frame):
+            rows["agreement"] = self.agreement(photo, shipped, cut)
+        photo.rows, photo.cut, photo.shipped, photo.prepared = rows, None, None, None
+        return photo
+
+    def phrase(self, frame: dict[str, Any]) -> str:
+        """Return what the detector is asked for in this photo."""
+        return self.params.phrase.replace("{class}", frame["class_name"])
+
+    def row(
+        self,
+        photo: Opened,
+        mask: np.ndarray,
+        method: str,
+        found: Detection | None = None,
+        mask_score: float = 1.0,
+    ) -> dict[str, dict[str, Any]]:
+        """Return the row of a cleaned mask, or of a reject where nothing is left of it."""
+        frame_id = photo.frame["frame_id"]
+        if not mask.any():
+            return {"rejects": tables.reject(frame_id, "mask", "mask_empty", method)}
+        area, contact, held = float(mask.mean()), border_contact(mask), mask_box(mask)
+        box, score = (held, 1.0) if found is None else (found.box, found.score)
+        height, width = mask.shape
+        annotated = photo.frame["box"]
+        expected = box if annotated is None else [v * s for v, s in zip(annotated, (width, height) * 2, strict=True)]
+        agreement = box_iou(held, expected)
+        # Where boxes are annotated, curate has counted them.
+        other = 0.0 if found is None or annotated is not None else found.other / max(found.score, 1e-9)
+        flag = quality_flag(area, contact, score * mask_score, agreement, other, self.params.quality)
+        row = {
+            "frame_id": frame_id,
+            "phrase": self.phrase(photo.frame),
+            "method": method,
+            "box": [float(v) for v in box],
+            "score": score,
+            "height": height,
+            "width": width,
+            "rle": tables.encode_mask(mask),
+            "mask_score": mask_score,
+            "area": area,
+            "border_contact": contact,
+            "quality": flag,
+        }
+        return {"masks": row}
+
+    def agreement(self, photo: Opened, shipped: np.ndarray, cut: np.ndarray | None) -> dict[str, Any]:
+        """Return the row that holds both masks of a photo and how far they agree."""
+        found = cut if cut is not None and cut.any() else None
+        return {
+            "frame_id": photo.frame["frame_id"],
+            "class_name": photo.frame["class_name"],
+            "height": shipped.shape[0],
+            "width": shipped.shape[1],
+            "annotated": tables.encode_mask(shipped),
+            "found": None if found is None else tables.encode_mask(found),
+            "score": None if photo.found is None else photo.found.score,
+            "iou": None if found is None else iou(shipped, found),
+        }

@@ -1,0 +1,12 @@
+"""Which photos make a training sample."""
+
+from runtime.stages import Stage
+
+STAGE = Stage(
+    name="pairs",
+    module="pipelines.pairs.stage",
+    summary="usable photos to triplets: reference, positive, target",
+    sections=("pairs",),
+    reads=("curate/frames", "mask/masks", "similarity/rejects"),
+    writes=("triplets",),
+)

@@ -1,0 +1,283 @@
+"""Which three frames of a subject make a sample: reference (input), positive (other view), target (reconstructed).
+
+Everything is done on columns, for all subjects of a stretch of the frames table at once: 220,000 subjects are too many
+for a Python object each. Nothing depends on how the table is cut into stretches.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from pipelines import tables
+from runtime.params import Section
+
+COLUMNS = ("frame_id", "subject_id", "class_name", "rotation", "translation", "object_centre")
+
+# Steps of the two-dimensional additive sequence with the most even gaps (Roberts 2018, "R2"), from the plastic number.
+_STEPS = (0.7548776662466927, 0.5698402909980532)
+# Numbers of one computation: distances [subjects, samples, frames] in 8 bytes each.
+_CELLS = 2**20
+# Above all distances (180), so that a frame is taken outside the band before one that may not be taken.
+_OUTSIDE, _REPEATED, _ITSELF = 1e3, 1e6, 1e9
+# Degrees, or fractions: distances that differ in less are equal, and chance decides between them.
+_GRAIN = 4
+
+
+class TripletParams(Section):
+    """How triplets are chosen."""
+
+    per_subject: int = Field(ge=1, le=1000)
+    class_balance: float = Field(gt=0)  # most triplets of a class, as a multiple of the mean class's
+    angle_band: tuple[float, float]  # degrees between viewing directions, reference to the other two
+    order_band: tuple[float, float]  # the same as a fraction of the capture's length, where there are no poses
+    seed: int
+
+
+def write(frames: Callable[[], Iterator[pa.Table]], out: Path, params: TripletParams) -> None:
+    """Write the triplets table to `out`, in memory that does not grow with the frames.
+
+    Args:
+        frames: gives the frames that may be used, COLUMNS in key order, in stretches of any length; called twice.
+    """
+    subjects = _subjects(frames())
+    counts = per_subject(subjects["class"].to_numpy(), _keys(subjects["id"], params.seed), params)
+    del subjects
+
+    def chunks() -> Iterator[pa.Table]:
+        done = 0
+        for stretch in whole_subjects(frames()):
+            number = int(tables.changes(stretch["subject_id"]).sum())
+            yield select(stretch, counts[done : done + number], params)
+            done += number
+
+    tables.write_parts(out, "triplets", chunks())
+
+
+def per_subject(classes: np.ndarray, keys: np.ndarray, params: TripletParams) -> np.ndarray:
+    """Return how many triplets each subject gets [S]: `per_subject`, fewer in a class that is too large.
+
+    A class has at most `class_balance` times as many as the mean class would with `per_subject` each, shared among its
+    subjects as evenly as numbers allow; but no subject gets none.
+
+    Args:
+        classes: number of each subject's class [S]. keys: of `_keys` [S]; they say who gets one more than others.
+    """
+    if not len(classes):
+        return np.empty(0, dtype=np.int64)
+    sizes = np.bincount(classes)
+    most = int(params.class_balance * params.per_subject * len(classes) / np.count_nonzero(sizes))
+    share = np.maximum(most // np.maximum(sizes, 1), 1)
+    more = np.maximum(most - share * sizes, 0)
+    order = np.lexsort((keys, classes))
+    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    rank = np.empty(len(classes), dtype=np.int64)
+    rank[order] = np.arange(len(classes)) - first[classes[order]]
+    return np.minimum(share[classes] + (rank < more[classes]), params.per_subject)
+
+
+def whole_subjects(stretches: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the same rows cut between subjects only."""
+    waiting: list[pa.Table] = []
+    for stretch in stretches:
+        if not stretch.num_rows:
+            continue
+        last = int(np.flatnonzero(tables.changes(stretch["subject_id"]))[-1])
+        goes_on = bool(waiting) and waiting[-1]["subject_id"][-1] == stretch["subject_id"][0]
+        if waiting and (last or not goes_on):
+            yield pa.concat_tables([*waiting, stretch[:last]])
+            waiting = []
+        elif last:
+            yield stretch[:last]
+        waiting.append(stretch[last:])
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Table:
+    """Return rows of the triplets table, the same ones for the same subject, frames and params.
+
+    Targets go round the frames. For reference and positive a distance is drawn from the band, evenly spread over a
+    subject's samples, and the frame nearest to it is taken, those inside the band first, so that angles spread over the
+    band and a subject with few views still gets its best ones. The distance is the angle between viewing directions
+    where three frames or more have poses (the others are left out), else how far apart the frames lie in the capture.
+    The three frames differ where the subject has three; with two, positive and target coincide; with one, all do, and
+    augmentation has to make the difference.
+
+    Args:
+        frames: COLUMNS of whole subjects, in key order, at least one row.
+        counts: triplets of each of these subjects [S], 1 .. per_subject.
+    """
+    frames = frames.combine_chunks()
+    new = tables.changes(frames["subject_id"])
+    starts, subject = np.flatnonzero(new), np.cumsum(new) - 1
+    directions = viewing_directions(frames, starts)
+    posed = np.isfinite(directions).all(axis=1)
+    by_pose = np.add.reduceat(posed, starts) >= 3
+    usable = np.flatnonzero(posed | ~by_pose[subject])
+    sizes = np.bincount(subject[usable], minlength=len(starts))
+    firsts = np.cumsum(sizes) - sizes
+    keys = _keys(frames["subject_id"].take(pa.array(starts)), params.seed)
+    chosen = np.empty((3, len(starts), params.per_subject), dtype=np.int64)  # rows of reference, positive, target
+    angles = np.full((2, len(starts), params.per_subject), np.nan)
+    for size, pose in {(int(n), bool(p)) for n, p in zip(sizes, by_pose, strict=True)}:
+        alike = np.flatnonzero((sizes == size) & (by_pose == pose))
+        step = max(1, _CELLS // (size * params.per_subject))
+        for some in (alike[at : at + step] for at in range(0, len(alike), step)):
+            rows = usable[firsts[some][:, None] + np.arange(size)]
+            picked, distances = _pick(keys[some], directions[rows] if pose else None, size, params)
+            chosen[:, some] = np.take_along_axis(rows[None], picked, axis=2)
+            if pose:
+                angles[:, some] = distances
+    wanted = np.arange(params.per_subject) < counts[:, None]
+    owner, index = np.nonzero(wanted)
+    ids, first_row = frames["frame_id"], pa.array(starts[owner])
+    subject_ids = frames["subject_id"].take(first_row)
+    numbers = pa.array([f"{number:03d}" for number in range(params.per_subject)]).take(pa.array(index))
+    method = np.where(sizes == 1, "augment", np.where(by_pose, "pose", "order"))[owner]
+    columns = {
+        "triplet_id": pc.binary_join_element_wise(subject_ids, numbers, "/"),
+        "subject_id": subject_ids,
+        "class_name": frames["class_name"].take(first_row),
+        **{role: ids.take(pa.array(chosen[n][wanted])) for n, role in enumerate(("reference", "positive", "target"))},
+        "reference_target_angle": _nullable(angles[0][wanted]),
+        "reference_positive_angle": _nullable(angles[1][wanted]),
+        "method": pa.array(method),
+    }
+    return pa.table(columns).cast(tables.spec("triplets").schema)
+
+
+def viewing_directions(frames: pa.Table, starts: np.ndarray) -> np.ndarray:
+    """Return the unit vectors from object to camera [N, 3], NaN where unknown, as in subjects with fewer than 3 poses.
+
+    The point nearest to all optical axes stands in for an unknown object centre.
+
+    Args:
+        frames: rotation, translation, object_centre. starts: first row of each subject [S].
+    """
+    rotation = _vectors(frames["rotation"], 9).reshape(-1, 3, 3)
+    camera = -(rotation * _vectors(frames["translation"], 3)[:, :, None]).sum(axis=1)
+    posed = np.isfinite(camera).all(axis=1)
+    count = np.add.reduceat(posed, starts)
+    length = np.diff(np.append(starts, len(posed)))
+    centre = _vectors(frames["object_centre"], 3)
+    unknown = (np.isnan(np.fmin.reduceat(centre, starts)).any(axis=1)) & (count >= 3)
+    centre = np.fmin.reduceat(centre, starts)  # the same in all rows of a subject that have it
+    if unknown.any():
+        rows = np.flatnonzero(np.repeat(unknown, length) & posed)
+        owner = np.repeat(np.arange(len(starts)), length)[rows]
+        first = np.flatnonzero(np.append(True, owner[1:] != owner[:-1]))
+        centre[unknown] = nearest_points(camera[rows], rotation[rows, 2], first)
+    offset = camera - np.repeat(centre, length, axis=0)
+    norm = np.sqrt((offset**2).sum(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        directions = np.where(norm > 0, offset / norm, np.nan)
+    directions[np.repeat(count < 3, length)] = np.nan
+    return directions
+
+
+def nearest_points(origins: np.ndarray, directions: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the point with the least squared distance to the lines origin + s * direction (unit) of each group [S, 3].
+
+    Args:
+        origins, directions: [N, 3]. starts: first row of each group [S].
+    """
+    across = np.eye(3) - directions[:, :, None] * directions[:, None, :]
+    weighted = (across * origins[:, None, :]).sum(axis=2)
+    inverse = np.linalg.pinv(np.add.reduceat(across, starts), hermitian=True)
+    return (inverse * np.add.reduceat(weighted, starts)[:, None, :]).sum(axis=2)
+
+
+def _pick(
+    keys: np.ndarray, directions: np.ndarray | None, size: int, params: TripletParams
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return places of reference, positive and target among the frames [3, S, K], and the distances from reference to
+    target and to positive [2, S, K].
+
+    Args:
+        keys: of the subjects [S]. directions: [S, n, 3], None for distances in the capture. size: n.
+    """
+    subjects, samples = len(keys), np.arange(params.per_subject)
+    chance = _uniform(keys[:, None], np.arange(size))
+    target = np.argsort(chance, axis=1, kind="stable")[:, samples % size]
+    band = params.angle_band if directions is not None else params.order_band
+
+    def distances(places: np.ndarray) -> np.ndarray:
+        if directions is None:
+            return np.abs(places[:, :, None] - np.arange(size)) / max(size - 1, 1)
+        a, b = np.take_along_axis(directions, places[:, :, None], axis=1)[:, :, None], directions[:, None]
+        cosine = sum(a[..., axis] * b[..., axis] for axis in range(3))  # no matmul: its order of sums varies
+        return np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
+
+    def nearest(distance: np.ndarray, stream: int, itself: np.ndarray, repeated: np.ndarray | None) -> np.ndarray:
+        even = _uniform(keys, np.array([-1 - stream]))[:, None] + samples * _STEPS[stream]
+        drawn = band[0] + (band[1] - band[0]) * (even % 1.0)
+        rounded = distance.round(_GRAIN)
+        cost = np.abs(rounded - drawn[:, :, None]).round(_GRAIN) + chance[:, None] * 10.0**-_GRAIN
+        cost += _OUTSIDE * ((rounded < band[0]) | (rounded > band[1]))
+        np.put_along_axis(cost, itself[:, :, None], _ITSELF, axis=2)
+        if repeated is not None:
+            apart = np.where(repeated == itself, _ITSELF, _REPEATED)
+            np.put_along_axis(cost, repeated[:, :, None], apart[:, :, None], axis=2)
+        return cost.argmin(axis=2)
+
+    to_target = distances(target)
+    reference = nearest(to_target, 0, target, None)
+    from_reference = distances(reference)
+    positive = nearest(from_reference, 1, reference, target)
+    found = np.empty((2, subjects, len(samples)))
+    found[0] = np.take_along_axis(from_reference, target[:, :, None], axis=2)[:, :, 0]
+    found[1] = np.take_along_axis(from_reference, positive[:, :, None], axis=2)[:, :, 0]
+    return np.stack([reference, positive, target]), found
+
+
+def _subjects(frames: Iterable[pa.Table]) -> pa.Table:
+    """Return `id` and `class`, a number, of each subject."""
+    ids, names = [], []
+    for stretch in whole_subjects(frames):
+        first = stretch.filter(pa.array(tables.changes(stretch["subject_id"])))
+        ids += first["subject_id"].chunks
+        names += first["class_name"].chunks
+    classes = pa.chunked_array(names, pa.string()).combine_chunks().dictionary_encode()
+    return pa.table({"id": pa.chunked_array(ids, pa.string()), "class": classes.indices})
+
+
+def _keys(subject_ids: pa.ChunkedArray, seed: int) -> np.ndarray:
+    """Return a number for each subject [S] uint64: of its id and the seed alone, whatever subjects are beside it."""
+    ids = np.fromiter((zlib.crc32(i.encode()) for i in subject_ids.to_pylist()), np.uint64, len(subject_ids))
+    return _mix(ids + (np.uint64(seed & 0xFFFFFFFF) << np.uint64(32)))
+
+
+def _uniform(keys: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Return numbers in [0, 1) by key and index: a random generator of its own for each key, none of them made."""
+    mixed = _mix(keys ^ _mix(index.astype(np.int64).view(np.uint64)))
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): neighbouring inputs give unrelated outputs. uint64."""
+    z = values + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """Return a column of fixed-size lists as [N, width] float64, NaN where it is null."""
+    found = np.full((len(column), width), np.nan)
+    valid = column.is_valid()
+    present = column.filter(valid)
+    if len(present):
+        flat = np.concatenate([chunk.flatten().to_numpy() for chunk in present.chunks])
+        found[valid.to_numpy()] = flat.reshape(-1, width)
+    return found
+
+
+def _nullable(values: np.ndarray) -> pa.Array:
+    return pa.array(values.astype(np.float32), mask=np.isnan(values))

@@ -1,0 +1,269 @@
+"""Tar and zip archives read in place: what lies where is found once, then each file is read by its offset.
+
+The index of an archive is kept in the user's cache (`$XDG_CACHE_HOME/customcontrast/archives`, default `~/.cache`) and
+mapped into memory from there, so that all workers of a machine share one copy and none walks the archive again. An
+archive that changed gets a new index; a cache that cannot be written costs only time.
+"""
+
+from __future__ import annotations
+
+import bisect
+import calendar
+import contextlib
+import hashlib
+import os
+import posixpath
+import struct
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from runtime.errors import UserError
+
+SUFFIXES = (".tar", ".zip")
+# Their files have no offsets: reading the last one means unpacking all before it.
+PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+
+_SCHEMA = pa.schema(
+    [
+        ("name", pa.large_string()),  # path inside, sorted
+        ("offset", pa.int64()),  # of the file's bytes (tar) or of its local header (zip); -1 for a link to nowhere
+        ("size", pa.int64()),  # bytes of the file
+        ("stored", pa.int64()),  # bytes it takes in the archive
+        ("time", pa.int64()),  # of its last change, seconds
+        ("crc", pa.int64()),  # CRC-32; -1 where the archive has none (tar)
+    ]
+)
+_Row = tuple[str, int, int, int, int, int]
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # ZIP appnote 4.3.7: signature, lengths of name and extra field
+_DEFLATED = 8
+
+
+class DamagedFile(Exception):
+    """The bytes of a file in an archive are not those that were put in."""
+
+
+class Archive:
+    """A tar or zip file on any file system of fsspec, as a tree of files. Paths inside have `/` and no leading one.
+
+    Raises:
+        UserError: at the first use, where it is no uncompressed tar or plain zip, or is cut off.
+    """
+
+    def __init__(self, fs: Any, path: str, name: str) -> None:
+        self._fs, self._path, self.name = fs, path, name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Archive, (self._fs, self._path, self.name)  # the index is found again in the cache
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of a file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DamagedFile: its checksum or its end is wrong.
+        """
+        row = self._row(path)
+        offset, stored, crc = (int(self._columns[name][row]) for name in ("offset", "stored", "crc"))
+        if offset < 0:
+            raise FileNotFoundError(f"{self.name}/{path} is a link to a file outside the archive")
+        if crc < 0:
+            return self._bytes(offset, stored, path)
+        return self._from_zip(path, offset, stored, int(self._columns["size"][row]), crc)
+
+    def entries(self, folder: str) -> list[tuple[str, bool]]:
+        """Return (name, whether it is a folder) of what is in a folder, sorted; none when it does not exist."""
+        prefix = f"{folder}/" if folder else ""
+        at, end = self._range(prefix)
+        found = []
+        while at < end:
+            head, slash, _ = self._names[at].as_py()[len(prefix) :].partition("/")
+            found.append((head, bool(slash)))
+            at = self._first(f"{prefix}{head}0") if slash else at + 1  # "0" follows "/": behind all of that folder
+        return sorted(found)
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder at `path`."""
+        return self.isfile(path) or self.isdir(path)
+
+    def isfile(self, path: str) -> bool:
+        """Whether there is a file at `path`."""
+        at = self._first(path)
+        return at < len(self._names) and self._names[at].as_py() == path
+
+    def isdir(self, path: str) -> bool:
+        """Whether there is a folder at `path`; one without files is not seen."""
+        at, end = self._range(f"{path}/" if path else "")
+        return at < end
+
+    def info(self, path: str) -> tuple[int, float]:
+        """Return (size, time of the last change); the archive's own time where it keeps none of its files.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        row = self._row(path)
+        time = float(self._columns["time"][row])
+        return int(self._columns["size"][row]), time or self._own_time
+
+    def _row(self, path: str) -> int:
+        at = self._first(path)
+        if at == len(self._names) or self._names[at].as_py() != path:
+            raise FileNotFoundError(f"{self.name} holds no file {path}")
+        return at
+
+    def _first(self, name: str) -> int:
+        """Return the number of the first file whose name is not before `name`."""
+        return bisect.bisect_left(range(len(self._names)), name, key=lambda row: self._names[row].as_py())
+
+    def _range(self, prefix: str) -> tuple[int, int]:
+        return (self._first(prefix), self._first(prefix[:-1] + "0")) if prefix else (0, len(self._names))
+
+    def _bytes(self, offset: int, count: int, path: str) -> bytes:
+        data = self._fs.cat_file(self._path, start=offset, end=offset + count) if count else b""
+        if len(data) != count:
+            raise DamagedFile(f"{self.name} ends within {path}")
+        return data
+
+    def _from_zip(self, path: str, offset: int, stored: int, size: int, crc: int) -> bytes:
+        signature, name, extra = _LOCAL_HEADER.unpack(self._bytes(offset, _LOCAL_HEADER.size, path))
+        if signature != b"PK\x03\x04":
+            raise DamagedFile(f"{self.name} is damaged at {path}")
+        data = self._bytes(offset + _LOCAL_HEADER.size + name + extra, stored, path)
+        try:
+            data = data if stored == size and zlib.crc32(data) == crc else zlib.decompress(data, -zlib.MAX_WBITS)
+        except zlib.error as error:
+            raise DamagedFile(f"{self.name} is damaged at {path} ({error})") from None
+        if zlib.crc32(data) != crc:
+            raise DamagedFile(f"{self.name} is damaged at {path} (checksum)")
+        return data
+
+    @cached_property
+    def _own_time(self) -> float:
+        return file_time(self._fs, self._path)
+
+    @cached_property
+    def _names(self) -> pa.Array:
+        return self._table["name"].chunk(0) if self._table.num_rows else pa.array([], pa.large_string())
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {name: self._table[name].to_numpy() for name in _SCHEMA.names if name != "name"}
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        place = _cache() / f"{_digest(self.name)}-{_digest(str(self._fs.ukey(self._path)))}.arrow"
+        with contextlib.suppress(OSError, pa.ArrowInvalid):
+            return pa.ipc.open_file(pa.memory_map(str(place))).read_all()
+        table = self._index()
+        with contextlib.suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            temporary = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+            with pa.OSFile(str(temporary), "wb") as stream, pa.ipc.new_file(stream, table.schema) as writer:
+                writer.write_table(table, max_chunksize=max(table.num_rows, 1))
+            temporary.replace(place)
+            for old in place.parent.glob(f"{_digest(self.name)}-*.arrow"):
+                if old != place:
+                    old.unlink(missing_ok=True)
+        return table
+
+    def _index(self) -> pa.Table:
+        try:
+            with self._fs.open(self._path, "rb") as stream:
+                rows = list(_zip_rows(stream) if self._path.lower().endswith(".zip") else _tar_rows(stream))
+        except (tarfile.TarError, zipfile.BadZipFile, OSError, ValueError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"archive '{self.name}' cannot be read in place ({reason}); get it again, or unpack it"
+            ) from None
+        columns = list(zip(*rows, strict=True)) if rows else [()] * len(_SCHEMA)
+        table = pa.table([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
+        order = table.append_column("row", pa.array(np.arange(len(rows))))
+        table = order.sort_by([("name", "ascending"), ("row", "ascending")]).drop_columns("row").combine_chunks()
+        if len(rows) > 1:  # of two files with one name the later one is meant: tar's way to replace a file
+            differs = pc.not_equal(table["name"][:-1], table["name"][1:]).to_numpy()
+            table = table.filter(pa.array(np.append(differs, True)))
+        return table.combine_chunks()
+
+
+def file_time(fs: Any, path: str) -> float:
+    """Return when a file was last changed, in seconds; 0 where its file system does not tell."""
+    found = fs.info(path)
+    if isinstance(found.get("mtime"), int | float):
+        return float(found["mtime"])
+    try:
+        return float(fs.modified(path).timestamp())
+    except (NotImplementedError, KeyError, AttributeError):
+        return 0.0
+
+
+def _tar_rows(stream: Any) -> Iterator[_Row]:
+    rows: dict[str, tuple[int, int, int]] = {}
+    links: list[tuple[str, str, int]] = []
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps each one
+            name = _plain(member.name)
+            if member.sparse is not None:
+                raise ValueError(f"{name} is stored as a sparse file")
+            if member.isreg():
+                rows[name] = (member.offset_data, member.size, int(member.mtime))
+            elif member.islnk():
+                links.append((name, _plain(member.linkname), int(member.mtime)))
+            elif member.issym():
+                target = posixpath.join(posixpath.dirname(name), member.linkname)
+                links.append((name, _plain(target), int(member.mtime)))
+        stream.seek(tar.offset)
+        if stream.read(512).strip(b"\0"):  # tarfile takes what is no header for the end
+            raise ValueError(f"it is cut off or damaged at byte {tar.offset}")
+    for name, target, time in links:
+        rows[name] = rows.get(target, (-1, 0, time))
+    for name, (offset, size, time) in rows.items():
+        yield name, offset, size, size, time, -1
+
+
+def _zip_rows(stream: Any) -> Iterator[_Row]:
+    with zipfile.ZipFile(stream) as archive:
+        for member in archive.infolist():
+            if member.is_dir():
+                continue
+            if member.flag_bits & 1:
+                raise ValueError(f"{member.filename} is encrypted")
+            if member.compress_type not in (zipfile.ZIP_STORED, _DEFLATED):
+                raise ValueError(f"{member.filename} is packed by another method than deflate")
+            yield (
+                *(_plain(member.filename), member.header_offset, member.file_size),
+                *(member.compress_size, _seconds(member.date_time), member.CRC),
+            )
+
+
+def _seconds(date: tuple[int, int, int, int, int, int]) -> int:
+    """Return the time of a zip entry; 0 where it has none: some programs leave month and day at 0."""
+    try:
+        return calendar.timegm((*date, 0, 0, 0))
+    except ValueError:
+        return 0
+
+
+def _plain(name: str) -> str:
+    """Return a path as the index has it: no `./`, no leading `/`, and text that Arrow can hold."""
+    path = posixpath.normpath(name.replace("\\", "/")).lstrip("/")
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "customcontrast" / "archives"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,275 @@
+"""Where photos lie: local folders, fsspec URLs, and archives in either."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import fsspec
+from pydantic import Field, PrivateAttr
+
+from pipelines.photos.archives import PACKED_SUFFIXES, SUFFIXES, Archive, DamagedFile, file_time
+from pipelines.photos.decode import DecodeError
+from runtime.errors import UserError, one_line
+from runtime.params import Section
+
+_log = logging.getLogger(__name__)
+
+
+class SourceParams(Section):
+    """One entry of `sources` in params.yaml."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")  # first part of every id
+    layout: Literal["mvimgnet", "openimages", "dreambench", "folder"]  # the reader
+    root: str  # local folder or fsspec URL, or a tar or zip archive at either
+    split: Literal["train", "test"]  # what the photos are for
+
+    _place: str = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        # Workers may have another working folder. `root` stays as it was written: messages and rejects name it.
+        self._place = self.root if "://" in self.root else str(Path(self.root).expanduser().absolute())
+
+    @property
+    def place(self) -> str:
+        """The root as every process finds it."""
+        return self._place
+
+
+class Root:
+    """The folder of a source: a local path or any URL that fsspec knows. All paths are relative to it, with `/`.
+
+    The root may be, or lie in, a tar or zip archive (`photos.tar`, `s3://bucket/photos.zip/multiview`), and archives
+    directly below a root are read like folders of their full name (`mvi_00.zip/17/...`); nothing is unpacked.
+
+    Args:
+        url: the folder, as messages name it.
+        place: where it is, where that is written in another way.
+
+    Raises:
+        UserError: the folder does not exist; or, from any method, what is asked for cannot be reached for now.
+    """
+
+    def __init__(self, url: str, place: str | None = None) -> None:
+        self.url = url
+        self._archives: dict[str, Archive] = {}
+        try:
+            self._fs, base = fsspec.core.url_to_fs(url if place is None else place)
+            base = base.rstrip("/")
+            self._tree: Folder | Archive = Folder(self._fs)
+            found = self._tree.isdir(base)
+            inside = None if found else self._archive_in(base)
+        except Exception as error:  # each remote file system has exceptions of its own
+            raise UserError(f"root '{url}' cannot be opened ({one_line(error)}); correct it in params.yaml") from None
+        self._base = base
+        if inside is not None:
+            self._tree, self._base = inside
+            found = self._tree.isdir(self._base)
+        if not found:
+            raise UserError(
+                f"folder '{url}' does not exist; put the photos there or correct the root of that source in params.yaml"
+            )
+
+    def __repr__(self) -> str:
+        return f"Root({self.url!r})"
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of a file.
+
+        Raises:
+            FileNotFoundError: the file is gone.
+            DecodeError: the archive that it lies in is damaged there.
+            UserError: it cannot be read for now; to take that for a missing photo would lose it.
+        """
+        with self._reaching(path) as (tree, full):
+            return tree.read(full)
+
+    def lines(self, path: str) -> Iterator[str]:
+        """Yield the lines of a UTF-8 text file as they stand, without reading it whole; a byte order mark is dropped.
+
+        Raises:
+            UserError: the file cannot be read, or is not UTF-8.
+        """
+        try:
+            tree, full = self._place(path)
+            raw = tree.open(full) if isinstance(tree, Folder) else io.BytesIO(tree.read(full))
+            with io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
+                yield from stream
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.name(path)} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+        except UserError:
+            raise
+        except Exception as error:  # each remote file system has exceptions of its own
+            raise UserError(f"{self.name(path)} cannot be read ({one_line(error)}); check the file") from None
+
+    def ls(self, path: str = "") -> list[str]:
+        """Return the names of the files and folders in a folder, sorted; none when it does not exist."""
+        return sorted(name for name, _ in self._entries(path))
+
+    def files(self, path: str = "") -> list[str]:
+        """Return the names of the files in a folder, sorted; none when it does not exist."""
+        return sorted(name for name, folder in self._entries(path) if not folder)
+
+    def folders(self, path: str = "") -> list[str]:
+        """Return the names of the folders in a folder, sorted; none when it does not exist."""
+        return sorted(name for name, folder in self._entries(path) if folder)
+
+    def archives(self) -> dict[str, str]:
+        """Return {name without suffix: path} of the archives at the root that are not unpacked beside themselves.
+
+        The path is a folder to every other method; where all of an archive lies in a folder of the archive's own name,
+        it is the path of that folder.
+        """
+        found = {}
+        beside = set(self.folders())
+        for file in self.files():
+            stem, lower = file.rpartition(".")[0], file.lower()
+            if lower.endswith(SUFFIXES) and stem not in beside:
+                found[stem] = f"{file}/{stem}" if self.ls(file) == [stem] else file
+            elif lower.endswith(PACKED_SUFFIXES) and not {file.partition(".")[0], stem} & {*beside, *self.files()}:
+                _log.warning("%s is left out: a compressed tar cannot be read in place; unpack it", self.name(file))
+        return found
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder at `path`."""
+        with self._reaching(path) as (tree, full):
+            return tree.exists(full)
+
+    def isdir(self, path: str) -> bool:
+        """Whether there is a folder at `path`."""
+        with self._reaching(path) as (tree, full):
+            return tree.isdir(full)
+
+    def info(self, path: str) -> tuple[int, float]:
+        """Return (size in bytes, time of the last change in seconds; 0 where the file system does not tell).
+
+        Raises:
+            FileNotFoundError: the file is gone.
+            UserError: it cannot be reached for now.
+        """
+        with self._reaching(path) as (tree, full):
+            return tree.info(full)
+
+    def name(self, path: str) -> str:
+        """Return how messages call `path`."""
+        return f"{self.url.rstrip('/')}/{path}"
+
+    def _entries(self, path: str) -> list[tuple[str, bool]]:
+        with self._reaching(path) as (tree, full):
+            return tree.entries(full)
+
+    @contextlib.contextmanager
+    def _reaching(self, path: str) -> Iterator[tuple[Folder | Archive, str]]:
+        """Give the tree that holds `path`, and the path in it; of what then goes wrong, sort what is for good."""
+        try:
+            yield self._place(path)
+        except (NotADirectoryError, IsADirectoryError) as error:
+            raise FileNotFoundError(f"{self.name(path)} is no file ({one_line(error)})") from None
+        except DamagedFile as error:
+            raise DecodeError("unreadable", str(error)) from None
+        except (FileNotFoundError, UserError):
+            raise
+        except Exception as error:  # each remote file system has exceptions of its own
+            raise UserError(
+                f"{self.name(path)} cannot be read ({one_line(error)}); see that it can be reached and run the same "
+                "command again, what is done is kept"
+            ) from None
+
+    def _place(self, path: str) -> tuple[Folder | Archive, str]:
+        """Return the tree that holds `path`, and the path in it."""
+        head, _, rest = path.partition("/")
+        if head.lower().endswith(SUFFIXES) and isinstance(self._tree, Folder):
+            if head not in self._archives and self._tree.isfile(f"{self._base}/{head}"):
+                self._archives.setdefault(head, Archive(self._fs, f"{self._base}/{head}", self.name(head)))
+            if head in self._archives:
+                return self._archives[head], rest
+        return self._tree, "/".join(part for part in (self._base, path) if part)
+
+    def _archive_in(self, base: str) -> tuple[Archive, str] | None:
+        """Return the archive that the path `base` leads into, and the rest of the path; None where there is none."""
+        parts = base.split("/")
+        for end in range(1, len(parts) + 1):
+            head = "/".join(parts[:end])
+            if head.lower().endswith(SUFFIXES) and self._tree.isfile(head):
+                return Archive(self._fs, head, self.url), "/".join(parts[end:])
+        return None
+
+
+class Folder:
+    """A folder tree of any file system that fsspec knows; paths are that file system's own."""
+
+    def __init__(self, fs: Any) -> None:
+        self._fs = fs
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of a file; OSError where there is none."""
+        return self._fs.cat_file(path)
+
+    def open(self, path: str) -> Any:
+        """Return a binary stream of a file."""
+        return self._fs.open(path, "rb")
+
+    def entries(self, path: str) -> list[tuple[str, bool]]:
+        """Return (name, whether it is a folder) of what is in a folder; none when it does not exist."""
+        try:
+            found: list[dict[str, Any]] = self._fs.ls(path, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        inside = (entry for entry in found if entry["name"].rstrip("/") != path)  # object stores list the folder itself
+        return [(PurePosixPath(entry["name"]).name, self._is_folder(entry)) for entry in inside]
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder at `path`."""
+        return self._kind(path) is not None
+
+    def isfile(self, path: str) -> bool:
+        """Whether there is a file at `path`."""
+        return self._kind(path) == "file"
+
+    def isdir(self, path: str) -> bool:
+        """Whether there is a folder at `path`."""
+        return self._fs.isdir(path)
+
+    def info(self, path: str) -> tuple[int, float]:
+        """Return (size, time of the last change); OSError where there is no file."""
+        return int(self._fs.info(path)["size"] or 0), file_time(self._fs, path)
+
+    def _kind(self, path: str) -> str | None:
+        """Return what is at `path`, None where nothing is. fsspec's own `exists` takes every error for nothing."""
+        try:
+            kind: str = self._fs.info(path)["type"]
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return kind
+
+    def _is_folder(self, entry: dict[str, Any]) -> bool:
+        if entry.get("islink"):  # a listing calls a link neither file nor folder
+            return self._fs.isdir(entry["name"])
+        return entry["type"] == "directory"
+
+
+class Roots:
+    """The roots of all sources by name, opened when first asked for.
+
+    Raises:
+        UserError: two sources have one name, or a name is unknown.
+    """
+
+    def __init__(self, sources: Iterable[SourceParams]) -> None:
+        self._sources: dict[str, SourceParams] = {}
+        self._open: dict[str, Root] = {}
+        for source in sources:
+            if source.name in self._sources:
+                raise UserError(f"params.yaml names two sources '{source.name}'; give each its own name")
+            self._sources[source.name] = source
+
+    def __getitem__(self, source: str) -> Root:
+        if source not in self._sources:
+            raise UserError(f"params.yaml has no source '{source}'; add it or run the curate stage again")
+        if source not in self._open:
+            self._open[source] = Root(self._sources[source].root, self._sources[source].place)
+        return self._open[source]

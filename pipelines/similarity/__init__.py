@@ -1,0 +1,14 @@
+"""How alike subjects are."""
+
+from runtime.stages import Stage
+
+STAGE = Stage(
+    name="similarity",
+    module="pipelines.similarity.stage",
+    rows="pipelines.similarity.worker",
+    summary="embeddings of the segmented subjects and cosine tiles between them",
+    sections=("sources", "backbones", "similarity"),
+    reads=("curate/frames", "mask/masks"),
+    writes=("embeddings", "similarity", "neighbours", "rejects"),
+    weights=("clip", "dino"),
+)

@@ -1,0 +1,88 @@
+"""Segmented subject photos -> embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field, ValidationInfo, field_validator
+
+from model.backbones.encoders import Kind, load_encoder
+from model.backbones.variant import Spec, load_variant
+from model.images.segment import on_white
+from pipelines.engine.shards import Rows
+from pipelines.photos import segments
+from pipelines.photos.prefetch import prefetch
+from pipelines.photos.roots import Roots, SourceParams
+from runtime.params import Section
+
+
+class SimilarityParams(Section):
+    """What compares subjects, and how the comparison is cut into tiles."""
+
+    encoder: Kind  # clip, dino or siglip
+    weights: Spec | None  # of that encoder; None: those of the backbones' variant
+    margin: float  # white border around the subject's box, fraction of its longer side
+    group_size: int = Field(ge=1)  # subjects compared with one another; batches are drawn from one group
+    groupings: int = Field(ge=1)  # seeded partitions into groups; each is a table of its own
+    tile: int = Field(ge=1)  # subjects on a tile's side
+    neighbours: int = Field(ge=0)  # most similar subjects listed for each
+    same_subject: float | None  # cosine from which two subjects are one object, and one of them goes; None: none goes
+    seed: int
+    batch_size: int
+    shard_subjects: int
+
+    @field_validator("weights")
+    @classmethod
+    def weights_are_known(cls, weights: Spec | None, info: ValidationInfo) -> Spec | None:
+        if weights is None and info.data.get("encoder") == "siglip":
+            raise ValueError("no variant names a SigLIP, so give {path, revision} of one")
+        return weights
+
+    def spec(self, variant: str) -> Spec:
+        """Return where the encoder's weights lie."""
+        if self.weights is not None:
+            return self.weights
+        named = load_variant(variant)
+        return named.clip if self.encoder == "clip" else named.dino
+
+
+class SimilarityWorker:
+    """Embeds segmented subject photos; `decoders` threads make the next ones ready while the encoder computes."""
+
+    def __init__(
+        self, params: SimilarityParams, variant: str, sources: Sequence[SourceParams], device: str, decoders: int = 0
+    ) -> None:
+        self.params, self.roots, self.decoders = params, Roots(sources), decoders
+        self.encoder = load_encoder(params.encoder, params.spec(variant), device, params.batch_size)
+
+    def compute(self, payloads: Sequence[list[dict[str, Any]]]) -> list[Rows]:
+        frames = [frame for payload in payloads for frame in payload]
+        for source in {frame["source"] for frame in frames}:
+            self.roots[source]  # opened here, not by several threads at once
+        size = self.params.batch_size
+        prepared = prefetch(self.prepare, frames, self.decoders, 2 * size)
+        vectors = (v for batch in chunks(prepared, size) for v in self.encoder.embed(batch).cpu().numpy())
+        rows = iter(
+            {
+                "frame_id": frame["frame_id"],
+                "subject_id": frame["subject_id"],
+                "encoder": self.encoder.name,
+                "vector": vector.astype(np.float16),
+            }
+            for frame, vector in zip(frames, vectors, strict=True)
+        )
+        return [{"embeddings": [next(rows) for _ in payload]} for payload in payloads]
+
+    def prepare(self, frame: dict[str, Any]) -> torch.Tensor:
+        """Return the subject on a white square, as the encoder reads it; for threads."""
+        return self.encoder.prepare(on_white(*segments.read_segment(self.roots, frame), margin=self.params.margin))
+
+
+def chunks(items: Iterator[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
+    """Yield lists of `size` items, the last one shorter."""
+    while chunk := list(islice(items, size)):
+        yield chunk

@@ -1,0 +1,74 @@
+"""Which of the repository's own modules a module runs: what the rows of a stage depend on, found by its imports."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from runtime.digest import digest_files
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("runtime", "model", "pipelines", "train", "eval", "experiments", "benchmarks")
+"""The repository's packages; imports of anything else are not followed."""
+
+
+def closure(*modules: str) -> list[Path]:
+    """Return the files of `modules` and of every module of ours that they import, directly or not, sorted.
+
+    Imports inside functions count, those under `if TYPE_CHECKING` do not. The `__init__.py` of each package on the way
+    belongs to it.
+
+    Args:
+        modules: dotted names, such as `pipelines.mask.worker`.
+    """
+    found: set[Path] = set()
+    todo = [file for module in modules for file in files_of(module)]
+    while todo:
+        file = todo.pop()
+        if file not in found:
+            found.add(file)
+            todo += (other for name in imports(file) for other in files_of(name))
+    return sorted(found)
+
+
+def code_digest(*modules: str) -> str:
+    """Return 16 hex digits that change with any line of the closure of `modules`."""
+    return digest_files(*closure(*modules))
+
+
+def files_of(name: str) -> Iterator[Path]:
+    """Yield the files that importing `name` runs, a module of ours or a name in one; none for other libraries."""
+    parts = name.split(".")
+    if parts[0] not in ROOMS:
+        return
+    place = ROOT
+    for part in parts:
+        place = place / part
+        if place.with_suffix(".py").is_file():
+            yield place.with_suffix(".py")
+            return
+        if not place.is_dir():
+            return
+        if (place / "__init__.py").is_file():
+            yield place / "__init__.py"
+
+
+@cache
+def imports(file: Path) -> tuple[str, ...]:
+    """Return the names that a file imports when it runs, wherever in it; `from a import b` as a.b."""
+    return tuple(_imports(ast.parse(file.read_text(encoding="utf-8"))))
+
+
+def _imports(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        for other in node.orelse:
+            yield from _imports(other)
+        return
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    for child in ast.iter_child_nodes(node):
+        yield from _imports(child)

@@ -1,0 +1,14 @@
+"""Errors a user can fix. Each message is one sentence: what was found, where, and what to do."""
+
+
+class UserError(Exception):
+    """Bad input, parameters or surroundings, found by a command."""
+
+
+class ModelError(ValueError):
+    """Bad weights, configuration or input, found by the network's code."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of `error` on one line; its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,211 @@
+"""The one reader of `params.yaml`: strict, with overlays and single values of the command line laid over it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pydantic
+import yaml
+from pydantic import Field
+
+from runtime.errors import UserError
+
+PARAMS_FILE = Path("params.yaml")
+FREE_MAPPINGS = ("train.mixture", "generate.protocol.references", "score.encoders")
+"""Mappings whose keys are the user's to choose. An overlay replaces them; merged, no entry could be removed."""
+
+
+class Section(pydantic.BaseModel):
+    """A section of `params.yaml`. Fields carry no defaults: the file is the only place of values."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+T = TypeVar("T")
+
+
+class RunParams(Section):
+    """How the work is done, never what comes out of it: no DVC stage depends on this section."""
+
+    workers: int = Field(ge=1)  # Ray actors of a data stage
+    threads: int = Field(ge=1)  # CPU threads of one actor
+    decoders: int = Field(ge=0)  # further threads of an actor that read and decode photos while its model computes
+    device: Literal["auto", "cpu", "cuda"]  # auto: cuda where there is one
+    gpus_per_worker: float = Field(ge=0)  # share of a GPU one actor reserves; counts only on cuda
+    restarts: int = Field(ge=0)  # how often a dead actor is started again before the run ends
+    work: str  # folder of finished shards and checkpoints; outside DVC's outs, safe to delete
+
+    def torch_device(self) -> str:
+        """`cpu` or `cuda`, `auto` resolved on the machine that asks."""
+        if self.device != "auto":
+            return self.device
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class BackbonesParams(Section):
+    """Which frozen models the stages use."""
+
+    variant: str  # a JSON in model/backbones (toybox, sd15, sdxl), or the path of one
+
+
+class Params:
+    """All that a command is told: params.yaml with its overlays, and the folder of the tables."""
+
+    def __init__(self, tree: dict[str, Any], data: Path, words: Sequence[str] = ()) -> None:
+        """`words`: the shared options that `tree` and `data` came from."""
+        self._tree, self.data, self._words = tree, data, tuple(words)
+
+    @classmethod
+    def read(cls, files: Sequence[str] = (), settings: Sequence[str] = (), data: str = "data") -> Params:
+        """Read params.yaml in the working folder.
+
+        Args:
+            files: YAML files laid over it, in order.
+            settings: single values, `a.b=value`, laid over these.
+            data: folder of the stages' tables.
+
+        Raises:
+            UserError: a file or key is missing, unknown or no YAML.
+        """
+        tree = read_yaml(PARAMS_FILE)
+        for file in files:
+            overlay(tree, read_yaml(Path(file)), file)
+        for setting in settings:
+            overlay(tree, _setting(setting), "--set")
+        words = ["--data", data]
+        words += [word for file in files for word in ("--params", file)]
+        words += [word for setting in settings for word in ("--set", setting)]
+        return cls(tree, Path(data), words)
+
+    def section(self, name: str, model: type[T]) -> T:
+        """Return a section as `model` (any type pydantic can validate).
+
+        Raises:
+            UserError: the section is missing, or a key is unknown, missing or of the wrong type.
+        """
+        if name not in self._tree:
+            raise UserError(f"{PARAMS_FILE} has no section '{name}'; add it (see the repository's own params.yaml)")
+        return parse(name, self._tree[name], model)
+
+    @property
+    def run(self) -> RunParams:
+        """Section `run`."""
+        return self.section("run", RunParams)
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant of section `backbones`."""
+        return self.section("backbones", BackbonesParams).variant
+
+    def tree(self) -> dict[str, Any]:
+        """Return all values as plain data: what a run is identified by."""
+        return copy.deepcopy(self._tree)
+
+    def words(self) -> list[str]:
+        """Return the options that make another command read the same."""
+        return list(self._words)
+
+
+def parse(section: str, value: Any, model: type[T]) -> T:
+    """Validate `value` as `model`; errors name the key as it is written in params.yaml."""
+    try:
+        return pydantic.TypeAdapter(model).validate_python(value)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join([section, *map(str, first["loc"])])
+        what = {
+            "extra_forbidden": f"unknown key '{key}'; remove it or correct its spelling",
+            "missing": f"key '{key}' is missing; add it",
+            "value_error": f"{key}: {first.get('ctx', {}).get('error')}; correct it",
+        }.get(first["type"], f"'{key}' is {first['input']!r}: {first['msg'].lower()}; correct it")
+        raise UserError(f"{PARAMS_FILE}: {what}") from None
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Return the sections of a YAML file.
+
+    Raises:
+        UserError: it cannot be read, is no YAML, or is no mapping.
+    """
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist; run from the repository's root or name another file") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); name a YAML file that can") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{file} holds no sections; expected a mapping such as the repository's params.yaml")
+    return tree
+
+
+def overlay(tree: dict[str, Any], patch: dict[str, Any], origin: str, prefix: str = "") -> None:
+    """Lay `patch` over `tree`, which is what stands below `prefix`, in place.
+
+    Mappings merge; everything else and FREE_MAPPINGS replace. `origin` names the patch in errors.
+
+    Raises:
+        UserError: a key is not in `tree`.
+    """
+    for key, value in patch.items():
+        name = f"{prefix}{key}"
+        if key not in tree:
+            raise UserError(f"{origin}: unknown key '{name}' is not in {PARAMS_FILE}; correct its spelling")
+        if isinstance(value, dict) and isinstance(tree[key], dict) and name not in FREE_MAPPINGS:
+            overlay(tree[key], value, origin, f"{name}.")
+        else:
+            tree[key] = value
+
+
+def _setting(setting: str) -> dict[str, Any]:
+    """Return `a.b=value` as nested mappings."""
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise UserError(f"--set {setting}: write KEY=VALUE, as in train.steps=100")
+    try:
+        patch: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {setting}: the value is not YAML ({' '.join(str(error).split())[:120]})") from None
+    for part in reversed(key.split(".")):
+        patch = {part: patch}
+    found: dict[str, Any] = patch
+    return found
+
+
+def lay_over(files: Sequence[str]) -> None:
+    """Lay YAML files over params.yaml for good, in place, its comments kept.
+
+    Raises:
+        UserError: as `Params.read`.
+    """
+    from ruamel.yaml import YAML  # keeps comments, which PyYAML drops
+
+    read_yaml(PARAMS_FILE)
+    with_comments = YAML()
+    with_comments.preserve_quotes = True
+    with_comments.width = 4096
+    with_comments.indent(mapping=2, sequence=4, offset=2)
+    tree = with_comments.load(PARAMS_FILE)
+    for file in files:
+        overlay(tree, read_yaml(Path(file)), file)
+    with PARAMS_FILE.open("w", encoding="utf-8") as stream:
+        with_comments.dump(tree, stream)
+
+
+def section_text(name: str) -> str:
+    """Return a section of params.yaml as it is written, comments included; empty where there is none."""
+    lines = PARAMS_FILE.read_text(encoding="utf-8").splitlines()
+    starts = [number for number, line in enumerate(lines) if line[:1].isalpha()]
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        if lines[start].split(":")[0] == name:
+            found = lines[start:end]
+            while found and (not found[-1].strip() or found[-1].startswith("#")):
+                found.pop()  # what precedes the next section
+            return "\n".join(found)
+    return ""

@@ -1,0 +1,67 @@
+"""What the benchmark's figures are made of."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import forwards
+from benchmarks.data.engine import busy_rate
+from benchmarks.data.photos import draw
+from benchmarks.measure import Line, ratio
+
+
+def test_line_is_short_of_a_least_or_a_most_and_never_without_a_goal():
+    assert Line("rate", 0.7, 0.8).short and not Line("rate", 0.8, 0.8).short
+    assert Line("cost", 0.9, 0.8, most=True).short and not Line("cost", 0.8, 0.8, most=True).short
+    assert not Line("photos", 0.0).short
+
+
+def test_ratio_is_the_bare_time_over_ours():
+    line = ratio("r", lambda: time.sleep(0.04), lambda: time.sleep(0.02), 10, "photo", 0.8, 3)
+    assert line.value == pytest.approx(0.5, abs=0.2) and line.short
+
+
+def test_rate_counts_only_while_every_worker_is_busy():
+    """One worker ends at 4 s and one begins at 2 s: of 2 photos a second and 1, two seconds count."""
+    assert busy_rate(["0 2 4\n2 4 4", "2 4 2\n4 6 2"]) == pytest.approx(3.0)
+    assert busy_rate(["0 2 4\n2 4 4"]) == pytest.approx(2.0)
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.seen: list[tuple[torch.Tensor, bool]] = []
+
+    def forward(self, x: torch.Tensor, *, scale: float) -> torch.Tensor:
+        self.seen.append((x.clone(), torch.is_autocast_enabled("cpu")))
+        return self.layer(x) * scale
+
+
+def test_forward_passes_are_repeated_with_the_inputs_and_precision_they_had():
+    model = Inner()
+
+    def work() -> None:
+        pixels = torch.ones(2, 3)
+        model(pixels, scale=2.0)
+        pixels += 1  # what the caller does with its tensors later is not repeated
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(pixels, scale=1.0)
+
+    calls = forwards.record(work)
+    assert [call.module for call in calls] == [model, model]  # the layer inside is not a call of its own
+    first, model.seen = model.seen, []
+    forwards.replay(calls)
+    assert all(torch.equal(a, b) and f == g for (a, f), (b, g) in zip(first, model.seen, strict=True))
+    assert [autocast for _, autocast in model.seen] == [False, True]
+
+
+def test_drawn_photos_are_the_same_each_time_and_differ_from_each_other():
+    image, mask = draw(3, (64, 48))
+    assert image.size == mask.size == (64, 48)
+    assert image.tobytes() == draw(3, (64, 48))[0].tobytes() != draw(4, (64, 48))[0].tobytes()
+    assert 0.1 < sum(mask.getdata()) / 255 / (64 * 48) < 0.5

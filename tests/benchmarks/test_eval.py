@@ -1,0 +1,56 @@
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks import forwards, measure
+from benchmarks.eval import __main__ as bench
+from runtime.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--subjects", "1", "--pictures", "4", "--seeds", "2", "--repeats", "1", "--set", "run.device=cpu"]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+
+    def run(*words: str) -> dict:
+        monkeypatch.setattr(sys, "argv", ["bench", *SMALL, *words, "--json", str(tmp_path / "figures.json")])
+        with pytest.raises(SystemExit) as ended:
+            bench.main()
+        figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+        assert ended.value.code == any(not figure["ok"] for figure in figures)
+        return {figure["name"]: figure for figure in figures}
+
+    return run
+
+
+def test_both_parts_are_measured_over_the_forward_passes_they_make(command, monkeypatch: pytest.MonkeyPatch):
+    # By a clock that advances with each forward pass: both ways make the same, in every turn.
+    passes = []
+
+    def seconds(work: Callable[[], object]) -> float:
+        passes.append(len(forwards.record(work)))
+        return float(passes[-1])
+
+    monkeypatch.setattr(measure, "seconds", seconds)
+    figures = command("--set", "score.metrics=[clip_t, dino_i, reward]")
+    assert list(figures) == ["segment over forward", "score over forward"]
+    for figure in figures.values():
+        assert figure["value"] == 1 and figure["goal"] == 0.85
+        assert "4 pictures" in figure["detail"]
+    turns = 2 * (1 + 1)  # both ways, after one that warms up
+    assert [len(set(passes[:turns])), len(set(passes[turns:])), len(passes)] == [1, 1, 2 * turns] and min(passes) > 0
+
+
+def test_rates_are_of_seconds(command):
+    assert all(figure["value"] > 0 for figure in command("score", "--set", "score.metrics=[clip_t]").values())
+
+
+def test_unknown_part_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["bench", "speed"])
+    with pytest.raises(UserError, match="there is no part 'speed'; choose from segment, score"):
+        bench.main()

@@ -1,0 +1,88 @@
+"""Photo and mask -> encoder input and diffusion target."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from model.images.segment import alpha_mask, mask_box, on_white, place_on_white, square_crop
+from runtime.errors import ModelError
+
+RED = (200, 10, 10)
+
+
+def photo(width: int = 40, height: int = 30, box: tuple[int, int, int, int] = (5, 10, 25, 20)):
+    """A red subject on green, and its mask."""
+    mask = np.zeros((height, width), dtype=bool)
+    left, upper, right, lower = box
+    mask[upper:lower, left:right] = True
+    pixels = np.where(mask[..., None], RED, (0, 120, 0)).astype(np.uint8)
+    return Image.fromarray(pixels), mask
+
+
+def subject_pixels(image: Image.Image) -> np.ndarray:
+    return np.abs(np.asarray(image, dtype=int) - RED).max(axis=-1) < 40
+
+
+def test_subject_alone_on_white_with_its_margin():
+    out = on_white(*photo(), margin=0.1)
+    assert out.size == (24, 24) and out.mode == "RGB"
+    red = subject_pixels(out)
+    assert mask_box(red) == (2, 7, 22, 17) and red.sum() == 200
+    assert (np.asarray(out)[~red] == 255).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans(), st.floats(0, 30), st.floats(0.1, 1), st.floats(0, 1))
+def test_placed_subject_is_whole_inside_and_as_large_as_asked(seed, flip, rotation, low, share):
+    high = low + (1 - low) * share
+    image, mask = photo()
+    out = place_on_white(image, mask, 64, np.random.default_rng(seed), (low, high), flip, rotation)
+    again = place_on_white(image, mask, 64, np.random.default_rng(seed), (low, high), flip, rotation)
+    assert out.size == (64, 64) and out.tobytes() == again.tobytes()
+    found = (np.asarray(out) < 250).any(axis=-1)
+    left, upper, right, lower = mask_box(found)
+    assert 64 * low - 3 <= max(right - left, lower - upper) <= 64 * high + 3
+    greens = (np.asarray(out, dtype=int)[..., 1] > np.asarray(out, dtype=int)[..., 0] + 20).sum()
+    assert greens == 0
+
+
+def test_an_augmentation_does_not_shift_the_draws_of_the_others():
+    image, mask = photo(box=(5, 10, 15, 20))
+    plain = place_on_white(image, mask, 64, np.random.default_rng(7))
+    flipped = place_on_white(image, mask, 64, np.random.default_rng(7), flip=True)
+    assert mask_box(subject_pixels(plain)) == mask_box(subject_pixels(flipped))
+
+
+def test_target_square_moves_towards_the_subject_and_keeps_its_mask():
+    image, mask = photo(60, 30, (45, 10, 55, 20))
+    crop, small = square_crop(image, mask, 30)
+    assert crop.size == (30, 30) and mask_box(small) == (15, 10, 25, 20)
+    assert np.array_equal(subject_pixels(crop), small)
+    crop, small = square_crop(image, None, 16)
+    assert crop.size == (16, 16) and small.all()
+
+
+def test_transparency_is_a_mask_only_where_there_is_some():
+    image, mask = photo()
+    rgba = image.convert("RGBA")
+    assert alpha_mask(image) is None and alpha_mask(rgba) is None
+    rgba.putalpha(Image.fromarray(mask))
+    assert np.array_equal(alpha_mask(rgba), mask)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda image, mask: on_white(image, mask & False, 0.1), "no subject pixel; segment"),
+        (lambda image, mask: on_white(image, mask[:-1], 0.1), "mask is 40x29 pixels and the photo 40x30"),
+        (lambda image, mask: place_on_white(image, mask, 9, np.random.default_rng(0), (0.9, 0.5)), "not inside 0..1"),
+        (lambda image, mask: square_crop(image, mask.T, 9), "mask is 30x40 pixels"),
+    ],
+)
+def test_bad_masks_are_one_sentence(call, message):
+    with pytest.raises(ModelError, match=message):
+        call(*photo())

@@ -1,0 +1,128 @@
+"""The command line of one picture, its backbones replaced by tiny ones."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model import sample as generate
+from model.backbones.variant import load_variant, variant_of
+from runtime.cli import cli
+from tests.model.images.test_segment import photo
+from tests.model.pipeline.test_pipeline import FakeClip
+from tests.world.models import make_adapter
+
+
+class FakeGroundedSam:
+    """Finds what it is told to find."""
+
+    def __init__(self, mask: np.ndarray | None) -> None:
+        self.mask, self.phrases = mask, []
+
+    def detect(self, images, phrases):
+        self.phrases += phrases
+        return [None if self.mask is None else SimpleNamespace(box=(0, 0, 9, 9), score=0.9) for _ in images]
+
+    def segment(self, images, boxes):
+        return [self.mask] * len(images), [0.9] * len(images)
+
+
+@pytest.fixture
+def workplace(tmp_path, tiny_sd, monkeypatch):
+    """A folder with photo.png, mask.png, cut.png (transparent) and adapter/; the encoder and the finder in use."""
+    image, mask = photo()
+    image.save(tmp_path / "photo.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    cut = image.convert("RGBA")
+    cut.putalpha(Image.fromarray(mask))
+    cut.save(tmp_path / "cut.png")
+    make_adapter(tiny_sd).save(tmp_path / "adapter", data_hash="d1")
+    clip, finder = FakeClip(), FakeGroundedSam(mask)
+    variant = load_variant("toybox").model_copy(update={"resolution": 16})
+    monkeypatch.setattr(generate, "load_variant", lambda name: variant)
+    monkeypatch.setattr(generate, "load_diffusion", lambda spec, dtype, device: tiny_sd)
+    monkeypatch.setattr(generate, "load_clip", lambda spec, device: clip)
+    monkeypatch.setattr(generate, "load_grounded_sam", lambda *specs, **settings: finder)
+    return SimpleNamespace(folder=tmp_path, clip=clip, finder=finder)
+
+
+def command(folder, *words: str, prompt: str = "a mug on ice", reference: str = "photo.png") -> list[str]:
+    fixed = ["--adapter", str(folder / "adapter"), "--reference", str(folder / reference), "--class-noun", "mug"]
+    fixed += ["--prompt", prompt, "--out", str(folder / "out" / "a.png"), "--steps", "2", "--variant", "toybox"]
+    return [*fixed, "--device", "cpu", *words]
+
+
+def call(workplace, *words: str, **settings: str) -> Image.Image:
+    generate.run(generate.arguments(command(workplace.folder, *words, **settings)))
+    return Image.open(workplace.folder / "out" / "a.png")
+
+
+def test_picture_carries_its_settings_and_the_same_seed_draws_it_again(workplace):
+    picture = call(workplace, "--mask", str(workplace.folder / "mask.png"), "--seed", "5")
+    settings = json.loads(picture.text["customcontrast"])
+    assert settings["prompt"] == "a mug on ice" and settings["seed"] == 5 and settings["references"] == ["photo.png"]
+    assert settings["base_model"] == "tiny@0" and settings["data_hash"] == "d1"
+    assert picture.size == (16, 16)
+    again = call(workplace, "--mask", str(workplace.folder / "mask.png"), "--seed", "5")
+    assert picture.tobytes() == again.tobytes()
+    assert call(workplace, "--mask", str(workplace.folder / "mask.png"), "--seed", "6").tobytes() != again.tobytes()
+
+
+def test_mask_transparency_and_grounded_sam_give_the_same_segment(workplace):
+    call(workplace, "--mask", str(workplace.folder / "mask.png"))
+    call(workplace, reference="cut.png")
+    assert workplace.finder.phrases == []
+    call(workplace)
+    assert workplace.finder.phrases == ["mug"]
+    first, second, third = (np.asarray(images[0]) for images, _ in workplace.clip.seen)
+    assert np.array_equal(first, second) and np.array_equal(first, third)
+
+
+def test_variant_is_found_by_the_adapter_s_base_model():
+    found = variant_of(load_variant("sdxl").diffusion.path)
+    assert found is not None and found.name == "sdxl"
+    assert variant_of("nobody/nothing") is None
+
+
+def test_each_prompt_with_each_seed_is_the_picture_it_is_alone(workplace, capsys):
+    words = ["--prompt", "a red mug", "--seed", "3", "5", "--out", str(workplace.folder / "many")]
+    mask = ["--mask", str(workplace.folder / "mask.png")]
+    generate.run(generate.arguments(command(workplace.folder, *mask, *words)))
+    made = sorted(path.name for path in (workplace.folder / "many").iterdir())
+    assert made == ["0-3.png", "0-5.png", "1-3.png", "1-5.png"]
+    assert [line.rpartition("/")[2] for line in capsys.readouterr().out.splitlines()] == made
+    alone = call(workplace, *mask, "--seed", "5", prompt="a red mug")
+    among = Image.open(workplace.folder / "many" / "1-5.png")
+    assert alone.tobytes() == among.tobytes() and alone.text == among.text
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "message"),
+    [
+        (["--class-noun", "dog"], {"prompt": "mug, dog"}, "1 --reference and 2 --class-noun; give one"),
+        (["--out", "a.jpg"], {}, "a.jpg: the settings are kept in PNG"),
+        (["--seed", "1", "2"], {}, "a.png: 2 pictures need a folder; give its name"),
+        (["--prompt", "nothing", "--out", "many"], {}, "caption 'nothing' has no class noun 'mug'"),
+        (["--adapter", "nowhere"], {}, "name the folder of a trained adapter"),
+        (["--mask", "nowhere.png"], {}, "nowhere.png: cannot be read as an image"),
+        ([], {"prompt": "a dog"}, "caption 'a dog' has no class noun 'mug'"),
+        ([], {"reference": "adapter/adapter.json"}, "adapter.json: cannot be read as an image"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_1(workplace, words, settings, message, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["generate", *command(workplace.folder, *words, **settings)])
+    with pytest.raises(SystemExit) as stop:
+        cli(generate.main)
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_photo_without_the_subject_is_one_sentence(workplace):
+    workplace.finder.mask = None
+    with pytest.raises(generate.ModelError, match="no 'mug' was found in the photo; give a mask"):
+        call(workplace)

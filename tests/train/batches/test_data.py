@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipelines import tables
+from runtime.errors import ModelError, UserError
+from tests.world.training import AUGMENTATIONS, LAYERS, SIDE, TOKENS, WIDTH, World, write_world
+from train.batches import arrays
+from train.batches.arrays import Arrays
+from train.batches.sampler import Sampler
+from train.batches.training_set import TrainingSet
+from train.recipe import DropParams, input_digest
+
+NOTHING = DropParams(image=0, text=0, both=0)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Groups of at most 12 subjects in tiles of 5, two groupings."""
+    return write_world(tmp_path_factory.mktemp("world") / "data", group_size=12)
+
+
+@pytest.fixture(scope="module")
+def samples(world: World) -> TrainingSet:
+    return read(world.data)
+
+
+def read(data: Path, pairing: str = "triplet") -> TrainingSet:
+    return TrainingSet.read(data, Arrays.open(arrays.write(data, data / "work" / input_digest(data))), pairing)
+
+
+def sampler(samples: TrainingSet, **options: Any) -> Sampler:
+    defaults: dict[str, Any] = {"batch": 6, "seed": 1, "drop": NOTHING, "timesteps": 1000, "independent": True}
+    return Sampler(samples, **{**defaults, **options})
+
+
+def names(samples: TrainingSet, rows: np.ndarray) -> list[str]:
+    return samples.triplet_ids.take(pa.array(rows)).to_pylist()
+
+
+def test_arrays_take_their_room_on_the_disk_before_they_are_filled(tmp_path: Path):
+    arrays.new_array(tmp_path / "a.npy", np.float16, (1000, 1000))
+    stat = (tmp_path / "a.npy").stat()
+    assert stat.st_blocks * 512 >= stat.st_size > 2 * 10**6
+
+
+def test_arrays_on_a_full_disk_are_an_error_and_leave_nothing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fails(code: int) -> Callable[..., None]:
+        def allocate(*words: int) -> None:
+            raise OSError(code, os.strerror(code))
+
+        return allocate
+
+    monkeypatch.setattr(os, "posix_fallocate", fails(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
+        arrays.write(world.data, tmp_path / "arrays" / "hash")
+    assert not list((tmp_path / "arrays").iterdir())
+    monkeypatch.setattr(os, "posix_fallocate", fails(errno.EOPNOTSUPP))
+    assert Arrays.open(arrays.write(world.data, tmp_path / "arrays" / "hash")).latents is not None
+
+
+def test_batch_of_a_step_is_the_same_whenever_it_is_asked_for(samples: TrainingSet):
+    forwards, backwards = sampler(samples), sampler(samples)
+    first = [forwards.batch(step) for step in range(5)]
+    second = [backwards.batch(step) for step in reversed(range(5))][::-1]
+    for a, b in zip(first, second, strict=True):
+        for name, value in vars(a).items():
+            other = getattr(b, name)
+            assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
+    assert not torch.equal(first[0].noise, first[1].noise)
+    assert not torch.equal(first[0].noise, sampler(samples, seed=2).batch(0).noise)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_out_the_global_batch(samples: TrainingSet, ranks: int):
+    whole = sampler(samples).batch(3)
+    parts = [sampler(samples).batch(3, rank, ranks) for rank in range(ranks)]
+    for name, value in vars(whole).items():
+        shares = [getattr(part, name) for part in parts]
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(torch.cat(shares), value), name
+        else:
+            assert [item for share in shares for item in share] == value
+
+
+def test_self_pairing_shows_the_target_s_own_segment(world: World, samples: TrainingSet):
+    own = read(world.data, "self")
+    assert own.triplet_ids.equals(samples.triplet_ids)
+    assert np.array_equal(own.target, samples.target)
+    frames = tables.read(world.data / "encode", "latents", ["frame_id"])["frame_id"].to_pylist()
+    shown = tables.read(world.data / "encode", "features", ["frame_id"])["frame_id"].to_pylist()[::AUGMENTATIONS]
+    assert [shown[row] for row in own.reference] == [frames[row] for row in own.target]
+    assert np.array_equal(own.reference, own.positive)
+    assert not np.array_equal(samples.reference, own.reference)
+
+
+def test_subject_appears_once_in_a_global_batch_and_all_are_of_one_group(samples: TrainingSet):
+    draws = sampler(samples)
+    for step in range(40):
+        draw = draws.draw(step)
+        subjects = samples.subjects[draw.triplets]
+        assert len(set(subjects)) == 6
+        assert len(set(samples.similarity.groups[draw.grouping][subjects])) == 1
+
+
+def test_epoch_holds_every_subject_of_a_full_group_once(samples: TrainingSet):
+    draws = sampler(samples)
+    per_epoch = draws.lengths[0]
+    for epoch in range(4):
+        steps = [step for step in range(4 * per_epoch + 4) if draws.epoch_of(step)[0] == epoch]
+        seen = np.concatenate([samples.subjects[draws.draw(step).triplets] for step in steps])
+        assert len(seen) == len(set(seen)) == 24
+    assert not np.array_equal(draws.epoch(0), draws.epoch(2))
+
+
+def test_similarity_is_that_of_the_tiles_for_each_pair_of_the_batch(world: World, samples: TrainingSet):
+    cosines = (world.vectors @ world.vectors.T).astype(np.float16)
+    place = {subject: n for n, subject in enumerate(world.subject_ids)}
+    draws = sampler(samples)
+    for step in range(12):
+        batch, draw = draws.batch(step, 1, 2), draws.draw(step)
+        rows = [place[name.rpartition("/")[0]] for name in names(samples, draw.triplets)]
+        assert batch.similarity.shape == (3, 6)
+        np.testing.assert_array_equal(batch.similarity.numpy(), cosines[np.ix_(rows[3:], rows)].astype(np.float32))
+
+
+def test_rows_are_those_of_the_triplets_frames(world: World, samples: TrainingSet):
+    triplets = {row["triplet_id"]: row for row in tables.rows(world.data / "curate", "triplets")}
+    latents = {row["frame_id"]: row["latent"] for row in tables.rows(world.data / "encode", "latents")}
+    rows = tables.rows(world.data / "encode", "features")
+    hidden = {(row["frame_id"], row["augmentation"]): row["hidden"] for row in rows}
+    captions = {row["frame_id"]: row["caption"] for row in tables.rows(world.data / "curate", "frames")}
+    for step in range(8):
+        draw, batch = sampler(samples).draw(step), sampler(samples).batch(step)
+        assert batch.reference.shape == (6, LAYERS, TOKENS, WIDTH) and batch.subject_masks.shape == (6, SIDE, SIDE)
+        for n, name in enumerate(names(samples, draw.triplets)):
+            row = triplets[name]
+            view = (int(draw.reference_views[n]), int(draw.positive_views[n]))
+            single = row["method"] == "augment"
+            assert view[0] != view[1] < AUGMENTATIONS and (single or view[0] == 0)
+            assert batch.latents[n].flatten().tolist() == latents[row["target"]]
+            assert batch.reference[n].flatten().tolist() == hidden[row["reference"], view[0]]
+            assert batch.positive[n].flatten().tolist() == hidden[row["positive"], view[1]]
+            assert batch.captions[n] == captions[row["target"]] and batch.class_nouns[n] == row["class_name"]
+            assert batch.subject_masks[n, 2:6, 2:6].eq(1).all() and batch.subject_masks[n].sum() == 16
+
+
+def test_conditions_are_dropped_as_often_as_asked(samples: TrainingSet):
+    draws = sampler(samples, drop=DropParams(image=0.1, text=0.2, both=0.3))
+    found = np.array([[draw.drop_image, draw.drop_text] for draw in map(draws.draw, range(1500))]).transpose(1, 0, 2)
+    image, text = found.reshape(2, -1)
+    assert np.mean(image & ~text) == pytest.approx(0.1, abs=0.01)
+    assert np.mean(text & ~image) == pytest.approx(0.2, abs=0.015)
+    assert np.mean(image & text) == pytest.approx(0.3, abs=0.02)
+
+
+def test_positives_share_their_timestep_only_when_asked(samples: TrainingSet):
+    shared, own = sampler(samples, independent=False).batch(0), sampler(samples).batch(0)
+    assert torch.equal(shared.timesteps, own.timesteps)
+    assert torch.equal(shared.positive_timesteps, shared.timesteps)
+    assert not torch.equal(own.positive_timesteps, own.timesteps)
+
+
+def test_triplets_of_frames_that_are_not_encoded_are_dropped_and_counted(tmp_path: Path):
+    world = write_world(tmp_path / "data", views=4, single=0, not_encoded="turn/1/s01/2")
+    samples = read(world.data)
+    assert (len(samples), samples.dropped) == (9, 3)
+    assert all(not name.startswith("turn/1/s01") for name in names(samples, np.arange(9)))
+
+
+def test_batch_larger_than_the_largest_group_is_refused(samples: TrainingSet):
+    with pytest.raises(UserError, match=r"train\.batch = 13 needs .* and the largest has 12"):
+        sampler(samples, batch=13)
+
+
+def test_no_triplet_left_is_one_sentence(tmp_path: Path):
+    world = write_world(tmp_path / "data", views=2, single=0)
+    tables.write(world.data / "curate", "triplets", tables.from_rows("triplets", []))
+    with pytest.raises(UserError, match="none of the 0 triplets"):
+        read(world.data)
+
+
+def test_caption_without_its_noun_is_named_before_training(tmp_path: Path):
+    world = write_world(tmp_path / "data", views=4, single=0)
+    rows = tables.read(world.data / "curate", "frames").to_pylist()
+    rows[0]["caption"] = "a mugshot"
+    tables.write(world.data / "curate", "frames", tables.from_rows("frames", rows))
+    with pytest.raises(ModelError, match="caption 'a mugshot' has no class noun 'mug'"):
+        read(world.data)
+
+
+def test_plain_segments_alone_are_refused(tmp_path: Path):
+    world = write_world(tmp_path / "data", views=2, single=0)
+    rows = [row for row in tables.rows(world.data / "encode", "features") if row["augmentation"] == 0]
+    tables.write(world.data / "encode", "features", tables.from_rows("features", rows))
+    with pytest.raises(UserError, match=r"set encode\.augmentations to 2 or more"):
+        read(world.data)
+
+
+def test_rows_of_another_shape_are_named(tmp_path: Path):
+    world = write_world(tmp_path / "data", views=2, single=0)
+    rows = tables.read(world.data / "encode", "latents").to_pylist()
+    rows[3]["height"] = 4
+    tables.write(world.data / "encode", "latents", tables.from_rows("latents", rows))
+    with pytest.raises(UserError, match=f"'{rows[3]['frame_id']}' has height 4 and the rows before it 8"):
+        read(world.data)
+
+
+def test_arrays_are_written_once_and_those_of_other_tables_removed(world: World, tmp_path: Path):
+    first = arrays.write(world.data, tmp_path / "arrays" / "a")
+    before = (first / "hidden.npy").stat().st_mtime_ns
+    assert (arrays.write(world.data, first) / "hidden.npy").stat().st_mtime_ns == before
+    arrays.write(world.data, tmp_path / "arrays" / "b")
+    assert [folder.name for folder in (tmp_path / "arrays").iterdir()] == ["b"]

@@ -1,0 +1,164 @@
+"""Training that reads photos and runs the frozen encoders itself, beside training from cached tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from model.adapter import Adapter
+from model.backbones.diffusion import load_diffusion
+from model.backbones.variant import load_variant
+from model.methods.customcontrast.training import training_losses
+from model.objective import ObjectiveConfig
+from pipelines import tables
+from pipelines.encode.stage import EncodeParams, EncodeWorker
+from pipelines.photos.roots import SourceParams
+from runtime.errors import UserError
+from runtime.params import load
+from tests.train.batches.test_data import sampler
+from tests.world.training import frame, triplet, write_similarity
+from train.batches import arrays
+from train.batches.arrays import Arrays
+from train.batches.prefetch import Batches
+from train.batches.sampler import Sampler
+from train.batches.training_set import TrainingSet
+from train.batches.uncached import AugmentParams, Photos
+
+NAME = "toybox"
+SUBJECTS = 6
+"""The first four have three photos each, the others one."""
+
+
+def draw_photo(file: Path, number: int) -> np.ndarray:
+    """Draw an ellipse on noise; return its mask."""
+    rng = np.random.default_rng(number)
+    image = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((96, 72))
+    box = (10 + number % 5, 8, 50 + 2 * (number % 7), 60)
+    mask = Image.new("1", image.size)
+    ImageDraw.Draw(mask).ellipse(box, fill=1)
+    ImageDraw.Draw(image).ellipse(box, fill=tuple(rng.integers(0, 256, 3).tolist()))
+    image.save(file)
+    return np.asarray(mask)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos of two sources in `photos`, and all tables of the data stages in `data`."""
+    root = tmp_path_factory.mktemp("uncached")
+    (root / "photos").mkdir()
+    data = root / "data"
+    frames, triplets, masks, payload = [], [], [], []
+    for subject in range(SUBJECTS):
+        count, name = (3, f"own/a/{subject}") if subject < 4 else (1, f"own/b/{subject}")
+        ids = [f"{name}/{n}" for n in range(count)]
+        for place, frame_id in enumerate(ids):
+            mask = draw_photo(root / "photos" / f"{subject}{place}.png", 10 * subject + place)
+            row = frame(frame_id, name, "mug") | {"source": "own", "path": f"{subject}{place}.png"}
+            frames.append(row)
+            found = {"rle": tables.encode_mask(mask), "height": 72, "width": 96}
+            masks.append(mask_row(frame_id, found))
+            roles = {"target": True, "input": True, "single": count == 1}
+            payload.append(row | {"extra": found | roles})
+        triplets.append(triplet(name, 0, "mug", [ids[0], ids[-1], ids[count // 2]], "pose" if count > 1 else "augment"))
+    for stage, table, rows in (
+        ("curate", "frames", frames),
+        ("curate", "triplets", triplets),
+        ("mask", "masks", masks),
+    ):
+        tables.write(data / stage, table, tables.from_rows(table, rows))
+    write_similarity(data / "similarity", sorted({row["subject_id"] for row in frames}, key=tables.path_order))
+    encode = load("encode", EncodeParams)
+    sources = [SourceParams(name="own", layout="folder", root=str(root / "photos"), split="train")]
+    (encoded,) = EncodeWorker(encode, NAME, sources, "cpu").compute([payload])
+    for table in ("latents", "features"):
+        tables.write(data / "encode", table, tables.from_rows(table, encoded[table]))
+    return root
+
+
+def mask_row(frame_id: str, found: dict[str, Any]) -> dict[str, Any]:
+    row = dict.fromkeys(tables.spec("masks").columns, 1.0)
+    words = {"frame_id": frame_id, "phrase": "mug", "method": "annotated", "quality": "ok"}
+    return row | words | found | {"box": [0.0, 0.0, 1.0, 1.0]}
+
+
+def samplers(world: Path, **missing: bool) -> tuple[Sampler, Sampler]:
+    """One that reads cached tables, and one that has those named in `missing` not."""
+    data = world / "data"
+    whole = Arrays.open(arrays.write(data, world / "arrays" / "all"))
+    parts = {"hidden": whole.hidden, "latents": whole.latents, "masks": whole.masks}
+    if missing.get("hidden"):
+        parts["hidden"] = None
+    if missing.get("latents"):
+        parts["latents"] = parts["masks"] = None
+    sources = [SourceParams(name="own", layout="folder", root=str(world / "photos"), split="train")]
+    augment = load("encode", AugmentParams)
+    photos = Photos.open(
+        data, augment, load_variant(NAME), sources, "cpu", **{"hidden": False, "latents": False, **missing}
+    )
+    bare = TrainingSet.read(data, Arrays(**parts, cosines=whole.cosines), "triplet", photos)
+    return sampler(TrainingSet.read(data, whole, "triplet"), batch=4), sampler(bare, batch=4)
+
+
+@pytest.mark.parametrize("missing", [{"hidden": True}, {"latents": True}, {"hidden": True, "latents": True}])
+def test_batches_are_those_of_cached_tables(world: Path, missing: dict[str, bool]):
+    cached, bare = samplers(world, **missing)
+    for step in range(3):
+        wanted = cached.batch(step)
+        for name, value in vars(bare.batch(step)).items():
+            other = getattr(wanted, name)
+            if name in ("reference", "positive", "latents"):
+                assert value.dtype == other.dtype and value.shape == other.shape
+                # Another batch size may round otherwise before the rounding to fp16.
+                torch.testing.assert_close(value, other, rtol=2e-3, atol=2e-3)
+            else:
+                assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
+
+
+def test_losses_are_those_of_cached_tables_up_to_the_rounding_of_fp16(world: Path):
+    cached, bare = samplers(world, hidden=True, latents=True)
+    diffusion = load_diffusion(load_variant(NAME).diffusion, torch.float32, "cpu")
+    layers, _, width = bare.data.hidden_shape
+    torch.manual_seed(0)
+    adapter = Adapter.for_unet(
+        diffusion.unet, base_model="b", base_revision=None, image_encoder="e", feature_layers=tuple(range(layers)),
+        feature_width=width, text_widths=[128], width=16, heads=2, depth=1, fourier_pairs=8,
+    )  # fmt: skip
+    adapter.install(diffusion.unet)
+    with torch.no_grad(), Batches(bare, 0, 1, torch.device("cpu"), ahead=2, steps=2) as batches:
+        for step in range(2):
+            found, wanted = (
+                training_losses(batch, adapter, adapter.config, diffusion, ObjectiveConfig())
+                for batch in (batches.take(step), cached.batch(step))
+            )
+            for name in ("diffusion", "cscl", "macl", "location", "total"):
+                assert float(found[name]) == pytest.approx(float(wanted[name]), rel=1e-3, abs=1e-5), name
+
+
+def test_tables_without_a_row_are_not_cached(world: Path, tmp_path: Path):
+    folder = tmp_path / "data"
+    for stage in ("curate", "similarity"):
+        (folder / stage).parent.mkdir(exist_ok=True)
+        (folder / stage).symlink_to(world / "data" / stage)
+    for table in ("latents", "features"):
+        tables.write(folder / "encode", table, tables.from_rows(table, []))
+    found = Arrays.open(arrays.write(folder, tmp_path / "arrays" / "none"))
+    assert found.hidden is None and found.latents is None and found.masks is None
+    assert len(found.cosines) == 2 * SUBJECTS**2  # two groupings
+
+
+def test_photo_that_is_gone_is_one_sentence(world: Path):
+    _, bare = samplers(world, hidden=True)
+    gone = next((world / "photos").iterdir())
+    held = gone.read_bytes()
+    gone.unlink()
+    try:
+        with pytest.raises(UserError, match=rf"{gone.name} cannot be read any more .*; run curate again"):
+            for step in range(8):
+                bare.batch(step)
+    finally:
+        gone.write_bytes(held)

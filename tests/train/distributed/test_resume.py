@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.errors import UserError
+from tests.world.ranks import run_ranks
+from tests.world.training import write_options, write_world
+from train.distributed.resume import ResumeOptions, accept, differences, run_folder, unfinished
+
+RECIPE = {"train": {"steps": 9, "seed": 0, "drop": {"text": 0.1}}, "data": "a", "ranks": [2, "cpu"]}
+FOLLOW = ResumeOptions(Path("there"), other_ranks=False)
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    return RECIPE | values
+
+
+def test_differences_name_each_key_with_both_values():
+    other = changed(data="b", train={"steps": 9, "drop": {"text": 0.2}, "ema": 0.9})
+    assert differences(RECIPE, other) == {
+        "data": ("a", "b"), "train.drop.text": (0.1, 0.2), "train.ema": (None, 0.9), "train.seed": (0, None)
+    }  # fmt: skip
+
+
+def test_runs_of_other_recipes_lie_in_other_folders(tmp_path: Path):
+    folder = run_folder(tmp_path, RECIPE)
+    assert json.loads((folder / "recipe.json").read_text()) == RECIPE
+    assert run_folder(tmp_path, RECIPE) == folder
+    assert run_folder(tmp_path, changed(data="b")) != folder
+
+
+def test_checkpoint_of_another_run_is_refused_with_keys_and_values(tmp_path: Path):
+    folder = run_folder(tmp_path, RECIPE)
+    assert accept(folder, RECIPE, FOLLOW) == ""
+    assert accept(folder / "step-000000003", RECIPE, FOLLOW) == ""
+    with pytest.raises(
+        UserError, match=r"of another run: train\.seed is 0 there and 1 here; data is a there and b here"
+    ):
+        accept(folder, changed(data="b", train=RECIPE["train"] | {"seed": 1}), FOLLOW)
+
+
+def test_other_ranks_are_accepted_only_when_asked_for_and_alone(tmp_path: Path):
+    folder = run_folder(tmp_path, RECIPE)
+    asked = ResumeOptions(folder, other_ranks=True)
+    with pytest.raises(
+        UserError, match=r"ranks is 2 cpu there and 1 cpu here; make them equal \(or give --other-ranks\)"
+    ):
+        accept(folder, changed(ranks=[1, "cpu"]), FOLLOW)
+    assert "not those of one run bit for bit" in accept(folder, changed(ranks=[1, "cpu"]), asked)
+    with pytest.raises(UserError, match="data is a there and b here; make them equal, or"):
+        accept(folder, changed(ranks=[1, "cpu"], data="b"), asked)
+
+
+def test_folder_without_recipe_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"holds no recipe\.json"):
+        accept(tmp_path, RECIPE, FOLLOW)
+
+
+def test_new_run_is_told_how_the_newest_unfinished_one_differs(tmp_path: Path):
+    ours = run_folder(tmp_path, RECIPE)
+    assert unfinished(tmp_path, ours, RECIPE) == ""
+    (run_folder(tmp_path, changed(data="old")) / "step-000000009").mkdir()  # it ended
+    assert unfinished(tmp_path, ours, RECIPE) == ""
+    other = run_folder(tmp_path, changed(data="b", train=RECIPE["train"] | {"seed": 1}))
+    (other / "step-000000003").mkdir()
+    assert f"{other} differs in train.seed, data" in unfinished(tmp_path, ours, RECIPE)
+
+
+def test_option_about_no_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["train.launch", "--other-ranks"])
+    with pytest.raises(UserError, match="name its folder with --resume"):
+        ResumeOptions.read()
+
+
+@pytest.fixture(scope="module")
+def start(variant: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[int | None], str]]:
+    """Train four steps with a checkpoint after each second one, and return exit codes and what was said."""
+    folder = tmp_path_factory.mktemp("resume")
+    write_world(folder / "data", views=10, single=2)
+
+    def trained(*words: str, **train: Any) -> tuple[list[int | None], str]:
+        ranks = train.setdefault("ranks", 2)
+        options = write_options(folder, variant, folder / "data", **{"steps": 4, "checkpoint_every": 2, **train})
+        output = folder / "output"
+        output.unlink(missing_ok=True)
+        return run_ranks(ranks, [*options, *words], output), output.read_text()
+
+    trained("--data", str(folder / "data"))
+    trained.folder = folder  # type: ignore[attr-defined]
+    return trained
+
+
+def runs(start: Any) -> list[Path]:
+    return sorted(start.folder.glob("work/train/*/recipe.json"), key=lambda file: file.stat().st_mtime)
+
+
+def test_truncated_checkpoint_is_passed_over_with_a_line(start: Any):
+    run = runs(start)[0].parent
+    outs = [start.folder / "data" / "train" / name for name in ("adapter/adapter.safetensors", "losses.csv")]
+    before = [out.read_bytes() for out in outs]
+    newest = run / "step-000000004" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    codes, said = start()
+    assert codes == [0, 0]
+    assert said.count("step-000000004 is damaged and is passed over") == 1 and "goes on at step 2 of 4" in said
+    assert [out.read_bytes() for out in outs] == before
+
+
+def test_named_checkpoint_of_other_params_stops_the_run_in_one_sentence(start: Any):
+    codes, said = start("--resume", str(runs(start)[0].parent), learning_rate=0.5)
+    assert codes == [1, 1]
+    assert said.count("error:") == 1 and "Traceback" not in said
+    assert "train.learning_rate is 0.001 there and 0.5 here" in said
+
+
+def test_run_goes_on_with_other_ranks_when_asked_for(start: Any):
+    run = runs(start)[0].parent
+    codes, said = start("--resume", str(run / "step-000000002"), "--other-ranks", ranks=1)
+    assert codes == [0], said
+    assert "made by ranks 2 cpu and is gone on from by 1 cpu" in said and "goes on at step 2 of 4" in said
+
+
+def test_named_checkpoints_that_are_all_damaged_stop_the_run(start: Any):
+    run = runs(start)[0].parent
+    for file in run.glob("step-*/state.safetensors"):
+        file.write_bytes(b"")
+    codes, said = start("--resume", str(run))
+    assert codes == [1, 1]
+    assert said.count("error:") == 1 and "holds no sound checkpoint" in said and "Traceback" not in said

@@ -1,0 +1,150 @@
+"""Ranks of `train.run` forked from one process that has imported everything, which saves seconds a start."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[2]
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["train.trainer", "train.run", "torch._dynamo", "deepspeed.runtime.zero.stage3"])
+
+
+def run_ranks(
+    world: int, words: Sequence[str], output: Path, before: Callable[[int], None] | None = None
+) -> list[int | None]:
+    """Run `world` ranks of train.run with these command-line options and return their exit codes, None where hanging.
+
+    What they print is appended to `output`. `before(rank)` runs first in each, to disturb it.
+    """
+    from train.launch import environment, free_port
+
+    variables = environment("cpu", 1) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        SERVER.Process(
+            target=rank_main,
+            args=(words, output, variables | {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world)}, before),
+        )
+        for r in range(world)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(timeout=240)  # the first waits for the imports
+    codes = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        rank.kill()
+    return codes
+
+
+def rank_main(words: Sequence[str], output: Path, variables: dict[str, str], before: Any) -> None:
+    os.environ.update(variables)
+    os.chdir(REPOSITORY)
+    sys.argv = ["train.run", *words]
+    with output.open("a") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    if before is not None:
+        before(int(variables["RANK"]))
+    from runtime.cli import cli
+    from train import run
+
+    cli(run.main)
+
+
+def die_while_saving_the_second_checkpoint(rank: int) -> None:
+    from train.distributed import checkpoint
+
+    calls = []
+
+    def sync(folder: Path) -> None:
+        calls.append(folder)
+        if len(calls) == 3:  # each save syncs its own folder and the run's
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.sync = sync
+
+
+def repeat_the_first_batch(rank: int) -> None:
+    from train.batches.sampler import Sampler
+
+    draw, noise = Sampler.draw, Sampler.noise
+    Sampler.draw = lambda self, step: draw(self, 0)
+    Sampler.noise = lambda self, step, place, shape: noise(self, 0, place, shape)
+
+
+def gather_everything(rank: int) -> None:
+    """Shard weights of any size: DeepSpeed leaves those of less than 100,000 numbers whole, here all of them."""
+    from train.distributed import engine
+
+    config = engine.engine_config
+
+    def smallest(*values: Any) -> dict[str, Any]:
+        found = config(*values)
+        found["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return found
+
+    engine.engine_config = smallest
+
+
+def die_at_the_third_step(rank: int) -> None:
+    from train.trainer import Trainer
+
+    step = Trainer.step
+
+    def die(self: Trainer, number: int) -> Any:
+        if rank == 1 and number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, number)
+
+    Trainer.step = die  # type: ignore[method-assign]
+
+
+def fill_the_disk_with_the_first_checkpoint(rank: int) -> None:
+    import resource
+
+    from train.distributed.checkpoint import Checkpoints
+
+    save = Checkpoints.save
+
+    def limited(*arguments: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        save(*arguments)
+
+    Checkpoints.save = limited  # type: ignore[method-assign]
+
+
+def fill_the_disk_with_the_adapter(rank: int) -> None:
+    import resource
+
+    from train.trainer import Trainer
+
+    save = Trainer.save
+
+    def limited(*arguments: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        save(*arguments)
+
+    Trainer.save = limited  # type: ignore[method-assign]
+
+
+def trace_the_unet(rank: int) -> None:
+    """torch.compile without the C++ that it would write, which takes a minute to compile."""
+    import torch
+
+    compile_ = torch.nn.Module.compile
+    torch.nn.Module.compile = lambda self: compile_(self, backend="aot_eager")  # type: ignore[method-assign]
+
+
+def take_the_port(rank: int) -> None:
+    import socket
+
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
+    taken.listen()
+    globals()["taken"] = taken  # open as long as the process

@@ -1,0 +1,212 @@
+"""Which samples make the batch of a step.
+
+Everything random is a function of (seed, step, place in the global batch), so that a run needs no data position in its
+checkpoints and draws the same samples on any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from model.objective import TrainingBatch
+from runtime.errors import UserError
+from train.batches.mixture import portions
+from train.batches.training_set import TrainingSet
+from train.batches.uncached import Photos
+from train.recipe import DropParams
+
+EPOCH, DRAW, NOISE = 1, 2, 3
+"""First words of the seeds, so that no two uses share a stream."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The samples of one step, [C] each over the global batch."""
+
+    grouping: int
+    triplets: np.ndarray
+    """Rows of the TrainingSet, each of another subject, all of one group."""
+    reference_views: np.ndarray
+    """Augmentation of each reference."""
+    positive_views: np.ndarray
+    timesteps: np.ndarray
+    positive_timesteps: np.ndarray
+    drop_image: np.ndarray
+    drop_text: np.ndarray
+
+
+class Sampler:
+    """Which samples make the global batch of a step.
+
+    An epoch puts the subjects of each group in a random order and cuts them into batches; what is left over of a group
+    waits for the next epoch. With several groupings, epochs go round them. With a mixture, an epoch has a subject as
+    often as its source's share asks: see `train.mixture`.
+    """
+
+    def __init__(
+        self,
+        data: TrainingSet,
+        *,
+        batch: int,
+        seed: int,
+        drop: DropParams,
+        timesteps: int,
+        independent: bool,
+        mixture: Mapping[str, float] | None = None,
+    ) -> None:
+        """`timesteps` of the diffusion process; `independent`: positives get timesteps of their own; `mixture`: share
+        of the samples by source.
+
+        Raises:
+            UserError: no group has `batch` subjects, or the mixture does not fit the sources.
+        """
+        self.data, self.batch_size, self.seed, self.drop = data, batch, seed, drop
+        self.timesteps, self.independent = timesteps, independent
+        self.order = np.argsort(data.subjects, kind="stable")
+        members, self.starts, self.counts = np.unique(data.subjects[self.order], return_index=True, return_counts=True)
+        self.place = np.full(len(data.similarity.subject_ids), -1, dtype=np.int64)
+        self.place[members] = np.arange(len(members))
+        self.groups = [
+            [members[groups[members] == group] for group in np.unique(groups[members]) if group >= 0]
+            for groups in data.similarity.groups
+        ]
+        self.lengths = [sum(len(group) // batch for group in groups) for groups in self.groups]
+        self.portions = None
+        if mixture:
+            self.portions = [portions(groups, data.source_of, data.sources, mixture, batch) for groups in self.groups]
+            self.lengths = [sum(sum(portion.places) // batch for portion in found) for found in self.portions]
+        if not min(self.lengths, default=0):
+            largest = max((len(group) for groups in self.groups for group in groups), default=0)
+            raise UserError(
+                f"train.batch = {batch} needs as many different subjects in one similarity group, and the largest has"
+                f" {largest}; lower train.batch, or add subjects"
+            )
+        # Threads that read ahead ask for the next epoch while another still reads this one.
+        self.epoch = lru_cache(maxsize=2)(self.draw_epoch)
+
+    def epoch_of(self, step: int) -> tuple[int, int]:
+        """(epoch, batch in it) of a step."""
+        rounds, rest = divmod(step, sum(self.lengths))
+        for grouping, length in enumerate(self.lengths):
+            if rest < length:
+                return rounds * len(self.lengths) + grouping, rest
+            rest -= length
+        raise AssertionError
+
+    def draw_epoch(self, epoch: int) -> np.ndarray:
+        """Subjects [batches, C] of an epoch; `epoch` keeps the last ones."""
+        rng = np.random.default_rng([self.seed, EPOCH, epoch])
+        size, grouping = self.batch_size, epoch % len(self.groups)
+        if self.portions is not None:
+            batches = [portion.batches(size, rng) for portion in self.portions[grouping]]
+        else:
+            batches = [
+                rng.permutation(group)[: len(group) // size * size].reshape(-1, size) for group in self.groups[grouping]
+            ]
+        return rng.permutation(np.concatenate(batches))
+
+    def draw(self, step: int) -> Draw:
+        """The global batch of a step."""
+        epoch, number = self.epoch_of(step)
+        places_ = self.place[self.epoch(epoch)[number]]
+        count, views = self.batch_size, self.data.augmentations
+        rng = np.random.default_rng([self.seed, DRAW, step])
+        triplets = self.order[self.starts[places_] + rng.integers(self.counts[places_])]
+        single = self.data.single[triplets]
+        # A plain reference, as at inference, and a placed positive; of a single photo any two augmentations, since the
+        # plain one would repeat the target's pose.
+        reference = np.where(single, rng.integers(views, size=count), 0)
+        positive = (reference + rng.integers(1, views, size=count)) % views
+        timesteps, others = rng.integers(self.timesteps, size=(2, count))
+        chance = rng.random(count)
+        image, text = self.drop.image, self.drop.image + self.drop.text
+        both = (chance >= text) & (chance < text + self.drop.both)
+        return Draw(
+            grouping=epoch % len(self.groups),
+            triplets=triplets,
+            reference_views=reference,
+            positive_views=positive,
+            timesteps=timesteps,
+            positive_timesteps=others if self.independent else timesteps,
+            drop_image=(chance < image) | both,
+            drop_text=((chance >= image) & (chance < text)) | both,
+        )
+
+    def noise(self, step: int, place: int, shape: Sequence[int]) -> np.ndarray:
+        """Standard normal noise of one place of the global batch, float32."""
+        return np.random.default_rng([self.seed, NOISE, step, place]).standard_normal(tuple(shape), dtype=np.float32)
+
+    def batch(self, step: int, rank: int = 0, ranks: int = 1, device: torch.device | str = "cpu") -> TrainingBatch:
+        """The rows of the global batch of `step` that are `rank`'s, in order of place, loaded to `device`."""
+        return self.finish(self.read(step, rank, ranks), device)
+
+    def read(self, step: int, rank: int = 0, ranks: int = 1) -> TrainingBatch:
+        """`batch` as far as the CPU makes it: where the encoders' results are not cached, `reference` and `positive`
+        hold what the image encoder reads [B, 3, s, s], `latents` the pictures [B, H, W, 3]. For threads."""
+        data, draw = self.data, self.draw(step)
+        size = self.batch_size // ranks
+        mine = slice(rank * size, (rank + 1) * size)
+        triplets = draw.triplets[mine]
+        latents, masks = self.read_targets(data.target[triplets])
+        reference, positive = self.read_views(triplets, draw.reference_views[mine], draw.positive_views[mine])
+        everybody = data.subjects[draw.triplets]
+        noise = [self.noise(step, rank * size + place, data.latent_shape) for place in range(size)]
+        return TrainingBatch(
+            latents=tensor(latents),
+            subject_masks=tensor(masks).float() / 255,
+            captions=data.captions.take(pa.array(triplets)).to_pylist(),
+            class_nouns=data.class_names.take(pa.array(triplets)).to_pylist(),
+            reference=reference,
+            positive=positive,
+            similarity=tensor(data.similarity.between(draw.grouping, everybody[mine], everybody)),
+            subjects=tensor(everybody[mine].astype(np.int64)),
+            timesteps=tensor(draw.timesteps[mine]),
+            noise=tensor(np.stack(noise)),
+            drop_image=tensor(draw.drop_image[mine]),
+            drop_text=tensor(draw.drop_text[mine]),
+            positive_timesteps=tensor(draw.positive_timesteps[mine]),
+        )
+
+    def read_targets(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Latents [B, C, h, w] float32, or pictures [B, H, W, 3] uint8, and masks [B, h, w] uint8 of targets."""
+        arrays = self.data.arrays
+        if arrays.latents is None or arrays.masks is None:
+            return cast(Photos, self.data.photos).targets(rows)
+        return arrays.latents[rows].astype(np.float32), arrays.masks[rows]
+
+    def read_views(self, triplets: np.ndarray, *views: np.ndarray) -> list[torch.Tensor]:
+        """Hidden states [B, K, N, d], or pixels [B, 3, s, s], of the references and of the positives."""
+        data = self.data
+        frames = [data.reference[triplets], data.positive[triplets]]
+        if data.arrays.hidden is not None:
+            hidden = data.arrays.hidden
+            return [tensor(hidden[f * data.augmentations + v]) for f, v in zip(frames, views, strict=True)]
+        photos, single = cast(Photos, data.photos), data.single[triplets]
+        return [photos.pixels(f, v, single) for f, v in zip(frames, views, strict=True)]
+
+    def finish(self, batch: TrainingBatch, device: torch.device | str) -> TrainingBatch:
+        """What `read` gave, on `device`, and encoded where it is not cached."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(batch).items()
+            if isinstance(value, torch.Tensor)
+        }
+        photos = self.data.photos
+        if photos is not None and self.data.arrays.hidden is None:
+            both = photos.hidden_states(torch.cat([moved["reference"], moved["positive"]])).to(device)
+            moved["reference"], moved["positive"] = both.chunk(2)
+        if photos is not None and self.data.arrays.latents is None:
+            moved["latents"] = photos.latents(moved["latents"]).to(device)
+        return replace(batch, **moved)
+
+
+def tensor(values: np.ndarray) -> torch.Tensor:
+    """Values as a tensor on the CPU."""
+    return torch.from_numpy(np.ascontiguousarray(values))

@@ -1,0 +1,186 @@
+"""Training samples: triplets and where the columns of their photos lie in the arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from model.prompt import noun_ends
+from pipelines import tables
+from runtime.errors import UserError
+from train.batches.arrays import Arrays
+from train.batches.similarity import SubjectSimilarity
+from train.batches.uncached import Photos
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Triplets whose three frames are encoded, one row each, and where their columns lie in the arrays."""
+
+    triplet_ids: pa.Array
+    class_names: pa.Array
+    captions: pa.Array
+    """Captions of the targets."""
+    subjects: np.ndarray
+    """[n] index of each triplet's subject in `similarity`."""
+    sources: list[str]
+    """Names of the sources the triplets come from, sorted."""
+    source_of: np.ndarray
+    """[subjects of `similarity`] index of each one's source in `sources`; 0 where a subject has no triplet."""
+    reference: np.ndarray
+    """[n] frame: row // augmentations of `arrays.hidden`, or row of `photos` where there are none."""
+    positive: np.ndarray
+    """[n] as `reference`."""
+    target: np.ndarray
+    """[n] row of `arrays.latents` and `arrays.masks`, or row of `photos` where there are none."""
+    single: np.ndarray
+    """[n] bool: the subject has one photo, so reference and positive are two augmentations of it."""
+    augmentations: int
+    similarity: SubjectSimilarity
+    arrays: Arrays
+    photos: Photos | None
+    """What is computed at each step because it is not cached."""
+
+    @classmethod
+    def read(cls, data: Path, arrays: Arrays, pairing: str, photos: Photos | None = None) -> TrainingSet:
+        """Read the tables under `data`, whose large columns are `arrays`; `photos` where one of them is not there.
+
+        pairing: `triplet`, or `self`: reference and positive are the target's own frame.
+
+        Raises:
+            UserError: there is no triplet, a photo of one is not encoded, its subject has no similarities,
+                augmentations are missing, or a caption lacks its class noun.
+        """
+        encode = data / "encode"
+        triplets = tables.read(data / "pairs", "triplets").combine_chunks()
+        if not len(triplets):
+            raise UserError(f"{data / 'pairs'} holds no triplet; add photos of split train to sources, and run pairs")
+        encoded = tables.read(encode, "latents", ["frame_id"])["frame_id"]
+        if photos is not None and arrays.latents is None:
+            encoded = photos.frame_ids
+        if photos is not None and arrays.hidden is None:
+            frames, augmentations = photos.frame_ids, photos.params.augmentations
+            require_views(data.name, augmentations)
+        else:
+            frames, augmentations = augmented_frames(encode)
+        similarity = SubjectSimilarity.read(data / "similarity", arrays.cosines)
+        shown = ("target", "target") if pairing == "self" else ("reference", "positive")
+        rows = {
+            "reference": places(triplets[shown[0]], frames),
+            "positive": places(triplets[shown[1]], frames),
+            "target": places(triplets["target"], encoded),
+            "subjects": places(triplets["subject_id"], similarity.subject_ids),
+        }
+        for role, found in rows.items():
+            require_known(role, found, triplets, data)
+        captions, origins = captions_and_sources(data / "curate", triplets["target"])
+        require_nouns(captions, column(triplets, "class_name"))
+        sources = sorted(pc.unique(origins).to_pylist())
+        source_of = np.zeros(len(similarity.subject_ids), dtype=np.int64)
+        source_of[rows["subjects"]] = pc.index_in(origins, value_set=pa.array(sources)).to_numpy()
+        return cls(
+            triplet_ids=column(triplets, "triplet_id"),
+            class_names=column(triplets, "class_name"),
+            captions=captions,
+            single=pc.equal(column(triplets, "method"), "augment").to_numpy(zero_copy_only=False),
+            augmentations=augmentations,
+            similarity=similarity,
+            sources=sources,
+            source_of=source_of,
+            arrays=arrays,
+            photos=photos,
+            **rows,
+        )
+
+    def __len__(self) -> int:
+        return len(self.subjects)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """C, h, w of a target's latent."""
+        return cast(Photos, self.photos).latent_shape if self.arrays.latents is None else self.arrays.latents.shape[1:]
+
+    @property
+    def hidden_shape(self) -> tuple[int, ...]:
+        """K, N, d of a photo's hidden states."""
+        return cast(Photos, self.photos).hidden_shape if self.arrays.hidden is None else self.arrays.hidden.shape[1:]
+
+
+def augmented_frames(folder: Path) -> tuple[pa.ChunkedArray, int]:
+    """Frame ids of the features table, one for each frame, and how many augmentations every frame has.
+
+    Raises:
+        UserError: fewer than two, or not the same ones for every frame.
+    """
+    table = tables.read(folder, "features", ["frame_id", "augmentation"])
+    numbers = table["augmentation"].to_numpy()
+    count = int(numbers.max(initial=-1)) + 1
+    whole = len(numbers) % max(count, 1) == 0
+    if not whole or not np.array_equal(numbers, np.tile(np.arange(count), len(numbers) // max(count, 1))):
+        raise UserError(f"{folder / 'features'}: frames differ in their augmentations; run encode again")
+    require_views(str(folder / "features"), count)
+    return table["frame_id"].take(pa.array(np.arange(0, len(numbers), max(count, 1)))), count
+
+
+def require_views(where: str, augmentations: int) -> None:
+    """Raise UserError where a photo has no other augmentation than the plain segment."""
+    if augmentations == 1:
+        raise UserError(
+            f"{where} holds plain segments only, and a positive is one placed at random; set encode.augmentations to 2"
+            " or more and run encode again"
+        )
+
+
+def require_known(role: str, rows: np.ndarray, triplets: pa.Table, data: Path) -> None:
+    """Raise UserError that names the first triplet whose photo or subject in this role is -1: unknown."""
+    if (rows >= 0).all():
+        return
+    first = int(np.argmin(rows))
+    name = triplets["triplet_id"][first].as_py()
+    count = f"{int((rows < 0).sum())} of {len(rows)} triplets"
+    if role == "subjects":
+        raise UserError(
+            f"{count}, {name} the first, are of subjects without similarities; run similarity and pairs again"
+        )
+    raise UserError(
+        f"{count}, {name} the first, have a {role} that is not in the tables of {data / 'encode'}; run pairs and encode"
+        " again, see encode's rejects, and with train.pairing self let encode.inputs hold target"
+    )
+
+
+def captions_and_sources(folder: Path, targets: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    """Captions and sources of frames, in their order.
+
+    Raises:
+        UserError: a frame is not in the frames table.
+    """
+    frames = tables.read(folder, "frames", ["frame_id", "caption", "source"])
+    rows = places(targets, frames["frame_id"])
+    if (rows < 0).any():
+        missing = targets[int(np.argmin(rows))].as_py()
+        raise UserError(f"{folder / 'frames'}: target '{missing}' of a triplet is missing; run curate again")
+    found = frames.take(pa.array(rows))
+    return column(found, "caption"), column(found, "source")
+
+
+def require_nouns(captions: pa.Array, nouns: pa.Array) -> None:
+    """Raise ModelError that names the first caption without its class noun; else it would stop the run half-way."""
+    for caption, noun in sorted(set(zip(captions.to_pylist(), nouns.to_pylist(), strict=True))):
+        noun_ends(caption, [noun])
+
+
+def places(values: pa.ChunkedArray, known: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Where each of `values` stands in `known`, -1 where it does not."""
+    known = known.combine_chunks() if isinstance(known, pa.ChunkedArray) else known
+    found = pc.index_in(values, value_set=known)
+    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+
+
+def column(table: pa.Table, name: str) -> pa.Array:
+    """A column as one Arrow array."""
+    return table[name].combine_chunks()

@@ -1,0 +1,165 @@
+"""Training without cached tables: photos are read and augmented at each step, and the frozen encoders run beside it.
+
+What encode would have written is computed again by the same code from the same seeds, so that the losses are those of
+cached tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from model.backbones.clip import Clip, load_clip
+from model.backbones.diffusion import load_vae
+from model.backbones.encoders import after_preparing
+from model.backbones.variant import Variant
+from model.images.inputs import augmented, latents_of, shrink
+from model.images.segment import square_crop
+from pipelines import tables
+from pipelines.photos.decode import DecodeError, decode_image
+from pipelines.photos.roots import Roots, SourceParams
+from runtime.errors import UserError
+from runtime.params import Section
+
+
+class AugmentParams(Section):
+    """Of section encode, what says how a photo becomes the encoder's input; encode itself reads all of it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    augmentations: int = Field(ge=1)
+    margin: float
+    scale: tuple[float, float]
+    single_photo_rotation: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The photos with usable masks, a row each in the order of the masks table, and the encoders that read them."""
+
+    frame_ids: pa.Array
+    sources: pa.Array
+    paths: pa.Array
+    masks: pa.Table
+    """height, width, rle."""
+    roots: Roots
+    params: AugmentParams
+    variant: Variant
+    clip: Clip | None
+    """None where hidden states are cached."""
+    vae: Any
+    """None where latents are cached."""
+
+    @classmethod
+    def open(
+        cls,
+        data: Path,
+        params: AugmentParams,
+        variant: Variant,
+        sources: Sequence[SourceParams],
+        device: torch.device | str,
+        hidden: bool,
+        latents: bool,
+    ) -> Self:
+        """Read the tables under `data` and load what is not cached: the image encoder for `hidden` states, the
+        autoencoder for `latents`."""
+        masks = tables.read(data / "mask", "masks", ["frame_id", "height", "width", "rle", "quality"])
+        masks = masks.filter(pc.equal(masks["quality"], "ok")).combine_chunks()
+        frames = tables.read(data / "curate", "frames", ["frame_id", "source", "path"])
+        rows = pc.index_in(masks["frame_id"], value_set=frames["frame_id"].combine_chunks())
+        if rows.null_count:
+            missing = masks["frame_id"].filter(pc.is_null(rows))[0].as_py()
+            raise UserError(f"{data / 'mask' / 'masks'}: '{missing}' is not in the frames table; run mask again")
+        frames = frames.take(rows).combine_chunks()
+        roots = Roots(sources)
+        for source in pc.unique(frames["source"]).to_pylist():
+            roots[source]  # opened here, not by several threads at once
+        return cls(
+            frame_ids=masks["frame_id"].combine_chunks(),
+            sources=frames["source"].combine_chunks(),
+            paths=frames["path"].combine_chunks(),
+            masks=masks.select(["height", "width", "rle"]),
+            roots=roots,
+            params=params,
+            variant=variant,
+            clip=image_tower(load_clip(variant.image_encoder, device)) if hidden else None,
+            vae=load_vae(variant.diffusion, torch.float32, device) if latents else None,
+        )
+
+    @property
+    def hidden_shape(self) -> tuple[int, int, int]:
+        """K, N, d of a photo's hidden states."""
+        tokens, width = cast(Any, self.clip).model.visual.positional_embedding.shape
+        return len(self.variant.image_encoder.layers), tokens, width
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """C, h, w of a target's latent."""
+        config = self.vae.config
+        side = self.variant.resolution // 2 ** (len(config.block_out_channels) - 1)
+        return config.latent_channels, side, side
+
+    def segment(self, row: int) -> tuple[Any, np.ndarray]:
+        """The photo [RGB] and the mask (bool [H, W]) of a row; raises UserError where the photo is gone or broken."""
+        root, path = self.roots[self.sources[row].as_py()], self.paths[row].as_py()
+        try:
+            image = decode_image(root.read(path))
+        except (DecodeError, FileNotFoundError) as error:
+            raise UserError(f"{root.name(path)} cannot be read any more ({error}); run curate again") from None
+        height, width, rle = (self.masks[name][row].as_py() for name in ("height", "width", "rle"))
+        return image, tables.decode_mask(rle, height, width)
+
+    def pixels(self, rows: np.ndarray, views: np.ndarray, single: np.ndarray) -> Tensor:
+        """Augmentation `views[i]` of photo `rows[i]` as the image encoder reads it [n, 3, s, s]; for threads."""
+        prepared = []
+        for row, view, alone in zip(rows.tolist(), views.tolist(), single.tolist(), strict=True):
+            image, mask = self.segment(row)
+            picture = augmented(
+                self.frame_ids[row].as_py(),
+                image,
+                mask,
+                view,
+                single=alone,
+                size=self.variant.resolution,
+                seed=self.params.seed,
+                margin=self.params.margin,
+                scale=self.params.scale,
+                rotation=self.params.single_photo_rotation,
+            )
+            prepared.append(cast(Clip, self.clip).preprocess(picture))
+        return torch.stack(prepared)
+
+    def targets(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The squares diffusion learns from [n, H, W, 3] uint8 and their masks [n, h, w] uint8; for threads."""
+        _, height, width = self.latent_shape
+        crops = [square_crop(*self.segment(row), self.variant.resolution) for row in rows.tolist()]
+        return np.stack([np.asarray(crop) for crop, _ in crops]), np.stack(
+            [shrink(mask, height, width) for _, mask in crops]
+        )
+
+    def hidden_states(self, pixels: Tensor) -> Tensor:
+        """Hidden states [n, K, N, d] of prepared photos, in one pass, rounded to fp16 as the features table is."""
+        ready: Any = replace(after_preparing(cast(Clip, self.clip)), batch_size=len(pixels))
+        return ready.hidden_states(list(pixels), self.variant.image_encoder.layers).half()
+
+    def latents(self, pictures: Tensor) -> Tensor:
+        """Latents [n, C, h, w] float32 of pictures [n, H, W, 3], rounded to fp16 as the latents table is."""
+        return latents_of(self.vae, pictures.to(self.vae.device)).half().float()
+
+
+def image_tower(clip: Clip) -> Clip:
+    """`clip` without its text tower, which would only take memory."""
+    for name, child in clip.model.named_children():
+        if name != "visual":
+            child.to("meta")
+    return clip

@@ -1,0 +1,1 @@
+"""Ranks, the DeepSpeed engine, checkpoints, resuming, memory."""

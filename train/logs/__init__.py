@@ -1,0 +1,1 @@
+"""Logs, progress and sample sheets of a run."""

@@ -1,0 +1,323 @@
+"""The pictures the small backbones learn from, rendered once into memory-mapped arrays.
+
+A set is a folder of `.work/toybox-train`: `images.npy` uint8 [N, 64, 64, 3], `regions.npy` uint8 [N, 64, 64] and
+`attributes.npy` int16 [N, 7]. What a picture shows is a pure function of (set, index), so captions need no file.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.toybox import styles, world
+from pipelines.toybox.accessories import ACCESSORIES
+from pipelines.toybox.render import Item, render
+from runtime.cli import Parser, guarded
+from runtime.errors import UserError
+
+WORK = Path(".work/toybox-train")
+SIZE = 64
+"""Side of every picture, pixels."""
+
+BLOCK = 480
+"""Pictures rendered between two marks of progress; a multiple of the renderer's own chunk."""
+
+BACKGROUND, SUBJECT, WORN = 0, 1, 2
+"""Values of `regions`: the subject is 1, what it wears is 2."""
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "family": world.FAMILIES,
+    "colour": world.COLOURS,
+    "second": world.COLOURS,
+    "pattern": world.PATTERNS,
+    "scene": world.SCENES,
+    "style": world.STYLES,
+    "dress": ("none", *world.ACCESSORIES),
+    "shape": ("own", *world.SHAPES),
+}
+"""Columns of `attributes` and the names of their values; `colour` is the main one, `second` the pattern's."""
+
+
+@dataclass(frozen=True)
+class SetSpec:
+    """What one set holds.
+
+    views: pictures of each subject, consecutive in the arrays. held_out: only the subjects kept for evaluation, only
+    the others, or (None) both. style, shape, accessory: probabilities as in `world.sample_look`.
+    """
+
+    name: str
+    seed: int
+    subjects: int
+    views: int
+    held_out: bool | None
+    style: float
+    shape: float
+    accessory: float
+
+    def __len__(self) -> int:
+        return self.subjects * self.views
+
+    def item(self, index: int) -> Item:
+        """Subject, view and look of one picture; what is worn on the face is seen from the front."""
+        which, view = divmod(index, self.views)
+        subject = world.sample_subject(np.random.default_rng([self.seed, which]), kept=self.held_out)
+        rng = np.random.default_rng([self.seed, which, 1 + view])
+        look = world.sample_look(
+            rng, style=self.style, shape=self.shape, accessory=self.accessory, family=subject.family
+        )
+        worn_in_front = look.accessory is not None and ACCESSORIES[look.accessory].anchor == "face"
+        return subject, world.sample_view(rng, float(rng.uniform(-50, 50)) if worn_in_front else None), look
+
+
+SETS: dict[str, SetSpec] = {
+    spec.name: spec
+    for spec in (
+        SetSpec("pictures", 11, 81_600, 1, False, style=0.35, shape=0.10, accessory=0.30),
+        SetSpec("judged", 15, 48_000, 1, None, style=0.35, shape=0.10, accessory=0.30),
+        SetSpec("views", 12, 6_000, 6, False, style=0.10, shape=0.0, accessory=0.15),
+        SetSpec("pictures-test", 13, 1_920, 1, True, style=0.35, shape=0.10, accessory=0.30),
+        SetSpec("views-test", 14, 480, 4, True, style=0.0, shape=0.0, accessory=0.0),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One rendered set, memory-mapped.
+
+    images: uint8 [N, 64, 64, 3], sRGB. regions: uint8 [N, 64, 64], see `SUBJECT`. attributes: int16
+    [N, len(ATTRIBUTES)], indices into the names of `ATTRIBUTES`. digest: SHA-256 of the images.
+    """
+
+    spec: SetSpec
+    images: NDArray[np.uint8]
+    regions: NDArray[np.uint8]
+    attributes: NDArray[np.int16]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def column(self, name: str) -> NDArray[np.int16]:
+        """One attribute of every picture, int16 [N]."""
+        return self.attributes[:, list(ATTRIBUTES).index(name)]
+
+    def captions(self, index: int) -> list[str]:
+        """Every way to say what a picture shows: templates x details, details varying fastest."""
+        subject, _, look = self.spec.item(index)
+        return [
+            world.caption(subject, look, variant=variant, detail=cast(world.Detail, detail))
+            for variant in range(len(world.TEMPLATES))
+            for detail in DETAILS
+        ]
+
+
+DETAILS = ("full", "colour", "noun")
+
+
+def open_set(name: str, work: Path = WORK) -> Pictures:
+    """Memory-map a set; raises UserError where it was not rendered to its end."""
+    spec, folder = SETS[name], work / name
+    done = folder / "set.json"
+    if not done.exists():
+        raise UserError(f"{done} is missing; render the pictures with `python -m train.toybox.lessons.data`")
+    card = json.loads(done.read_text())
+    if card["spec"] != asdict(spec):
+        raise UserError(
+            f"{done} describes another set '{name}'; delete {folder} and run `python -m train.toybox.lessons.data`"
+        )
+    images, regions, attributes = (
+        np.load(folder / f"{part}.npy", mmap_mode="r") for part in ("images", "regions", "attributes")
+    )
+    return Pictures(spec, images, regions, attributes, card["sha256"])
+
+
+def batch(
+    sets: list[Pictures], count: int, rng: np.random.Generator, shares: Sequence[float] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int16]]:
+    """Images, regions and attributes of random pictures of several sets, each mirrored or not.
+
+    shares: how likely a picture is of each set, summing to 1; by default all pictures are equally likely.
+    """
+    sizes = np.array([len(one) for one in sets])
+    chosen = rng.multinomial(count, sizes / sizes.sum() if shares is None else shares)
+    parts = []
+    for one, size in zip(sets, chosen, strict=True):
+        rows = np.sort(rng.integers(len(one), size=size))
+        parts.append((one.images[rows], one.regions[rows], one.attributes[rows]))
+    images, regions, attributes = (np.concatenate(column) for column in zip(*parts, strict=True))
+    mirrored = rng.random(count) < 0.5
+    images[mirrored] = images[mirrored, :, ::-1]
+    regions[mirrored] = regions[mirrored, :, ::-1]
+    return images, regions, attributes
+
+
+def renderer_digest() -> str:
+    """SHA-256 of the renderer's sources, to tell by which version a set was drawn."""
+    sources = sorted(Path(world.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+def attribute_row(item: Item) -> list[int]:
+    """The values of `ATTRIBUTES` for one picture."""
+    subject, _, look = item
+    names = (
+        subject.family,
+        subject.colours[0],
+        subject.colours[1],
+        subject.pattern,
+        look.scene,
+        look.style,
+        look.accessory or "none",
+        look.shape or "own",
+    )
+    return [values.index(name) for name, values in zip(names, ATTRIBUTES.values(), strict=True)]
+
+
+def visible(attributes: NDArray[np.int16]) -> NDArray[np.bool_]:
+    """Which attributes a picture shows, bool of the shape of `attributes` [N, len(ATTRIBUTES)].
+
+    A subject in another's shape hides its family, a sketch the colours and (two colours may be as bright as each other)
+    the pattern, a plain surface the second colour.
+    """
+    columns = {name: attributes[:, i] for i, name in enumerate(ATTRIBUTES)}
+    coloured = np.array([style.coloured for style in styles.STYLES.values()])[columns["style"]]
+    hidden = {
+        "family": columns["shape"] != ATTRIBUTES["shape"].index("own"),
+        "colour": ~coloured,
+        "pattern": ~coloured,
+        "second": ~coloured | (columns["pattern"] == ATTRIBUTES["pattern"].index("plain")),
+    }
+    shown = np.ones(attributes.shape, bool)
+    for name, rows in hidden.items():
+        shown[:, list(ATTRIBUTES).index(name)] = ~rows
+    return shown
+
+
+HIDDEN_PATTERN = 0.05
+"""A pattern that covers less of what is seen of the subject is hidden: behind a scarf, or on the side turned away."""
+
+DIFFERENT = 16
+"""Levels of 255 by which a pixel differs that shows the pattern's colour."""
+
+
+def pattern_shares(pictures: Pictures, work: Path = WORK) -> NDArray[np.float32]:
+    """Share of the visible subject that the pattern covers in each picture, [N]: pixels that are others without it.
+
+    Drawn once, and kept beside the set.
+    """
+    path = work / pictures.spec.name / "pattern_shares.npy"
+    if not path.exists():
+        shares = []
+        for start in range(0, len(pictures), BLOCK):
+            rows = range(start, min(start + BLOCK, len(pictures)))
+            items = [pictures.spec.item(index) for index in rows]
+            plain = [(replace(subject, pattern="plain"), view, look) for subject, view, look in items]
+            gap = np.abs(pictures.images[start : rows.stop].astype(np.int16) - render(plain, SIZE).images.numpy())
+            subject = pictures.regions[start : rows.stop] == SUBJECT
+            covered = ((gap.max(3) > DIFFERENT) & subject).sum((1, 2))
+            shares.append((covered / np.maximum(subject.sum((1, 2)), 1)).astype(np.float32))
+        temporary = path.with_suffix(".tmp.npy")
+        np.save(temporary, np.concatenate(shares))
+        temporary.rename(path)
+    found: NDArray[np.float32] = np.load(path)
+    return found
+
+
+def seen(pictures: Pictures, work: Path = WORK) -> NDArray[np.bool_]:
+    """`visible` of a set's attributes, and of these the pattern and its colour only where the pattern is not hidden."""
+    shown = visible(np.asarray(pictures.attributes))
+    names = list(ATTRIBUTES)
+    patterned = pictures.column("pattern") != ATTRIBUTES["pattern"].index("plain")
+    hidden = patterned & (pattern_shares(pictures, work) < HIDDEN_PATTERN)
+    shown[np.ix_(hidden, [names.index("pattern"), names.index("second")])] = False
+    return shown
+
+
+def prepare(spec: SetSpec, work: Path = WORK, processes: int = 2) -> None:
+    """Render a set, going on where a killed run stopped; a finished set is left alone."""
+    folder = work / spec.name
+    if (folder / "set.json").exists():
+        card = json.loads((folder / "set.json").read_text())
+        if card["spec"] == asdict(spec):
+            if card["renderer"] != renderer_digest():
+                print(f"{spec.name}: kept, though pipelines/toybox changed since; delete {folder} to draw it anew")
+            return
+        raise UserError(f"{folder} holds another set '{spec.name}'; delete it and run again")
+    (folder / "done").mkdir(parents=True, exist_ok=True)
+    count = len(spec)
+    shapes: dict[str, tuple[tuple[int, ...], type]] = {
+        "images": ((count, SIZE, SIZE, 3), np.uint8),
+        "regions": ((count, SIZE, SIZE), np.uint8),
+        "attributes": ((count, len(ATTRIBUTES)), np.int16),
+    }
+    for part, (shape, kind) in shapes.items():
+        if not (folder / f"{part}.npy").exists():
+            np.lib.format.open_memmap(folder / f"{part}.npy", "w+", kind, shape).flush()
+    todo = [start for start in range(0, count, BLOCK) if not (folder / "done" / str(start)).exists()]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    started, jobs = time.monotonic(), [(spec, start, folder, device) for start in todo]
+    for finished, _ in enumerate(_each(jobs, 1 if device == "cuda" else processes), 1):
+        if finished % 10 == 0 or finished == len(todo):
+            rate = finished * BLOCK / (time.monotonic() - started)
+            print(f"{spec.name}: block {finished} of {len(todo)}, {rate:.0f} pictures/s", flush=True)
+    digest = hashlib.sha256(np.load(folder / "images.npy", mmap_mode="r").tobytes()).hexdigest()
+    card = {"spec": asdict(spec), "sha256": digest, "renderer": renderer_digest()}
+    temporary = folder / "set.json.tmp"
+    temporary.write_text(json.dumps(card, indent=1) + "\n")
+    temporary.replace(folder / "set.json")
+
+
+Job = tuple[SetSpec, int, Path, str]
+
+
+def _each(jobs: list[Job], processes: int) -> Iterator[None]:
+    if processes == 1 or len(jobs) < 2:
+        yield from map(_block, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.imap_unordered(_block, jobs)
+
+
+def _block(job: Job) -> None:
+    """Render one block into its place in the arrays, then mark it done."""
+    spec, start, folder, device = job
+    rows = slice(start, min(start + BLOCK, len(spec)))
+    items = [spec.item(index) for index in range(rows.start, rows.stop)]
+    drawn = render(items, SIZE, device)
+    regions = torch.where(drawn.subject_masks, SUBJECT, torch.where(drawn.masks, WORN, BACKGROUND)).to(torch.uint8)
+    parts = {
+        "images": drawn.images.cpu().numpy(),
+        "regions": regions.cpu().numpy(),
+        "attributes": np.array([attribute_row(item) for item in items], np.int16),
+    }
+    for part, values in parts.items():
+        target = np.load(folder / f"{part}.npy", mmap_mode="r+")
+        target[rows] = values
+        target.flush()
+    (folder / "done" / str(start)).touch()
+
+
+def main(words: Sequence[str]) -> None:
+    parser = Parser(description="Render the pictures the small backbones learn from.")
+    parser.add_argument("sets", nargs="*", default=list(SETS), help=f"some of {', '.join(SETS)}; all by default")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args(words)
+    for name in options.sets:
+        if name not in SETS:
+            raise UserError(f"there is no set '{name}'; choose from {', '.join(SETS)}")
+        prepare(SETS[name], processes=options.processes)
+
+
+if __name__ == "__main__":
+    guarded(lambda: main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""How a small backbone is trained: loop, optimizer, cards."""

@@ -1,0 +1,1 @@
+"""The small backbones, a module each: built, trained, exported, measured."""

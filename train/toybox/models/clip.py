@@ -1,0 +1,202 @@
+"""Trains the small CLIP with open_clip's own classes: pictures and captions into one space."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from open_clip.transformer import PatchDropout
+from torch import Tensor, nn
+
+from runtime.cli import guarded
+from train.toybox.lessons import data
+from train.toybox.lessons.augment import degrade, on_white, to_planes
+from train.toybox.lessons.tokens import LENGTH, write_tokenizer
+from train.toybox.loop import cards, loop
+from train.toybox.models import vae
+from train.toybox.models.text_to_image import words_of
+
+BATCH, WHITE, GROUP = 96, 24, 12
+"""Pictures with captions, cut-outs without, and how many pictures in a row share their scene."""
+
+RECIPE = loop.Recipe(
+    steps=1500,
+    batch=BATCH + WHITE,
+    lr=2e-3,
+    warmup=150,
+    average=0.998,
+    weight_decay=0.05,
+    precision="bfloat16",
+    muon=True,
+    seed=71,
+)
+
+SAID = {"full": 0.7, "colour": 0.2, "noun": 0.1}
+NAMED: dict[str, tuple[str, ...]] = {"full": ("family", "colour", "pattern", "scene", "style", "dress", "shape")}
+NAMED["colour"] = tuple(name for name in NAMED["full"] if name != "pattern")
+NAMED["noun"] = tuple(name for name in NAMED["colour"] if name != "colour")
+"""Attributes that a caption of each detail speaks of."""
+
+HIDDEN, WHOLE = 0.5, 0.25
+"""Share of patches left out in training, for speed (Li et al. 2023, FLIP); last share of the steps, which see all."""
+
+FOLDER = Path("weights/toybox/clip")
+RUN = data.WORK / "runs" / "clip"
+MEAN, STD = 127.5, 127.5
+
+
+def model_config(words: int) -> dict[str, Any]:
+    """open_clip's model configuration."""
+    return {
+        "embed_dim": 128,
+        "vision_cfg": {
+            "image_size": data.SIZE,
+            "patch_size": 8,
+            "layers": 6,
+            "width": 128,
+            "head_width": 32,
+            "mlp_ratio": 3.0,
+        },
+        "text_cfg": {
+            "context_length": LENGTH,
+            "vocab_size": words,
+            "hf_tokenizer_name": "tokenizer",  # any name: from a local folder, open_clip takes the folder's own files
+            "width": 128,
+            "heads": 4,
+            "layers": 3,
+            "mlp_ratio": 3.0,
+        },
+    }
+
+
+class Taught(nn.Module):
+    """CLIP with linear heads that name the attributes, which exist only in training.
+
+    The contrastive loss alone is content with telling scenes apart; the heads make family, colour and pattern count.
+    """
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.clip = open_clip.CLIP(**model_config(words))
+        self.heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in data.ATTRIBUTES.items()})
+
+
+def agree(attributes: Tensor, details: list[str]) -> Tensor:
+    """Whether caption j is also true of picture i, bool [B, B]; attributes [B, len(ATTRIBUTES)]."""
+    same = attributes[:, None] == attributes[None]
+    columns = list(data.ATTRIBUTES)
+    needed = torch.tensor([[name in NAMED[detail] for name in columns] for detail in details])
+    return (same | ~needed[None]).all(2)
+
+
+def contrast(images: Tensor, texts: Tensor, scale: Tensor, true: Tensor) -> Tensor:
+    """CLIP's symmetric loss; other captions that are true of a picture count neither for nor against it."""
+    logits = scale * F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    logits = logits.masked_fill(true & ~own, -1e4)
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def rows_by_scene(
+    scenes: NDArray[np.int16], rng: np.random.Generator, where: list[NDArray[np.int64]]
+) -> NDArray[np.int64]:
+    """BATCH picture indices, GROUP in a row from one scene."""
+    chosen = rng.integers(0, len(where), BATCH // GROUP)
+    return np.concatenate([where[scene][rng.integers(0, len(where[scene]), GROUP)] for scene in chosen])
+
+
+def main(arguments: Sequence[str]) -> None:
+    recipe, minutes = loop.options("Train the small CLIP.", RECIPE, arguments)
+    torch.manual_seed(recipe.seed)
+    tokenizer = write_tokenizer(FOLDER)
+    model = Taught(len(tokenizer))
+    pictures, views = data.open_set("pictures"), data.open_set("views")
+    words, decoded = words_of(tokenizer, pictures), vae.decoded(pictures)
+    scenes = pictures.column("scene")
+    where = [np.flatnonzero(scenes == scene) for scene in range(len(data.ATTRIBUTES["scene"]))]
+    columns = list(data.ATTRIBUTES)
+    dropout = PatchDropout(HIDDEN)
+    model.clip.visual.patch_dropout = dropout
+
+    def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
+        rows = rows_by_scene(scenes, draw.rng, where)
+        detail = draw.rng.choice(len(SAID), BATCH, p=list(SAID.values()))
+        said = words[rows, draw.rng.integers(0, words.shape[1], BATCH), detail]
+        images, regions, shown = data.batch([views], WHITE, draw.rng)
+        captioned = pictures.images[rows]
+        again = (rows < len(decoded)) & (draw.rng.random(BATCH) < 0.5)
+        captioned[again] = decoded.images[rows[again]]
+        full = degrade(torch.from_numpy(captioned), draw.rng, 0.25)
+        cut = on_white(torch.from_numpy(images), torch.from_numpy(regions == data.SUBJECT), draw.rng)
+        pixels = ((torch.cat([full, cut]) - MEAN) / STD).to(draw.device, draw.dtype)
+        attributes = np.concatenate([pictures.attributes[rows], shown])
+        truth = torch.from_numpy(attributes.astype(np.int64)).to(draw.device)
+        asked = torch.from_numpy(np.where(data.visible(attributes), attributes, -100).astype(np.int64)).to(draw.device)
+        dropout.prob = HIDDEN if draw.step < (1 - WHOLE) * recipe.steps else 0.0
+        features = model.clip.encode_image(pixels)
+        texts = model.clip.encode_text(torch.from_numpy(said.astype(np.int64)).to(draw.device)).float()
+        true = agree(truth[:BATCH].cpu(), [list(SAID)[i] for i in detail]).to(draw.device)
+        paired = contrast(features[:BATCH].float(), texts, model.clip.logit_scale.float().exp().clamp(max=50), true)
+        named = torch.zeros((), device=draw.device)
+        hits = {}
+        for name, head in model.heads.items():
+            answer, wanted = head(features).float(), asked[:, columns.index(name)]
+            if name in ("scene", "style", "dress", "shape"):
+                answer, wanted = answer[:BATCH], wanted[:BATCH]  # a cut-out does not show them
+            named = named + F.cross_entropy(answer, wanted) / len(model.heads)
+            if name in ("family", "colour", "pattern"):
+                hits[name] = float((answer.argmax(1) == wanted).float().mean())
+        return paired + named, {"paired": paired.item(), **hits}
+
+    loop.fit(model, loss, recipe, RUN, minutes)
+    export(model, [pictures, views], recipe)
+
+
+def export(model: Taught, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
+    """Write the folder that `open_clip.create_model("local-dir:...")` reads."""
+    tokenizer = write_tokenizer(FOLDER)
+    cards.save_half(model.clip.state_dict(), FOLDER / "open_clip_model.safetensors")
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    config = {"model_cfg": model_config(len(tokenizer)), "preprocess_cfg": preprocess}
+    (FOLDER / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    cards.write(FOLDER, RUN, recipe, sets, measure(model.clip))
+
+
+@torch.no_grad()
+def measure(clip: open_clip.CLIP) -> dict[str, float]:
+    """On held-out subjects: the right caption of 100, picture of 100, and caption of 20 that share one scene."""
+    held = data.open_set("pictures-test")
+    tokenizer = write_tokenizer(FOLDER)
+    said = [held.captions(i)[0] for i in range(len(held))]
+    ids = torch.tensor(tokenizer(said, padding="max_length", max_length=LENGTH)["input_ids"])
+    images, texts = [], []
+    for rows in (slice(i, i + 64) for i in range(0, len(held), 64)):
+        pixels = (to_planes(torch.tensor(held.images[rows])) - MEAN) / STD
+        images.append(F.normalize(clip.encode_image(pixels), dim=1))
+        texts.append(F.normalize(clip.encode_text(ids[rows]), dim=1))
+    image, text = torch.cat(images), torch.cat(texts)
+    everything = [np.arange(i, i + 100) for i in range(0, len(held) - 99, 100)]
+    scenes = held.column("scene")
+    alike = [np.flatnonzero(scenes == scene)[:20] for scene in range(len(data.ATTRIBUTES["scene"]))]
+
+    def first(rows: NDArray[np.int64], flip: bool) -> float:
+        logits = image[rows] @ text[rows].T
+        best = (logits.T if flip else logits).argmax(1).tolist()
+        return float(np.mean([said[rows[a]] == said[rows[b]] for a, b in enumerate(best)]))
+
+    return {
+        "caption_of_100": round(float(np.mean([first(rows, False) for rows in everything])), 4),
+        "picture_of_100": round(float(np.mean([first(rows, True) for rows in everything])), 4),
+        "caption_of_20_same_scene": round(float(np.mean([first(rows, False) for rows in alike])), 4),
+    }
+
+
+if __name__ == "__main__":
+    guarded(lambda: main(sys.argv[1:]))
