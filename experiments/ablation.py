@@ -49,7 +49,7 @@ Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Job:
+class SeededRun:
     """One run with one seed."""
 
     name: str
@@ -76,18 +76,18 @@ def merged(*trees: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def jobs_of(matrix: Matrix, wanted: Sequence[str], seeds: int | None) -> list[Job]:
+def jobs_of(matrix: Matrix, wanted: Sequence[str], seeds: int | None) -> list[SeededRun]:
     """All runs of the first seed, then all of the second: whoever stops early has whole tables of fewer seeds."""
     found = []
     for name, run in matrix.runs.items():
         for place, seed in enumerate(matrix.seeds[run.kind][:seeds]):
             overlay = merged(matrix.common, run.params, {"train": {"seed": seed}})
-            found.append((place, Job(name, run, seed, overlay)))
+            found.append((place, SeededRun(name, run, seed, overlay)))
     chosen = [job for _, job in sorted(found, key=lambda pair: pair[0]) if not wanted or job.name in wanted]
     return chosen
 
 
-def recipe_of(job: Job, params: Params, world: dict[str, Any]) -> str:
+def recipe_of(job: SeededRun, params: Params, world: dict[str, Any]) -> str:
     """16 hex digits of the params that a job is trained and painted with."""
     tree = merged(params.tree(), job.overlay)
     return digest([tree[name] for name in ("backbones", "model", "train", "generate")], world)
@@ -120,7 +120,7 @@ def circumstances(params: Params, tables: str, world: dict[str, Any]) -> Circums
     return Circumstances(tables, weights, digest([tree[name] for name in MEASURED_BY], weights))
 
 
-def result_of(job: Job, params: Params, world: dict[str, Any]) -> Result | None:
+def result_of(job: SeededRun, params: Params, world: dict[str, Any]) -> Result | None:
     """The result that is there, if its recipe is the job's."""
     if not job.result.is_file():
         return None
@@ -128,7 +128,7 @@ def result_of(job: Job, params: Params, world: dict[str, Any]) -> Result | None:
     return result if result["recipe"] == recipe_of(job, params, world) else None
 
 
-def is_done(job: Job, params: Params, world: dict[str, Any], data: str) -> bool:
+def is_done(job: SeededRun, params: Params, world: dict[str, Any], data: str) -> bool:
     """Whether the result is there, of today's params and of this data (`Circumstances.name`)."""
     result = result_of(job, params, world)
     return result is not None and result["data"] == data
@@ -190,7 +190,7 @@ def prepare_world(matrix: Matrix, params: Params, measures: str) -> Path:
     """Draw, curate and mask the subjects of the evaluation, once; return the folder of their tables."""
     folder = WORK / f"world-{measures}"
     data = folder / "data"
-    if not (data / "mask" / "metrics.json").is_file():
+    if not (data / "mask" / "summary.json").is_file():
         write_overlay(folder, params, matrix.world)
         print("ablation: subjects to measure on: drawing, curate, mask", flush=True)
         for module in ("pipelines.toybox", "pipelines.curate", "pipelines.mask"):
@@ -198,7 +198,7 @@ def prepare_world(matrix: Matrix, params: Params, measures: str) -> Path:
     return data
 
 
-def execute(job: Job, matrix: Matrix, params: Params, of: Circumstances, bench: Path) -> None:
+def execute(job: SeededRun, matrix: Matrix, params: Params, of: Circumstances, bench: Path) -> None:
     """Train and measure one job, and write its result."""
     recipe = recipe_of(job, params, matrix.world)
     folder = WORK / f"{job.label}-{digest(recipe, of.tables, of.weights)}"
@@ -206,7 +206,7 @@ def execute(job: Job, matrix: Matrix, params: Params, of: Circumstances, bench: 
     training = link(folder / "training", {stage: params.data / stage for stage in TRAINED_ON})
     write_overlay(folder, params, job.overlay, matrix.world)
     adapter = training / "train"
-    if not (adapter / "metrics.json").is_file():  # written last
+    if not (adapter / "summary.json").is_file():  # written last
         command("train", folder, training, folder / "log.txt")
     trained = time.monotonic()
     measured = link(folder / "data", {stage: bench / stage for stage in MEASURED_ON} | {"train": adapter})
@@ -261,7 +261,7 @@ def run_missing(matrix: Matrix, params: Params, names: Sequence[str], seeds: int
         return
     bench, failed = prepare_world(matrix, params, of.measures), []
 
-    def work(job: Job) -> None:
+    def work(job: SeededRun) -> None:
         try:
             print(f"ablation: {job.label} begins", flush=True)
             execute(job, matrix, params, of, bench)

@@ -1,4 +1,4 @@
-"""From the results of the runs to docs/ablation.md: tables beside the paper's, and a plain sentence for each row."""
+"""Writes docs/ablation.md from the results of the runs: tables beside the paper's, and a verdict for each row."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Result = dict[str, Any]
 Read = Callable[[Result], float | None]
 
 MODEL, WHOLE = "customcontrast", "both"
-"""The method in the scores, and the run of it with all its parts."""
+"""The method's name in the scores, and the run with all its parts."""
 
 PAPER = ("E-CI", "E-DI", "CT")
-"""What the paper's Tables 3 and 4 have, in the order of `Run.paper`."""
+"""The columns of the paper's Tables 3 and 4, in the order of `Run.paper`."""
 
 VIEWS = "S+ AUC, same class"
-"""Whether views of one subject lie together in S+, which the paper shows as a picture."""
+"""Whether views of one subject cluster in S+, which the paper shows as a figure."""
 
 
 def score(name: str) -> Read:
@@ -35,7 +35,7 @@ def view(name: str) -> Read:
 
 
 def truth(part: str, name: str) -> Read:
-    """What the toybox knows."""
+    """A column of the comparison with the toybox's ground truth."""
     return lambda result: result["truth"][part][name]
 
 
@@ -55,45 +55,45 @@ INTRODUCTION = """# The paper's ablation on the toybox
 
 `make ablation` trains what is missing, and writes this page from `experiments/results`. {runs} runs of {steps} steps of
 {batch} ({samples:,} samples) each, on the same triplets and with the same sampler; measured on {subjects} held-out
-subjects, three of a family, {pictures} pictures a run. Means over seeds, and ± the standard deviation over seeds where
-there is more than one. Trained and painted on CPU cores; the results hold the minutes that each run took.
-Runs are compared seed by seed: the mean of the changes ± its standard error. A change below twice its error is
-*within the spread of seeds*; of three seeds, one that is a little above is a hint and no proof.
+subjects, three per family, with {pictures} images per run. Numbers are means over seeds, ± the standard deviation over
+seeds where there is more than one. Training and sampling ran on CPU cores; the results hold the minutes that each run took.
+Runs are compared seed by seed: the mean change ± its standard error. A change of less than twice its error is
+*within the spread of seeds*; with three seeds, one slightly above that is suggestive, not conclusive.
 
 These are small backbones, a small world and short runs: what can be compared with the paper is the direction
-of a change, not its size. Pictures are painted with location masks, but for IP-Adapter-plus, which has none; a
-location loss near 0 (perfect: -1) would say that the maps do not know where the subject is, and then masks mute
+of a change, not its size. Images are sampled with location masks, except for IP-Adapter-plus, which has none. A
+location loss near 0 (perfect: -1) would mean that the maps do not localise the subject, and then masks suppress
 the visual branch.
 """
 
-EARLIER = """**These results are of an earlier training of the toybox's backbones**: other tables were trained on, or
-other weights or settings painted and measured ({then}), than would be now ({now}). What they say of
-each other holds for those; `make ablation` makes all of them again.
+EARLIER = """**These results are of an earlier training of the toybox's backbones**: they were trained on other tables, or sampled
+and measured with other weights or settings ({then}), than they would be now ({now}). Comparisons
+among them hold for those; `make ablation` runs all of them again.
 """
 
-TRUTH_WORDS = """Because the toybox knows what it drew, a classifier ([its own accuracy](toybox.md)) can tell whether a
-picture shows the subject's family, colour and pattern, and what its prompt asked for. A pose is read by the nearest
-of 72 renders of the subject, for subjects whose own photos show it; *same pose* is the share of pictures
-within 30 degrees of the photo that was shown, *by chance* the same pictures against all photos of their
+TRUTH_WORDS = """The toybox knows what it rendered, so a classifier ([its own accuracy](toybox.md)) can measure whether an
+image shows the subject's family, colour and pattern, and what its prompt asked for. The pose of an image is that of the
+nearest of 72 renders of the subject, for subjects whose own photos show it; *same pose* is the share of images
+within 30 degrees of the photo that was shown, *by chance* the same images against all photos of their
 subject: a method that copies the view of its reference is above it.
 """
 
 
 def write_document(matrix: Matrix, results: Sequence[Result], data: str, file: Path) -> None:
-    """Write the page of the results that there are; `data`: `ablation.Circumstances.name` of today."""
+    """Write the page of the results that exist; `data`: the present `ablation.Circumstances.name`."""
     found = by_run(matrix, results)
     if found:
         write_text(file, page(matrix, found, data))
 
 
 def by_run(matrix: Matrix, results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Run -> its results by seed, in the order of the matrix; runs without any are left out."""
+    """Run -> its results by seed, in the order of the matrix; runs without results are left out."""
     of_each = {name: [result for result in results if result["run"] == name] for name in matrix.runs}
     return {name: sorted(members, key=lambda result: result["seed"]) for name, members in of_each.items() if members}
 
 
 def page(matrix: Matrix, found: dict[str, list[Result]], data: str) -> str:
-    """The page as Markdown; it says so where its results are of other circumstances than `data`."""
+    """The page as Markdown; it notes if its results are of other circumstances than `data`."""
     every = [result for members in found.values() for result in members]
     steps = matrix.common["train"]["steps"]
     batch = round(every[0]["train"].get("batch", 16))
@@ -112,7 +112,7 @@ def page(matrix: Matrix, found: dict[str, list[Result]], data: str) -> str:
     rows = of_kind(matrix, found, "ablation")
     if rows:
         parts += ["## Tables 3 and 4\n", table(rows, SCORES, paper=True), views_words(every), directions(matrix, found)]
-        parts += ["## What the toybox knows\n", TRUTH_WORDS, table(rows, TRUTH)]
+        parts += ["## Against the toybox's ground truth\n", TRUTH_WORDS, table(rows, TRUTH)]
     baselines = of_kind(matrix, found, "baseline")
     if baselines:
         whole = [(matrix.runs[WHOLE], found[WHOLE])] if WHOLE in found else []
@@ -131,10 +131,10 @@ def page(matrix: Matrix, found: dict[str, list[Result]], data: str) -> str:
 
 
 def views_words(results: Sequence[Result]) -> str:
-    """What the S+ columns are, and what the image encoder reaches by itself."""
+    """What the S+ columns are, and what the image encoder alone reaches."""
     encoder = results[0]["views"]["image_encoder"]
     return (
-        "*S+ AUC*: how often two views of one subject lie nearer to each other in S+ than views of two subjects, of\n"
+        "*S+ AUC*: how often two views of one subject are closer in S+ than views of two subjects, of\n"
         f"all or of one class. The image encoder's own tokens reach {encoder['auc']:.3f} and"
         f" {encoder['auc_same_class'] or float('nan'):.3f}.\n"
     )
@@ -160,7 +160,7 @@ def values_of(results: Sequence[Result], read: Read) -> list[float]:
 
 
 def cell(values: Sequence[float]) -> str:
-    """Mean and, over several seeds, standard deviation."""
+    """Mean and, for several seeds, standard deviation."""
     if not values:
         return "-"
     mean = f"{np.mean(values):.3f}"
@@ -168,30 +168,30 @@ def cell(values: Sequence[float]) -> str:
 
 
 def table(rows: Sequence[tuple[Run, list[Result]]], columns: dict[str, Read], paper: bool = False) -> str:
-    """A Markdown table, a run a row; `paper` adds the paper's columns."""
+    """A Markdown table, one row per run; `paper` adds the paper's columns."""
     head = ["run", "seeds", *columns, *(f"paper's {name}" for name in PAPER if paper)]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for run, results in rows:
         shown = [cell(values_of(results, read)) for read in columns.values()]
-        told = [f"{value:.3f}" for value in run.paper] if run.paper else ["-"] * len(PAPER)
-        lines.append("| " + " | ".join([run.title, str(len(results)), *shown, *(told if paper else [])]) + " |")
+        theirs = [f"{value:.3f}" for value in run.paper] if run.paper else ["-"] * len(PAPER)
+        lines.append("| " + " | ".join([run.title, str(len(results)), *shown, *(theirs if paper else [])]) + " |")
     return "\n".join(lines) + "\n"
 
 
 def directions(matrix: Matrix, found: dict[str, list[Result]]) -> str:
-    """A sentence for each row: does the paper's direction hold here?"""
+    """A line for each row: whether the paper's direction holds here."""
     pairs = [(name, run.against) for name, run in matrix.runs.items() if run.against in found and name in found]
     return "\n".join(comparison(matrix, found, name, against) for name, against in pairs if against) + "\n"
 
 
 def against_baselines(matrix: Matrix, found: dict[str, list[Result]]) -> str:
-    """A sentence for each baseline: what the whole method is beside it."""
+    """A line for each baseline: the whole method against it."""
     names = [name for name, run in matrix.runs.items() if run.kind == "baseline" and name in found]
     return "\n".join(comparison(matrix, found, WHOLE, name) for name in names) + "\n"
 
 
 def comparison(matrix: Matrix, found: dict[str, list[Result]], name: str, against: str) -> str:
-    """One run against another: the change of what the paper has, and of the views, with a verdict each."""
+    """One run against another: the change of the paper's columns, with a verdict each, and of the views."""
     run, other = matrix.runs[name], matrix.runs[against]
     before = {result["seed"]: result for result in found[against]}
     both = [(result, before[result["seed"]]) for result in found[name] if result["seed"] in before]
@@ -212,24 +212,24 @@ def comparison(matrix: Matrix, found: dict[str, list[Result]], name: str, agains
 
 
 def verdict(theirs: float | None, changes: Sequence[float]) -> str:
-    """How the mean of a column's `changes`, one for each seed of both, compares with the paper's, where it has one.
+    """How the mean of a column's `changes`, one per seed of both runs, compares with the paper's change, if it has one.
 
-    Runs of one seed share noise and the order of samples, and what a seed does to all of them is none of a change. One
-    that is below twice its standard error over the seeds tells nothing; of one seed no error is known.
+    Runs of one seed share noise and the order of samples, so an effect of the seed on all of them cancels. A change
+    below twice its standard error over the seeds is not significant; with one seed the error is unknown.
     """
     if not changes:
         return "has no seed in common"
     change = float(np.mean(changes))
     error = float(np.std(changes, ddof=1) / np.sqrt(len(changes))) if len(changes) > 1 else None
-    told = f"{change:+.3f}" if error is None else f"{change:+.3f} ± {error:.3f}"
-    told = told if theirs is None else f"{told} (paper {theirs:+.3f})"
+    said = f"{change:+.3f}" if error is None else f"{change:+.3f} ± {error:.3f}"
+    said = said if theirs is None else f"{said} (paper {theirs:+.3f})"
     as_in_paper = theirs is not None and change * theirs > 0
     if error is None:
         if theirs is None:
-            return f"{told}, one seed"
-        return f"{told}, {'the same direction' if as_in_paper else 'another direction'} with one seed"
+            return f"{said}, one seed"
+        return f"{said}, {'the same direction' if as_in_paper else 'another direction'} with one seed"
     if abs(change) <= 2 * error:
-        return f"{told}, within the spread of seeds"
+        return f"{said}, within the spread of seeds"
     if theirs is None:
-        return f"{told}, beyond the spread of seeds"
-    return f"{told}, {'holds' if as_in_paper else 'does not hold'}"
+        return f"{said}, beyond the spread of seeds"
+    return f"{said}, {'holds' if as_in_paper else 'does not hold'}"

@@ -34,7 +34,10 @@ COMMANDS = {
     "params": Command("runtime.overlays", "lay a file such as configs/sd15.yaml over params.yaml"),
     "submit": Command("pipelines.engine.submit", "run a data stage as a job of a Ray cluster"),
     "memory": Command("train.distributed.memory", "estimate what a training run takes of each device"),
-    "bench": Command("benchmarks.command", "measure the data stages, the network, training or scoring"),
+    "bench data": Command("benchmarks.data.command", "measure the data stages"),
+    "bench model": Command("benchmarks.model.command", "measure the network"),
+    "bench train": Command("benchmarks.train.command", "measure training"),
+    "bench eval": Command("benchmarks.eval.command", "measure scoring"),
 }
 
 
@@ -88,6 +91,8 @@ def main(words: Sequence[str] | None = None) -> None:
         print(overview(known))
         return
     name, *rest = words
+    if name == "bench" and rest and not rest[0].startswith("-"):
+        name, rest = f"bench {rest[0]}", rest[1:]
     if name in known:
         guarded(lambda: run_stage(known[name], rest))
     elif name in COMMANDS:
@@ -109,7 +114,9 @@ def overview(known: dict[str, Stage]) -> str:
     lines = [f"usage: {PROGRAM} COMMAND [OPTIONS]", "", "Stages, in the order of `dvc repro`:"]
     lines += [f"  {stage.name:11} {stage.summary}" for stage in known.values()]
     lines += ["", "Other commands:"]
-    lines += [f"  {name:11} {command.summary}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:11} {command.summary}" for name, command in COMMANDS.items() if " " not in name]
+    rooms = ", ".join(name.split()[1] for name in COMMANDS if " " in name)
+    lines += [f"  {'bench ROOM':11} measure what the code costs beside the work itself: {rooms}"]
     lines += ["", f"{PROGRAM} COMMAND --help shows its options and, for a stage, its section of params.yaml."]
     return "\n".join(lines)
 

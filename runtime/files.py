@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,15 @@ def write_text(file: Path, text: str) -> None:
 def write_json(file: Path, values: dict[str, Any]) -> None:
     """Write `values` sorted by key: same values, same bytes. Metrics hold nothing that differs from run to run."""
     write_text(file, json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def write_metrics(folder: Path, values: dict[str, Any], summary: Mapping[str, float | None]) -> None:
+    """Write all that a stage measured to `metrics.json`, and what `dvc metrics show` prints of it to `summary.json`.
+
+    The summary is written last: it stands for a finished stage.
+    """
+    write_json(folder / "metrics.json", values)
+    write_json(folder / "summary.json", {name: value for name, value in summary.items() if value is not None})
 
 
 def write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

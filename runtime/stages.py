@@ -38,7 +38,7 @@ class Stage:
         reads: what it reads below the data folder, `<stage>/<table or file>`, or a whole `<stage>`.
         writes: what it writes below its own folder, beside its metrics and plots.
         weights: the backbones it loads, fields of `model.backbones.variant.Variant`.
-        metrics: whether it writes metrics.json.
+        metrics: whether it writes metrics.json, and summary.json for `dvc metrics show`.
         plots: CSV files for `dvc plots`.
         rows: the module whose import closure names what its rows depend on; `module` where it is not given.
         also: modules that it runs in other processes.
@@ -75,8 +75,8 @@ class Stage:
         return sorted(place for place in found if place.split("/")[0] == place or place.split("/")[0] not in found)
 
     def outputs(self) -> list[str]:
-        """Return what the stage writes, below `data`."""
-        names = self.writes or ("",)
+        """Return what the stage writes beside its summary and plots."""
+        names = (*self.writes, *(("metrics.json",) if self.metrics else ())) or ("",)
         return [f"data/{self.name}/{name}".rstrip("/") for name in names]
 
 

@@ -1,11 +1,21 @@
-"""What tests of every package share."""
+"""What tests of every room share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One CPU thread: tests run side by side, and the number of threads may change the last bits of a result."""
+    import torch
+
+    torch.set_num_threads(1)
+    yield
 
 
 @pytest.fixture(scope="session")

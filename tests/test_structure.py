@@ -1,117 +1,303 @@
-"""The walls of the house: who may import whom, which stage reads which params, what dvc.yaml promises."""
+"""The walls of the house: who may import whom, what a stage declares, what dvc.yaml promises, how large a room may be."""
 
 from __future__ import annotations
 
 import ast
 import re
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("pipelines", "model", "train", "eval", "experiments")
-# What each package may import of the others, beside measure, params and stage.
+from model.backbones.variant import load_variant
+from runtime.closure import ROOMS, ROOT, closure, files_of, imports
+from runtime.stages import PACKAGES, Stage, stages
+
+# What each room may import of the others. runtime is below all; nothing imports experiments or benchmarks.
 ALLOWED = {
-    "pipelines": ("model",),
-    "model": (),
-    "train": ("model", "pipelines.tables", "pipelines.storage"),
-    "eval": ("model", "pipelines.prefetch", "pipelines.tables", "pipelines.storage"),
-    # The toybox's own: it knows what was drawn, and starts the stages by their commands.
-    "experiments": ("model", "pipelines.tables", "pipelines.toybox", "train.recipe", "train.toybox"),
+    "runtime": (),
+    "model": ("runtime",),
+    "pipelines": ("runtime", "model"),
+    "train": ("runtime", "model", "pipelines.tables", "pipelines.photos"),
+    "eval": ("runtime", "model", "pipelines.tables", "pipelines.photos"),
+    # The toybox's own: it knows what was rendered, and starts the stages by their commands.
+    "experiments": (
+        "runtime",
+        "model",
+        "pipelines.tables",
+        "pipelines.toybox",
+        "train.recipe",
+        "train.toybox",
+        "benchmarks.measure",
+    ),
+    "benchmarks": ("runtime", "model", "pipelines", "train", "eval"),
 }
-ONLY_IN = {"ray": "pipelines", "deepspeed": "train"}
-STAGES: dict[str, dict] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+# Inside a room, what stands below the rest.
+INSIDE = {
+    "pipelines/tables": ("runtime", "model.images", "pipelines.tables"),
+    "pipelines/photos": ("runtime", "model.images", "pipelines.tables", "pipelines.photos"),
+    "pipelines/sources": ("runtime", "pipelines.photos", "pipelines.sources"),
+    "pipelines/engine": ("runtime", "pipelines.tables", "pipelines.engine"),
+    "pipelines/toybox": ("runtime", "pipelines.toybox"),
+    "model/images": ("runtime", "model.backbones.frozen", "model.images"),
+    "model/backbones": ("runtime", "model.backbones"),
+}
+# The only room in which a library is imported.
+ONLY_IN = {"ray": "pipelines", "deepspeed": "train", "dvc": "nowhere"}
+MOST_MODULES = 13
+STAGES = stages()
+DVC: dict[str, dict] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 PARAMS: dict[str, object] = yaml.safe_load((ROOT / "params.yaml").read_text())
-# How work is done, never what comes out of it: read by stages, listed by none.
-UNLISTED = {"run"}
-# Started by another module of the stage, in other processes.
-ALSO_RUNS = {"train.launch": ["train/run.py"]}
+UNLISTED = {"run"}  # how work is done, never what comes out of it: read by stages, declared by none
 
 
-def modules(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+def modules(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
 
 
-def imports(file: Path) -> Iterator[str]:
-    """Every module a file imports, wherever in it; `from a import b` as a.b."""
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def ours(file: Path) -> Iterator[str]:
+    """The modules of ours, or names in them, that a file imports."""
+    return (name for name in imports(file) if name.split(".")[0] in ROOMS)
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_packages_import_only_what_the_architecture_allows(package: str):
-    allowed = (package, *ALLOWED[package])
-    for file in modules(package):
-        draws_its_world = file.is_relative_to(ROOT / "train" / "toybox")
-        here = (*allowed, "pipelines.toybox") if draws_its_world else allowed
-        for name in imports(file):
-            if name.split(".")[0] in PACKAGES:
-                assert any(name == a or name.startswith(f"{a}.") for a in here), f"{file.relative_to(ROOT)}: {name}"
+def is_below(name: str, places: tuple[str, ...]) -> bool:
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_only_what_the_architecture_allows(room: str):
+    for file in modules(room):
+        renders_its_world = file.is_relative_to(ROOT / "train" / "toybox")
+        allowed = (room, *ALLOWED[room], *(("pipelines.toybox",) if renders_its_world else ()))
+        for name in ours(file):
+            assert is_below(name, allowed), f"{file.relative_to(ROOT)}: {name}"
+
+
+@pytest.mark.parametrize("place", INSIDE)
+def test_lower_parts_of_a_room_import_nothing_above_them(place: str):
+    for file in modules(place):
+        for name in ours(file):
+            assert is_below(name, INSIDE[place]), f"{file.relative_to(ROOT)}: {name}"
+
+
+def test_nothing_imports_experiments_or_benchmarks():
+    for room in set(ROOMS) - {"experiments", "benchmarks"}:
+        for file in modules(room):
+            assert not any(is_below(name, ("experiments", "benchmarks")) for name in ours(file)), file
+    for file in modules("benchmarks"):
+        assert not any(is_below(name, ("experiments",)) for name in ours(file)), file
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
-def test_ray_and_deepspeed_stay_in_their_package(library: str):
-    for package in PACKAGES:
-        for file in modules(package):
+def test_a_cluster_s_libraries_stay_in_their_room(library: str):
+    for room in set(ROOMS) - {"benchmarks"}:
+        for file in modules(room):
             if any(name.split(".")[0] == library for name in imports(file)):
-                assert package == ONLY_IN[library], file.relative_to(ROOT)
+                assert room == ONLY_IN[library], file.relative_to(ROOT)
 
 
-def test_the_shared_edges_import_no_package_but_models_errors():
-    for file in (ROOT / "measure.py", ROOT / "params.py", ROOT / "stage.py"):
-        ours = {name for name in imports(file) if name.split(".")[0] in PACKAGES}
-        assert ours <= {"model.errors.ModelError"}, file.name
+def graph() -> dict[Path, set[Path]]:
+    """Each module with the modules that it names in its imports; a package stands for its `__init__.py`."""
+    found = {}
+    for room in ROOMS:
+        for file in modules(room):
+            named = (list(files_of(name)) for name in ours(file))
+            found[file] = {files[-1] for files in named if files} - {file}
+    return found
+
+
+def circles(edges: dict[Path, set[Path]]) -> list[list[Path]]:
+    """A walk for each circle of imports (depth first)."""
+    state: dict[Path, int] = {}
+    walk: list[Path] = []
+    found = []
+
+    def visit(node: Path) -> None:
+        state[node] = 1
+        walk.append(node)
+        for other in sorted(edges.get(node, ())):
+            if state.get(other) == 1:
+                found.append([*walk[walk.index(other) :], other])
+            elif other not in state:
+                visit(other)
+        walk.pop()
+        state[node] = 2
+
+    for node in sorted(edges):
+        if node not in state:
+            visit(node)
+    return found
+
+
+def test_no_module_imports_itself_through_others():
+    told = [" -> ".join(str(file.relative_to(ROOT)) for file in circle) for circle in circles(graph())]
+    assert not told, told
+
+
+def test_circles_would_be_found():
+    a, b, c = Path("a"), Path("b"), Path("c")
+    assert circles({a: {b}, b: {c}, c: {a}}) == [[a, b, c, a]]
+    assert circles({a: {b, c}, b: {c}, c: set()}) == []
+
+
+def test_arrows_between_rooms_run_one_way():
+    order = ("runtime", "model", "pipelines", "train", "eval", "benchmarks", "experiments")
+    assert sorted(order) == sorted(ROOMS)
+    for lower, higher in ((a, b) for n, a in enumerate(order) for b in order[n + 1 :]):
+        assert not is_below(f"{higher}.x", ALLOWED[lower]), (lower, higher)
+
+
+def test_no_folder_holds_more_modules_than_one_can_oversee():
+    for room in ROOMS:
+        counts: dict[Path, int] = defaultdict(int)
+        for file in modules(room):
+            counts[file.parent] += file.name not in ("__init__.py", "__main__.py")
+        for folder, count in counts.items():
+            assert count <= MOST_MODULES, f"{folder.relative_to(ROOT)} has {count} modules"
+
+
+def test_no_two_classes_have_one_name():
+    places: dict[str, list[str]] = defaultdict(list)
+    for room in ROOMS:
+        for file in modules(room):
+            for node in ast.parse(file.read_text()).body:
+                if isinstance(node, ast.ClassDef):
+                    places[node.name].append(str(file.relative_to(ROOT)))
+    twice = {name: files for name, files in places.items() if len(files) > 1}
+    assert not twice, twice
+
+
+def test_no_module_is_a_grab_bag():
+    for room in ROOMS:
+        for file in modules(room):
+            assert file.stem not in {"utils", "helpers", "misc", "manager", "common"}, file
 
 
 def test_nobody_asks_whether_this_is_the_toybox():
-    for package in PACKAGES:
-        for file in modules(package):
-            if "toybox" not in file.relative_to(ROOT).parts and package != "experiments":
-                strings = (n.value for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Constant))
-                assert "toybox" not in strings, file.relative_to(ROOT)
+    for room in set(ROOMS) - {"experiments"}:
+        for file in modules(room):
+            names = file.relative_to(ROOT).parts
+            if "toybox" not in names and file != ROOT / "runtime" / "stages.py":
+                strings = {n.value for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Constant)}
+                declared = {"toybox"} if file == ROOT / "pipelines" / "curate" / "__init__.py" else set()
+                assert "toybox" not in strings - declared, file.relative_to(ROOT)
 
 
-def sections_read(stage: str) -> set[str]:
-    """The sections that the modules of a stage's command load."""
-    module = STAGES[stage]["cmd"].split()[2]
-    files = [module.replace(".", "/") + ".py", *ALSO_RUNS.get(module, [])]
-    return {name for file in files for name in re.findall(r'\bload\("(\w+)"', (ROOT / file).read_text())}
+def test_nothing_reads_the_command_line_from_within():
+    entrance = {ROOT / "runtime" / "cli.py"}
+    borrowed = {ROOT / "train" / "launch.py"}  # DeepSpeed's launcher reads nothing else
+    for room in ROOMS:
+        for file in set(modules(room)) - entrance - borrowed:
+            tree = ast.parse(file.read_text())
+            inside = [node for node in tree.body if not is_main_guard(node)]
+            for node in (found for part in inside for found in ast.walk(part)):
+                assert ast.unparse(node) != "sys.argv", f"{file.relative_to(ROOT)}:{node.lineno}"
+                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("parse_args"):
+                    assert node.args, f"{file.relative_to(ROOT)}:{node.lineno} parses the process's own words"
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_stage_lists_exactly_the_sections_it_reads(stage: str):
-    assert set(STAGES[stage]["params"]) == sections_read(stage) - UNLISTED
+def is_main_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+
+
+# Stages
+
+
+def test_every_package_with_a_stage_is_listed():
+    declared = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for room in ROOMS
+        for file in modules(room)
+        if file.name == "__init__.py" and "STAGE = Stage(" in file.read_text()
+    }
+    assert declared == set(PACKAGES)
+
+
+def test_dvc_runs_the_stages_that_are_declared_in_their_order():
+    assert list(DVC) == list(STAGES)
+    for name, stage in DVC.items():
+        assert stage["cmd"] == f"customcontrast {name}"
+        assert stage["desc"]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_dvc_lists_what_a_stage_declares(name: str):
+    stage, listed = STAGES[name], DVC[name]
+    variant = load_variant(str(PARAMS["backbones"]["variant"]))  # type: ignore[index]
+    weights = {getattr(variant, role).path for role in stage.weights}
+    tables = {f"data/{place}" for place in stage.reads}
+    assert set(listed["deps"]) == {*stage.folders(), *tables, *weights}
+    assert listed["params"] == list(stage.sections)
+    assert listed["outs"] == stage.outputs()
+    assert listed.get("metrics", []) == ([f"data/{name}/summary.json"] if stage.metrics else [])
+    assert listed.get("plots", []) == [f"data/{name}/{plot}" for plot in stage.plots]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_code_of_a_stage_is_listed_by_folders_that_hold_all_of_it(name: str):
+    folders = [ROOT / folder for folder in STAGES[name].folders()]
+    for file in closure(STAGES[name].module, *STAGES[name].also):
+        if file.name != "__init__.py":
+            assert any(file.is_relative_to(folder) for folder in folders), file
+    for one, other in pairwise(sorted(folders)):
+        assert not other.is_relative_to(one)
+
+
+def test_entry_of_a_stage_fits_ten_lines():
+    for entry in re.split(r"\n(?=  \w+:\n)", (ROOT / "dvc.yaml").read_text().split("\nplots:\n")[0])[1:]:
+        assert len(entry.strip().splitlines()) <= 10, entry
+
+
+def test_stages_read_only_what_another_has_written():
+    written: set[str] = set()
+    for name, stage in DVC.items():
+        for path in stage["deps"]:
+            if path.startswith("data/"):
+                assert any(out == path or out.startswith(f"{path}/") for out in written), f"{name}: {path}"
+            else:
+                assert (ROOT / path).exists(), f"{name}: {path}"
+        own = [*stage["outs"], *stage.get("metrics", []), *stage.get("plots", [])]
+        assert not written & set(own)
+        written |= set(own)
+
+
+def sections_read(stage: Stage) -> set[str]:
+    """The sections that the modules of a stage's command read."""
+    files = [file for module in (stage.module, *stage.also) for file in list(files_of(module))[-1:]]
+    text = "".join(file.read_text() for file in files)
+    asked = set(re.findall(r'\bsection\("(\w+)"', text))
+    return asked | ({"backbones"} if re.search(r"\bparams\.variant\b", text) else set())
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stage_declares_exactly_the_sections_it_reads(name: str):
+    assert set(STAGES[name].sections) == sections_read(STAGES[name]) - UNLISTED
 
 
 def test_every_section_is_read_by_a_stage():
-    assert set(PARAMS) == {name for stage in STAGES for name in sections_read(stage)}
+    assert set(PARAMS) - UNLISTED == {name for stage in STAGES.values() for name in stage.sections}
 
 
 @pytest.mark.parametrize("section", sorted(set(PARAMS) - {"sources"}))
 def test_every_key_of_a_section_is_used_where_the_section_is_read(section: str):
-    packages = {STAGES[s]["cmd"].split()[2].split(".")[0] for s in STAGES if section in sections_read(s)}
+    rooms = {stage.module.split(".")[0] for stage in STAGES.values() if section in (*stage.sections, *UNLISTED)}
     used: set[str] = set()
-    for file in (ROOT / "params.py", *(file for package in (*packages, "model") for file in modules(package))):
+    for file in (file for room in (*rooms, "model", "runtime") for file in modules(room)):
+        is_model = file.is_relative_to(ROOT / "model")
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute):
                 used.add(node.attr)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 used.add(node.value)
-            elif isinstance(node, ast.AnnAssign) and package_of(file) == "model" and isinstance(node.target, ast.Name):
+            elif is_model and isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 used.add(node.target.id)  # settings of the network, handed on as a whole
-            elif isinstance(node, ast.arg) and package_of(file) == "model":
+            elif is_model and isinstance(node, ast.arg):
                 used.add(node.arg)
     for key in keys(PARAMS[section]):
         assert key in used, f"{section}: nothing reads '{key}'"
-
-
-def package_of(file: Path) -> str:
-    return file.relative_to(ROOT).parts[0]
 
 
 def keys(value: object) -> Iterator[str]:
@@ -120,59 +306,3 @@ def keys(value: object) -> Iterator[str]:
         for key, inner in value.items():
             yield key
             yield from keys(inner)
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_stage_depends_on_every_module_of_ours_that_it_imports(stage: str):
-    module = STAGES[stage]["cmd"].split()[2]
-    start = [ROOT / (module.replace(".", "/") + ".py"), *(ROOT / f for f in ALSO_RUNS.get(module, []))]
-    listed = [ROOT / dep for dep in STAGES[stage]["deps"]]
-    for file in closure(start):
-        if file.name != "__init__.py":
-            assert any(file == dep or file.is_relative_to(dep) for dep in listed), f"{stage}: {file.relative_to(ROOT)}"
-
-
-def closure(files: list[Path]) -> set[Path]:
-    """The files and every module of ours they import, directly or not."""
-    seen: set[Path] = set()
-    todo = list(files)
-    while todo:
-        file = todo.pop()
-        if file in seen:
-            continue
-        seen.add(file)
-        for name in imports(file):
-            parts = name.split(".")
-            for end in range(len(parts), 0, -1):
-                base = ROOT.joinpath(*parts[:end])
-                if base.with_suffix(".py").is_file():
-                    todo.append(base.with_suffix(".py"))
-                    break
-                if (base / "__init__.py").is_file():
-                    todo.append(base / "__init__.py")
-                    break
-    return seen
-
-
-def test_stages_write_no_out_twice_and_read_only_what_is_written():
-    outs = [
-        next(iter(o)) if isinstance(o, dict) else o
-        for s in STAGES.values()
-        for k in ("outs", "metrics")
-        for o in s.get(k, [])
-    ]
-    assert len(outs) == len(set(outs))
-    for name, stage in STAGES.items():
-        for dep in stage["deps"]:
-            path = dep if isinstance(dep, str) else next(iter(dep))
-            if path.startswith("data/"):
-                assert any(o == path or o.startswith(f"{path}/") for o in outs), f"{name}: {path}"
-            else:
-                assert (ROOT / path).exists(), f"{name}: {path}"
-        assert stage["desc"]
-
-
-def test_no_module_is_a_grab_bag():
-    for package in PACKAGES:
-        for file in modules(package):
-            assert file.stem not in {"utils", "helpers", "misc", "manager", "common"}, file

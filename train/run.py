@@ -19,7 +19,7 @@ from pipelines import tables
 from pipelines.photos.roots import SourceParams
 from runtime.cli import Parser, guarded, read_params, stage_parser
 from runtime.digest import digest, digest_files
-from runtime.files import write_json
+from runtime.files import write_metrics
 from runtime.lock import exclusive
 from runtime.params import Params
 from train import STAGE
@@ -99,7 +99,9 @@ def publish(
         trainer.save(out / "adapter", data_hash, card)
         if trainer.ranks.rank == 0:
             record.write(out)
-            write_json(out / "metrics.json", counts | record.metrics())
+            values = counts | record.metrics()
+            held_out = values.get("validation") or {}
+            write_metrics(out, values, {"loss": values["total"], "held_out": held_out.get("total")})
     except BaseException:
         if trainer.ranks.rank == 0:
             shutil.rmtree(out, ignore_errors=True)

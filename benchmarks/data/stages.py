@@ -17,8 +17,8 @@ from pipelines.engine.actors import Worker
 from pipelines.mask.stage import MaskWorker
 from pipelines.photos.decode import decode_image
 from pipelines.photos.roots import Roots, SourceParams
-from pipelines.similarity.tiles import groups, tiles
 from pipelines.similarity.stage import SimilarityWorker
+from pipelines.similarity.tiles import groups, tiles
 
 
 def decode(setting: Setting) -> Iterator[Line]:

@@ -22,7 +22,7 @@ from benchmarks.measure import Line, chosen_parts, measured, ratio, report
 from eval.score.scorer import ScoreParams, Scorer, load_finder, load_scorer
 from eval.score.segmentation import Row, SubjectFinder
 from eval.score.stage import asked_in, works
-from eval.score.views import Work
+from eval.score.views import ScoringWork
 from model.backbones.variant import Variant, load_variant
 from runtime.cli import read_params, shared_options
 from runtime.errors import UserError
@@ -73,7 +73,7 @@ def score(setting: Setting) -> Iterator[Line]:
     yield over_forwards("score over forward", lambda: score_all(scorer, todo), sum(map(len, made)), setting)
 
 
-def score_all(scorer: Scorer, todo: list[Work]) -> None:
+def score_all(scorer: Scorer, todo: list[ScoringWork]) -> None:
     """Compute all rows, with nothing remembered of an earlier time."""
     scorer.forget()
     for work in todo:

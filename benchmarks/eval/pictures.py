@@ -39,7 +39,7 @@ def png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def subject(number: int, photos: int, side: int, folder: Path) -> protocol.Subject:
+def subject(number: int, photos: int, side: int, folder: Path) -> protocol.HeldOutSubject:
     """Return a subject whose photos and masks are written into `folder`."""
     subject_id = f"bench/{number:03d}"
     found = []
@@ -51,11 +51,11 @@ def subject(number: int, photos: int, side: int, folder: Path) -> protocol.Subje
         file.write_bytes(png(image))
         row: dict[str, Any] = {"rle": tables.encode_mask(mask), "height": side, "width": side, "quality": "ok"}
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        found.append(protocol.Photo(path.removesuffix(".png"), "bench", path, digest, row))
-    return protocol.Subject(subject_id, CLASS, tuple(found))
+        found.append(protocol.HeldOutPhoto(path.removesuffix(".png"), "bench", path, digest, row))
+    return protocol.HeldOutSubject(subject_id, CLASS, tuple(found))
 
 
-def generations(of: protocol.Subject, pictures: int, seeds: int, side: int) -> list[Row]:
+def generations(of: protocol.HeldOutSubject, pictures: int, seeds: int, side: int) -> list[Row]:
     """Return rows of the generations table: `pictures` of a subject, `seeds` of each prompt."""
     rows = []
     for number in range(pictures):

@@ -28,7 +28,7 @@ class Work:
     """The pictures that one method makes of a subject, or of a pair together."""
 
     method: str
-    subjects: tuple[protocol.Subject, ...]
+    subjects: tuple[protocol.HeldOutSubject, ...]
     pictures: Sequence[Picture]
 
     @property

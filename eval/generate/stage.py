@@ -19,7 +19,7 @@ from eval.tasks.resume import Tally, Task, run_tasks
 from model.backbones.variant import load_variant
 from pipelines.photos.roots import SourceParams
 from runtime.digest import digest_files
-from runtime.files import write_json
+from runtime.files import write_json, write_metrics
 from runtime.params import Params
 from runtime.text import text_table
 
@@ -91,7 +91,8 @@ def report(out: Path, plan: Plan, works: Sequence[Work], tally: Tally) -> None:
             groups[picture[0].group] = groups.get(picture[0].group, 0) + 1
     by_method = {name: {"pictures": sum(groups.values()), "groups": groups} for name, groups in made.items()}
     counts = {"subjects": len(plan.singles), "subjects_without_mask": len(plan.bare), "pairs": len(plan.pairs)}
-    write_json(out / "metrics.json", {**counts, "pictures": tally.pictures, "methods": by_method})
+    values = {**counts, "pictures": tally.pictures, "methods": by_method}
+    write_metrics(out, values, {"images": tally.pictures})
     rate = f", {tally.computed / tally.seconds:.2f} a second" if tally.computed else ""
     print(
         f"generate: {tally.pictures} pictures of {len(plan.singles)} subjects; {tally.done_before} of {tally.subjects} "

@@ -14,9 +14,9 @@ from runtime.errors import UserError
 class Plan:
     """What the protocol asks of every method; of subjects and pairs, those with a usable reference."""
 
-    subjects: Sequence[protocol.Subject]
+    subjects: Sequence[protocol.HeldOutSubject]
     """All that are held out."""
-    singles: Sequence[tuple[protocol.Subject, Sequence[protocol.Job]]]
+    singles: Sequence[tuple[protocol.HeldOutSubject, Sequence[protocol.Job]]]
     pairs: Sequence[tuple[protocol.Pair, Sequence[tuple[protocol.Job, ...]]]]
 
     @property

@@ -48,7 +48,7 @@ class ProtocolParams(Section):
 
 
 @dataclass(frozen=True)
-class Photo:
+class HeldOutPhoto:
     """A kept photo of a subject, with the row of its mask where it has one (frame_id, height, width, rle, quality)."""
 
     frame_id: str
@@ -70,12 +70,12 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class Subject:
+class HeldOutSubject:
     """A held-out subject; photos sorted by frame_id."""
 
     subject_id: str
     class_name: str
-    photos: tuple[Photo, ...]
+    photos: tuple[HeldOutPhoto, ...]
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class Job:
     prompt: str
     index: int
     seed: int
-    reference: Photo
+    reference: HeldOutPhoto
 
 
-def held_out(data: Path, split: str = "test") -> list[Subject]:
+def held_out(data: Path, split: str = "test") -> list[HeldOutSubject]:
     """Return the subjects of split test (or another), in the order of the frames table.
 
     Raises:
@@ -101,17 +101,19 @@ def held_out(data: Path, split: str = "test") -> list[Subject]:
         UserError: no source is of that split.
     """
     masks = {row["frame_id"]: row for row in tables.rows(data / "mask", "masks", _MASK_COLUMNS)}
-    photos: dict[tuple[str, str], list[Photo]] = {}
+    photos: dict[tuple[str, str], list[HeldOutPhoto]] = {}
     for row in tables.rows(data / "curate", "frames", _FRAME_COLUMNS):
         if row["split"] == split:
-            photo = Photo(row["frame_id"], row["source"], row["path"], row["sha256"], masks.get(row["frame_id"]))
+            photo = HeldOutPhoto(row["frame_id"], row["source"], row["path"], row["sha256"], masks.get(row["frame_id"]))
             photos.setdefault((row["subject_id"], row["class_name"]), []).append(photo)
     if not photos:
         raise UserError(
             f"{data / 'curate' / 'frames'} holds no photo of split {split}; "
             f"add a source with split: {split} to params.yaml"
         )
-    return [Subject(subject_id, class_name, tuple(members)) for (subject_id, class_name), members in photos.items()]
+    return [
+        HeldOutSubject(subject_id, class_name, tuple(members)) for (subject_id, class_name), members in photos.items()
+    ]
 
 
 _FRAME_COLUMNS = ["frame_id", "subject_id", "source", "class_name", "split", "path", "sha256"]
@@ -141,7 +143,7 @@ def prompts_by_subject(data: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def references(subject: Subject, params: ProtocolParams) -> list[Photo]:
+def references(subject: HeldOutSubject, params: ProtocolParams) -> list[HeldOutPhoto]:
     """Return the photos shown to the model; none where no photo has a usable mask.
 
     Raises:
@@ -184,7 +186,7 @@ def seed_of(seed: int, subject_id: str, prompt_id: int, index: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
 
 
-def jobs(subject: Subject, prompts: Sequence[dict[str, Any]], params: ProtocolParams) -> list[Job]:
+def jobs(subject: HeldOutSubject, prompts: Sequence[dict[str, Any]], params: ProtocolParams) -> list[Job]:
     """Return the pictures to make of a subject alone: the reconstruction prompt first, then the chosen prompts.
 
     prompts: the subject's rows of the prompts table, which `prompt_set: groups` takes the place of.
@@ -202,10 +204,10 @@ def jobs(subject: Subject, prompts: Sequence[dict[str, Any]], params: ProtocolPa
     return result
 
 
-Pair = tuple[Subject, Subject]
+Pair = tuple[HeldOutSubject, HeldOutSubject]
 
 
-def pairs(subjects: Sequence[Subject], params: ProtocolParams) -> list[Pair]:
+def pairs(subjects: Sequence[HeldOutSubject], params: ProtocolParams) -> list[Pair]:
     """Return the pairs of subjects shown together: of different class nouns, or nobody could tell which is which.
 
     The subjects that are in the fewest pairs come first, the rest is drawn by the seed; fewer pairs are the first ones
@@ -262,7 +264,7 @@ def pair_jobs(chosen: Sequence[Pair], params: ProtocolParams) -> list[list[tuple
     return result
 
 
-def protocol_id(subjects: Iterable[Subject], asked: Iterable[Job], rule: str, side: int) -> str:
+def protocol_id(subjects: Iterable[HeldOutSubject], asked: Iterable[Job], rule: str, side: int) -> str:
     """Return 16 hex digits that name the protocol: results with the same id may stand in one table.
 
     In it are, of every held-out subject, its id, its class noun and the bytes of all its photos; of every picture its
@@ -284,7 +286,7 @@ def protocol_id(subjects: Iterable[Subject], asked: Iterable[Job], rule: str, si
     return digest(photos, pictures, rule, side)
 
 
-def read_photo(roots: Roots, photo: Photo) -> tuple[Image.Image, np.ndarray | None]:
+def read_photo(roots: Roots, photo: HeldOutPhoto) -> tuple[Image.Image, np.ndarray | None]:
     """Return a photo [RGB] and its mask (bool [H, W]; None without one).
 
     Raises:
@@ -301,7 +303,7 @@ def read_photo(roots: Roots, photo: Photo) -> tuple[Image.Image, np.ndarray | No
     return image, tables.decode_mask(photo.mask["rle"], photo.mask["height"], photo.mask["width"])
 
 
-def read_segment(roots: Roots, photo: Photo, margin: float) -> Image.Image:
+def read_segment(roots: Roots, photo: HeldOutPhoto, margin: float) -> Image.Image:
     """Return the subject of a photo alone on white; the photo must have a mask. `margin`: see `on_white`."""
     image, mask = read_photo(roots, photo)
     assert mask is not None

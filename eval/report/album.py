@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from eval.protocol.protocol import Photo, read_photo
+from eval.protocol.protocol import HeldOutPhoto, read_photo
 from model.images.segment import on_white
 from pipelines import tables
 from pipelines.photos.roots import Roots
@@ -31,23 +31,23 @@ COVERED = 0.65
 
 
 @dataclass(frozen=True)
-class Picture:
+class InlineImage:
     """An image in a page: its data URI, and whether it is enlarged pixel by pixel rather than smoothed."""
 
     src: str
     pixelated: bool
 
 
-def inline(image: Image.Image, side: int) -> Picture:
+def inline(image: Image.Image, side: int) -> InlineImage:
     """Return `image` as a data URI: as it is (PNG) up to `side` px, else scaled down to it (JPEG)."""
     stream = io.BytesIO()
     if max(image.size) <= side:
         image.save(stream, "PNG", optimize=True)
-        return Picture(_uri("png", stream), True)
+        return InlineImage(_uri("png", stream), True)
     small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     small.save(stream, "JPEG", quality=85)
-    return Picture(_uri("jpeg", stream), False)
+    return InlineImage(_uri("jpeg", stream), False)
 
 
 def outlined(image: Image.Image, mask: np.ndarray, side: int, colour: tuple[int, int, int] = OUTLINE) -> Image.Image:
@@ -95,7 +95,7 @@ class Album:
     def __init__(self, data: Path, roots: Roots, side: int) -> None:
         self.data, self.roots, self.side = data, roots, side
 
-    def photos(self, frame_ids: Iterable[str]) -> dict[str, Photo]:
+    def photos(self, frame_ids: Iterable[str]) -> dict[str, HeldOutPhoto]:
         """Return the photos with those ids, with the rows of their masks where the mask stage has run."""
         wanted = set(frame_ids)
         masks = {}
@@ -105,11 +105,11 @@ class Album:
         columns = ["frame_id", "source", "path", "sha256"]
         frames = _rows_with(self.data / "curate", "frames", columns, wanted)
         return {
-            frame_id: Photo(frame_id, row["source"], row["path"], row["sha256"], masks.get(frame_id))
+            frame_id: HeldOutPhoto(frame_id, row["source"], row["path"], row["sha256"], masks.get(frame_id))
             for frame_id, row in frames.items()
         }
 
-    def read(self, photo: Photo | None) -> tuple[Image.Image, np.ndarray | None] | None:
+    def read(self, photo: HeldOutPhoto | None) -> tuple[Image.Image, np.ndarray | None] | None:
         """Return photo and mask, None where the photo is gone or of another size than its mask."""
         if photo is None:
             return None
@@ -119,26 +119,26 @@ class Album:
             return None
         return None if mask is not None and mask.shape != image.size[::-1] else (image, mask)
 
-    def whole(self, photo: Photo | None) -> Picture | None:
+    def whole(self, photo: HeldOutPhoto | None) -> InlineImage | None:
         """Return the photo itself."""
         found = self.read(photo)
         return inline(found[0], self.side) if found else None
 
-    def segment(self, photo: Photo | None) -> Picture | None:
+    def segment(self, photo: HeldOutPhoto | None) -> InlineImage | None:
         """Return the subject on white."""
         found = self.read(photo)
         if found is None or found[1] is None or not found[1].any():
             return None
         return inline(on_white(found[0], found[1], margin=0.05), self.side)
 
-    def overlay(self, photo: Photo | None) -> Picture | None:
+    def overlay(self, photo: HeldOutPhoto | None) -> InlineImage | None:
         """Return the photo with its mask's outline."""
         found = self.read(photo)
         if found is None or found[1] is None:
             return None
         return inline(outlined(found[0], found[1], self.side), self.side)
 
-    def compared(self, photo: Photo | None, row: dict[str, Any]) -> Picture | None:
+    def compared(self, photo: HeldOutPhoto | None, row: dict[str, Any]) -> InlineImage | None:
         """Return the photo with the outlines of both masks of a row of the agreement table, the shipped one on top."""
         read = self.read(photo)
         if read is None:
@@ -150,7 +150,7 @@ class Album:
                 drawn = outlined(drawn, mask, self.side, colour)
         return inline(drawn, self.side)
 
-    def rejected(self, row: dict[str, Any], photos: Mapping[str, Photo]) -> Picture | None:
+    def rejected(self, row: dict[str, Any], photos: Mapping[str, HeldOutPhoto]) -> InlineImage | None:
         """Return the photo of a row of the rejects table with its annotated box; None where it cannot be shown.
 
         Args:
@@ -158,7 +158,7 @@ class Album:
         """
         photo = photos.get(row["id"])
         if row["source"] is not None and row["path"] is not None:
-            photo = Photo(row["id"], row["source"], row["path"], "", None)
+            photo = HeldOutPhoto(row["id"], row["source"], row["path"], "", None)
         found = self.read(photo)
         if found is None:
             return None

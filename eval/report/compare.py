@@ -43,7 +43,7 @@ NOT_OF_A_MEASURE = {"id", "variant", "metrics", "intervals"}
 
 
 @dataclass(frozen=True)
-class Run:
+class ScoredRun:
     """What one folder holds."""
 
     name: str
@@ -55,7 +55,7 @@ class Run:
     summaries: dict[str, dict[str, Any]]
 
 
-def read_run(name: str, folder: Path) -> Run:
+def read_run(name: str, folder: Path) -> ScoredRun:
     """Return the run in a folder.
 
     Raises:
@@ -74,7 +74,7 @@ def read_run(name: str, folder: Path) -> Run:
         )
     if MODEL not in summaries:
         raise UserError(f"{folder} holds no scores of method {MODEL}; list it in generate.methods and score again")
-    return Run(name, folder, protocol, measured, summaries)
+    return ScoredRun(name, folder, protocol, measured, summaries)
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
@@ -88,7 +88,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(parts[front : len(parts) - back]) or parts[-1] for parts in paths]
 
 
-def check_comparable(runs: Sequence[Run]) -> None:
+def check_comparable(runs: Sequence[ScoredRun]) -> None:
     """Raise UserError where two runs were made under different protocols or measured differently; it names the keys."""
     first = runs[0]
     for other in runs[1:]:
@@ -123,7 +123,7 @@ def flat(tree: dict[str, Any], prefix: str) -> dict[str, str]:
     return found
 
 
-def differences(first: Run, other: Run, bootstrap: IntervalParams) -> dict[str, Estimate | None]:
+def differences(first: ScoredRun, other: ScoredRun, bootstrap: IntervalParams) -> dict[str, Estimate | None]:
     """Return other - first of each column of METRICS: the mean over subjects of their differences, with its interval.
 
     Paired: subjects differ more from each other than runs do, and each is compared with itself. None where no subject
@@ -138,7 +138,7 @@ def differences(first: Run, other: Run, bootstrap: IntervalParams) -> dict[str, 
     return found
 
 
-def score_rows(runs: Sequence[Run]) -> Iterator[tuple[str, dict[str, Any]]]:
+def score_rows(runs: Sequence[ScoredRun]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (name, summary) of the model in each run, then of each oracle: once where it is the same in all that have
     it, as the photos are; another sampler or base model makes other pictures of the prompt alone."""
     for run in runs:
@@ -151,7 +151,7 @@ def score_rows(runs: Sequence[Run]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name_of(oracle) if len(found) == 1 else f"{name_of(oracle)} ({run_name})", summary
 
 
-def settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def settings(runs: Sequence[ScoredRun]) -> list[tuple[str, list[str]]]:
     """Return (key, value in each run) of what the runs were made with, where it is not the same in all."""
     of = [flat(run.protocol, "") for run in runs]
     keys = sorted({key for values in of for key in values})
@@ -159,7 +159,7 @@ def settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def same_pictures(runs: Sequence[Run], album: Album, params: ReportParams) -> list[dict[str, Any]]:
+def same_pictures(runs: Sequence[ScoredRun], album: Album, params: ReportParams) -> list[dict[str, Any]]:
     """Return the first picture of some prompts in each run, prompts at equal steps of their order."""
     by_run = [{key_of(row): row for row in made(run.folder) if row["method"] == MODEL} for run in runs]
     leave_out = (RECONSTRUCTION, PAIR)
@@ -182,7 +182,7 @@ def same_pictures(runs: Sequence[Run], album: Album, params: ReportParams) -> li
     ]
 
 
-def page(runs: Sequence[Run], sources: Sources) -> str:
+def page(runs: Sequence[ScoredRun], sources: Sources) -> str:
     """Return the page of the runs: same folders, same text."""
     bootstrap, jinja = intervals(runs[0].folder / "score"), environment()
     jinja.tests["sure"] = is_sure
@@ -199,7 +199,7 @@ def page(runs: Sequence[Run], sources: Sources) -> str:
     )
 
 
-def text(runs: Sequence[Run]) -> str:
+def text(runs: Sequence[ScoredRun]) -> str:
     """Return the tables as text."""
     bootstrap = intervals(runs[0].folder / "score")
     rows = [

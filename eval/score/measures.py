@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from eval.score import metrics
-from eval.score.views import Pictures
+from eval.score.views import ScoredImages
 from model.backbones.encoders import Kind
 from runtime.errors import UserError
 
@@ -23,34 +23,34 @@ from runtime.errors import UserError
 class Measure:
     """A metric: its value of each picture, [G], NaN where it says nothing."""
 
-    values: Callable[[Pictures], np.ndarray]
+    values: Callable[[ScoredImages], np.ndarray]
     models: tuple[str, ...] = ()
     """What it computes with: image encoders by name, `reward`, `lpips`."""
     segments: bool = False
     """Whether it looks at segments: then the miss policy decides where the subject was not found."""
 
 
-def similarity(pictures: Pictures, encoder: str, segmented: bool) -> np.ndarray:
+def similarity(pictures: ScoredImages, encoder: str, segmented: bool) -> np.ndarray:
     """Mean cosine to the subject's photos."""
     return metrics.mean_cosines(pictures.cosines(encoder, segmented), pictures.compared)
 
 
-def controllability(pictures: Pictures, encoder: str) -> np.ndarray:
+def controllability(pictures: ScoredImages, encoder: str) -> np.ndarray:
     """Cosine to the prompt."""
     return pictures.prompt_cosines(encoder)
 
 
-def reward(pictures: Pictures) -> np.ndarray:
+def reward(pictures: ScoredImages) -> np.ndarray:
     """ImageReward of picture and prompt."""
     return pictures.rewards()
 
 
-def lpips(pictures: Pictures) -> np.ndarray:
+def lpips(pictures: ScoredImages) -> np.ndarray:
     """Mean LPIPS to the other seeds of the prompt."""
     return metrics.mean_to_siblings(pictures.distances(), pictures.siblings)
 
 
-def diversity(pictures: Pictures) -> np.ndarray:
+def diversity(pictures: ScoredImages) -> np.ndarray:
     """Mean DINO distance, 1 - cosine, to the other seeds of the prompt."""
     if not pictures.have_siblings:
         return np.full(len(pictures), np.nan)
@@ -58,7 +58,7 @@ def diversity(pictures: Pictures) -> np.ndarray:
     return metrics.mean_to_siblings(1 - vectors @ vectors.T, pictures.siblings)
 
 
-def copy_paste(pictures: Pictures) -> np.ndarray:
+def copy_paste(pictures: ScoredImages) -> np.ndarray:
     """How much nearer, by DINO, a segment is to the crop that its maker saw than to the subject's other photos."""
     photos = pictures.photo_vectors("dino", segmented=True)
     cosines = pictures.cosines("dino", segmented=True)

@@ -13,7 +13,7 @@ from eval.protocol import protocol
 from eval.score.measures import measure
 from eval.score.metrics import IntervalParams, MissPolicy, with_misses
 from eval.score.segmentation import SubjectFinder
-from eval.score.views import Memory, Models, Pictures, Work
+from eval.score.views import Models, ScoredImages, ScoringWork, SharedVectors
 from model.backbones.encoders import Encoder, Kind, load_encoder
 from model.backbones.grounded_sam import load_grounded_sam
 from model.backbones.perceptual import Perceptual, load_perceptual
@@ -131,10 +131,10 @@ class Scorer:
 
     def forget(self) -> None:
         """Forget all vectors."""
-        self.memory = Memory()
-        self.view: Pictures | None = None
+        self.memory = SharedVectors()
+        self.view: ScoredImages | None = None
 
-    def __call__(self, asked: tuple[Work, str]) -> list[dict[str, Any]]:
+    def __call__(self, asked: tuple[ScoringWork, str]) -> list[dict[str, Any]]:
         work, name = asked
         chosen = measure(name, self.params.kinds())
         view = self.pictures(work)
@@ -154,13 +154,13 @@ class Scorer:
             for picture, value in zip(work.pictures, values, strict=True)
         ]
 
-    def pictures(self, work: Work) -> Pictures:
+    def pictures(self, work: ScoringWork) -> ScoredImages:
         """Return the view of `work`, the last one where the work is the same."""
         if self.view is None or self.view.work is not work:
             params = self.params
             for photo in work.photos:
                 self.roots[photo.source]  # opened here, not by several threads at once
-            self.view = Pictures(
+            self.view = ScoredImages(
                 work, self.models, self.roots, self.memory, params.margin, params.batch_size, self.decoders
             )
         return self.view
@@ -182,6 +182,6 @@ def load_finder(params: ScoreParams, variant: Variant, device: str, decoders: in
     )
 
 
-def comparable(subject: protocol.Subject, params: ScoreParams) -> tuple[protocol.Photo, ...]:
+def comparable(subject: protocol.HeldOutSubject, params: ScoreParams) -> tuple[protocol.HeldOutPhoto, ...]:
     """Return the photos whose mask is good enough to compare with."""
     return tuple(photo for photo in subject.photos if photo.quality in params.photo_quality)

@@ -16,7 +16,7 @@ from eval.score import STAGE, metrics, segmentation
 from eval.score.measures import measure
 from eval.score.scorer import ScoreParams, comparable, load_finder, load_scorer, specs
 from eval.score.segmentation import PLACE, Row
-from eval.score.views import Picture, Work
+from eval.score.views import ScoredImage, ScoringWork
 from eval.tasks.resume import Tally, Task, run_tasks
 from model.backbones.identity import weights_name
 from model.backbones.variant import Spec, Variant, load_variant
@@ -24,7 +24,7 @@ from pipelines import tables
 from pipelines.photos.roots import Roots, SourceParams
 from runtime.closure import code_digest
 from runtime.errors import UserError
-from runtime.files import write_csv, write_json
+from runtime.files import write_csv, write_json, write_metrics
 from runtime.params import Params, RunParams
 from runtime.text import text_table
 
@@ -38,33 +38,33 @@ def generated(folder: Path) -> Iterator[list[Row]]:
         yield list(group)
 
 
-def asked_in(generations: Iterable[Row]) -> dict[str, list[Picture]]:
+def asked_in(generations: Iterable[Row]) -> dict[str, list[ScoredImage]]:
     """Return, by subject_id, each prompt and reference that a picture was made from, as `planned` does."""
-    found: dict[str, dict[Picture, None]] = {}
+    found: dict[str, dict[ScoredImage, None]] = {}
     for row in generations:
         if row["group"] != protocol.PAIR:  # one photo answers no question of two subjects
-            picture = Picture(row["group"], row["prompt_id"], 0, row["prompt"], shown_to(row))
+            picture = ScoredImage(row["group"], row["prompt_id"], 0, row["prompt"], shown_to(row))
             found.setdefault(row["subject_id"], {})[picture] = None
     return {subject: list(pictures) for subject, pictures in found.items()}
 
 
-def planned(plan: Plan) -> dict[str, list[Picture]]:
+def planned(plan: Plan) -> dict[str, list[ScoredImage]]:
     """Return, by subject_id, what the protocol asks, with nothing generated."""
     found = {}
     for subject, jobs in plan.singles:
-        asked = [Picture(job.group, job.prompt_id, 0, job.prompt, (job.reference.frame_id,)) for job in jobs]
+        asked = [ScoredImage(job.group, job.prompt_id, 0, job.prompt, (job.reference.frame_id,)) for job in jobs]
         found[subject.subject_id] = list(dict.fromkeys(asked))
     return found
 
 
 def works(
-    subjects: Iterable[protocol.Subject],
-    asked: dict[str, list[Picture]],
+    subjects: Iterable[protocol.HeldOutSubject],
+    asked: dict[str, list[ScoredImage]],
     made: Iterable[Sequence[Row]],
     segmentations: Iterable[Row],
     leave_out: bool,
     params: ScoreParams,
-) -> Iterator[Work]:
+) -> Iterator[ScoringWork]:
     """Yield the oracles of each subject that something was asked of, then each method's pictures of it.
 
     Subjects without a photo to compare with are left out.
@@ -87,29 +87,29 @@ def works(
                 f"generations were made from '{min(gone)}', which has no usable mask now; run generate again"
             )
         if subject is not None and photos:
-            yield Work(metrics.REAL, subject, photos, real_photos(questions, photos), leave_out, real=True)
-            yield Work(metrics.COPY, subject, photos, copies(questions, photos), leave_out)
+            yield ScoringWork(metrics.REAL, subject, photos, real_photos(questions, photos), leave_out, real=True)
+            yield ScoringWork(metrics.COPY, subject, photos, copies(questions, photos), leave_out)
     masks = {place(row): row for row in segmentations}
     for rows in made:
         subject, photos = by_id.get(rows[0]["subject_id"], (None, ()))
         if subject is not None and photos:
             pictures = tuple(
-                Picture(r["group"], r["prompt_id"], r["index"], r["prompt"], shown_to(r), r, masks[place(r)])
+                ScoredImage(r["group"], r["prompt_id"], r["index"], r["prompt"], shown_to(r), r, masks[place(r)])
                 for r in rows
             )
-            yield Work(rows[0]["method"], subject, photos, pictures, leave_out)
+            yield ScoringWork(rows[0]["method"], subject, photos, pictures, leave_out)
 
 
-def real_photos(questions: Sequence[Picture], photos: Sequence[protocol.Photo]) -> tuple[Picture, ...]:
+def real_photos(questions: Sequence[ScoredImage], photos: Sequence[protocol.HeldOutPhoto]) -> tuple[ScoredImage, ...]:
     """Return the oracle of real photos: each stands for a picture made from the references."""
     references = dict.fromkeys(frame_id for question in questions for frame_id in question.shown)
     return tuple(
-        Picture(PHOTO, -1, number, None, tuple(r for r in references if r != photo.frame_id), photo=number)
+        ScoredImage(PHOTO, -1, number, None, tuple(r for r in references if r != photo.frame_id), photo=number)
         for number, photo in enumerate(photos)
     )
 
 
-def copies(questions: Sequence[Picture], photos: Sequence[protocol.Photo]) -> tuple[Picture, ...]:
+def copies(questions: Sequence[ScoredImage], photos: Sequence[protocol.HeldOutPhoto]) -> tuple[ScoredImage, ...]:
     """Return the oracle of copy-paste: what was asked is answered with the reference photo itself."""
     numbers = {photo.frame_id: number for number, photo in enumerate(photos)}
     seen: dict[tuple[str, int], int] = {}
@@ -120,12 +120,12 @@ def copies(questions: Sequence[Picture], photos: Sequence[protocol.Photo]) -> tu
             seen[key] = seen.get(key, -1) + 1
             photo = numbers[question.shown[0]]
             answers.append(
-                Picture(question.group, question.prompt_id, seen[key], question.prompt, question.shown, photo=photo)
+                ScoredImage(question.group, question.prompt_id, seen[key], question.prompt, question.shown, photo=photo)
             )
     return tuple(answers)
 
 
-def tasks(found: Iterable[Work], params: ScoreParams, weights: dict[str, str]) -> Iterator[Task]:
+def tasks(found: Iterable[ScoringWork], params: ScoreParams, weights: dict[str, str]) -> Iterator[Task]:
     """Yield a task for each metric of each work, those of one work together; `weights` names each model's."""
     kinds = params.kinds()
     for work in found:
@@ -223,7 +223,7 @@ def main(params: Params, photos_only: bool = False) -> None:
     report(out, subjects, score, tally)
 
 
-def report(out: Path, subjects: Sequence[protocol.Subject], params: ScoreParams, tally: Tally) -> None:
+def report(out: Path, subjects: Sequence[protocol.HeldOutSubject], params: ScoreParams, tally: Tally) -> None:
     """Write metrics.json and groups.csv (for `dvc plots`) from the tables, and print them."""
     rows, segmentations = tables.read(out, "scores").to_pylist(), tables.read(out, "segmentations").to_pylist()
     scores = metrics.summaries(rows, segmentations, params.intervals)
@@ -237,7 +237,7 @@ def report(out: Path, subjects: Sequence[protocol.Subject], params: ScoreParams,
         method: {**metrics.columns(values), **{key: values[key] for key in ("pictures", "misses", "miss_rate")}}
         for method, values in scores.items()
     }
-    write_json(out / "metrics.json", {**overall, **counts})
+    write_metrics(out, {**overall, **counts}, headline(overall))
     write_csv(out / "groups.csv", ("method", "group", "metric", "value", "low", "high"), group_rows(scores))
     print(
         f"score: {', '.join(params.metrics)} of {len({place(row) for row in rows})} pictures, "
@@ -254,6 +254,13 @@ def report(out: Path, subjects: Sequence[protocol.Subject], params: ScoreParams,
                 f"  {method}: in {values['misses']} of {values['pictures']} pictures the class noun was not found; "
                 f"their similarities {meaning}"
             )
+
+
+def headline(overall: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Return the paper's columns of the model, else of the first method: what one line has room for."""
+    chosen = overall.get(metrics.MODEL) or next(iter(overall.values()), {})
+    means = {name: chosen[name]["mean"] for name in metrics.METRICS if chosen.get(name)}
+    return {**means, "not_found": chosen.get("misses")}
 
 
 def table(scores: dict[str, dict[str, Any]]) -> Iterator[list[Any]]:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Picture:
+class ScoredImage:
     """A picture to score, or the photo that stands for one."""
 
     group: str
@@ -41,13 +41,13 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Work:
+class ScoringWork:
     """A method's pictures of one subject, and the photos they are compared with."""
 
     method: str
-    subject: protocol.Subject
-    photos: tuple[protocol.Photo, ...]
-    pictures: tuple[Picture, ...]
+    subject: protocol.HeldOutSubject
+    photos: tuple[protocol.HeldOutPhoto, ...]
+    pictures: tuple[ScoredImage, ...]
     leave_out: bool
     """Whether a picture is compared with the photos that its maker did not see."""
     real: bool = False
@@ -67,7 +67,7 @@ class Models(Protocol):
         """Return the `model.backbones.perceptual.Perceptual`."""
 
 
-class Memory:
+class SharedVectors:
     """What pictures of several methods share: vectors of a subject's photos and of prompts."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Memory:
         self.texts: dict[tuple[str, str], np.ndarray] = {}
 
 
-class Pictures:
+class ScoredImages:
     """A view of `work`; G pictures and P photos.
 
     Attributes:
@@ -87,7 +87,14 @@ class Pictures:
     """
 
     def __init__(
-        self, work: Work, models: Models, roots: Roots, memory: Memory, margin: float, batch_size: int, decoders: int
+        self,
+        work: ScoringWork,
+        models: Models,
+        roots: Roots,
+        memory: SharedVectors,
+        margin: float,
+        batch_size: int,
+        decoders: int,
     ) -> None:
         self.work, self.models, self.roots, self.memory = work, models, roots, memory
         self.margin, self.batch_size, self.decoders = margin, batch_size, decoders

@@ -26,7 +26,7 @@ from pipelines.engine.shards import READERS, Index, Shard, bounded
 from pipelines.engine.work import WorkFolder, is_url, room_on_disk
 from pipelines.tables import files
 from runtime.digest import digest
-from runtime.files import write_json
+from runtime.files import write_metrics
 from runtime.lock import exclusive
 from runtime.params import RunParams
 
@@ -168,5 +168,5 @@ def report(stage: str, summary: Summary, out: Path, extra: dict[str, Any] | None
     )
     for reason, count in summary.rejects.items():
         print(f"  {count:6d} {reason}: {tables.REJECT_REASONS[reason]}")
-    values = {"input": summary.input, "kept": summary.kept, "rejected": rejected, "reasons": summary.rejects}
-    write_json(out / "metrics.json", values | (extra or {}))
+    counts = {"input": summary.input, "kept": summary.kept, "rejected": rejected}
+    write_metrics(out, counts | {"reasons": summary.rejects} | (extra or {}), counts)

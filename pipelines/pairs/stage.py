@@ -16,7 +16,7 @@ from pipelines.pairs import STAGE, triplets
 from pipelines.pairs.triplets import TripletParams
 from pipelines.pairs.usable import training_frames
 from runtime.errors import UserError
-from runtime.files import write_json
+from runtime.files import write_metrics
 from runtime.params import Params
 
 
@@ -51,7 +51,7 @@ def main(params: Params) -> None:
             "triplets": len(made),
             "methods": methods,
         }
-        write_json(out / "metrics.json", values)
+        write_metrics(out, values, {"input": photos, "kept": sum(kept.values()), "rejected": reasons.total()})
     print(f"pairs: {len(made)} triplets of {len(kept)} subjects: {said(methods)}")
     if reasons:
         print(f"  {reasons.total()} of {photos} photos not usable: {said(reasons)}")

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from eval.generate.stage import GenerateParams, plan_of
+from eval.generate.params import GenerateParams
+from eval.protocol.plan import plan_of
 from eval.protocol.protocol import held_out, read_segment
 from eval.score import stage as score
 from model.backbones.clip import load_clip
 from model.backbones.variant import load_variant
 from pipelines import tables
-from pipelines.curate.stage import CurateParams, CurateWorker, pack
-from pipelines.mask.stage import MaskParams, MaskWorker
+from pipelines.curate.worker import CurateParams, CurateWorker, pack
+from pipelines.mask.worker import MaskParams, MaskWorker
 from pipelines.photos.roots import Roots, SourceParams
 from pipelines.sources import open_source
-from runtime.params import parse
+from runtime.params import Params, parse
 
 ROOT = Path(__file__).parents[2]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -59,11 +59,9 @@ def test_real_photos_against_each_other_and_copied(
     monkeypatch: pytest.MonkeyPatch,
 ):
     sources = yaml.safe_dump([source.model_dump()], default_flow_style=True)
-    words = ["--photos-only", "--data", str(data), "--set", f"sources={sources}", "--set", f"run.work={tmp_path}/work"]
-    words += ["--set", "run.device=cpu"]
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["score", *words])
-    score.main()
+    settings = [f"sources={sources}", f"run.work={tmp_path}/work", "run.device=cpu"]
+    score.main(Params.read(settings=settings, data=str(data)), photos_only=True)
     # The id that generations of these photos would have, so that both may stand in one table.
     rules = parse("generate", PARAMS["generate"], GenerateParams).protocol
     told = json.loads((data / "score" / "protocol.json").read_text())

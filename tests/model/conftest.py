@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from tests.world import models as tiny_models
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

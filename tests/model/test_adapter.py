@@ -13,8 +13,7 @@ from model.adapter import Adapter, read_description
 from model.attention import cross_attention_layers
 from model.methods.config import AdapterConfig
 from runtime.errors import ModelError
-from tests.model.test_attention import sd15_unet, sdxl_unet
-from tests.world.models import make_adapter, make_features, unet
+from tests.world.models import make_adapter, make_features, sd15_unet, sdxl_unet, unet
 
 
 @pytest.mark.parametrize("kind", ["tiny_sd", "tiny_sdxl"])

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from model.attention import (
 )
 from model.location import location_map, min_max
 from runtime.errors import ModelError
+from tests.world.models import sd15_unet, sdxl_unet
 from tests.world.models import unet as tiny_unet
 
 BATCH, SUBJECTS, TEXT, TOKENS, HEADS, WIDTH, SIZE = 2, 2, 5, 3, 2, 8, (3, 4)
@@ -193,25 +193,6 @@ def test_gradient_checkpointing_changes_neither_output_nor_gradient(size):
         found.append((out, *(key.grad for key in keys)))
     for plain, checkpointed in zip(*found, strict=True):
         torch.testing.assert_close(checkpointed, plain)
-
-
-def sd15_unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
-
-
-def sdxl_unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    )
 
 
 def test_stable_diffusion_15_has_16_layers():

@@ -15,7 +15,7 @@ import yaml
 from model.adapter import Adapter
 from model.methods.config import AdapterConfig
 from model.pipeline.pipeline import CustomContrastPipeline
-from tests.model.test_attention import sd15_unet, sdxl_unet
+from tests.world.models import sd15_unet, sdxl_unet
 
 ROOT = Path(__file__).parents[2]
 DOC = ROOT / "docs" / "model.md"

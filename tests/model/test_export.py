@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +14,9 @@ from model import export
 from model.adapter import Adapter
 from model.attention import CrossAttentionContext, cross_attention_layers
 from model.export import base_unet, ip_adapter_state, layer_numbers
-from runtime.cli import cli
+from runtime.cli import Parser, main
 from runtime.errors import ModelError
-from tests.model.test_attention import sd15_unet, sdxl_unet
-from tests.world.models import TinyDiffusion, make_adapter, make_features, unet
+from tests.world.models import TinyDiffusion, make_adapter, make_features, sd15_unet, sdxl_unet, unet
 
 
 @pytest.fixture(params=["tiny_sd", "tiny_sdxl"])
@@ -34,13 +32,19 @@ def trained(diffusion: TinyDiffusion) -> Adapter:
     return adapter
 
 
+def options(*words: str):
+    parser = Parser()
+    export.arguments(parser)
+    return parser.parse_args(words)
+
+
 def exported(diffusion: TinyDiffusion, adapter: Adapter, folder: Path) -> Path:
     """The file the command writes, with the base model's layers read from its configuration."""
     diffusion.unet.save_config(folder / "base" / "unet")
     adapter.save(folder / "adapter")
     out = folder / "out" / "kv.safetensors"
     words = ["--adapter", str(folder / "adapter"), "--out", str(out), "--base-model", str(folder / "base")]
-    export.run(export.arguments(words))
+    export.main(options(*words))
     return out
 
 
@@ -130,7 +134,7 @@ def odd_unet(width: int):
         (lambda a: layer_numbers(odd_unet(20)), "down_blocks.1.* need blocks of attn1 and attn2"),
         (lambda a: base_unet(a.config), "base model 'tiny' was found neither here .* with --base-model"),
         (lambda a: base_unet(a.config, Path("nowhere")), "nowhere: cannot be read as a diffusers folder"),
-        (lambda a: export.run(export.arguments(["--adapter", "x", "--out", "kv.bin"])), "end it in .safetensors"),
+        (lambda a: export.main(options("--adapter", "x", "--out", "kv.bin")), "must end in .safetensors"),
     ],
 )
 def test_what_cannot_be_mapped_is_one_sentence(tiny_sd, call, message):
@@ -139,9 +143,7 @@ def test_what_cannot_be_mapped_is_one_sentence(tiny_sd, call, message):
     assert "\n" not in str(caught.value)
 
 
-def test_missing_adapter_is_one_sentence_and_exit_code_1(tmp_path, monkeypatch, capsys):
-    words = ["export", "--adapter", str(tmp_path), "--out", str(tmp_path / "kv.safetensors")]
-    monkeypatch.setattr(sys, "argv", words)
+def test_missing_adapter_is_one_sentence_and_exit_code_1(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
-        cli(export.main)
+        main(["export", "--adapter", str(tmp_path), "--out", str(tmp_path / "kv.safetensors")])
     assert caught.value.code == 1 and capsys.readouterr().err.startswith("error: ")

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model import sample as generate
+from model import sample
 from model.backbones.variant import load_variant, variant_of
-from runtime.cli import cli
-from tests.model.images.test_segment import photo
-from tests.model.pipeline.test_pipeline import FakeClip
-from tests.world.models import make_adapter
+from runtime.cli import Parser, main
+from tests.world.models import FakeClip, make_adapter
+from tests.world.subject import photo
 
 
 class FakeGroundedSam:
@@ -43,10 +42,10 @@ def workplace(tmp_path, tiny_sd, monkeypatch):
     make_adapter(tiny_sd).save(tmp_path / "adapter", data_hash="d1")
     clip, finder = FakeClip(), FakeGroundedSam(mask)
     variant = load_variant("toybox").model_copy(update={"resolution": 16})
-    monkeypatch.setattr(generate, "load_variant", lambda name: variant)
-    monkeypatch.setattr(generate, "load_diffusion", lambda spec, dtype, device: tiny_sd)
-    monkeypatch.setattr(generate, "load_clip", lambda spec, device: clip)
-    monkeypatch.setattr(generate, "load_grounded_sam", lambda *specs, **settings: finder)
+    monkeypatch.setattr(sample, "load_variant", lambda name: variant)
+    monkeypatch.setattr(sample, "load_diffusion", lambda spec, dtype, device: tiny_sd)
+    monkeypatch.setattr(sample, "load_clip", lambda spec, device: clip)
+    monkeypatch.setattr(sample, "load_grounded_sam", lambda *specs, **settings: finder)
     return SimpleNamespace(folder=tmp_path, clip=clip, finder=finder)
 
 
@@ -56,8 +55,14 @@ def command(folder, *words: str, prompt: str = "a mug on ice", reference: str = 
     return [*fixed, "--device", "cpu", *words]
 
 
+def options(*words: str):
+    parser = Parser()
+    sample.arguments(parser)
+    return parser.parse_args(words)
+
+
 def call(workplace, *words: str, **settings: str) -> Image.Image:
-    generate.run(generate.arguments(command(workplace.folder, *words, **settings)))
+    sample.main(options(*command(workplace.folder, *words, **settings)))
     return Image.open(workplace.folder / "out" / "a.png")
 
 
@@ -91,7 +96,7 @@ def test_variant_is_found_by_the_adapter_s_base_model():
 def test_each_prompt_with_each_seed_is_the_picture_it_is_alone(workplace, capsys):
     words = ["--prompt", "a red mug", "--seed", "3", "5", "--out", str(workplace.folder / "many")]
     mask = ["--mask", str(workplace.folder / "mask.png")]
-    generate.run(generate.arguments(command(workplace.folder, *mask, *words)))
+    sample.main(options(*command(workplace.folder, *mask, *words)))
     made = sorted(path.name for path in (workplace.folder / "many").iterdir())
     assert made == ["0-3.png", "0-5.png", "1-3.png", "1-5.png"]
     assert [line.rpartition("/")[2] for line in capsys.readouterr().out.splitlines()] == made
@@ -113,10 +118,9 @@ def test_each_prompt_with_each_seed_is_the_picture_it_is_alone(workplace, capsys
         ([], {"reference": "adapter/adapter.json"}, "adapter.json: cannot be read as an image"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_1(workplace, words, settings, message, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["generate", *command(workplace.folder, *words, **settings)])
+def test_bad_input_is_one_sentence_and_exit_code_1(workplace, words, settings, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli(generate.main)
+        main(["sample", *command(workplace.folder, *words, **settings)])
     assert stop.value.code == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
@@ -124,5 +128,5 @@ def test_bad_input_is_one_sentence_and_exit_code_1(workplace, words, settings, m
 
 def test_photo_without_the_subject_is_one_sentence(workplace):
     workplace.finder.mask = None
-    with pytest.raises(generate.ModelError, match="no 'mug' was found in the photo; give a mask"):
+    with pytest.raises(sample.ModelError, match="no 'mug' was found in the photo; give a mask"):
         call(workplace)

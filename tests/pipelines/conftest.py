@@ -1,6 +1,5 @@
 """What the tests of the data stages share: the repository's own params, and one Ray for all that need it."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,20 +7,27 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
-from runtime import params
+from runtime.closure import ROOT
+from runtime.params import RunParams, Section, parse
+from tests.world.shard_workers import on_cpus
 
-REPOSITORY = Path(__file__).parents[2]
+T = TypeVar("T", bound=Section)
 
-T = TypeVar("T", bound=params.Section)
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs Ray is slow."""
+    for item in items:
+        if "ray_started" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
 def section() -> Callable[..., Any]:
     """`section("mask", MaskParams, batch_size=2)`: a section of params.yaml with some values changed."""
-    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
     def read(name: str, model: type[T], **changes: Any) -> T:
-        return params.parse(name, {**tree[name], **changes}, model)
+        return parse(name, {**tree[name], **changes}, model)
 
     return read
 
@@ -31,12 +37,9 @@ def ray_started() -> Iterator[None]:
     """Ray with four CPUs, left running between stages: starting it takes longer than most tests that use it."""
     from pipelines.engine import cluster
 
-    run = params.RunParams(
-        workers=4, threads=1, decoders=1, device="cpu", gpus_per_worker=0.0, restarts=3, work=".work"
-    )
-    with pytest.MonkeyPatch.context() as patch:  # Ray's workers find this folder's modules as pytest does
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)]))
-        assert cluster.connect(run)
+    with pytest.MonkeyPatch.context() as patch:  # Ray's workers find the modules of tests as pytest does
+        patch.setenv("PYTHONPATH", str(ROOT))
+        assert cluster.connect(on_cpus(".work", workers=4))
     yield
     import ray
 
@@ -50,12 +53,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def run_params(tmp_path: Path) -> Callable[..., params.RunParams]:
+def run_params(tmp_path: Path) -> Callable[..., RunParams]:
     """`run_params(workers=2)`: how a stage is run, with a work folder of the test's own."""
 
-    def make(workers: int = 1, restarts: int = 3, work: Path = tmp_path / "work") -> params.RunParams:
-        return params.RunParams(
-            workers=workers, threads=1, decoders=1, device="cpu", gpus_per_worker=0.0, restarts=restarts, work=str(work)
-        )
+    def make(workers: int = 1, work: Path = tmp_path / "work", **changes: Any) -> RunParams:
+        return on_cpus(work, workers, **changes)
 
     return make

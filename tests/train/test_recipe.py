@@ -7,7 +7,7 @@ import pydantic
 import pytest
 
 from model.backbones.variant import load_variant
-from runtime.params import load
+from runtime.params import Params
 from tests.world.training import write_world
 from train.recipe import DropParams, ModelParams, TrainParams, input_digest, recipe
 from train.run import backbone
@@ -23,7 +23,7 @@ def test_learning_rate_warms_up_and_follows_its_schedule(params: TrainParams, sc
 
 
 def test_recipe_holds_what_the_weights_depend_on_and_nothing_else(params: TrainParams):
-    model = load("model", ModelParams)
+    model = Params.read().section("model", ModelParams)
     same = recipe(params, model, data="a")
     assert recipe(params.model_copy(update={"checkpoint_every": 7}), model, data="a") == same
     for other in (

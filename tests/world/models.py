@@ -142,3 +142,33 @@ def make_adapter(diffusion: TinyDiffusion, granularity: Granularity = "group", *
 def make_features(batch: int, seed: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, len(FEATURE_LAYERS), FEATURE_TOKENS, FEATURE_WIDTH, generator=generator)
+
+
+def sd15_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+
+
+def sdxl_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+
+
+class FakeClip:
+    """An image encoder that remembers what it was asked."""
+
+    def __init__(self, name: str = "tiny-clip") -> None:
+        self.name, self.seen = name, []
+
+    def hidden_states(self, images, layers):
+        self.seen.append((images, layers))
+        return make_features(len(images))

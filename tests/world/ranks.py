@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,16 +44,15 @@ def run_ranks(
 def rank_main(words: Sequence[str], output: Path, variables: dict[str, str], before: Any) -> None:
     os.environ.update(variables)
     os.chdir(REPOSITORY)
-    sys.argv = ["train.run", *words]
     with output.open("a") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     if before is not None:
         before(int(variables["RANK"]))
-    from runtime.cli import cli
+    from runtime.cli import guarded
     from train import run
 
-    cli(run.main)
+    guarded(lambda: run.main(words))
 
 
 def die_while_saving_the_second_checkpoint(rank: int) -> None:

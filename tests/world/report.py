@@ -145,7 +145,10 @@ def full(sources: sections.Sources, data: Path, fakes: SimpleNamespace) -> secti
         "reference_positive_angle": 20.0,
         "method": "pose",
     }
-    write(data / "curate", "triplets", [triplet])
+    write(data / "pairs", "triplets", [triplet])
+    counts = {"photos": 3, "photos_used": 1, "not_usable": {"border": 1, bad: 1}}
+    counts |= {"subjects_without_photo": 1, "subjects_left_with_one_photo": 2}
+    write_json(data / "pairs" / "metrics.json", counts)
     tile = {"tile_id": "0", "grouping": 0, "group": 0, "values": np.array([1, 0.5, 0.5, 1], np.float16)}
     ids = ["bench/duck", "bench/mug"]
     write(data / "similarity", "similarity", [tile | {"row_subjects": ids, "column_subjects": ids}])

@@ -1,6 +1,7 @@
 """A stage small enough to be killed and counted; Ray's worker processes import it by name.
 
-`python -m shard_workers FOLDER COUNT FATES [WORKERS [WORK]]` runs it as the driver that a test kills or starves.
+`python -m tests.world.shard_workers FOLDER COUNT FATES [WORKERS [WORK]]` runs it as the driver that a test
+kills or starves.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import tables
-from pipelines.curate.stage import CurateWorker
+from pipelines.curate.worker import CurateWorker
 from pipelines.engine import driver
 from pipelines.engine.items import Item
 from pipelines.engine.shards import Rows
-from runtime.cli import cli
+from runtime.cli import guarded
 from runtime.errors import ModelError, UserError
 from runtime.params import RunParams
 
@@ -126,6 +127,12 @@ class SegfaultWorker(CurateWorker):
         return super().examine(subject, photo, *rest)
 
 
+def on_cpus(work: Path | str, workers: int = 1, **changes: Any) -> RunParams:
+    """How a stage is run on CPUs, one for each worker."""
+    settings = {"threads": 1, "decoders": 1, "device": "cpu", "gpus_per_worker": 0.0, "restarts": 3}
+    return RunParams(**settings | {"workers": workers, "work": str(work)} | changes)
+
+
 def item(subject_id: str, fate: str = "", seed: int = 0) -> Item:
     """An item whose fingerprint tells the seed, but not its fate."""
     frame_ids = tuple(f"{subject_id}/{index}" for index in range(FRAMES))
@@ -145,19 +152,20 @@ def run(
     identity: Any = "params",
     dies_at_birth: bool = False,
 ) -> driver.Summary:
-    """Run the stage over `items`."""
+    """Run the stage over `items`, as its one writer."""
     trace.mkdir(parents=True, exist_ok=True)
-    return driver.run_stage(
-        "count",
-        items,
-        partial(EmbeddingWorker, trace, dies_at_birth),
-        identity=identity,
-        kept="embeddings",
-        others=["features"],
-        out=out,
-        run=run_params,
-        shard_items=SHARD_ITEMS,
-    )
+    with driver.sole_writer("count", run_params, out):
+        return driver.run_stage(
+            "count",
+            items,
+            partial(EmbeddingWorker, trace, dies_at_birth),
+            identity=identity,
+            kept="embeddings",
+            others=["features"],
+            out=out,
+            run=run_params,
+            shard_items=SHARD_ITEMS,
+        )
 
 
 def counts(trace: Path) -> dict[str, int]:
@@ -174,19 +182,12 @@ def main() -> None:
     here, count, fates = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
     workers = int(sys.argv[4]) if len(sys.argv) > 4 else 1
     work = sys.argv[5] if len(sys.argv) > 5 else str(here / "work")
-    settings = {
-        "threads": 1,
-        "decoders": 1,
-        "device": "cpu",
-        "gpus_per_worker": 0.0,
-        "restarts": 3,
-    }
     items = some_items(count, {int(number): fate for number, fate in fates.items()})
-    summary = run(items, RunParams(**settings, workers=workers, work=work), here / "out", here / "trace")
+    summary = run(items, on_cpus(work, workers), here / "out", here / "trace")
     driver.report("count", summary, here / "out")
 
 
 if __name__ == "__main__":
-    from tests.world import shard_workers
+    from tests.world import shard_workers  # under its own name: Ray unpickles the worker class by it
 
-    cli(shard_workers.main)
+    guarded(shard_workers.main)

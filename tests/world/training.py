@@ -14,7 +14,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pipelines import tables
-from pipelines.similarity.stage import SimilarityParams, tiles
+from pipelines.similarity.tiles import tiles
+from pipelines.similarity.worker import SimilarityParams
+from runtime.params import Params
 
 CHANNELS, SIDE = 4, 8
 LAYERS, TOKENS, WIDTH = 2, 5, 24
@@ -48,7 +50,7 @@ def write_world(
             triplets.append(triplet(subject, index, noun, three, "pose" if len(photos) > 1 else "augment"))
     encoded = [row["frame_id"] for row in frames if row["frame_id"] != not_encoded]
     tables.write(data / "curate", "frames", tables.from_rows("frames", frames))
-    tables.write(data / "curate", "triplets", tables.from_rows("triplets", triplets))
+    tables.write(data / "pairs", "triplets", tables.from_rows("triplets", triplets))
     write_encoded(data / "encode", encoded, rng)
     subject_ids = sorted(ids, key=tables.path_order)
     return World(data, subject_ids, write_similarity(data / "similarity", subject_ids, group_size, rng))
@@ -162,8 +164,8 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def write_options(folder: Path, variant: Path, data: Path, **train: Any) -> list[str]:
-    """Options of a training command with a tiny adapter; keywords replace values of the train section."""
+def write_overlay(folder: Path, variant: Path, **train: Any) -> Path:
+    """Params of a training with a tiny adapter, to lay over params.yaml; keywords replace values of the train section."""
     values = {"steps": 12, "batch": 8, "warmup": 2, "log_every": 1, "checkpoint_every": 4, "validation": NONE, **train}
     overlay = {
         "backbones": {"variant": str(variant)},
@@ -173,4 +175,14 @@ def write_options(folder: Path, variant: Path, data: Path, **train: Any) -> list
     }
     file = folder / "overlay.yaml"
     file.write_text(yaml.safe_dump(overlay))
-    return ["--params", str(file), "--data", str(data)]
+    return file
+
+
+def write_options(folder: Path, variant: Path, data: Path, **train: Any) -> list[str]:
+    """Options of a training command with the params of `write_overlay`."""
+    return ["--params", str(write_overlay(folder, variant, **train)), "--data", str(data)]
+
+
+def tiny_params(folder: Path, variant: Path, data: Path, **train: Any) -> Params:
+    """What these options say."""
+    return Params.read([str(write_overlay(folder, variant, **train))], data=str(data))

@@ -1,6 +1,6 @@
-"""`python -m two_nodes FOLDER COUNT FATES 2`: the stage of `shard_workers` on two nodes, one of which is taken away.
+"""`python -m tests.world.two_nodes FOLDER COUNT FATES 2`: the stage of `shard_workers` on two nodes.
 
-A worker of each node waits for `FOLDER/gate`; it opens when the second node is gone.
+One of the nodes is taken away. A worker of each node waits for `FOLDER/gate`; it opens when the second node is gone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
-from runtime.cli import cli
+from runtime.cli import guarded
 from tests.world import shard_workers
 
 # A dead node is noticed within seconds, and a slow one is not taken for dead.
@@ -45,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli(main)
+    guarded(main)

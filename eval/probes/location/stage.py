@@ -27,14 +27,14 @@ from model.pipeline.pipeline import build_pipeline
 from pipelines import tables
 from pipelines.photos.roots import Roots, SourceParams
 from runtime.errors import UserError
-from runtime.files import write_json
+from runtime.files import write_metrics
 from runtime.params import Params, Section
 
 PLACE = ("subject_id", "group", "prompt_id", "index")
 """What a picture of the model is known by."""
 DRAWN_WITH = ("steps", "guidance_scale", "strength", "location_masks", "margin", "dtype")
 """Settings of the generate stage without which a picture would not come out as it was."""
-Drawn = tuple[str, dict[str, Any], protocol.Photo]
+Drawn = tuple[str, dict[str, Any], protocol.HeldOutPhoto]
 """class noun, row of the generations table without its image, reference."""
 
 
@@ -94,7 +94,7 @@ def chosen(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return result
 
 
-def tasks(rows: Sequence[dict[str, Any]], subjects: Sequence[protocol.Subject]) -> Iterator[Task]:
+def tasks(rows: Sequence[dict[str, Any]], subjects: Sequence[protocol.HeldOutSubject]) -> Iterator[Task]:
     """Yield the task of each subject.
 
     Raises:
@@ -114,7 +114,7 @@ def tasks(rows: Sequence[dict[str, Any]], subjects: Sequence[protocol.Subject]) 
         yield Task(subject_id, inputs, len(members), work)
 
 
-class MapRecorder:
+class LocationRecorder:
     """Computes the rows of one subject's pictures."""
 
     def __init__(self, params: LocationParams, made_by: GenerateParams, pipeline: Any, side: int, roots: Roots) -> None:
@@ -164,14 +164,14 @@ def load_recorder(
     adapter: Path,
     sources: Sequence[SourceParams],
     device: str,
-) -> MapRecorder:
+) -> LocationRecorder:
     """Return the recorder around the pipeline of the base model and the trained adapter."""
     torch.set_num_threads(made_by.threads)
     diffusion = load_diffusion(variant.diffusion, getattr(torch, made_by.dtype), device)
     trained = Adapter.load(adapter, diffusion.name, diffusion.revision).to(device).eval()
     pipeline = build_pipeline(diffusion, trained, load_clip(variant.image_encoder, device, batch_size=1))
     pipeline.set_progress_bar_config(disable=True)
-    return MapRecorder(params, made_by, pipeline, variant.resolution, Roots(sources))
+    return LocationRecorder(params, made_by, pipeline, variant.resolution, Roots(sources))
 
 
 def check_drawn_with(recorded: Mapping[str, Any], weights: Mapping[str, str], made_by: GenerateParams) -> None:
@@ -216,5 +216,5 @@ def main(params: Params, adapter: str | None = None) -> None:
         run=run,
     )
     maps = tables.count(out, "location_masks")
-    write_json(out / "metrics.json", {"pictures": tally.pictures, "maps": maps})
+    write_metrics(out, {"pictures": tally.pictures, "maps": maps}, {"images": tally.pictures})
     print(f"location: {maps} maps of {tally.pictures} pictures; {tally.seconds:.1f} s")

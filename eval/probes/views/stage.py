@@ -22,7 +22,7 @@ from pipelines import tables
 from pipelines.photos.roots import Roots, SourceParams
 from runtime.digest import digest_files
 from runtime.errors import UserError
-from runtime.files import write_csv, write_json
+from runtime.files import write_csv, write_metrics
 from runtime.params import Params, Section
 from runtime.text import text_table
 
@@ -56,12 +56,12 @@ def chosen_levels(shares: Sequence[float], count: int) -> list[int]:
     return sorted({min(max(round(share * count), 1), count) - 1 for share in shares})
 
 
-def photos_of(subject: protocol.Subject) -> list[protocol.Photo]:
+def photos_of(subject: protocol.HeldOutSubject) -> list[protocol.HeldOutPhoto]:
     """Return the photos with a usable mask."""
     return [photo for photo in subject.photos if photo.quality == "ok"]
 
 
-def tasks(subjects: Sequence[protocol.Subject]) -> Iterator[Task]:
+def tasks(subjects: Sequence[protocol.HeldOutSubject]) -> Iterator[Task]:
     """Yield the task of each subject."""
     for subject in subjects:
         photos = photos_of(subject)
@@ -76,7 +76,7 @@ class ViewEncoder:
         self.params, self.adapter, self.encoder, self.roots = params, adapter, encoder, roots
 
     @torch.no_grad()
-    def __call__(self, subject: protocol.Subject) -> list[dict[str, Any]]:
+    def __call__(self, subject: protocol.HeldOutSubject) -> list[dict[str, Any]]:
         photos = photos_of(subject)
         segments = [protocol.read_segment(self.roots, photo, self.params.margin) for photo in photos]
         features = self.encoder.hidden_states(segments, self.adapter.config.feature_layers).to(self.adapter.device)
@@ -199,7 +199,7 @@ def main(params: Params) -> None:
     )
     metrics, places = measure(out, views)
     write_csv(out / "map.csv", ("subject_id", "frame_id", "level", "x", "y"), places)
-    write_json(out / "metrics.json", metrics)
+    write_metrics(out, metrics, {"auc": (metrics["s_plus"] or {}).get("auc")})
     print(f"views: {tally.pictures} photos of {tally.subjects} subjects; {tally.seconds:.1f} s")
     lines = [("image encoder", metrics["image_encoder"]), ("S+", metrics["s_plus"])]
     lines += [(f"level {int(level) + 1} of {metrics['level_count']}", of) for level, of in metrics["levels"].items()]

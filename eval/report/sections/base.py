@@ -16,8 +16,9 @@ from eval.score.metrics import COPY, MODEL, PROMPT_ONLY, REAL, IntervalParams, R
 from pipelines import tables
 from runtime.errors import UserError
 from runtime.params import Section
+from runtime.stages import stages
 
-STAGES = ("curate", "mask", "similarity", "encode", "train", "generate", "score", "views", "location")
+STAGES = tuple(stage.name for stage in stages().values() if stage.metrics)
 ORACLES = (PROMPT_ONLY, REAL, COPY)
 NAMES = {MODEL: "CustomContrast", PROMPT_ONLY: "prompt only", REAL: "oracle: real photos", COPY: "oracle: copied photo"}
 """Methods as the page calls them; others are called as in the tables."""

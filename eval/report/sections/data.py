@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.protocol.protocol import Photo
+from eval.protocol.protocol import HeldOutPhoto
 from eval.report import charts
 from eval.report.album import present, sample
-from eval.report.sections.base import STAGES, Missing, Sources, need
+from eval.report.sections.base import STAGES, Missing, Sources, need, read_json
 from pipelines import tables
 
 ANGLES = ("reference_target_angle", "reference_positive_angle")
@@ -23,6 +23,8 @@ FLAGS = {
     "several": "another box scores nearly as high",
     "low_score": "the models are unsure",
 }
+NO_MASK = "no_mask"
+"""As `pipelines.pairs` calls a photo without a row of the masks table."""
 NEIGHBOURS = 4  # shown beside a subject: as many as a line of a phone has room for
 
 
@@ -92,7 +94,7 @@ def examples(sources: Sources, folder: Path, reason: str) -> list[dict[str, Any]
     """Return some rows of the rejects table with that reason, each with its photo."""
     rows = (row for row in tables.rows(folder, "rejects") if row["reason"] == reason)
     chosen = sample(rows, "id", sources.params.rejects)
-    photos: dict[str, Photo] = {}
+    photos: dict[str, HeldOutPhoto] = {}
     if any(row["path"] is None for row in chosen) and present(sources.data / "curate", "frames"):
         photos = sources.album.photos(row["id"] for row in chosen)
     return [{**row, "image": sources.album.rejected(row, photos)} for row in chosen]
@@ -100,7 +102,7 @@ def examples(sources: Sources, folder: Path, reason: str) -> list[dict[str, Any]
 
 def triplets(sources: Sources) -> dict[str, Any]:
     """Training samples and the angles between their views."""
-    folder = need(sources.data, "curate", "triplets")
+    folder = need(sources.data, "pairs", "triplets")
     columns = tables.read(folder, "triplets", ["method", "class_name", *ANGLES])
     by_method = tables.count_by(columns["method"].to_pylist())
     by_class = tables.count_by(columns["class_name"].to_pylist())
@@ -130,6 +132,8 @@ def triplets(sources: Sources) -> dict[str, Any]:
         "by_method": by_method,
         "classes": len(by_class),
         "largest_class": next(iter(by_class.items()), None),
+        "counts": read_json(folder / "metrics.json", "pairs"),
+        "reasons": {**FLAGS, **tables.REJECT_REASONS, NO_MASK: "no mask was found"},
         "chart": chart,
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from eval.protocol.protocol import RECONSTRUCTION
-from eval.report.album import Album, Picture, inline, sample
+from eval.report.album import Album, InlineImage, inline, sample
 from eval.report.sections.base import (
     TITLES,
     Key,
@@ -187,7 +187,7 @@ def misses(sources: Sources) -> dict[str, Any]:
     }
 
 
-def generated(png: bytes, side: int) -> Picture:
+def generated(png: bytes, side: int) -> InlineImage:
     """Return a generated picture as a data URI."""
     return inline(Image.open(io.BytesIO(png)).convert("RGB"), side)
 
@@ -209,7 +209,7 @@ def _cards(sources: Sources, rows: list[Row]) -> dict[Key, dict[str, Any]]:
     }
 
 
-def _segments(sources: Sources, rows: list[Row]) -> dict[str, Picture | None]:
+def _segments(sources: Sources, rows: list[Row]) -> dict[str, InlineImage | None]:
     """Return the segmented reference of each picture, for a corner of it, by frame_id."""
     album = Album(sources.data, sources.album.roots, max(sources.params.side // CORNER, 16))
     photos = album.photos({row["reference"] for row in rows})

@@ -1,7 +1,6 @@
 import io
 import json
 import re
-import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,20 +12,24 @@ from PIL import Image
 
 from eval.generate import methods
 from eval.generate import stage as generate
+from eval.generate.generator import Generator
+from eval.generate.generator import works as works_of
+from eval.generate.params import GenerateParams
 from eval.protocol import protocol
+from eval.protocol.plan import plan_of
 from eval.tasks.resume import Tally, run_tasks
 from model.backbones.variant import load_variant
 from pipelines import tables
 from runtime.errors import UserError
 from runtime.lock import exclusive
-from runtime.params import load
+from runtime.params import Params
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
 def params(protocol_params):
-    return generate.GenerateParams(
+    return GenerateParams(
         methods=["customcontrast"],
         protocol=protocol_params,
         steps=2,
@@ -47,15 +50,15 @@ def make(data, roots, run, params, fakes):
 
     def make(painters, out="generate", run=run, several=True, **override):
         painters = painters if isinstance(painters, dict) else {"customcontrast": painters}
-        plan = generate.plan_of(data, params.protocol.model_copy(update=override))
-        works = [work for name in painters for work in plan.work(name, several)]
+        plan = plan_of(data, params.protocol.model_copy(update=override))
+        works = [work for name in painters for work in works_of(plan, name, several)]
         return run_tasks(
             "generate",
             "generations",
             generate.tasks(works, dict.fromkeys(painters, "x")),
             10,
             identity="x",
-            start=lambda: generate.Generator(params, painters.__getitem__, fakes.side, roots),
+            start=lambda: Generator(params, painters.__getitem__, fakes.side, roots),
             out=data / out,
             run=run,
         )
@@ -83,7 +86,7 @@ def test_a_subject_without_a_usable_mask_is_left_out_and_the_others_get_every_pr
 def test_a_reference_of_nobody_who_is_held_out_is_one_sentence(data, protocol_params):
     strange = protocol_params.model_copy(update={"references": {"duck": "bench/duck/00"}})
     with pytest.raises(UserError, match=r"references names 'duck', which is no held-out subject; they are bench/duck"):
-        generate.plan_of(data, strange)
+        plan_of(data, strange)
 
 
 def test_pictures_of_one_subject_are_drawn_in_batches(make, fakes):
@@ -111,7 +114,7 @@ def test_a_further_method_costs_only_itself(make, fakes):
 
 def test_one_painter_is_held_at_a_time(params, roots):
     loaded = []
-    generator = generate.Generator(params, lambda name: loaded.append(name) or name, 24, roots)
+    generator = Generator(params, lambda name: loaded.append(name) or name, 24, roots)
     assert [generator.painter(name) for name in ("a", "a", "b", "a")] == ["a", "a", "b", "a"]
     assert loaded == ["a", "b", "a"]
 
@@ -237,8 +240,8 @@ def test_processes_are_given_the_cpu_or_a_gpu_each(monkeypatch):
 
 
 def test_report_tells_by_method_what_was_made(data, params, capsys):
-    plan = generate.plan_of(data, params.protocol)
-    works = [work for name in ("customcontrast", "prompt_only") for work in plan.work(name, True)]
+    plan = plan_of(data, params.protocol)
+    works = [work for name in ("customcontrast", "prompt_only") for work in works_of(plan, name, True)]
     generate.report(data / "generate", plan, works, Tally(subjects=4, pictures=20))
     written = json.loads((data / "generate" / "metrics.json").read_text())
     assert (written["subjects"], written["subjects_without_mask"], written["pictures"]) == (2, 1, 20)
@@ -256,12 +259,10 @@ def stage(data, tmp_path, monkeypatch):
     (tmp_path / "sources.yaml").write_text(json.dumps({"sources": [source]}))
     monkeypatch.chdir(ROOT)
 
-    def stage(*settings, options=()):
+    def stage(*settings, **options):
         fixed = ["run.device=cpu", f"run.work={tmp_path / 'work'}", "generate.processes=1"]
-        words = [word for setting in (*fixed, *settings) for word in ("--set", setting)]
-        words += ["--data", str(data), "--params", str(tmp_path / "sources.yaml"), *options]
-        monkeypatch.setattr(sys, "argv", ["generate", *words])
-        generate.main()
+        params = Params.read([str(tmp_path / "sources.yaml")], [*fixed, *settings], str(data))
+        generate.main(params, **options)
         return json.loads((data / "generate" / "protocol.json").read_text())
 
     return stage
@@ -297,7 +298,7 @@ def test_the_protocols_id_is_that_of_its_parts_and_knows_no_method(stage, data, 
         stage("generate.methods=[theirs:load]")["id"],
         stage("generate.methods=[theirs:load, theirs:again]", "generate.steps=3")["id"],
     }
-    assert ids == {generate.plan_of(data, load("generate", generate.GenerateParams).protocol).id("first", 64)}
+    assert ids == {plan_of(data, Params.read().section("generate", GenerateParams).protocol).id("first", 64)}
     assert stage("generate.methods=[theirs:load]", "generate.protocol.reference=leave_one_out")["id"] not in ids
 
 
@@ -307,7 +308,7 @@ def test_a_method_listed_twice_and_an_untrained_adapter_are_one_sentence(stage, 
     with pytest.raises(UserError, match=r"holds no adapter .* run the train stage first"):
         stage("generate.methods=[customcontrast]")
     with pytest.raises(UserError, match="elsewhere holds no adapter"):
-        stage("generate.methods=[customcontrast]", options=("--adapter", str(tmp_path / "elsewhere")))
+        stage("generate.methods=[customcontrast]", adapter=str(tmp_path / "elsewhere"))
 
 
 def test_a_method_is_hashed_with_the_file_it_is_written_in(tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ def test_pictures_are_of_different_subjects_and_groups_and_never_of_pairs():
 
 def test_rows_hold_the_map_as_bytes(data, roots):
     made_by = SimpleNamespace(margin=0.0)
-    recorder = location.MapRecorder(location.LocationParams(pictures=1, steps=2), made_by, None, 8, roots)
+    recorder = location.LocationRecorder(location.LocationParams(pictures=1, steps=2), made_by, None, 8, roots)
     recorder.draw = lambda segment, noun, prompt, seed, **callbacks: sampler([0.0, 0.5, 1.0])(**callbacks)
     (task,) = location.tasks([row("duck", "scene", 0)], protocol.held_out(data))
     rows = recorder(task.payload)

@@ -249,8 +249,8 @@ def test_dreambench_as_published_is_3000_pictures_of_30_subjects(real_data, prot
         rows.setdefault(prompt.subject_id, []).append(vars(prompt))
     mask = {"quality": "ok", "rle": b""}
     subjects = [
-        protocol.Subject(
-            s.subject_id, s.class_name, tuple(protocol.Photo(p.frame_id, s.source, p.path, "", mask) for p in s.photos)
+        protocol.HeldOutSubject(
+            s.subject_id, s.class_name, tuple(protocol.HeldOutPhoto(p.frame_id, s.source, p.path, "", mask) for p in s.photos)
         )
         for s in source.subjects()
     ]

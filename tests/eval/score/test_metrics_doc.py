@@ -13,10 +13,10 @@ import yaml
 from eval.protocol.protocol import held_out
 from eval.score import measures
 from eval.score.scorer import ScoreParams, Scorer
-from eval.score.views import Picture, Work
+from eval.score.views import ScoredImage, ScoringWork
 from runtime.params import parse
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOC = (ROOT / "docs" / "metrics.md").read_text()
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())["score"]
 
@@ -28,8 +28,8 @@ def test_example_of_a_metric_is_scored(data, roots, fakes, monkeypatch):
     params = parse("score", PARAMS | {"metrics": ["colourfulness"]}, ScoreParams)
     image, _ = fakes.draw((255, 0, 0), 0, (90, 90, 90))
     subject = held_out(data)[0]
-    pictures = (Picture("scene", 0, 0, "a duck", (), {"image": fakes.png(image)}, {"segmented": False}),)
-    work = Work("mine", subject, subject.photos, pictures, False)
+    pictures = (ScoredImage("scene", 0, 0, "a duck", (), {"image": fakes.png(image)}, {"segmented": False}),)
+    work = ScoringWork("mine", subject, subject.photos, pictures, False)
     (row,) = Scorer(params, fakes.Models(), roots, 0)((work, "colourfulness"))
     share = np.all(np.asarray(image) == (255, 0, 0), axis=-1).mean()
     assert (row["method"], row["metric"]) == ("mine", "colourfulness")

@@ -13,7 +13,7 @@ from runtime.errors import UserError
 
 WORKERS = """
 import os, signal, time
-from params import UserError
+from runtime.errors import UserError
 
 def start(name):
     with open(name, "a") as log:

@@ -41,11 +41,6 @@ SAM_SIZES = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def photos() -> list[Image.Image]:
     """Nine noisy photos of several shapes; the first two are equally large."""

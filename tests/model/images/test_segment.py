@@ -10,17 +10,7 @@ from PIL import Image
 
 from model.images.segment import alpha_mask, mask_box, on_white, place_on_white, square_crop
 from runtime.errors import ModelError
-
-RED = (200, 10, 10)
-
-
-def photo(width: int = 40, height: int = 30, box: tuple[int, int, int, int] = (5, 10, 25, 20)):
-    """A red subject on green, and its mask."""
-    mask = np.zeros((height, width), dtype=bool)
-    left, upper, right, lower = box
-    mask[upper:lower, left:right] = True
-    pixels = np.where(mask[..., None], RED, (0, 120, 0)).astype(np.uint8)
-    return Image.fromarray(pixels), mask
+from tests.world.subject import RED, photo
 
 
 def subject_pixels(image: Image.Image) -> np.ndarray:

@@ -14,10 +14,11 @@ from PIL import Image
 
 from model.backbones.variant import load_variant
 from model.images.references import segment_photo
-from model.pipeline.pipeline import CustomContrastPipeline, CustomContrastXLPipeline, build_pipeline
+from model.methods.customcontrast.sampling import subject_tokens
+from model.pipeline import CustomContrastPipeline, CustomContrastXLPipeline, build_pipeline
 from runtime.errors import ModelError
-from tests.model.images.test_segment import photo
-from tests.world.models import FEATURE_LAYERS, TinyDiffusion, make_adapter, make_features, tiny_sd, tokenizer
+from tests.world.models import FEATURE_LAYERS, FakeClip, TinyDiffusion, make_adapter, make_features, tiny_sd, tokenizer
+from tests.world.subject import photo
 
 KINDS = ["tiny_sd", "tiny_sdxl"]
 
@@ -181,17 +182,6 @@ def test_every_variant_of_the_encoder_draws(diffusion, switches):
     assert picture.shape == (1, 3, 16, 16) and torch.isfinite(picture).all()
 
 
-class FakeClip:
-    """An image encoder that remembers what it was asked."""
-
-    def __init__(self, name: str = "tiny-clip") -> None:
-        self.name, self.seen = name, []
-
-    def hidden_states(self, images, layers):
-        self.seen.append((images, layers))
-        return make_features(len(images))
-
-
 def test_photos_go_through_the_image_encoder_and_come_out_as_pictures(diffusion):
     encoder, photo = FakeClip(), Image.new("RGB", (20, 20), "white")
     out = pipeline(diffusion, encoder)("a mug", photo, "mug", num_inference_steps=2).images
@@ -225,8 +215,8 @@ def test_tokens_of_several_photos_of_a_subject_are_averaged(tiny_sd):
     steps = torch.tensor([800, 200])
     three = make_features(3)
     ours.image_encoder.hidden_states = lambda images, layers: three[: len(images)]
-    found = ours.encode_subjects([[white, white], white], ["mug", "dog"], steps)
-    alone = ours.encode_subjects(three, ["a", "b", "c"], steps)
+    found = subject_tokens(ours.adapter, *ours.hidden_states([[white, white], white], 2), steps)
+    alone = subject_tokens(ours.adapter, *ours.hidden_states(three, 3), steps)
     for averaged, every in ((found.visual_tokens, alone.visual_tokens), (found.s_plus[0], alone.s_plus[0])):
         torch.testing.assert_close(averaged, torch.stack([(every[0] + every[1]) / 2, every[2]]))
 
@@ -359,8 +349,8 @@ def test_offloaded_encoder_reads_pseudo_words_on_the_device_it_computes_on(diffu
 def test_steps_share_the_text_of_the_first_of_them(tiny_sd, every):
     ours = pipeline(tiny_sd)
     asked = []
-    encode = ours.encode_subjects
-    ours.encode_subjects = lambda *given: asked.append(given[2].tolist()) or encode(*given)  # type: ignore[method-assign]
+    encode = ours.adapter.mfi.at_timesteps
+    ours.adapter.mfi.at_timesteps = lambda *given: asked.append(given[1].tolist()) or encode(*given)
     settings = {"num_inference_steps": 5, "text_every": every}
     pictures = [draw(ours, "a mug", make_features(1), "mug", text_batch=size, **settings) for size in (1, 256)]
     ours.scheduler.set_timesteps(5)

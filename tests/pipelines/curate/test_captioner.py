@@ -11,7 +11,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 from model.prompt import noun_ends
 from pipelines.curate.captioner import Captioner
 from pipelines.curate.captions import CaptionerParams
-from pipelines.curate.stage import CurateParams, CurateWorker
+from pipelines.curate.worker import CurateParams, CurateWorker
 from pipelines.photos.roots import SourceParams
 from pipelines.sources import Photo, Subject
 from runtime.errors import ModelError

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from model.prompt import noun_ends
 from pipelines.curate.captions import CaptionParams, caption, place
-from pipelines.curate.stage import CurateParams
+from pipelines.curate.worker import CurateParams
 from runtime.errors import UserError
 
 

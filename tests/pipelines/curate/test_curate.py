@@ -1,61 +1,38 @@
 """The curate worker on a small folder of good and bad photos, without Ray."""
 
-import io
 import os
-import struct
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from pipelines import tables
 from pipelines.curate import stage as curate
-from pipelines.curate.stage import CurateParams, CurateWorker, pack, unpack
+from pipelines.curate.worker import CurateParams, CurateWorker, pack, unpack
 from pipelines.engine import subjects
 from pipelines.mask import stage as mask
 from pipelines.photos.roots import Root, SourceParams
 from pipelines.sources import Pose, open_source
-
-
-def photo(seed: int, width: int = 120, height: int = 90) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    blocks = rng.integers(30, 226, (height // 6 + 1, width // 6 + 1, 3)).repeat(6, 0).repeat(6, 1)
-    return Image.fromarray(blocks[:height, :width].astype(np.uint8))
-
-
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind)
-    return stream.getvalue()
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that declares a size and ends where its pixels would begin."""
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
-    return head + struct.pack(">I", 1000) + b"IDAT"
-
+from tests.world.photos import blocks, encoded, png_header
 
 PHOTOS = {
-    "mug/red/0.png": encoded(photo(0)),
-    "mug/red/1.png": encoded(photo(1)),
-    "mug/red/2.jpg": encoded(photo(2), "JPEG"),
+    "mug/red/0.png": encoded(blocks(0)),
+    "mug/red/1.png": encoded(blocks(1)),
+    "mug/red/2.jpg": encoded(blocks(2), "JPEG"),
     "mug/red/blurred.png": encoded(Image.linear_gradient("L")),
-    "mug/red/copy.png": encoded(photo(1).resize((100, 75))),
-    "mug/red/cut.jpg": encoded(photo(4), "JPEG")[:900],
+    "mug/red/copy.png": encoded(blocks(1).resize((100, 75))),
+    "mug/red/cut.jpg": encoded(blocks(4), "JPEG")[:900],
     "mug/red/empty.png": b"",
     "mug/red/huge.png": png_header(20_000, 8_000),
-    "mug/red/long.png": encoded(photo(5, 400, 70)),
+    "mug/red/long.png": encoded(blocks(5, 400, 70)),
     "mug/red/notes.txt": b"not a photo",
-    "mug/red/small.png": encoded(photo(6, 60, 60)),
+    "mug/red/small.png": encoded(blocks(6, 60, 60)),
     "mug/red/text.png": b"not a photo either",
     "mug/red/white.png": encoded(Image.new("RGB", (100, 100), "white")),
-    "mug/blue/0.png": encoded(photo(7)),
+    "mug/blue/0.png": encoded(blocks(7)),
     "mug/blue/1.png": b"",
-    "pen/one/0.png": encoded(photo(8)),
+    "pen/one/0.png": encoded(blocks(8)),
 }
 REASONS = {
     "mug/red/blurred": "blurred",
@@ -161,7 +138,7 @@ def test_fingerprint_changes_with_a_photo_and_with_its_metadata(source):
     first = curate.fingerprint(subject, root)
     assert first == curate.fingerprint(subject, Root(source.root))
     assert first != curate.fingerprint(replace(subject, class_name="cup"), root)
-    Path(source.root, subject.photos[0].path).write_bytes(encoded(photo(99)))
+    Path(source.root, subject.photos[0].path).write_bytes(encoded(blocks(99)))
     assert first != curate.fingerprint(subject, root)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipelines import tables
 from pipelines.curate import duplicates
+from tests.world.tables import frame
 
 RNG = np.random.default_rng(0)
 A, B, C = (RNG.bytes(32) for _ in range(3))
@@ -23,13 +24,9 @@ def flipped(phash: bytes, *bits: int) -> bytes:
 
 def frames(*rows: tuple):
     """(frame_id, hash[, split[, path]]) rows of the frames table."""
-    full = dict.fromkeys(tables.spec("frames").columns) | {"source": "s", "caption": "a mug", "class_name": "mug"}
-    full |= {"caption_origin": "template", "noun_start": 2, "noun_end": 5, "width": 9, "height": 9}
-    full |= {"sha256": "", "sharpness": 1.0, "split": "train"}
     made = []
     for frame_id, phash, *more in rows:
-        row = full | {"frame_id": frame_id, "subject_id": frame_id.rpartition("/")[0], "phash": phash, "path": frame_id}
-        made.append(row | dict(zip(("split", "path"), more, strict=False)))
+        made.append(frame(frame_id, phash=phash, **dict(zip(("split", "path"), more, strict=False))))
     return tables.from_rows("frames", made)
 
 
@@ -148,12 +145,3 @@ def test_nothing_to_compare_drops_nothing(tmp_path, rows):
     tables.write(tmp_path, "rejects", tables.from_rows("rejects", []))
     duplicates.drop(tmp_path, 8, 2, {"s/a": 1})
     assert tables.read(tmp_path, "frames").num_rows == len(rows)
-
-
-def test_of_subjects_that_look_the_same_the_first_stays():
-    """c repeats b, which repeats a: b goes, and c, which is like no subject that stays, does not."""
-    ids = ["a", "b", "c", "d"]
-    pairs, cosines = np.array([[1, 2], [0, 1]]), np.array([0.98, 0.99])
-    assert duplicates.same_subjects(ids, pairs, cosines, set()) == {"b": ("a", 0.99)}
-    assert duplicates.same_subjects(ids, pairs, cosines, {"c"}) == {"b": ("c", 0.98)}
-    assert duplicates.same_subjects(ids, pairs[:0], cosines[:0], set()) == {}

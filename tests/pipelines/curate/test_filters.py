@@ -3,7 +3,6 @@
 import io
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,20 +11,14 @@ from PIL import Image, ImageFilter
 from pipelines import tables
 from pipelines.curate import filters
 from pipelines.curate.filters import Candidate
-from pipelines.curate.stage import CurateParams
+from pipelines.curate.worker import CurateParams
 from pipelines.sources.base import ATTRIBUTES, Photo
+from tests.world.photos import blocks, encoded
 
 
 @pytest.fixture(scope="module")
 def limits(section) -> filters.FilterParams:
     return section("curate", CurateParams).filters
-
-
-def photo(width: int = 120, height: int = 90, seed: int = 0) -> Image.Image:
-    """Coloured blocks of 6 px with some noise: edges, contrast, middle brightness."""
-    rng = np.random.default_rng(seed)
-    blocks = rng.integers(30, 226, (height // 6 + 1, width // 6 + 1, 3)).repeat(6, 0).repeat(6, 1)[:height, :width]
-    return Image.fromarray((blocks + rng.integers(-9, 10, blocks.shape)).clip(0, 255).astype(np.uint8))
 
 
 def candidate(image: Image.Image, side: int = 256) -> Candidate:
@@ -41,12 +34,12 @@ def flat(value: int) -> Image.Image:
 
 
 BROKEN: dict[str, tuple[Callable, Callable[[], Candidate]]] = {
-    "too small": (filters.too_small, lambda: candidate(photo(180, 63))),
-    "too long": (filters.bad_aspect, lambda: candidate(photo(400, 100))),
+    "too small": (filters.too_small, lambda: candidate(blocks(width=180, height=63))),
+    "too long": (filters.bad_aspect, lambda: candidate(blocks(width=400, height=100))),
     "black": (filters.bad_exposure, lambda: candidate(flat(2))),
     "white": (filters.bad_exposure, lambda: candidate(flat(253))),
     "fog": (filters.bad_exposure, lambda: candidate(flat(128))),
-    "out of focus": (filters.blurred, lambda: candidate(photo().filter(ImageFilter.GaussianBlur(12)))),
+    "out of focus": (filters.blurred, lambda: candidate(blocks().filter(ImageFilter.GaussianBlur(12)))),
 }
 BROKEN_BOXES: dict[str, tuple[Callable, Photo]] = {
     "tiny": (filters.subject_small, boxed(0.5, 0.5, 0.59, 0.6)),
@@ -91,7 +84,14 @@ def test_every_attribute_can_rule_a_box_out_and_has_a_reason(limits):
 
 
 @pytest.mark.parametrize(
-    "image", [photo(), photo(64, 64), photo(300, 100), photo().filter(ImageFilter.GaussianBlur(1)), photo(2000, 1500)]
+    "image",
+    [
+        blocks(),
+        blocks(width=64, height=64),
+        blocks(width=300, height=100),
+        blocks().filter(ImageFilter.GaussianBlur(1)),
+        blocks(width=2000, height=1500),
+    ],
 )
 def test_good_photo_passes_every_filter(image, limits):
     assert filters.first_reason(candidate(image), filters.OF_PIXELS, limits) is None
@@ -113,7 +113,7 @@ def test_good_annotation_passes_every_filter(good, limits):
 
 def test_thresholds_are_limits_that_still_pass(limits):
     exact = limits.model_copy(update={"min_side": 90, "max_aspect": 120 / 90})
-    assert filters.first_reason(candidate(photo()), filters.OF_PIXELS, exact) is None
+    assert filters.first_reason(candidate(blocks()), filters.OF_PIXELS, exact) is None
     exact = limits.model_copy(update={"min_subject_area": 0.25, "max_subject_area": 0.25, "max_instances": 3})
     assert filters.first_reason(boxed(0.0, 0.0, 0.5, 0.5, instances=3), filters.OF_ANNOTATIONS, exact) is None
 
@@ -124,28 +124,26 @@ def test_first_broken_filter_is_the_reason(limits):
 
 
 def test_sharpness_does_not_depend_on_the_resolution_of_a_large_photo(limits):
-    large = photo(600, 480).resize((1200, 960), Image.Resampling.LANCZOS)
+    large = blocks(width=600, height=480).resize((1200, 960), Image.Resampling.LANCZOS)
     small = large.resize((600, 480), Image.Resampling.LANCZOS)
     measured = [candidate(image, side=limits.sharpness_side).sharpness for image in (large, small)]
     assert measured[0] == pytest.approx(measured[1], rel=0.25)
 
 
 def test_small_photo_is_not_enlarged_before_sharpness_is_measured():
-    assert candidate(photo(70, 64)).grey.shape == (64, 70)
-    assert candidate(photo(1024, 512)).grey.shape == (256, 512)
+    assert candidate(blocks(width=70, height=64)).grey.shape == (64, 70)
+    assert candidate(blocks(width=1024, height=512)).grey.shape == (256, 512)
 
 
 @pytest.mark.parametrize("again", ["smaller", "worse", "both"])
 def test_photo_saved_again_is_the_same_picture_and_another_is_not(again, limits):
-    image = photo(240, 180, seed=1).filter(ImageFilter.GaussianBlur(2))
-    seen = {"a/0": candidate(photo(240, 180)).phash, "a/1": candidate(image).phash}
+    image = blocks(1, 240, 180).filter(ImageFilter.GaussianBlur(2))
+    seen = {"a/0": candidate(blocks(width=240, height=180)).phash, "a/1": candidate(image).phash}
     saved = image.resize((120, 90), Image.Resampling.LANCZOS) if again != "worse" else image
     if again != "smaller":
-        stream = io.BytesIO()
-        saved.save(stream, "JPEG", quality=60)
-        saved = Image.open(stream)
+        saved = Image.open(io.BytesIO(encoded(saved, "JPEG", quality=60)))
     assert filters.near_duplicate(candidate(saved).phash, seen, limits.duplicate_bits) == "a/1"
-    assert filters.near_duplicate(candidate(photo(seed=2)).phash, seen, limits.duplicate_bits) is None
+    assert filters.near_duplicate(candidate(blocks(2)).phash, seen, limits.duplicate_bits) is None
     assert filters.near_duplicate(candidate(saved).phash, {}, limits.duplicate_bits) is None
 
 

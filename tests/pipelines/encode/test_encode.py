@@ -8,22 +8,15 @@ import torch
 from PIL import Image
 
 from model.backbones.variant import load_variant
+from model.images.inputs import encode_latents, shrink
 from model.images.segment import on_white, square_crop
 from pipelines import tables
-from pipelines.encode.stage import (
-    EncodeParams,
-    EncodeWorker,
-    Needed,
-    Sizes,
-    encode_latents,
-    photos_in_shard,
-    shrink,
-    sizes,
-    within_budget,
-)
+from pipelines.encode.needs import Needed, Sizes, photos_in_shard, sizes, within_budget
+from pipelines.encode.worker import EncodeParams, EncodeWorker
 from pipelines.photos.roots import SourceParams
 from runtime.errors import ModelError
 from tests.world import models as tiny_models
+from tests.world.tables import MASK, mask, triplet, write
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +31,12 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def worker(section, photos) -> EncodeWorker:
-    torch.set_num_threads(1)
     source = SourceParams(name="own", layout="folder", root=str(photos), split="train")
     return EncodeWorker(section("encode", EncodeParams, batch_size=4), "toybox", [source], "cpu")
 
 
-def shape() -> np.ndarray:
-    mask = np.zeros((72, 96), dtype=bool)
-    mask[12:60, 20:50] = True
-    return mask
-
-
 def frame(number: int = 0, single: bool = False, target: bool = True, given: bool = True) -> dict:
-    extra = {"rle": tables.encode_mask(shape()), "height": 72, "width": 96, "single": single}
+    extra = {"rle": tables.encode_mask(MASK), "height": 72, "width": 96, "single": single}
     extra |= {"target": target, "input": given}
     row = {"frame_id": f"s/a/{number}", "subject_id": "s/a", "source": "own", "path": f"{number}.png"}
     return row | {"extra": extra}
@@ -98,8 +84,8 @@ def test_shrunk_mask_keeps_the_area():
 
 def test_first_augmentation_is_the_plain_segment(worker):
     image = Image.open(worker.roots["own"].url + "/0.png")
-    plain = on_white(image, shape(), margin=worker.params.margin)
-    assert np.array_equal(np.asarray(worker.augment(frame(), image, shape(), 0)), np.asarray(plain))
+    plain = on_white(image, MASK, margin=worker.params.margin)
+    assert np.array_equal(np.asarray(worker.augment(frame(), image, MASK, 0)), np.asarray(plain))
 
 
 def test_augmentations_are_the_same_each_time_and_differ_by_index_and_frame(worker):
@@ -107,7 +93,7 @@ def test_augmentations_are_the_same_each_time_and_differ_by_index_and_frame(work
     pictures = {}
     for key in [(n, index, single) for n in (0, 1) for index in (1, 2) for single in (False, True)]:
         number, index, single = key
-        first, again = (worker.augment(frame(number, single), image, shape(), index) for _ in range(2))
+        first, again = (worker.augment(frame(number, single), image, MASK, index) for _ in range(2))
         assert np.array_equal(np.asarray(first), np.asarray(again))
         assert first.size == (worker.variant.resolution,) * 2
         pictures[key] = first.tobytes()
@@ -129,7 +115,7 @@ def test_rows_do_not_depend_on_the_photos_that_come_along(worker):
 def test_latents_row_holds_the_crops_latent_and_mask(worker):
     (rows,) = worker.compute([[frame(1)]])
     (row,) = rows["latents"]
-    image, mask = square_crop(Image.open(worker.roots["own"].url + "/1.png"), shape(), worker.variant.resolution)
+    image, mask = square_crop(Image.open(worker.roots["own"].url + "/1.png"), MASK, worker.variant.resolution)
     sizes = (row["channels"], row["height"], row["width"])
     latent = encode_latents(worker.vae, [image], worker.params.batch_size, "cpu")
     assert np.array_equal(row["latent"].reshape(sizes), latent[0].astype(np.float16))
@@ -139,59 +125,45 @@ def test_latents_row_holds_the_crops_latent_and_mask(worker):
 def test_features_row_holds_the_chosen_layers(worker):
     (rows,) = worker.compute([[frame(1)]])
     row = rows["features"][0]
-    view = worker.augment(frame(1), Image.open(worker.roots["own"].url + "/1.png"), shape(), 0)
+    view = worker.augment(frame(1), Image.open(worker.roots["own"].url + "/1.png"), MASK, 0)
     hidden = worker.encoder.hidden_states([view], worker.variant.image_encoder.layers)[0]
     assert (row["layers"], row["tokens"], row["width"]) == tuple(hidden.shape)
     assert np.allclose(row["hidden"], hidden.reshape(-1).numpy(), rtol=1e-2, atol=1e-3)
 
 
-def write_triplets(folder, triplets: list[tuple[str, str, str, str]]) -> None:
-    rows = [
-        {"triplet_id": f"s/a/{n:03d}", "subject_id": "s/a", "class_name": "mug", "method": method}
-        | {"reference": r, "positive": p, "target": t}
-        | {"reference_target_angle": None, "reference_positive_angle": None}
-        for n, (r, p, t, method) in enumerate(triplets)
-    ]
-    tables.write(folder, "triplets", tables.from_rows("triplets", rows))
+@pytest.fixture
+def chosen(tmp_path):
+    """Folders of the triplets and the masks tables: two triplets, and masks of more photos than they hold."""
+    ids, unusable = ("s/a/0", "s/a/1", "s/a/2", "s/a/3", "s/a/4", "s/b/0"), "s/a/3"
+    write(tmp_path / "mask", "masks", [mask(i, quality="border" if i == unusable else "ok") for i in ids])
+    single = triplet("s/b/000", "s/b/0", "s/b/0", "s/b/0", method="augment")
+    write(tmp_path / "pairs", "triplets", [triplet("s/a/000", "s/a/0", "s/a/1", "s/a/2"), single])
+    return tmp_path / "pairs", tmp_path / "mask"
 
 
-def write_masks(folder, qualities: dict[str, str]) -> None:
-    rows = [
-        {"frame_id": frame_id, "phrase": "mug", "method": "annotated", "box": [0.0, 0.0, 1.0, 1.0], "score": 1.0}
-        | {"height": 72, "width": 96, "rle": tables.encode_mask(shape()), "mask_score": 1.0, "area": 0.2}
-        | {"border_contact": 0.0, "quality": quality}
-        for frame_id, quality in qualities.items()
-    ]
-    tables.write(folder, "masks", tables.from_rows("masks", rows))
+def test_photos_of_triplets_are_encoded_by_their_roles_and_no_others(section, chosen):
+    pairs, masks = chosen
 
+    def wanted(**switches) -> dict[str, dict]:
+        params = section("encode", EncodeParams, **switches)
+        return dict(Needed.read(pairs, masks, params).wanted(params, masks))
 
-def test_triplet_is_dropped_whole_where_one_of_its_masks_is_unusable(section, tmp_path):
-    write_masks(tmp_path / "mask", {"s/0": "ok", "s/1": "ok", "s/2": "ok", "s/3": "border", "s/5": "ok"})
-    triplets = [
-        ("s/0", "s/1", "s/2", "pose"),
-        ("s/0", "s/1", "s/3", "pose"),
-        ("s/3", "s/1", "s/2", "pose"),
-        ("s/0", "s/4", "s/2", "pose"),
-        ("s/5", "s/5", "s/5", "augment"),
-    ]
-    write_triplets(tmp_path / "curate", triplets)
-    needed = Needed.read(tmp_path / "curate", tmp_path / "mask")
-    assert needed.dropped == 3
+    def roles(**switches) -> dict[str, tuple]:
+        return {name: (row["input"], row["target"], row["single"]) for name, row in wanted(**switches).items()}
 
-    def wanted(**switches: bool) -> dict[str, dict]:
-        return dict(needed.wanted(section("encode", EncodeParams, **switches), tmp_path / "mask"))
-
-    both = wanted(latents=True, hidden_states=True)
-    assert {name: (row["input"], row["target"], row["single"]) for name, row in both.items()} == {
-        "s/0": (True, False, False),
-        "s/1": (True, False, False),
-        "s/2": (False, True, False),
-        "s/5": (True, True, True),
+    two = ("reference", "positive")
+    assert roles(inputs=two) == {
+        "s/a/0": (True, False, False),
+        "s/a/1": (True, False, False),
+        "s/a/2": (False, True, False),
+        "s/b/0": (True, True, True),
     }
-    assert both["s/0"]["rle"] == tables.encode_mask(shape())
-    assert list(wanted(latents=False, hidden_states=True)) == ["s/0", "s/1", "s/5"]
-    assert list(wanted(latents=True, hidden_states=False)) == ["s/2", "s/5"]
-    assert not wanted(latents=True, hidden_states=False)["s/5"]["input"]
+    assert roles(inputs=(*two, "target"))["s/a/2"] == (True, True, False)
+    assert wanted()["s/a/0"]["rle"] == tables.encode_mask(MASK)
+    assert list(wanted(inputs=two, latents=False)) == ["s/a/0", "s/a/1", "s/b/0"]
+    assert list(wanted(inputs=("target",), latents=False)) == ["s/a/2", "s/b/0"]
+    assert list(wanted(hidden_states=False)) == list(wanted(inputs=())) == ["s/a/2", "s/b/0"]
+    assert not wanted(hidden_states=False)["s/b/0"]["input"]
     assert wanted(latents=False, hidden_states=False) == {}
 
 
@@ -264,7 +236,7 @@ def test_sizes_of_published_models_are_about_those_of_the_architecture(tmp_path)
 
 def test_sizes_are_told_and_hidden_states_above_the_budget_are_left_out(section, capsys):
     place = np.arange(1000)
-    needed = Needed(target=place < 400, input=place >= 100, single=place < 0, dropped=0)
+    needed = Needed(target=place < 400, input=place >= 100, single=place < 0)
     row = Sizes(latent=36_864, hidden=1_973_760)
     within, above = (section("encode", EncodeParams, augmentations=2, max_gigabytes=limit) for limit in (4, 3.5))
     assert within_budget(within, row, needed) == within

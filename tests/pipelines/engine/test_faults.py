@@ -11,6 +11,7 @@ import os
 import random
 import re
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -25,16 +26,18 @@ import pytest
 from PIL import Image
 
 from pipelines import tables
-from pipelines.curate.stage import CurateParams, CurateWorker, items_of
+from pipelines.curate.stage import items_of
+from pipelines.curate.worker import CurateParams, CurateWorker
 from pipelines.engine import driver
 from pipelines.photos.roots import SourceParams
+from runtime.closure import ROOT
 from runtime.errors import UserError
 from runtime.params import RunParams
 from tests.world import shard_workers
-from tests.world.shard_workers import SHARD_ITEMS, counts, folder_bytes, some_items
+from tests.world.shard_workers import SHARD_ITEMS, counts, folder_bytes, on_cpus, some_items
 
-REPOSITORY = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
+SUBMIT = [sys.executable, str(ROOT / "customcontrast.py"), "submit"]
 COUNT = 24
 PATIENCE = 300  # seconds, for a machine that has other work; a test takes a few
 
@@ -51,26 +54,24 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
 def undisturbed(ray_started: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    settings = {"workers": 2, "threads": 1, "decoders": 1, "device": "cpu", "gpus_per_worker": 0.0, "restarts": 3}
-    run = RunParams(**settings, work=str(folder / "work"))
+    run = on_cpus(folder / "work", workers=2)
     summary = shard_workers.run(some_items(COUNT), run, folder / "out", folder / "trace")
     driver.report("count", summary, folder / "out")
     return folder_bytes(folder / "out")
 
 
 @pytest.fixture
-def driver(ray_started: None, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """`driver({3: "gate"})`: starts the stage in a process of its own, on the Ray that is running."""
+def driver_process(ray_started: None, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`driver_process({3: "gate"})`: starts the stage in a process of its own, on the Ray that is running."""
     import ray
 
     started: list[subprocess.Popen[str]] = []
-    path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
 
-    def start(fates: dict[int, str], workers: int = 1, module: str = "shard_workers") -> subprocess.Popen[str]:
+    def start(fates: dict[int, str], workers: int = 1, module: str = shard_workers.__name__) -> subprocess.Popen[str]:
         fates = {number: str(tmp_path / fate) for number, fate in fates.items()}
         command = [sys.executable, "-m", module, str(tmp_path), str(COUNT), json.dumps(fates), str(workers)]
-        environment = {**os.environ, "PYTHONPATH": path, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-        started.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True))
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
         return started[-1]
 
     yield start
@@ -101,8 +102,8 @@ def litter(folder: Path) -> list[Path]:
     return [path for path in folder.rglob(".*") if path.name.endswith(".tmp")]
 
 
-def test_driver_killed_at_a_random_shard(undisturbed, driver, run_params, tmp_path, chance):
-    process = driver({chance.randrange(COUNT): "gate"})
+def test_driver_killed_at_a_random_shard(undisturbed, driver_process, run_params, tmp_path, chance):
+    process = driver_process({chance.randrange(COUNT): "gate"})
     waiting(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -115,8 +116,8 @@ def test_driver_killed_at_a_random_shard(undisturbed, driver, run_params, tmp_pa
     assert not litter(tmp_path)
 
 
-def test_worker_killed(undisturbed, driver, tmp_path, chance):
-    process = driver({chance.randrange(COUNT): "gate"}, workers=2)
+def test_worker_killed(undisturbed, driver_process, tmp_path, chance):
+    process = driver_process({chance.randrange(COUNT): "gate"}, workers=2)
     (worker,) = waiting(tmp_path)
     os.kill(worker, signal.SIGKILL)
     (tmp_path / "gate").touch()
@@ -126,9 +127,9 @@ def test_worker_killed(undisturbed, driver, tmp_path, chance):
 
 
 @pytest.mark.slow
-def test_node_of_two_removed(undisturbed, driver, tmp_path):
+def test_node_of_two_removed(undisturbed, driver_process, tmp_path):
     """The workers that are left take over what the lost one had, though there is room for one only."""
-    process = driver({0: "gate", COUNT - 1: "gate"}, workers=2, module="two_nodes")
+    process = driver_process({0: "gate", COUNT - 1: "gate"}, workers=2, module="tests.world.two_nodes")
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     assert len(list(tmp_path.glob("gate.*.pid"))) >= 2
@@ -177,18 +178,20 @@ def test_photo_that_crashes_the_decoder(ray_started, section, run_params, tmp_pa
     params = section("curate", CurateParams, shard_subjects=4)
 
     def curate(worker: type[CurateWorker], out: Path, workers: int) -> None:
-        summary = driver.run_stage(
-            "curate",
-            items_of(source),
-            partial(worker, params, [source], "cpu"),
-            identity=[worker.__name__],
-            kept="frames",
-            others=[],
-            out=out,
-            run=run_params(workers=workers, work=out / "work"),
-            shard_items=params.shard_subjects,
-        )
-        driver.report("curate", summary, out)
+        run = run_params(workers=workers, work=out / "work")
+        with driver.sole_writer("curate", run, out):
+            summary = driver.run_stage(
+                "curate",
+                items_of(source),
+                partial(worker, params, [source], "cpu"),
+                identity=[worker.__name__],
+                kept="frames",
+                others=[],
+                out=out,
+                run=run,
+                shard_items=params.shard_subjects,
+            )
+            driver.report("curate", summary, out)
 
     for workers in (1, 2):
         curate(shard_workers.SegfaultWorker, tmp_path / f"crash{workers}", workers)
@@ -203,8 +206,8 @@ def test_photo_that_crashes_the_decoder(ray_started, section, run_params, tmp_pa
     assert folder_bytes(tmp_path / "crash1" / "frames") == folder_bytes(tmp_path / "crash2" / "frames")
 
 
-def test_two_runs_at_once(undisturbed, driver, tmp_path):
-    both = [driver({COUNT // 2: "gate"}) for _ in range(2)]
+def test_two_runs_at_once(undisturbed, driver_process, tmp_path):
+    both = [driver_process({COUNT // 2: "gate"}) for _ in range(2)]
     waiting(tmp_path)
     deadline = time.monotonic() + PATIENCE
     while all(process.poll() is None for process in both):
@@ -229,9 +232,8 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         gcs, dashboard, client, agent = free_ports(4)
         self.address = f"http://127.0.0.1:{dashboard}"
-        path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "PYTHONPATH": path}
+        self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "PYTHONPATH": str(ROOT)}
         command = [str(RAY), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
         command += ["--node-ip-address=127.0.0.1", f"--port={gcs}", f"--ray-client-server-port={client}"]
         command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
@@ -244,7 +246,7 @@ class Cluster:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command of Ray's."""
-        return subprocess.run([str(RAY), *words], env=self.environment, capture_output=True, text=True, cwd=REPOSITORY)
+        return subprocess.run([str(RAY), *words], env=self.environment, capture_output=True, text=True, cwd=ROOT)
 
     def end(self) -> None:
         self.process.send_signal(signal.SIGTERM)  # --block ends what it started, and nothing else on the machine
@@ -268,7 +270,7 @@ def free_ports(count: int) -> list[int]:
 
 def dvc_stage(folder: Path, cluster: Cluster, command: str) -> subprocess.Popen[str]:
     """Start `dvc repro` of a stage that submits `command` as a job."""
-    submit = f"{sys.executable} -m pipelines.submit --address {cluster.address} --working-dir {folder / 'code'}"
+    submit = f"{shlex.join(SUBMIT)} --address {cluster.address} --working-dir {folder / 'code'}"
     (folder / "code").mkdir()
     stage = {"cmd": f"{submit} --env PYTHONPATH -- {command}"}
     (folder / "dvc.yaml").write_text(json.dumps({"stages": {"count": stage}}))
@@ -287,8 +289,8 @@ def dvc_stage(folder: Path, cluster: Cluster, command: str) -> subprocess.Popen[
 @pytest.mark.slow
 def test_job_without_the_token_is_refused(cluster):
     environment = cluster.environment | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    command = [sys.executable, "-m", "pipelines.submit", "--address", cluster.address, "--", "true"]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    command = [*SUBMIT, "--address", cluster.address, "--", "true"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert f"the cluster at {cluster.address} takes no job" in done.stderr and "Traceback" not in done.stderr
 
@@ -296,7 +298,7 @@ def test_job_without_the_token_is_refused(cluster):
 @pytest.mark.slow
 def test_submitted_job_writes_the_bytes_of_a_run_here(undisturbed, cluster, tmp_path):
     environment = json.dumps({"env_vars": {"PYTHONPATH": cluster.environment["PYTHONPATH"]}})
-    command = [sys.executable, "-m", "shard_workers", str(tmp_path), str(COUNT), "{}", "2"]
+    command = [sys.executable, "-m", shard_workers.__name__, str(tmp_path), str(COUNT), "{}", "2"]
     done = cluster.run(
         "job", "submit", f"--address={cluster.address}", f"--runtime-env-json={environment}", "--", *command
     )

@@ -5,6 +5,8 @@ import pytest
 from pipelines.engine import cluster
 from runtime.errors import UserError
 from runtime.params import RunParams
+from tests.world import shard_workers
+from tests.world.shard_workers import on_cpus, some_items
 
 
 def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict:
@@ -14,8 +16,7 @@ def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict:
 @pytest.fixture
 def run():
     def make(**changes) -> RunParams:
-        usual = {"workers": 2, "threads": 1, "decoders": 1, "device": "auto", "gpus_per_worker": 1.0}
-        return RunParams(**usual | {"restarts": 3, "work": ".work"} | changes)
+        return on_cpus(".work", **{"workers": 2, "device": "auto", "gpus_per_worker": 1.0} | changes)
 
     return make
 
@@ -48,10 +49,7 @@ def test_workers_without_gpu_fit_by_their_cpus(run):
 
 def test_worker_that_fits_nowhere_is_one_sentence(ray_started, tmp_path):
     """A running Ray without GPUs, asked for one."""
-    from tests.world.shard_workers import run as run_stage
-    from tests.world.shard_workers import some_items
-
-    usual = {"workers": 1, "threads": 1, "decoders": 1, "device": "cuda", "gpus_per_worker": 0.5, "restarts": 3}
+    run = on_cpus(tmp_path / "work", device="cuda", gpus_per_worker=0.5)
     with pytest.raises(UserError, match=r"no machine has 1 CPUs and 0.5 GPUs for a worker; lower") as caught:
-        run_stage(some_items(2), RunParams(**usual, work=str(tmp_path / "work")), tmp_path / "out", tmp_path / "trace")
+        shard_workers.run(some_items(2), run, tmp_path / "out", tmp_path / "trace")
     assert "\n" not in str(caught.value)

@@ -12,18 +12,20 @@ import pytest
 from PIL import Image
 
 from pipelines import tables
-from pipelines.curate.stage import CurateParams, CurateWorker, items_of
+from pipelines.curate.stage import items_of
+from pipelines.curate.worker import CurateParams, CurateWorker
 from pipelines.engine.items import Spool
 from pipelines.engine.shards import Shard
 from pipelines.engine.work import WorkFolder
 from pipelines.photos.roots import Root, SourceParams
+from runtime.closure import ROOT
 from runtime.errors import UserError
+from tests.world import shard_workers
 from tests.world.shard_workers import folder_bytes, some_items
 
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed; it is the extra s3 and in the group dev")
 server = pytest.importorskip("moto.server", reason="moto[server] is not installed; it is in the group dev")
 
-REPOSITORY = Path(__file__).parents[2]
 COUNT = 24
 
 
@@ -113,11 +115,11 @@ def test_shard_is_there_when_all_of_it_is(bucket: str, tmp_path: Path):
 @pytest.mark.slow
 def test_stage_with_its_work_folder_there_writes_the_same_bytes_and_goes_on(bucket: str, tmp_path: Path):
     """No folder is shared by driver and workers but the bucket."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     said = []
     for name, work in (("local", str(tmp_path / "w")), ("remote", f"{bucket}/shared"), ("again", f"{bucket}/shared")):
-        command = [sys.executable, "-m", "shard_workers", str(tmp_path / name), str(COUNT), "{}", "2", work]
-        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+        command = [sys.executable, "-m", shard_workers.__name__, str(tmp_path / name), str(COUNT), "{}", "2", work]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
     (tmp_path / "remote" / "out" / "count.lock").unlink()

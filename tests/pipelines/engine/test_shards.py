@@ -20,30 +20,21 @@ from pipelines.engine.actors import find_poison
 from pipelines.engine.items import Item, Key, Spool, cut
 from pipelines.engine.shards import Index, Shard, bounded, stored_rows
 from pipelines.engine.work import WorkFolder
+from runtime.closure import ROOT
 from runtime.digest import digest, digest_files
 from runtime.errors import ModelError, UserError
 from tests.world import shard_workers
-from tests.world.shard_workers import SHARD_ITEMS, counts, folder_bytes, item, some_items
+from tests.world.shard_workers import SHARD_ITEMS, counts, folder_bytes, item, on_cpus, some_items
+from tests.world.tables import embedding
 
-REPOSITORY = Path(__file__).parents[2]
 COUNT = 24
 
 
 @pytest.fixture(scope="module")
 def reference(ray_started, tmp_path_factory) -> Path:
     """Folder of a finished run over `some_items(COUNT)` with one worker: work, trace and out."""
-    from runtime.params import RunParams
-
     folder = tmp_path_factory.mktemp("reference")
-    settings = {
-        "threads": 1,
-        "decoders": 1,
-        "device": "cpu",
-        "gpus_per_worker": 0.0,
-        "restarts": 3,
-        "work": str(folder / "work"),
-    }
-    summary = shard_workers.run(some_items(COUNT), RunParams(workers=1, **settings), folder / "out", folder / "trace")
+    summary = shard_workers.run(some_items(COUNT), on_cpus(folder / "work"), folder / "out", folder / "trace")
     assert summary.items_computed == COUNT and summary.shards > 3
     driver.report("count", summary, folder / "out")
     return folder
@@ -78,19 +69,19 @@ def test_every_photo_is_in_the_kept_table_or_rejected_and_rows_are_in_path_order
 def test_killed_driver_resumes_to_the_same_bytes_and_recomputes_only_what_is_missing(reference, run_params, tmp_path):
     """Meanwhile a second run says who holds the lock."""
     stuck = f"set/{COUNT // 2:02d}"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     fates = json.dumps({COUNT // 2: str(tmp_path / "gate")})
-    command = [sys.executable, "-m", "shard_workers", str(tmp_path), str(COUNT), fates]
-    with subprocess.Popen(command, cwd=REPOSITORY, env=environment) as driver:
+    command = [sys.executable, "-m", shard_workers.__name__, str(tmp_path), str(COUNT), fates]
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
         trace = tmp_path / "trace"
         deadline = time.monotonic() + 120
         while not (trace / stuck.replace("/", "_")).exists():
-            assert driver.poll() is None and time.monotonic() < deadline
+            assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
-        with pytest.raises(UserError, match=f"already being run by process {driver.pid} on "):
+        with pytest.raises(UserError, match=f"already being run by process {process.pid} on "):
             shard_workers.run(some_items(COUNT), run_params(), tmp_path / "out", trace)
         assert not (tmp_path / "out").exists()
-        driver.send_signal(signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)
     (tmp_path / "gate").touch()
     before = counts(trace)
     summary = shard_workers.run(some_items(COUNT), run_params(), tmp_path / "out", trace)
@@ -107,7 +98,7 @@ def test_finished_run_repeated_computes_nothing_and_needs_no_worker(reference, r
     run = run_params(work=reference / "work")
     summary = shard_workers.run(some_items(COUNT), run, tmp_path / "out", reference / "trace")
     assert (summary.items_computed, summary.shards_done_before) == (0, summary.shards)
-    written = {name: data for name, data in folder_bytes(reference / "out").items() if name != "metrics.json"}
+    written = {name: data for name, data in folder_bytes(reference / "out").items() if name.endswith(".parquet")}
     assert folder_bytes(tmp_path / "out") == written
 
 
@@ -201,10 +192,9 @@ def test_what_a_killed_run_left_half_written_does_no_harm(reference, run_params,
 # Threads that come and go while a driver waits: the exporter of metrics makes one for each export.
 EXPORTS = """
 import os, time
-from params import RunParams
-from pipelines import shards
-assert cluster.connect(RunParams(
-    workers=1, threads=1, decoders=1, device="cpu", gpus_per_worker=0.0, restarts=3, work=".work"))
+from pipelines.engine import cluster
+from tests.world.shard_workers import on_cpus
+assert cluster.connect(on_cpus(".work"))
 time.sleep(2)
 usual, new, end = set(os.listdir("/proc/self/task")), set(), time.monotonic() + 3
 while time.monotonic() < end:
@@ -213,6 +203,7 @@ print(len(new))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are read from /proc")
 @pytest.mark.parametrize("metrics", ["0", "1"])
 def test_driver_exports_no_metrics(metrics, monkeypatch):
@@ -221,7 +212,7 @@ def test_driver_exports_no_metrics(metrics, monkeypatch):
         if metrics == "1":
             monkeypatch.setenv(name, metrics)
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "100")
-    done = subprocess.run([sys.executable, "-c", EXPORTS], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", EXPORTS], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (int(done.stdout.splitlines()[-1]) > 0) == (metrics == "1")
 
 
@@ -242,7 +233,7 @@ def test_lost_photo_is_an_error_that_counts(tmp_path):
     summary = driver.Summary(input=4, kept=2, rejects={"blurred": 1})
     with pytest.raises(RuntimeError, match=r"2 kept \+ 1 rejected != 4"):
         driver.report("count", summary, tmp_path)
-    assert not (tmp_path / "metrics.json").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_report_names_reasons_on_the_terminal_and_writes_nothing_that_differs(tmp_path, capsys):
@@ -253,19 +244,18 @@ def test_report_names_reasons_on_the_terminal_and_writes_nothing_that_differs(tm
     assert folder_bytes(tmp_path / "1.0") == folder_bytes(tmp_path / "2.0")
 
 
-def embedding(number: int, width: int) -> dict:
+def some_embedding(number: int, width: int) -> dict:
     noise = random.Random(number)
-    vector = [noise.random() for _ in range(width)]
-    return {"frame_id": f"s/{number:03d}", "subject_id": "s", "encoder": "e", "vector": vector}
+    return embedding(f"s/{number:03d}", [noise.random() for _ in range(width)])
 
 
 def test_large_shards_are_linked_and_small_ones_joined_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "PART_BYTES", 20_000)
+    monkeypatch.setattr(tables.files, "PART_BYTES", 20_000)
     work = WorkFolder(str(tmp_path / "work"))
     widths = [8, 8, 20_000, 20_000, 8, 8, 4000, 4000, 4000, 8]
     for number, width in enumerate(widths):
         with work.writing(f"{number}") as folder:
-            table = tables.from_rows("embeddings", [embedding(number, width)])
+            table = tables.from_rows("embeddings", [some_embedding(number, width)])
             tables.write_part(folder / "embeddings.parquet", "embeddings", table)
             (folder / "items.json").touch()
     sizes = {shard: files["embeddings.parquet"] for shard, files in sorted(work.sizes().items())}
@@ -338,9 +328,9 @@ def test_index_of_rows_survives_tables_of_any_length(tmp_path):
     keys = Spool(some_items(3), tmp_path).keys
     shard = Shard(tuple(keys), ("embeddings", "rejects"))
     results = [
-        {"embeddings": [embedding(1, 8), embedding(2, 8)]},
+        {"embeddings": [some_embedding(1, 8), some_embedding(2, 8)]},
         {"rejects": [tables.reject("set/01/0", "count", "empty")]},
-        {"embeddings": [embedding(3, 8)]},
+        {"embeddings": [some_embedding(3, 8)]},
     ]
     work = WorkFolder(str(tmp_path / "work"))
     shard.save(work, results)

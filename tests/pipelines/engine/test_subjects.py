@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.data.scale import frame
 from pipelines import tables
 from pipelines.engine import subjects
+from tests.world.tables import frame, write
 
 # In the order of tables: part by part, so that "a/b" comes before "a-1/b".
 SUBJECTS = ("s/a", "s/a-1", "s/b")
@@ -18,8 +18,7 @@ SUBJECTS = ("s/a", "s/a-1", "s/b")
 
 @pytest.fixture
 def curated(tmp_path: Path) -> Path:
-    rows = [frame(subject, view, 3) for subject in SUBJECTS for view in range(3)]
-    tables.write(tmp_path, "frames", tables.from_rows("frames", rows))
+    write(tmp_path, "frames", [frame(f"{subject}/{view:03d}") for subject in SUBJECTS for view in range(3)])
     return tmp_path
 
 

@@ -1,6 +1,5 @@
 """The mask worker: shipped masks, found masks, and why there is none."""
 
-import io
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,8 +9,9 @@ from PIL import Image
 
 from model.backbones.grounded_sam import Cut, Detection, Prepared
 from pipelines import tables
-from pipelines.mask.stage import MaskParams, MaskWorker
+from pipelines.mask.worker import MaskParams, MaskWorker
 from pipelines.photos.roots import SourceParams
+from tests.world.photos import encoded
 
 WIDTH, HEIGHT = 64, 40
 
@@ -19,12 +19,6 @@ WIDTH, HEIGHT = 64, 40
 @pytest.fixture(scope="module")
 def params(section) -> MaskParams:
     return section("mask", MaskParams, method="annotated", min_detection=0.25)
-
-
-def encoded(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
 
 
 def shape(width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
@@ -275,7 +269,6 @@ def test_the_toybox_weights_find_toybox_subjects(params, tmp_path):
     """The one test of this stage with a real Grounded SAM."""
     from pipelines.toybox import render, world
 
-    torch.set_num_threads(1)
     rng = np.random.default_rng(5)
     families = ["cone", "ring", "duck"] if "duck" in world.FAMILIES else list(world.FAMILIES[:3])
     items = [

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from pipelines.mask import quality as masks
-from pipelines.mask.stage import MaskParams
+from pipelines.mask import quality
+from pipelines.mask.worker import MaskParams
 
 SIDE = 100
 
 
 @pytest.fixture(scope="module")
-def limits(section) -> masks.QualityParams:
+def limits(section) -> quality.QualityParams:
     return section("mask", MaskParams).quality
 
 
@@ -27,7 +27,7 @@ def test_specks_go_and_a_piece_cut_off_by_a_finger_stays(limits):
     body, handle = disc(20), disc(8, column=85)
     assert handle.sum() > limits.min_piece * body.sum()
     speck = disc(2, row=5, column=5)
-    assert np.array_equal(masks.clean(body | handle | speck, limits), body | handle)
+    assert np.array_equal(quality.clean(body | handle | speck, limits), body | handle)
 
 
 def test_pieces_that_touch_at_a_corner_are_one(limits):
@@ -36,7 +36,7 @@ def test_pieces_that_touch_at_a_corner_are_one(limits):
     last = np.flatnonzero(np.diag(mask))[-1]
     for step in range(1, 4):
         tail[last + step, last + step] = True
-    assert np.array_equal(masks.clean(mask | tail, limits), mask | tail)
+    assert np.array_equal(quality.clean(mask | tail, limits), mask | tail)
 
 
 def test_pinholes_are_filled_and_the_hole_of_a_ring_stays(limits):
@@ -44,30 +44,30 @@ def test_pinholes_are_filled_and_the_hole_of_a_ring_stays(limits):
     pinhole = np.zeros_like(ring)
     pinhole[50, 71] = True
     assert ring[pinhole].all()
-    assert np.array_equal(masks.clean(ring & ~pinhole, limits), ring)
+    assert np.array_equal(quality.clean(ring & ~pinhole, limits), ring)
 
 
 def test_speck_in_the_hole_of_a_ring_goes_and_the_hole_stays(limits):
     ring = disc(30) & ~disc(12)
-    assert np.array_equal(masks.clean(ring | disc(3), limits), ring)
+    assert np.array_equal(quality.clean(ring | disc(3), limits), ring)
 
 
 def test_hole_open_to_the_outside_is_no_hole(limits):
     cup = disc(30)
     cup[:50, 50] = False
-    assert np.array_equal(masks.clean(cup, limits), cup)
+    assert np.array_equal(quality.clean(cup, limits), cup)
 
 
 def test_empty_and_full_masks_stay(limits):
     for value in (False, True):
         mask = np.full((7, 9), value)
-        assert np.array_equal(masks.clean(mask, limits), mask)
+        assert np.array_equal(quality.clean(mask, limits), mask)
 
 
 @given(arrays.arrays(bool, arrays.array_shapes(min_dims=2, max_dims=2, max_side=24)))
 @settings(deadline=None)
 def test_cleaning_keeps_something_of_every_mask_and_pieces_are_whole_or_gone(mask):
-    params = masks.QualityParams(
+    params = quality.QualityParams(
         min_area=0.01,
         max_area=0.85,
         max_border_contact=0.25,
@@ -77,26 +77,26 @@ def test_cleaning_keeps_something_of_every_mask_and_pieces_are_whole_or_gone(mas
         max_hole=0.005,
         max_other=1.0,
     )
-    cleaned = masks.clean(mask, params)
+    cleaned = quality.clean(mask, params)
     assert cleaned.shape == mask.shape and cleaned.dtype == bool
     assert cleaned.any() == mask.any()
     largest = mask & cleaned
     assert not mask.any() or largest.sum() >= mask.sum() / max(1, mask.size)
-    assert np.array_equal(masks.clean(mask.T, params), cleaned.T)
+    assert np.array_equal(quality.clean(mask.T, params), cleaned.T)
 
 
 def test_border_contact_is_the_share_of_the_outline_on_the_photos_border():
     inside, cut = disc(20), disc(30, column=0)
-    assert masks.border_contact(inside) == 0
-    assert 0.3 < masks.border_contact(cut) < 0.5
-    assert masks.border_contact(np.ones((9, 9), dtype=bool)) == 1
-    assert masks.border_contact(np.zeros((9, 9), dtype=bool)) == 0
+    assert quality.border_contact(inside) == 0
+    assert 0.3 < quality.border_contact(cut) < 0.5
+    assert quality.border_contact(np.ones((9, 9), dtype=bool)) == 1
+    assert quality.border_contact(np.zeros((9, 9), dtype=bool)) == 0
     square = np.zeros((10, 10), dtype=bool)
     square[:4, 3:7] = True  # an outline of 12 pixels, 4 of them on the upper border
-    assert masks.border_contact(square) == pytest.approx(4 / 12)
+    assert quality.border_contact(square) == pytest.approx(4 / 12)
     line = np.zeros((3, 9), dtype=bool)
     line[0, 2:5] = True  # one pixel high, at the upper border only
-    assert masks.border_contact(line) == 1
+    assert quality.border_contact(line) == 1
 
 
 @pytest.mark.parametrize(
@@ -115,24 +115,24 @@ def test_border_contact_is_the_share_of_the_outline_on_the_photos_border():
 )
 def test_quality_is_the_first_rule_that_a_mask_breaks(area, contact, score, agreement, other, flag, limits):
     asked = limits.model_copy(update={"max_other": 0.8})
-    assert masks.quality(area, contact, score, agreement, other, asked) == flag
+    assert quality.quality_flag(area, contact, score, agreement, other, asked) == flag
     if flag == "several":
-        assert masks.quality(area, contact, 1.0, agreement, 1.0, limits) == "ok"
+        assert quality.quality_flag(area, contact, 1.0, agreement, 1.0, limits) == "ok"
 
 
 def test_overlaps_of_masks_and_boxes():
     a, b = np.zeros((4, 6), dtype=bool), np.zeros((4, 6), dtype=bool)
     a[:2, :4], b[1:3, 2:6] = True, True
-    assert masks.iou(a, b) == pytest.approx(2 / 14)
-    assert masks.iou(a, a) == 1 and masks.iou(a, ~a) == 0 and masks.iou(a & ~a, b & ~b) == 0
-    assert masks.box_iou((0, 0, 4, 2), (2, 1, 6, 3)) == pytest.approx(2 / 14)
-    assert masks.box_iou((0, 0, 1, 1), (1, 0, 2, 1)) == 0 and masks.box_iou((3, 3, 3, 3), (3, 3, 3, 3)) == 0
+    assert quality.iou(a, b) == pytest.approx(2 / 14)
+    assert quality.iou(a, a) == 1 and quality.iou(a, ~a) == 0 and quality.iou(a & ~a, b & ~b) == 0
+    assert quality.box_iou((0, 0, 4, 2), (2, 1, 6, 3)) == pytest.approx(2 / 14)
+    assert quality.box_iou((0, 0, 1, 1), (1, 0, 2, 1)) == 0 and quality.box_iou((3, 3, 3, 3), (3, 3, 3, 3)) == 0
 
 
 def test_agreement_is_averaged_where_both_methods_gave_a_mask():
     rows = [{"iou": 0.9}, {"iou": None}, {"iou": 0.5}, {"iou": 0.1}]
-    assert masks.summary(rows) == {"photos": 4, "both": 3, "mean_iou": 0.5, "median_iou": 0.5}
-    assert masks.summary([{"iou": None}]) == {"photos": 1, "both": 0, "mean_iou": None, "median_iou": None}
+    assert quality.summary(rows) == {"photos": 4, "both": 3, "mean_iou": 0.5, "median_iou": 0.5}
+    assert quality.summary([{"iou": None}]) == {"photos": 1, "both": 0, "mean_iou": None, "median_iou": None}
 
 
 @given(
@@ -140,7 +140,7 @@ def test_agreement_is_averaged_where_both_methods_gave_a_mask():
 )
 @settings(deadline=None)
 def test_cleaning_follows_the_rule_written_out_plainly(mask, min_piece, max_hole):
-    params = masks.QualityParams(
+    params = quality.QualityParams(
         min_area=0,
         max_area=1,
         max_border_contact=1,
@@ -161,4 +161,4 @@ def test_cleaning_follows_the_rule_written_out_plainly(mask, min_piece, max_hole
     for number in range(1, count + 1):
         if (holes == number).sum() < max_hole * whole:
             expected |= holes == number
-    assert np.array_equal(masks.clean(mask, params), expected)
+    assert np.array_equal(quality.clean(mask, params), expected)

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import tables
-from pipelines.curate.stage import CurateParams
 from pipelines.pairs import triplets
 from pipelines.pairs.triplets import TripletParams, per_subject, select, whole_subjects
 
@@ -237,7 +236,7 @@ def test_frames_without_a_pose_are_left_out_where_three_have_one():
 
 
 def test_band_of_the_params_file_is_one_that_a_turn_around_an_object_offers(section):
-    params = section("curate", CurateParams).triplets
+    params = section("pairs", TripletParams)
     rows = chosen(views(ring(np.arange(0, 360, 36))), params)
     assert len(rows) == params.per_subject
     low, high = params.angle_band
@@ -267,40 +266,32 @@ def test_subjects_are_never_cut_however_the_table_is_read():
         assert len(ids) == len(set(ids)) == 5
 
 
-def frame_rows(rows: list[dict]) -> pa.Table:
-    """Full rows of the frames table."""
-    full = dict.fromkeys(tables.spec("frames").columns) | {"source": "s", "caption": "a mug", "path": "p"}
-    full |= {"caption_origin": "template", "noun_start": 2, "noun_end": 5, "width": 9, "height": 9}
-    full |= {"sha256": "", "phash": bytes(32), "sharpness": 1.0}
-    return tables.from_rows("frames", [full | row for row in rows])
-
-
-def test_table_is_written_for_training_subjects_and_balanced_over_classes(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "PART_BYTES", 1000)
-    rows = []
-    for n in range(9):
-        rows += views(ring([0, 40, 80, 120]), f"set/mug/{n}")
+def test_table_is_the_same_however_it_is_read_and_balanced_over_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables.files, "PART_BYTES", 1000)
+    rows = [row for n in range(9) for row in views(ring([0, 40, 80, 120]), f"set/mug/{n}")]
     rows += views([None] * 4, "set/pen/0", class_name="pen")
-    rows += views([None] * 4, "set/cup/0", class_name="cup", split="test")
-    tables.write(tmp_path, "frames", frame_rows(rows))
-    triplets.write(tmp_path, changed(class_balance=1.0))
-    assert len(tables.parts(tmp_path, "triplets")) > 1
-    found = tables.read(tmp_path, "triplets")
+    frames = table(rows)
+
+    def written(size: int, folder: str) -> list[bytes]:
+        def stretches():
+            return (frames[at : at + size] for at in range(0, len(rows), size))
+
+        triplets.write(stretches, tmp_path / folder, changed(class_balance=1.0))
+        return [part.read_bytes() for part in tables.parts(tmp_path / folder, "triplets")]
+
+    parts = written(len(rows), "whole")
+    assert len(written(1, "ones")) > 1 and written(len(rows), "again") == parts
+    found = tables.read(tmp_path / "whole", "triplets")
+    assert found.equals(tables.read(tmp_path / "ones", "triplets"))
     assert found.equals(tables.sort("triplets", found))
     assert Counter(found["class_name"].to_pylist()) == {"mug": 40, "pen": 8}
-    first = [part.read_bytes() for part in tables.parts(tmp_path, "triplets")]
-    triplets.write(tmp_path, changed(class_balance=1.0))
-    assert first == [part.read_bytes() for part in tables.parts(tmp_path, "triplets")]
     kept = {row["frame_id"] for row in rows}
     for row in found.to_pylist():
         assert {row[role] for role in ROLES} <= kept
         assert all(row[role].startswith(row["subject_id"] + "/") for role in ROLES)
 
 
-def test_no_training_frames_make_an_empty_table(tmp_path):
-    tables.write(tmp_path, "frames", frame_rows(views([None] * 3, split="test")))
-    triplets.write(tmp_path, PARAMS)
-    assert tables.read(tmp_path, "triplets").num_rows == 0
-    tables.write(tmp_path, "frames", frame_rows([]))
-    triplets.write(tmp_path, PARAMS)
+@pytest.mark.parametrize("stretches", [[], [table([])]])
+def test_no_frames_make_an_empty_table(tmp_path, stretches):
+    triplets.write(lambda: iter(stretches), tmp_path, PARAMS)
     assert tables.read(tmp_path, "triplets").num_rows == 0

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import UserError
-from tests.train.batches.test_data import read, sampler
+from tests.world.batches import read, sampler
 from tests.world.training import write_world
 from train.batches.mixture import apportion, portions
 from train.batches.training_set import TrainingSet

@@ -13,7 +13,7 @@ import torch
 
 from model.objective import TrainingBatch
 from runtime.errors import UserError
-from tests.train.batches.test_data import read, sampler
+from tests.world.batches import read, sampler
 from tests.world.training import write_world
 from train.batches.prefetch import Batches
 from train.batches.sampler import Sampler
@@ -78,7 +78,7 @@ def until(true: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_seconds_waited_are_added_up(ahead: int, draws: Sampler, monkeypatch: pytest.MonkeyPatch):
     clock = iter([10.0, 15.0, 20.0, 20.5])
-    monkeypatch.setattr("train.prefetch.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("train.batches.prefetch.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     with Batches(draws, 0, 1, CPU, ahead=ahead, steps=5) as batches:
         batches.take(0)
         batches.take(1)

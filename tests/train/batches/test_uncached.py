@@ -16,11 +16,11 @@ from model.backbones.variant import load_variant
 from model.methods.customcontrast.training import training_losses
 from model.objective import ObjectiveConfig
 from pipelines import tables
-from pipelines.encode.stage import EncodeParams, EncodeWorker
+from pipelines.encode.worker import EncodeParams, EncodeWorker
 from pipelines.photos.roots import SourceParams
 from runtime.errors import UserError
-from runtime.params import load
-from tests.train.batches.test_data import sampler
+from runtime.params import Params
+from tests.world.batches import sampler
 from tests.world.training import frame, triplet, write_similarity
 from train.batches import arrays
 from train.batches.arrays import Arrays
@@ -67,12 +67,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         triplets.append(triplet(name, 0, "mug", [ids[0], ids[-1], ids[count // 2]], "pose" if count > 1 else "augment"))
     for stage, table, rows in (
         ("curate", "frames", frames),
-        ("curate", "triplets", triplets),
+        ("pairs", "triplets", triplets),
         ("mask", "masks", masks),
     ):
         tables.write(data / stage, table, tables.from_rows(table, rows))
     write_similarity(data / "similarity", sorted({row["subject_id"] for row in frames}, key=tables.path_order))
-    encode = load("encode", EncodeParams)
+    encode = Params.read().section("encode", EncodeParams)
     sources = [SourceParams(name="own", layout="folder", root=str(root / "photos"), split="train")]
     (encoded,) = EncodeWorker(encode, NAME, sources, "cpu").compute([payload])
     for table in ("latents", "features"):
@@ -96,7 +96,7 @@ def samplers(world: Path, **missing: bool) -> tuple[Sampler, Sampler]:
     if missing.get("latents"):
         parts["latents"] = parts["masks"] = None
     sources = [SourceParams(name="own", layout="folder", root=str(world / "photos"), split="train")]
-    augment = load("encode", AugmentParams)
+    augment = Params.read().section("encode", AugmentParams)
     photos = Photos.open(
         data, augment, load_variant(NAME), sources, "cpu", **{"hidden": False, "latents": False, **missing}
     )
@@ -141,7 +141,7 @@ def test_losses_are_those_of_cached_tables_up_to_the_rounding_of_fp16(world: Pat
 
 def test_tables_without_a_row_are_not_cached(world: Path, tmp_path: Path):
     folder = tmp_path / "data"
-    for stage in ("curate", "similarity"):
+    for stage in ("curate", "pairs", "similarity"):
         (folder / stage).parent.mkdir(exist_ok=True)
         (folder / stage).symlink_to(world / "data" / stage)
     for table in ("latents", "features"):

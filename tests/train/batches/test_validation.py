@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runtime.errors import UserError
-from tests.train.batches.test_data import NOTHING, read
+from tests.world.batches import NOTHING, read
 from tests.world.training import write_world
 from train.batches.sampler import Sampler
 from train.batches.training_set import TrainingSet

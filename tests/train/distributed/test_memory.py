@@ -11,7 +11,7 @@ import torch
 from model.backbones.diffusion import load_diffusion
 from model.backbones.variant import load_variant
 from model.dry.shapes import TINY, TINY_XL
-from runtime.params import load
+from runtime.params import Params
 from train.distributed import memory
 from train.distributed.memory import Memory, Step, estimate, shapes_of, spread, table, weigh
 from train.recipe import ModelParams, TrainParams
@@ -22,11 +22,11 @@ STEP = Step(frozen=10**9, trained=10**8, activations=5 * 10**9)
 @pytest.fixture(scope="module")
 def small() -> ModelParams:
     sizes = {"width": 16, "heads": 2, "depth": 1, "visual_tokens": 3, "fourier_pairs": 8}
-    return load("model", ModelParams).model_copy(update=sizes)
+    return Params.read().section("model", ModelParams).model_copy(update=sizes)
 
 
 def spread_as(**changes: object) -> Memory:
-    params = load("train", TrainParams).model_copy(update={"precision": "bf16", "zero_stage": 0, **changes})
+    params = Params.read().section("train", TrainParams).model_copy(update={"precision": "bf16", "zero_stage": 0, **changes})
     return spread(STEP, params, 8)
 
 
@@ -53,13 +53,13 @@ def test_precision_average_and_offload_have_their_bytes():
     everything = spread_as(zero_stage=3, offload="all")
     assert everything.frozen == 2 * 10**9 and everything.trained == 0
     large = replace(STEP, frozen=4 * 10**9)
-    params = load("train", TrainParams).model_copy(update={"precision": "bf16", "zero_stage": 3})
+    params = Params.read().section("train", TrainParams).model_copy(update={"precision": "bf16", "zero_stage": 3})
     assert spread(large, params, 8).frozen < 0.4 * 2 * large.frozen
 
 
 @pytest.mark.parametrize("shapes", [TINY, TINY_XL], ids=["sd", "sdxl"])
 def test_activations_grow_with_the_samples_and_fall_with_checkpointing(shapes, small):
-    params = load("train", TrainParams)
+    params = Params.read().section("train", TrainParams)
     one, four = (weigh(shapes, small, params, rows) for rows in (1, 4))
     saved = weigh(shapes, small, params.model_copy(update={"gradient_checkpointing": "all"}), 4)
     assert one.trained == four.trained > 0 and one.frozen == four.frozen > 0
@@ -70,7 +70,7 @@ def test_activations_grow_with_the_samples_and_fall_with_checkpointing(shapes, s
 def test_numbers_are_those_of_the_loaded_model_and_kept_for_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    params, model, variant = load("train", TrainParams), load("model", ModelParams), load_variant("toybox")
+    params, model, variant = Params.read().section("train", TrainParams), Params.read().section("model", ModelParams), load_variant("toybox")
     diffusion = load_diffusion(variant.diffusion, torch.float32, "cpu")
     parts = (diffusion.unet, *diffusion.text_encoders)
     first = estimate(params, model, variant, 2, tmp_path)
@@ -88,7 +88,7 @@ def weighed(shapes: object, model: object, params: TrainParams, rows: int) -> St
 
 def test_a_step_under_zero_3_is_weighed_by_itself(small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "weigh", weighed)
-    params, variant = load("train", TrainParams), load_variant("toybox")
+    params, variant = Params.read().section("train", TrainParams), load_variant("toybox")
     stages = [params.model_copy(update={"zero_stage": stage}) for stage in (0, 3, 0)]
     activations = [estimate(stage, small, variant, 1, tmp_path).activations for stage in stages]
     assert activations == [STEP.activations, STEP.activations + 3 * 10**9, STEP.activations]
@@ -96,9 +96,9 @@ def test_a_step_under_zero_3_is_weighed_by_itself(small, tmp_path: Path, monkeyp
 
 def test_table_has_a_row_for_each_model_and_size(small, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "weigh", weighed)
-    lines = list(table(load("train", TrainParams), small, 8, {"tiny": TINY}))
+    lines = list(table(Params.read().section("train", TrainParams), small, 8, {"tiny": TINY}))
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["tiny, 512", "tiny, 768", "tiny, 1024"]
     assert {line.count("|") for line in lines} == {9}
-    staged = [load("train", TrainParams).model_copy(update={"zero_stage": stage}) for stage in range(4)]
+    staged = [Params.read().section("train", TrainParams).model_copy(update={"zero_stage": stage}) for stage in range(4)]
     totals = [spread(weighed(TINY, small, params, 1), params, 8).total for params in staged]
     assert [cell.strip() for cell in lines[2].split("|")[5:9]] == [f"{total / 1e9:.1f}" for total in totals]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,10 +71,9 @@ def test_new_run_is_told_how_the_newest_unfinished_one_differs(tmp_path: Path):
     assert f"{other} differs in train.seed, data" in unfinished(tmp_path, ours, RECIPE)
 
 
-def test_option_about_no_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "argv", ["train.launch", "--other-ranks"])
+def test_option_about_no_checkpoint_is_refused():
     with pytest.raises(UserError, match="name its folder with --resume"):
-        ResumeOptions.read()
+        ResumeOptions.of(None, other_ranks=True)
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from train.logs.log import ACCURACIES, LOSSES, Measures, Record, Windows, standstills
+from tests.world.logs import MEASURES, batch
+from train.logs.log import Measures, Record, Windows, standstills
 from train.recipe import TrainParams
-
-MEASURES = Measures(timesteps=1000, buckets=4)
-
-
-def batch(rows: int = 8, seed: int = 0, **others: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Losses of `rows` samples and their timesteps, of which none is in the third bucket."""
-    generator = torch.Generator().manual_seed(seed)
-    found = {name: torch.rand((), generator=generator) for name in (*LOSSES, *ACCURACIES)}
-    found["sample_diffusion"] = torch.rand(rows, generator=generator)
-    timesteps = torch.tensor([0, 249, 250, 999, 750, 300, 10, 499])[:rows]
-    return found | others, timesteps
 
 
 def quotients(measured: torch.Tensor) -> dict[str, float]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from runtime.errors import UserError
-from tests.train.logs.test_log import MEASURES, batch
+from tests.world.logs import MEASURES, batch
 from train.logs.log import Record
 from train.logs.progress import LOG, Progress
 from train.recipe import TrainParams

@@ -1,26 +1,17 @@
+"""Which samples make a batch, and what a batch holds of them."""
+
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
 from pipelines import tables
-from runtime.errors import ModelError, UserError
+from runtime.errors import UserError
+from tests.world.batches import names, read, sampler
 from tests.world.training import AUGMENTATIONS, LAYERS, SIDE, TOKENS, WIDTH, World, write_world
-from train.batches import arrays
-from train.batches.arrays import Arrays
-from train.batches.sampler import Sampler
 from train.batches.training_set import TrainingSet
-from train.recipe import DropParams, input_digest
-
-NOTHING = DropParams(image=0, text=0, both=0)
+from train.recipe import DropParams
 
 
 @pytest.fixture(scope="module")
@@ -32,42 +23,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def samples(world: World) -> TrainingSet:
     return read(world.data)
-
-
-def read(data: Path, pairing: str = "triplet") -> TrainingSet:
-    return TrainingSet.read(data, Arrays.open(arrays.write(data, data / "work" / input_digest(data))), pairing)
-
-
-def sampler(samples: TrainingSet, **options: Any) -> Sampler:
-    defaults: dict[str, Any] = {"batch": 6, "seed": 1, "drop": NOTHING, "timesteps": 1000, "independent": True}
-    return Sampler(samples, **{**defaults, **options})
-
-
-def names(samples: TrainingSet, rows: np.ndarray) -> list[str]:
-    return samples.triplet_ids.take(pa.array(rows)).to_pylist()
-
-
-def test_arrays_take_their_room_on_the_disk_before_they_are_filled(tmp_path: Path):
-    arrays.new_array(tmp_path / "a.npy", np.float16, (1000, 1000))
-    stat = (tmp_path / "a.npy").stat()
-    assert stat.st_blocks * 512 >= stat.st_size > 2 * 10**6
-
-
-def test_arrays_on_a_full_disk_are_an_error_and_leave_nothing(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def fails(code: int) -> Callable[..., None]:
-        def allocate(*words: int) -> None:
-            raise OSError(code, os.strerror(code))
-
-        return allocate
-
-    monkeypatch.setattr(os, "posix_fallocate", fails(errno.ENOSPC))
-    with pytest.raises(OSError, match="No space left"):
-        arrays.write(world.data, tmp_path / "arrays" / "hash")
-    assert not list((tmp_path / "arrays").iterdir())
-    monkeypatch.setattr(os, "posix_fallocate", fails(errno.EOPNOTSUPP))
-    assert Arrays.open(arrays.write(world.data, tmp_path / "arrays" / "hash")).latents is not None
 
 
 def test_batch_of_a_step_is_the_same_whenever_it_is_asked_for(samples: TrainingSet):
@@ -92,17 +47,6 @@ def test_ranks_share_out_the_global_batch(samples: TrainingSet, ranks: int):
             assert torch.equal(torch.cat(shares), value), name
         else:
             assert [item for share in shares for item in share] == value
-
-
-def test_self_pairing_shows_the_target_s_own_segment(world: World, samples: TrainingSet):
-    own = read(world.data, "self")
-    assert own.triplet_ids.equals(samples.triplet_ids)
-    assert np.array_equal(own.target, samples.target)
-    frames = tables.read(world.data / "encode", "latents", ["frame_id"])["frame_id"].to_pylist()
-    shown = tables.read(world.data / "encode", "features", ["frame_id"])["frame_id"].to_pylist()[::AUGMENTATIONS]
-    assert [shown[row] for row in own.reference] == [frames[row] for row in own.target]
-    assert np.array_equal(own.reference, own.positive)
-    assert not np.array_equal(samples.reference, own.reference)
 
 
 def test_subject_appears_once_in_a_global_batch_and_all_are_of_one_group(samples: TrainingSet):
@@ -136,7 +80,7 @@ def test_similarity_is_that_of_the_tiles_for_each_pair_of_the_batch(world: World
 
 
 def test_rows_are_those_of_the_triplets_frames(world: World, samples: TrainingSet):
-    triplets = {row["triplet_id"]: row for row in tables.rows(world.data / "curate", "triplets")}
+    triplets = {row["triplet_id"]: row for row in tables.rows(world.data / "pairs", "triplets")}
     latents = {row["frame_id"]: row["latent"] for row in tables.rows(world.data / "encode", "latents")}
     rows = tables.rows(world.data / "encode", "features")
     hidden = {(row["frame_id"], row["augmentation"]): row["hidden"] for row in rows}
@@ -172,54 +116,6 @@ def test_positives_share_their_timestep_only_when_asked(samples: TrainingSet):
     assert not torch.equal(own.positive_timesteps, own.timesteps)
 
 
-def test_triplets_of_frames_that_are_not_encoded_are_dropped_and_counted(tmp_path: Path):
-    world = write_world(tmp_path / "data", views=4, single=0, not_encoded="turn/1/s01/2")
-    samples = read(world.data)
-    assert (len(samples), samples.dropped) == (9, 3)
-    assert all(not name.startswith("turn/1/s01") for name in names(samples, np.arange(9)))
-
-
 def test_batch_larger_than_the_largest_group_is_refused(samples: TrainingSet):
     with pytest.raises(UserError, match=r"train\.batch = 13 needs .* and the largest has 12"):
         sampler(samples, batch=13)
-
-
-def test_no_triplet_left_is_one_sentence(tmp_path: Path):
-    world = write_world(tmp_path / "data", views=2, single=0)
-    tables.write(world.data / "curate", "triplets", tables.from_rows("triplets", []))
-    with pytest.raises(UserError, match="none of the 0 triplets"):
-        read(world.data)
-
-
-def test_caption_without_its_noun_is_named_before_training(tmp_path: Path):
-    world = write_world(tmp_path / "data", views=4, single=0)
-    rows = tables.read(world.data / "curate", "frames").to_pylist()
-    rows[0]["caption"] = "a mugshot"
-    tables.write(world.data / "curate", "frames", tables.from_rows("frames", rows))
-    with pytest.raises(ModelError, match="caption 'a mugshot' has no class noun 'mug'"):
-        read(world.data)
-
-
-def test_plain_segments_alone_are_refused(tmp_path: Path):
-    world = write_world(tmp_path / "data", views=2, single=0)
-    rows = [row for row in tables.rows(world.data / "encode", "features") if row["augmentation"] == 0]
-    tables.write(world.data / "encode", "features", tables.from_rows("features", rows))
-    with pytest.raises(UserError, match=r"set encode\.augmentations to 2 or more"):
-        read(world.data)
-
-
-def test_rows_of_another_shape_are_named(tmp_path: Path):
-    world = write_world(tmp_path / "data", views=2, single=0)
-    rows = tables.read(world.data / "encode", "latents").to_pylist()
-    rows[3]["height"] = 4
-    tables.write(world.data / "encode", "latents", tables.from_rows("latents", rows))
-    with pytest.raises(UserError, match=f"'{rows[3]['frame_id']}' has height 4 and the rows before it 8"):
-        read(world.data)
-
-
-def test_arrays_are_written_once_and_those_of_other_tables_removed(world: World, tmp_path: Path):
-    first = arrays.write(world.data, tmp_path / "arrays" / "a")
-    before = (first / "hidden.npy").stat().st_mtime_ns
-    assert (arrays.write(world.data, first) / "hidden.npy").stat().st_mtime_ns == before
-    arrays.write(world.data, tmp_path / "arrays" / "b")
-    assert [folder.name for folder in (tmp_path / "arrays").iterdir()] == ["b"]
