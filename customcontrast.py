@@ -1,4 +1,4 @@
-"""The command of this checkout, `customcontrast`: what `make` puts into the environment runs this file."""
+"""Entry point of the `customcontrast` command: the launcher that `make` installs runs this file."""
 
 from runtime.cli import main
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from runtime.errors import UserError
 from runtime.files import write_json
+from runtime.timing import turns
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,6 @@ class Line:
         goal = "-" if self.goal is None else f"{'<=' if self.most else '>='} {self.goal:g}"
         verdict = "" if self.goal is None else "short" if self.short else "ok"
         return f"{self.name:34} {self.value:10.3f}  {goal:>9}  {verdict:5}  {self.detail}".rstrip()
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    """Return how long `work` takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def turns(works: Sequence[Callable[[], Any]], repeats: int) -> list[tuple[float, ...]]:
-    """Return the seconds of each of `works`, a column each, `repeats` rows.
-
-    They run in turns, so that other work on the machine meets all of them. A first turn warms up and is left out.
-    """
-    return [tuple(seconds(work) for work in works) for _ in range(repeats + 1)][1:]
 
 
 def ratio(

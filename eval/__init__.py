@@ -1,1 +1,1 @@
-"""DreamBench: generate pictures of held-out subjects, score them, report."""
+"""DreamBench: generate images of held-out subjects, score them, report."""

@@ -56,9 +56,9 @@ INTRODUCTION = """# The paper's ablation on the toybox
 `make ablation` trains what is missing, and writes this page from `experiments/results`. {runs} runs of {steps} steps of
 {batch} ({samples:,} samples) each, on the same triplets and with the same sampler; measured on {subjects} held-out
 subjects, three per family, with {pictures} images per run. Numbers are means over seeds, ± the standard deviation over
-seeds where there is more than one. Training and sampling ran on CPU cores; the results hold the minutes that each run took.
+seeds where there is more than one. Training and sampling ran on CPU cores; the results hold the minutes of each run.
 Runs are compared seed by seed: the mean change ± its standard error. A change of less than twice its error is
-*within the spread of seeds*; with three seeds, one slightly above that is suggestive, not conclusive.
+*within the spread of seeds*; with three seeds, a change slightly above that is suggestive, not conclusive.
 
 These are small backbones, a small world and short runs: what can be compared with the paper is the direction
 of a change, not its size. Images are sampled with location masks, except for IP-Adapter-plus, which has none. A
@@ -66,14 +66,14 @@ location loss near 0 (perfect: -1) would mean that the maps do not localise the 
 the visual branch.
 """
 
-EARLIER = """**These results are of an earlier training of the toybox's backbones**: they were trained on other tables, or sampled
-and measured with other weights or settings ({then}), than they would be now ({now}). Comparisons
-among them hold for those; `make ablation` runs all of them again.
+EARLIER = """**These results are of an earlier training of the toybox's backbones**: they were trained on other tables,
+or sampled and measured with other weights or settings ({then}), than they would be now ({now}).
+Comparisons among them hold for those; `make ablation` runs all of them again.
 """
 
-TRUTH_WORDS = """The toybox knows what it rendered, so a classifier ([its own accuracy](toybox.md)) can measure whether an
-image shows the subject's family, colour and pattern, and what its prompt asked for. The pose of an image is that of the
-nearest of 72 renders of the subject, for subjects whose own photos show it; *same pose* is the share of images
+TRUTH_WORDS = """The toybox knows what it rendered, so a classifier ([its own accuracy](toybox.md)) can measure whether
+an image shows the subject's family, colour and pattern, and what its prompt asked for. The pose of an image is that of
+the nearest of 72 renders of the subject, for subjects whose own photos show it; *same pose* is the share of images
 within 30 degrees of the photo that was shown, *by chance* the same images against all photos of their
 subject: a method that copies the view of its reference is above it.
 """

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from benchmarks.measure import turns
 from experiments.truth import people
 from model.adapter import Adapter, read_description
 from model.backbones.clip import load_clip
@@ -30,6 +29,7 @@ from pipelines.toybox.render import render
 from pipelines.toybox.stage import ToyboxParams
 from runtime.cli import Parser, guarded, read_params, shared_options
 from runtime.errors import UserError
+from runtime.timing import turns
 
 PROMPTS = (
     "a photo of a {} on the beach",

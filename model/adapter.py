@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from model.attention import CrossAttentionLayer, Granularity, cross_attention_layers, install_processors
 from model.methods.base import AdapterOutput
 from model.methods.config import AdapterConfig
-from model.methods.customcontrast.mfi import MFIEncoder
 from model.methods.registry import method_of
 from runtime.errors import ModelError
 
@@ -115,8 +114,9 @@ class Adapter(nn.Module):
 
     def s_plus(self, features: Tensor, timesteps: Tensor) -> tuple[Tensor, ...]:
         """S+ alone, [B, L, n_t, d_text] per text encoder, of features [B, K, N, d] at timesteps [B]; `textual` only."""
-        assert isinstance(self.mfi, MFIEncoder)  # the baseline has no S+
-        return self.mfi.s_plus(features, timesteps)
+        encoder: Any = self.mfi
+        found: tuple[Tensor, ...] = encoder.s_plus(features, timesteps)
+        return found
 
     def project(self, visual_tokens: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """visual tokens [B, m, visual width] -> keys and values per cross-attention layer, each [B, m, inner width].

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, parameters, stages, the command line, files, locks, progress."""
+"""Foundation of all packages: errors, parameters, stages, the command line, files, locks, progress."""

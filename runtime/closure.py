@@ -1,4 +1,4 @@
-"""Which of the repository's own modules a module runs: what the rows of a stage depend on, found by its imports."""
+"""Import closure of a module within the repository: the code that a stage's rows depend on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from runtime.digest import digest_files
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("runtime", "model", "pipelines", "train", "eval", "experiments", "benchmarks")
-"""The repository's packages; imports of anything else are not followed."""
+"""The repository's packages; other imports are not followed."""
 
 
 def closure(*modules: str) -> list[Path]:
-    """Return the files of `modules` and of every module of ours that they import, directly or not, sorted.
+    """Return the files of `modules` and of every repository module they import, directly or indirectly, sorted.
 
-    Imports inside functions count, those under `if TYPE_CHECKING` do not. The `__init__.py` of each package on the way
-    belongs to it.
+    Imports inside functions count, those under `if TYPE_CHECKING` do not. The `__init__.py` of each enclosing package
+    is included.
 
     Args:
         modules: dotted names, such as `pipelines.mask.worker`.
@@ -34,12 +34,12 @@ def closure(*modules: str) -> list[Path]:
 
 
 def code_digest(*modules: str) -> str:
-    """Return 16 hex digits that change with any line of the closure of `modules`."""
+    """Return 16 hex digits that change with any line in the closure of `modules`."""
     return digest_files(*closure(*modules))
 
 
 def files_of(name: str) -> Iterator[Path]:
-    """Yield the files that importing `name` runs, a module of ours or a name in one; none for other libraries."""
+    """Yield the files that importing `name`, a repository module or a name in one, runs; none for other libraries."""
     parts = name.split(".")
     if parts[0] not in ROOMS:
         return
@@ -57,7 +57,7 @@ def files_of(name: str) -> Iterator[Path]:
 
 @cache
 def imports(file: Path) -> tuple[str, ...]:
-    """Return the names that a file imports when it runs, wherever in it; `from a import b` as a.b."""
+    """Return the names that a file imports at run time, anywhere in it; `from a import b` as a.b."""
     return tuple(_imports(ast.parse(file.read_text(encoding="utf-8"))))
 
 

@@ -1,4 +1,4 @@
-"""Names by content: digests of JSON-like values and of files."""
+"""Content digests of JSON-like values and of files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def digest(*values: Any) -> str:
 
 
 def digest_files(*paths: Path) -> str:
-    """Return 16 hex digits that identify the bytes of files, and of all files in folders except Python's caches."""
+    """Return 16 hex digits that identify the bytes of files, and of all files in folders except Python caches."""
     state = hashlib.blake2b(digest_size=8)
     for path in paths:
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())

@@ -2,13 +2,13 @@
 
 
 class UserError(Exception):
-    """Bad input, parameters or surroundings, found by a command."""
+    """Invalid input, parameters or environment, found by a command."""
 
 
 class ModelError(ValueError):
-    """Bad weights, configuration or input, found by the network's code."""
+    """Invalid weights, configuration or input, found by the network's code."""
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of `error` on one line; its type where it has none."""
+    """Return the message of `error` on one line, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

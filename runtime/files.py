@@ -1,4 +1,4 @@
-"""Whole files: a reader sees all of a file or what was there before."""
+"""Atomic file writes: a reader sees the complete new file or the previous one."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:
-    """Write `values` sorted by key: same values, same bytes. Metrics hold nothing that differs from run to run."""
+    """Write `values` sorted by key: same values, same bytes. Metrics contain nothing that differs between runs."""
     write_text(file, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def write_metrics(folder: Path, values: dict[str, Any], summary: Mapping[str, float | None]) -> None:
-    """Write all that a stage measured to `metrics.json`, and what `dvc metrics show` prints of it to `summary.json`.
+    """Write all measurements of a stage to `metrics.json`, and those that `dvc metrics show` prints to `summary.json`.
 
-    The summary is written last: it stands for a finished stage.
+    The summary is written last: it marks a finished stage.
     """
     write_json(folder / "metrics.json", values)
     write_json(folder / "summary.json", {name: value for name, value in summary.items() if value is not None})

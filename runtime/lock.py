@@ -14,10 +14,10 @@ from runtime.errors import UserError
 
 @contextlib.contextmanager
 def exclusive(stage: str, work: Path) -> Iterator[None]:
-    """Hold the stage's lock in `work`; the kernel releases it when the process ends, however it ends.
+    """Hold the stage's lock in `work`; the kernel releases it when the process exits, however it exits.
 
     Raises:
-        UserError: another process holds it; says which.
+        UserError: another process holds it; the message names it.
     """
     work.mkdir(parents=True, exist_ok=True)
     with (work / f"{stage}.lock").open("a+") as lock:

@@ -1,12 +1,12 @@
-"""The build backend of pyproject.toml: says that this repository is cloned and not installed."""
+"""The build backend of pyproject.toml: reports that this repository is cloned, not installed."""
 
 from __future__ import annotations
 
 from typing import Any, NoReturn
 
 SENTENCE = (
-    "customcontrast is an application to be cloned, not a package to be installed: run `make` in the checkout, which"
-    " sets up .venv with the command `customcontrast`"
+    "customcontrast is an application to clone, not a package to install: run `make` in the checkout, which sets up"
+    " .venv with the command `customcontrast`"
 )
 
 

@@ -1,4 +1,4 @@
-"""The one reader of `params.yaml`: strict, with overlays and single values of the command line laid over it."""
+"""The only reader of `params.yaml`: strict, with overlay files and single values from the command line on top."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from runtime.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 FREE_MAPPINGS = ("train.mixture", "generate.protocol.references", "score.encoders")
-"""Mappings whose keys are the user's to choose. An overlay replaces them; merged, no entry could be removed."""
+"""Mappings with user-defined keys. An overlay replaces them: if they were merged, no entry could be removed."""
 
 
 class Section(pydantic.BaseModel):
-    """A section of `params.yaml`. Fields carry no defaults: the file is the only place of values."""
+    """A section of `params.yaml`. Fields have no defaults: the file is the only source of values."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -28,18 +28,18 @@ T = TypeVar("T")
 
 
 class RunParams(Section):
-    """How the work is done, never what comes out of it: no DVC stage depends on this section."""
+    """How the work is done; this never changes results, so no DVC stage depends on it."""
 
-    workers: int = Field(ge=1)  # Ray actors of a data stage
-    threads: int = Field(ge=1)  # CPU threads of one actor
-    decoders: int = Field(ge=0)  # further threads of an actor that read and decode photos while its model computes
-    device: Literal["auto", "cpu", "cuda"]  # auto: cuda where there is one
-    gpus_per_worker: float = Field(ge=0)  # share of a GPU one actor reserves; counts only on cuda
-    restarts: int = Field(ge=0)  # how often a dead actor is started again before the run ends
+    workers: int = Field(ge=1)  # Ray actors per data stage
+    threads: int = Field(ge=1)  # CPU threads per actor
+    decoders: int = Field(ge=0)  # additional threads per actor that read and decode photos while its model computes
+    device: Literal["auto", "cpu", "cuda"]  # auto: cuda if available
+    gpus_per_worker: float = Field(ge=0)  # share of a GPU each actor reserves; only used on cuda
+    restarts: int = Field(ge=0)  # how often a dead actor is restarted before the run gives up
     work: str  # folder of finished shards and checkpoints; outside DVC's outs, safe to delete
 
     def torch_device(self) -> str:
-        """`cpu` or `cuda`, `auto` resolved on the machine that asks."""
+        """`cpu` or `cuda`; `auto` is resolved on the calling machine."""
         if self.device != "auto":
             return self.device
         import torch
@@ -48,29 +48,29 @@ class RunParams(Section):
 
 
 class BackbonesParams(Section):
-    """Which frozen models the stages use."""
+    """The frozen models that the stages use."""
 
-    variant: str  # a JSON in model/backbones (toybox, sd15, sdxl), or the path of one
+    variant: str  # a JSON in model/backbones (toybox, sd15, sdxl), or the path to one
 
 
 class Params:
-    """All that a command is told: params.yaml with its overlays, and the folder of the tables."""
+    """A command's parameters: params.yaml with its overlays, and the folder of the tables."""
 
     def __init__(self, tree: dict[str, Any], data: Path, words: Sequence[str] = ()) -> None:
-        """`words`: the shared options that `tree` and `data` came from."""
+        """`words`: the shared options that produced `tree` and `data`."""
         self._tree, self.data, self._words = tree, data, tuple(words)
 
     @classmethod
     def read(cls, files: Sequence[str] = (), settings: Sequence[str] = (), data: str = "data") -> Params:
-        """Read params.yaml in the working folder.
+        """Read params.yaml in the working directory.
 
         Args:
-            files: YAML files laid over it, in order.
-            settings: single values, `a.b=value`, laid over these.
+            files: YAML files merged over it, in order.
+            settings: single values, `a.b=value`, applied after them.
             data: folder of the stages' tables.
 
         Raises:
-            UserError: a file or key is missing, unknown or no YAML.
+            UserError: a file or key is missing or unknown, or a file or value is not YAML.
         """
         tree = read_yaml(PARAMS_FILE)
         for file in files:
@@ -103,16 +103,16 @@ class Params:
         return self.section("backbones", BackbonesParams).variant
 
     def tree(self) -> dict[str, Any]:
-        """Return all values as plain data: what a run is identified by."""
+        """Return all values as plain data, which identify a run."""
         return copy.deepcopy(self._tree)
 
     def words(self) -> list[str]:
-        """Return the options that make another command read the same."""
+        """Return the options that make another command read the same parameters."""
         return list(self._words)
 
 
 def parse(section: str, value: Any, model: type[T]) -> T:
-    """Validate `value` as `model`; errors name the key as it is written in params.yaml."""
+    """Validate `value` as `model`; errors name the key as written in params.yaml."""
     try:
         return pydantic.TypeAdapter(model).validate_python(value)
     except pydantic.ValidationError as error:
@@ -130,25 +130,25 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """Return the sections of a YAML file.
 
     Raises:
-        UserError: it cannot be read, is no YAML, or is no mapping.
+        UserError: the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{file} does not exist; run from the repository's root or name another file") from None
+        raise UserError(f"{file} does not exist; run from the repository root or pass another file") from None
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); name a YAML file that can") from None
+        raise UserError(f"{file} cannot be read ({error.strerror}); pass a readable YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{file} holds no sections; expected a mapping such as the repository's params.yaml")
+        raise UserError(f"{file} has no sections; expected a mapping such as the repository's params.yaml")
     return tree
 
 
 def overlay(tree: dict[str, Any], patch: dict[str, Any], origin: str, prefix: str = "") -> None:
-    """Lay `patch` over `tree`, which is what stands below `prefix`, in place.
+    """Merge `patch` into `tree`, the values below `prefix`, in place.
 
-    Mappings merge; everything else and FREE_MAPPINGS replace. `origin` names the patch in errors.
+    Mappings are merged; everything else, and FREE_MAPPINGS, is replaced. `origin` names the patch in errors.
 
     Raises:
         UserError: a key is not in `tree`.
@@ -179,7 +179,7 @@ def _setting(setting: str) -> dict[str, Any]:
 
 
 def lay_over(files: Sequence[str]) -> None:
-    """Lay YAML files over params.yaml for good, in place, its comments kept.
+    """Merge YAML files into params.yaml permanently, in place, keeping its comments.
 
     Raises:
         UserError: as `Params.read`.
@@ -199,13 +199,13 @@ def lay_over(files: Sequence[str]) -> None:
 
 
 def section_text(name: str) -> str:
-    """Return a section of params.yaml as it is written, comments included; empty where there is none."""
+    """Return a section of params.yaml as written, comments included; empty if there is none."""
     lines = PARAMS_FILE.read_text(encoding="utf-8").splitlines()
     starts = [number for number, line in enumerate(lines) if line[:1].isalpha()]
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
         if lines[start].split(":")[0] == name:
             found = lines[start:end]
             while found and (not found[-1].strip() or found[-1].startswith("#")):
-                found.pop()  # what precedes the next section
+                found.pop()  # comments of the next section
             return "\n".join(found)
     return ""

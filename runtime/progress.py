@@ -8,7 +8,7 @@ import time
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 15.0
-"""Between two plain lines, which are read in logs."""
+"""Minimum time between two plain log lines."""
 
 
 class Progress:

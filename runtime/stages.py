@@ -1,4 +1,4 @@
-"""What a stage is: declared once, for the command line, DVC, the report and the identity of its code."""
+"""Stage declarations, shared by the command line, DVC, the report and the digest of a stage's code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGES = (
     "eval.probes.location",
     "eval.report",
 )
-"""The packages of the stages, in the order in which `dvc repro` runs them. Each has a `STAGE`."""
+"""The stages' packages, in the order in which `dvc repro` runs them. Each has a `STAGE`."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,18 @@ class Stage:
     """A stage of the pipeline.
 
     Attributes:
-        name: of the command, of its folder below `data`, and in `dvc.yaml`.
-        module: what is run; it has `main(params, **options)`.
-        summary: one line for people.
-        sections: of params.yaml, without `run`, which never changes what comes out.
-        reads: what it reads below the data folder, `<stage>/<table or file>`, or a whole `<stage>`.
-        writes: what it writes below its own folder, beside its metrics and plots.
-        weights: the backbones it loads, fields of `model.backbones.variant.Variant`.
+        name: name of its command, of its folder in `data`, and in `dvc.yaml`.
+        module: module to run; it has `main(params, **options)`.
+        summary: one-line description.
+        sections: its sections of params.yaml, without `run`, which never changes results.
+        reads: inputs in the data folder, `<stage>/<table or file>`, or a whole `<stage>`.
+        writes: outputs in its own folder, besides metrics and plots.
+        weights: backbones it loads, as fields of `model.backbones.variant.Variant`.
         metrics: whether it writes metrics.json, and summary.json for `dvc metrics show`.
         plots: CSV files for `dvc plots`.
-        rows: the module whose import closure names what its rows depend on; `module` where it is not given.
-        also: modules that it runs in other processes.
-        options: of its command beside the shared ones, {flag: keywords of `add_argument`}.
+        rows: module whose import closure its rows depend on; default: `module`.
+        also: modules it runs in other processes.
+        options: options of its command besides the shared ones, {flag: keywords of `add_argument`}.
     """
 
     name: str
@@ -67,25 +67,25 @@ class Stage:
     def folders(self) -> list[str]:
         """Return the folders of the code that the stage runs, relative to the repository, outermost first.
 
-        A module inside a package of a room counts as that package (`pipelines/mask`), one directly in a room as the
-        whole room.
+        A module in a subpackage counts as that package (`pipelines/mask`), one directly in a top-level package as the
+        whole package.
         """
         files = [file.relative_to(ROOT) for file in closure(self.module, *self.also) if file.name != "__init__.py"]
         found = {"/".join(file.parts[:-1][:2]) for file in files}
         return sorted(place for place in found if place.split("/")[0] == place or place.split("/")[0] not in found)
 
     def outputs(self) -> list[str]:
-        """Return what the stage writes beside its summary and plots."""
+        """Return the stage's outputs other than its summary and plots."""
         names = (*self.writes, *(("metrics.json",) if self.metrics else ())) or ("",)
         return [f"data/{self.name}/{name}".rstrip("/") for name in names]
 
 
 def stage(package: str) -> Stage:
-    """Return the stage that a package declares."""
+    """Return the stage declared by a package."""
     found: Stage = importlib.import_module(package).STAGE
     return found
 
 
 def stages() -> dict[str, Stage]:
-    """Return all stages by name, in the order in which they run."""
+    """Return all stages by name, in execution order."""
     return {found.name: found for found in map(stage, PACKAGES)}

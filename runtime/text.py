@@ -1,4 +1,4 @@
-"""Tables of text for terminals and logs."""
+"""Text tables for terminals and logs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return rows as aligned columns, the first to the left, the others to the right; None is a dash."""
+    """Return rows as aligned columns, the first left-aligned, the others right-aligned; None becomes a dash."""
     cells = [list(header), *([_cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []

@@ -9,6 +9,18 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests run in one process: a file's, as they share fixtures; and of those that start processes, all of the
+    data stages, which share a Ray, and all others, so that ranks and Ray have a core each."""
+    for item in items:
+        room = item.path.relative_to(REPOSITORY / "tests").parts[0]
+        if item.get_closest_marker("slow"):
+            group = "ray" if room == "pipelines" else "processes"
+        else:
+            group = str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """One CPU thread: tests run side by side, and the number of threads may change the last bits of a result."""

@@ -25,10 +25,10 @@ from train.recipe import ModelParams, TrainParams
 
 
 def devices(params: TrainParams, kind: str) -> list[str]:
-    """Ids of what the ranks run on, one each: `train.ranks` CPU slots, or that many GPUs where the machine has them.
+    """Device ids, one per rank: `train.ranks` CPU slots, or that many GPUs if the machine has them.
 
-    With fewer GPUs there are fewer ranks; samples are drawn for the global batch, so the run is the same but for
-    rounding. Raises UserError where the ranks do not divide the batch.
+    With fewer GPUs there are fewer ranks; samples are drawn for the global batch, so the run is the same up to
+    rounding. Raises UserError if the batch is not divisible by the ranks.
     """
     if kind == "cpu":
         params.rows(params.ranks)
@@ -38,22 +38,22 @@ def devices(params: TrainParams, kind: str) -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     ids = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     if not ids:
-        raise UserError("run.device is cuda and no GPU is visible; set run.device to auto or cpu")
+        raise UserError("run.device is cuda but no GPU is visible; set run.device to auto or cpu")
     count = max(n for n in range(1, min(params.ranks, len(ids)) + 1) if params.batch % n == 0)
     return ids[:count]
 
 
 def environment(kind: str, threads: int) -> dict[str, str]:
-    """Variables of the ranks: those of `train.ranks.settings`, and loopback only."""
+    """Environment variables of the ranks: `train.distributed.ranks.settings`, and loopback only."""
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
     return settings(kind, threads) | {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
 
 
 def start(module: str, ids: Sequence[str], words: Sequence[str]) -> int:
-    """Run a rank of `module` on each device and return the exit code; this process is their DeepSpeed launcher.
+    """Run one rank of `module` per device and return the exit code; this process acts as their DeepSpeed launcher.
 
     Raises:
-        KeyboardInterrupt: this process was interrupted; the ranks are gone.
+        KeyboardInterrupt: this process was interrupted; the ranks have ended.
     """
     from deepspeed.launcher import launch
 
@@ -77,7 +77,7 @@ def start(module: str, ids: Sequence[str], words: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def received_signals() -> Iterator[Callable[[], bytes]]:
-    """Give what returns the numbers of the signals that came in meanwhile; DeepSpeed's handlers do not tell."""
+    """Yield a function that returns the signal numbers received so far; DeepSpeed's handlers do not report them."""
     reader, writer = os.pipe()
     for end in (reader, writer):
         os.set_blocking(end, False)
@@ -97,14 +97,14 @@ def received_signals() -> Iterator[Callable[[], bytes]]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that is currently free."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return probe.getsockname()[1]
 
 
-def told(params: TrainParams, model: ModelParams, variant: Variant, ranks: int, run: RunParams) -> str:
-    """What the run will take of each device's memory, as one line."""
+def memory_line(params: TrainParams, model: ModelParams, variant: Variant, ranks: int, run: RunParams) -> str:
+    """The run's estimated memory on each device, as one line."""
     from train.distributed.memory import estimate
 
     return estimate(params, model, variant, ranks, Path(run.work) / "train").line()
@@ -114,7 +114,7 @@ def main(params: Params, resume: str | None = None, other_ranks: bool = False) -
     """Run the stage: start the ranks and exit with their code.
 
     Args:
-        resume: folder of a run whose newest checkpoint is resumed. other_ranks: it had another number of ranks.
+        resume: folder of a run whose newest checkpoint to resume. other_ranks: it had a different number of ranks.
     """
     options = ResumeOptions.of(resume, other_ranks)
     train, run = params.section("train", TrainParams), params.run
@@ -123,12 +123,12 @@ def main(params: Params, resume: str | None = None, other_ranks: bool = False) -
     ids = devices(train, kind)
     print(f"train: {len(ids)} rank{'s' * (len(ids) > 1)} on {kind}, ZeRO-{train.zero_stage}", flush=True)
     os.environ.update(environment(kind, run.threads))
-    print(f"train: about {told(train, model, variant, len(ids), run)}", flush=True)
+    print(f"train: about {memory_line(train, model, variant, len(ids), run)}", flush=True)
     with exclusive("train", Path(run.work)):
         code = start("train.run", ids, [*params.words(), *options.words()])
     if code < 0:
         raise UserError(
-            f"a rank of the training was killed by signal {-code}; if that was for memory, lower train.batch; the same"
-            " command resumes from the last checkpoint"
+            f"a training rank was killed by signal {-code}; lower train.batch if it ran out of memory; the same command"
+            " resumes from the last checkpoint"
         )
     sys.exit(code)

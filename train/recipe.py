@@ -1,4 +1,4 @@
-"""What a training run is made of: its parameters, and the hash that names it."""
+"""Training parameters, and the recipe whose hash names a run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ TABLES = {
     "latents": "encode",
     "features": "encode",
 }
-"""The tables training reads, and the stage that writes each."""
+"""Tables that training reads, by name, and the stage that writes each."""
 
 
 class ModelParams(Section):
-    """Sizes and switches of the adapter; see `model.adapter.AdapterConfig`."""
+    """Adapter sizes and switches; see `model.adapter.AdapterConfig`."""
 
     encoder: Literal["mfi", "ip_adapter_plus"]
     width: int
@@ -47,7 +47,7 @@ class ModelParams(Section):
 
 
 class DropParams(Section):
-    """How often a condition is left out, for guidance; fractions of the samples, disjoint."""
+    """Condition dropout for classifier-free guidance; disjoint fractions of the samples."""
 
     image: float = Field(ge=0)
     text: float = Field(ge=0)
@@ -61,7 +61,7 @@ class DropParams(Section):
 
 
 class ObjectiveParams(Section):
-    """Weights, temperatures and variants of the losses; see `model.objective.ObjectiveConfig`."""
+    """Loss weights, temperatures and variants; see `model.objective.ObjectiveConfig`."""
 
     contrastive_weight: float
     location_weight: float
@@ -80,61 +80,61 @@ class ObjectiveParams(Section):
 
 
 class ValidationParams(Section):
-    """The losses on subjects that are not trained on."""
+    """Losses on held-out subjects."""
 
-    subjects: int = Field(ge=0)  # held out of training, by the hash of their ids; 0: no validation
+    subjects: int = Field(ge=0)  # held out of training, chosen by the hash of their ids; 0: no validation
     batches: int = Field(ge=1)  # of train.batch samples each, always the same
     every: int = Field(ge=1)  # steps
 
 
 class PicturesParams(Section):
-    """Pictures drawn while training."""
+    """Sample sheets generated during training."""
 
     every: int = Field(ge=0)  # steps; 0: none
     subjects: int = Field(ge=1)  # rows of a sheet
-    prompts: list[str]  # columns, after the target and its own caption; {class} is the subject's noun
-    steps: int = Field(ge=1)  # of DDIM
+    prompts: list[str]  # columns, after the target and its own caption; {class} is the subject's class noun
+    steps: int = Field(ge=1)  # DDIM steps
     guidance_scale: float
     seed: int = Field(ge=0)
 
 
 class WarningParams(Section):
-    """When a quantity counts as one that does not move; see `train.log.standstills`."""
+    """When a quantity counts as plateaued; see `train.logs.log.standstills`."""
 
-    after: float = Field(gt=0, le=1)  # share of the run
-    windows: int = Field(ge=1)  # of log_every steps, which the means of the start and of now are taken over
-    location: float = Field(ge=0, le=1)  # share of the way to the best value that must have been covered
-    accuracy: float = Field(ge=0, le=1)  # as location
+    after: float = Field(gt=0, le=1)  # fraction of the run
+    windows: int = Field(ge=1)  # windows of log_every steps to average, at the start and now
+    location: float = Field(ge=0, le=1)  # fraction of the way to the best value that must have been covered
+    accuracy: float = Field(ge=0, le=1)  # likewise
 
 
 class TrainParams(Section):
-    """How the adapter is trained."""
+    """Training parameters."""
 
     steps: int = Field(ge=1)
-    batch: int = Field(ge=1)  # samples of a micro step over all ranks, each of another subject
-    accumulation: int = Field(ge=1)  # micro steps of a step; contrastive negatives come from one micro step
+    batch: int = Field(ge=1)  # samples per micro step over all ranks, each of a different subject
+    accumulation: int = Field(ge=1)  # micro steps per step; contrastive negatives come from a single micro step
     ranks: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     schedule: Literal["constant", "cosine"]
     warmup: int = Field(ge=0)  # steps
     weight_decay: float = Field(ge=0)
-    gradient_clipping: float = Field(gt=0)  # largest norm of the gradient
+    gradient_clipping: float = Field(gt=0)  # maximum gradient norm
     precision: Literal["fp32", "bf16", "fp16"]
     zero_stage: Literal[0, 1, 2, 3]
-    offload: Literal["none", "optimizer", "all"]  # what waits in CPU memory: optimizer state, or the weights too
-    compile: bool  # the UNet, by torch.compile
-    ema: float | None = Field(gt=0, lt=1)  # decay a step of the moving average of the weights; null: none
-    gradient_checkpointing: Literal["none", "text", "all"]  # what is computed again: text encoders, or the UNet too
+    offload: Literal["none", "optimizer", "all"]  # kept in CPU memory: optimizer state, or the weights too
+    compile: bool  # torch.compile the UNet
+    ema: float | None = Field(gt=0, lt=1)  # per-step decay of the weights' moving average; null: none
+    gradient_checkpointing: Literal["none", "text", "all"]  # recompute activations of the text encoders, or the UNet's too
     deterministic: bool
     seed: int = Field(ge=0)
     pairing: Literal["triplet", "self"]
     positive_timesteps: Literal["independent", "shared"]
-    mixture: dict[str, float]  # share of the samples by source; none: every subject once an epoch
-    prefetch: int = Field(ge=0)  # batches read ahead, each by a thread of its own; 0: none
+    mixture: dict[str, float]  # share of the samples per source; empty: every subject once per epoch
+    prefetch: int = Field(ge=0)  # batches read ahead, one thread each; 0: none
     drop: DropParams
     objective: ObjectiveParams
     log_every: int = Field(ge=1)  # steps
-    timestep_buckets: int = Field(ge=1)  # parts of the diffusion process with an L_diff of their own
+    timestep_buckets: int = Field(ge=1)  # ranges of timesteps, each with its own L_diff
     tensorboard: bool
     warnings: WarningParams
     validation: ValidationParams
@@ -145,46 +145,48 @@ class TrainParams(Section):
     @classmethod
     def mixture_has_shares(cls, mixture: dict[str, float]) -> dict[str, float]:
         if mixture and not (all(0 <= weight < math.inf for weight in mixture.values()) and any(mixture.values())):
-            raise ValueError(f"{mixture} has no shares; give each source a weight of at least 0, and one more than 0")
+            raise ValueError(
+                f"{mixture} has no usable weights; give each source a weight of at least 0, at least one of them above 0"
+            )
         return mixture
 
     @model_validator(mode="after")
     def goes_together(self) -> Self:
         if self.precision == "fp16" and self.zero_stage == 0:
-            raise ValueError("precision fp16 needs zero_stage 1, 2 or 3: DeepSpeed scales the loss under these only")
+            raise ValueError("precision fp16 needs zero_stage 1, 2 or 3: DeepSpeed scales the loss only in these stages")
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("offload optimizer needs zero_stage 1, 2 or 3")
         if self.offload == "all" and self.zero_stage != 3:
-            raise ValueError(f"offload all needs zero_stage 3, and it is {self.zero_stage}")
+            raise ValueError(f"offload all needs zero_stage 3, not {self.zero_stage}")
         if self.compile and self.zero_stage == 3:
-            raise ValueError(
-                "compile does not go with zero_stage 3, whose gathering of each layer breaks the graph there"
-            )
+            raise ValueError("compile does not work with zero_stage 3, which breaks the graph to gather each layer")
         if self.pictures.every and self.zero_stage == 3:
-            raise ValueError("pictures need the whole backbone on a rank, and zero_stage 3 shards it; set every to 0")
+            raise ValueError(
+                "pictures need the whole backbone on one rank, but zero_stage 3 shards it; set pictures.every to 0"
+            )
         return self
 
     def rows(self, ranks: int) -> int:
-        """Samples of a micro step on each of so many ranks.
+        """Samples per micro step on each of `ranks` ranks.
 
         Raises:
-            UserError: they do not divide the batch.
+            UserError: the batch is not divisible by `ranks`.
         """
         if self.batch % ranks:
-            raise UserError(f"train.batch = {self.batch} does not divide into {ranks} ranks; change one of them")
+            raise UserError(f"train.batch = {self.batch} does not divide evenly into {ranks} ranks; change one of them")
         return self.batch // ranks
 
     @property
     def samples(self) -> int:
-        """Samples of a step, over all ranks and micro steps."""
+        """Samples per step, over all ranks and micro steps."""
         return self.batch * self.accumulation
 
     def draws(self, step: int) -> range:
-        """Which of the sampler's batches the micro steps of a 0-based step take."""
+        """Indices of the sampler's batches for the micro steps of a 0-based step."""
         return range(step * self.accumulation, (step + 1) * self.accumulation)
 
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate of a 0-based step: a linear warm-up, then constant, or a half cosine that ends near 0."""
+        """Learning rate of a 0-based step: linear warm-up, then constant or a half cosine that ends near 0."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         if self.schedule == "constant":
@@ -196,18 +198,18 @@ class TrainParams(Section):
 def input_digest(data: Path) -> str:
     """16 hex digits that identify the bytes of all tables training reads.
 
-    Raises TableError where one is missing.
+    Raises TableError if one is missing.
     """
     return digest_files(*(part for name, stage in TABLES.items() for part in tables.parts(data / stage, name)))
 
 
 def run_code() -> str:
-    """16 hex digits that identify the code a run's numbers come from."""
+    """16 hex digits that identify the code a run's numbers depend on."""
     return code_digest("train.run")
 
 
 def recipe(train: TrainParams, model: ModelParams, **others: Any) -> dict[str, Any]:
-    """All that the weights of a run depend on, JSON-like: its parameters, its input, `others`."""
-    told = {"tensorboard", "warnings", "pictures"}
-    values = train.model_dump(exclude={"checkpoint_every", "prefetch", "ranks"} | told)
+    """Everything a run's weights depend on, JSON-like: its parameters, its input, `others`."""
+    reporting = {"tensorboard", "warnings", "pictures"}
+    values = train.model_dump(exclude={"checkpoint_every", "prefetch", "ranks"} | reporting)
     return {"train": values, "model": model.model_dump(), **others}

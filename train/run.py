@@ -34,7 +34,7 @@ from train.distributed.resume import ResumeOptions, accept, run_folder, unfinish
 from train.logs.log import Record
 from train.recipe import ModelParams, TrainParams, input_digest, recipe, run_code
 
-if TYPE_CHECKING:  # DeepSpeed asks the environment for its device when it is imported
+if TYPE_CHECKING:  # DeepSpeed reads its device from the environment on import
     from train.trainer import Trainer
 
 
@@ -69,8 +69,8 @@ def train(ranks: Ranks, params: Params, resume: ResumeOptions) -> None:
 
 
 def backbone(model: str, revision: str, image_encoder: str, variant: Variant) -> dict[str, Any]:
-    """What a recipe holds of the frozen models: which weights, and how `variant` has them used. The tables tell layers
-    and resolution too, but there may be none."""
+    """The frozen models' entry in a recipe: which weights, and how `variant` uses them. The tables imply layers and
+    resolution too, but may be absent."""
     return {
         "model": model,
         "revision": revision,
@@ -83,17 +83,17 @@ def backbone(model: str, revision: str, image_encoder: str, variant: Variant) ->
 
 def begin(work: Path, whole: dict[str, Any], resume: ResumeOptions) -> Path:
     """The folder of the run with recipe `whole`; prints what it resumes, or why it is a new run."""
-    said = accept(resume.folder, whole, resume) if resume.folder is not None else ""
+    notice = accept(resume.folder, whole, resume) if resume.folder is not None else ""
     folder = run_folder(work, whole)
-    if said := said or ("" if any(folder.glob("step-*")) else unfinished(work, folder, whole)):
-        print(said, flush=True)
+    if notice := notice or ("" if any(folder.glob("step-*")) else unfinished(work, folder, whole)):
+        print(notice, flush=True)
     return folder
 
 
 def publish(
     trainer: Trainer, out: Path, data_hash: str, whole: dict[str, Any], record: Record, counts: dict[str, int]
 ) -> None:
-    """Write the outs, all or none: the adapter with its card, losses and metrics. Collective."""
+    """Write the outputs, all or none: the adapter with its card, losses and metrics. Collective."""
     card = {"recipe": whole, "losses": record.metrics(), "commit": commit(), **counts}
     try:
         trainer.save(out / "adapter", data_hash, card)
@@ -109,7 +109,7 @@ def publish(
 
 
 def commit() -> str | None:
-    """The commit that is checked out; None where this is no git repository."""
+    """The checked-out commit, or None outside a git repository."""
     words = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
@@ -125,7 +125,7 @@ def open_photos(
     sources: list[SourceParams],
     ranks: Ranks,
 ) -> Photos | None:
-    """The photos and encoders that stand in for tables without a row; None where all is cached."""
+    """Photos and encoders that stand in for empty tables, or None if everything is cached."""
     missing = {"hidden states": found.hidden is None, "latents": found.latents is None}
     names = " and ".join(name for name, absent in missing.items() if absent)
     if not names:
@@ -145,19 +145,19 @@ def open_photos(
 
 
 def lock(ranks: Ranks, work: Path) -> contextlib.AbstractContextManager[None]:
-    """The stage's lock on rank 0, where no train.launch holds it for its ranks."""
+    """The stage's lock on rank 0, unless train.launch holds it for its ranks."""
     return exclusive("train", work) if ranks.rank == 0 and not launched() else contextlib.nullcontext()
 
 
 def command_line() -> Parser:
-    """Return the parser of a rank's command: the stage's, and what launchers add."""
+    """Return the parser of a rank's command: the stage's options, and those launchers add."""
     parser = stage_parser(STAGE)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
     return parser
 
 
 def main(words: Sequence[str]) -> None:
-    """Train as one of the ranks that the environment numbers. `words`: the options of the train command."""
+    """Train as the rank that the environment specifies. `words`: the options of the train command."""
     die_with_parent()
     options = command_line().parse_args(words)
     params, resume = read_params(options), ResumeOptions.of(options.resume, options.other_ranks)
@@ -171,7 +171,7 @@ def main(words: Sequence[str]) -> None:
         dist.destroy_process_group()
     except Exception as error:
         sys.exit(ranks.report(error))
-    except KeyboardInterrupt:  # the launcher was interrupted too, and reports
+    except KeyboardInterrupt:  # the launcher was interrupted too, and reports it
         sys.exit(130)
 
 

@@ -1,4 +1,4 @@
-"""The training loop: a frozen backbone, a DeepSpeed engine around the adapter, all randomness in the sampler."""
+"""The training loop: frozen backbone, DeepSpeed engine around the adapter, all randomness in the sampler."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from train.logs.progress import Progress
 from train.logs.sheets import Samples
 from train.recipe import ModelParams, TrainParams
 
-# Of an adapter's folder: the weights without averaging, where it holds averages; and what the adapter is of.
+# In an adapter's folder: the unaveraged weights, if it holds averages; and the adapter's provenance.
 RAW, CARD = "raw", "card.json"
 
 
@@ -53,25 +53,25 @@ class Trainer:
 
     @property
     def adapter(self) -> Adapter:
-        """What is trained."""
+        """The adapter being trained."""
         found: Adapter = self.engine.module.adapter
         return found
 
     @property
     def measures(self) -> Measures:
-        """What is read off the losses of a step."""
+        """Quantities measured from a step's losses."""
         return Measures(self.sampler.timesteps, self.params.timestep_buckets)
 
     def fit(self, checkpoints: Checkpoints, folder: Path, held_out: TrainingSet | None) -> Record:
-        """Train up to `params.steps`, from the newest checkpoint where there is one, and return what was measured.
+        """Train up to `params.steps`, resuming from the newest checkpoint if there is one; return the measurements.
 
-        `folder` takes what is told on the way. `held_out`: what validation uses; None: no validation.
+        `folder` receives logs and sample sheets. `held_out`: validation data; None: no validation.
         """
         record = Record(self.params, self.measures)
         start, state = checkpoints.restore(self.trained)
         if state is not None:
             record.restore(state)
-            self.ranks.say(f"train: goes on at step {start} of {self.params.steps}")
+            self.ranks.say(f"train: resuming at step {start} of {self.params.steps}")
         progress = Progress(record, start, folder, self.ranks.device) if self.ranks.rank == 0 else None
         validation = held_out and validation_batches(held_out, self.params, self.sampler.timesteps)
         pictures, sheets = self.params.pictures.every, self.sheets(validation or self.sampler, folder)
@@ -94,20 +94,19 @@ class Trainer:
         if progress is not None:
             progress.close()
         if sheets is not None:
-            self.ranks.say(f"train: pictures in {sheets.folder}")
+            self.ranks.say(f"train: sample sheets in {sheets.folder}")
         return record
 
     def sheets(self, sampler: Sampler, folder: Path) -> Samples | None:
-        """What draws the subjects in the first batch of a sampler; None where the params ask for no pictures, and on
-        other ranks than 0."""
+        """Sample sheets of the subjects in a sampler's first batch; None if disabled, and on ranks other than 0."""
         if not self.params.pictures.every or self.ranks.rank > 0:
             return None
         batch = sampler.batch(0, device=self.ranks.device)
         return Samples.of(self.params.pictures, self.diffusion, self.adapter, batch, folder)
 
     def step(self, step: int) -> list[list[float]]:
-        """One update of the weights; returns numerators and denominators of the columns of `Record.training`, means
-        over the ranks and micro steps.
+        """One weight update; returns numerators and denominators of the columns of `Record.training`, averaged over
+        ranks and micro steps.
 
         Raises:
             UserError: a loss or the gradient is not finite; names step, losses and triplets.
@@ -127,7 +126,7 @@ class Trainer:
             self.engine.step()
         numerators, denominators = np.mean(rows, axis=0).tolist()
         norm = float(self.engine.get_global_grad_norm()) if before is None else before
-        # In fp16 the loss scaler skips such a step and tries a smaller scale.
+        # In fp16 the loss scaler skips such a step and lowers the scale.
         if self.params.precision != "fp16":
             values = dict(zip(LOSSES, numerators, strict=False)) | {"gradient norm": norm}
             self.require_finite(where, values, self.sampler, draws)
@@ -136,13 +135,13 @@ class Trainer:
         return [[*numerators, rate, norm], [*denominators, 1.0, 1.0]]
 
     def losses(self, batch: TrainingBatch) -> tuple[dict[str, torch.Tensor], list[list[float]]]:
-        """The losses of this rank's rows of a batch, and what `measures` says of all ranks'."""
+        """Losses of this rank's rows of a batch, and `measures` averaged over all ranks."""
         losses = self.engine(batch)
         return losses, self.ranks.mean(self.measures.of(losses, batch.timesteps)).tolist()
 
     @torch.no_grad()
     def validate(self, step: int, batches: Sampler, record: Record) -> None:
-        """Add the losses of the trained weights (not averaged ones) on the held-out batches after a 0-based step.
+        """Record the losses of the trained (not averaged) weights on the held-out batches after a 0-based step.
 
         Raises:
             UserError: one is not finite; names step, losses and triplets.
@@ -154,7 +153,7 @@ class Trainer:
             record.validation.add(step, measured)
 
     def require_finite(self, where: str, values: dict[str, float], sampler: Sampler, draws: Sequence[int]) -> None:
-        """Raise UserError where one of `values`, which come from these batches of `sampler`, is not finite."""
+        """Raise UserError if any of `values`, computed from these batches of `sampler`, is not finite."""
         if torch.tensor(list(values.values())).isfinite().all():
             return
         found = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -164,12 +163,12 @@ class Trainer:
             if broken
             else "lower train.learning_rate or train.objective.contrastive_weight, or use another train.precision"
         )
-        raise UserError(f"{where} is not finite ({found}) for triplets {', '.join(triplets)}; {advice}")
+        raise UserError(f"{where} has non-finite values ({found}) for triplets {', '.join(triplets)}; {advice}")
 
     def save(self, folder: Path, data_hash: str, card: dict[str, Any]) -> None:
         """Write the adapter from rank 0, in the precision it was trained in, and `card` beside it. Collective.
 
-        With train.ema the adapter is the moving average, and the weights without averaging lie in `raw`.
+        With train.ema the adapter is the moving average, and `raw` holds the unaveraged weights.
         """
         averaged = self.params.ema is not None
         kinds = {"": self.trained.adapter_weights(ema=averaged)}
@@ -192,7 +191,7 @@ class Trainer:
 
 
 def suspects(sampler: Sampler, draws: Sequence[int]) -> tuple[list[str], bool]:
-    """Ids of the triplets of batches, only those with input that is not finite where there are some (then True)."""
+    """Triplet ids of the batches, or only those with non-finite input if there are any (then True)."""
     ids: list[str] = []
     broken: list[str] = []
     for draw in draws:
@@ -208,16 +207,16 @@ def suspects(sampler: Sampler, draws: Sequence[int]) -> tuple[list[str], bool]:
 def build(
     params: TrainParams, model: ModelParams, variant: Variant, data: TrainingSet, ranks: Ranks, threads: int
 ) -> Trainer:
-    """Load the backbone, make the adapter and put the engine around it."""
+    """Load the backbone, create the adapter and wrap it in the engine."""
     require_precision(params, ranks.device)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(params.deterministic, warn_only=True)
-    # ZeRO 3 moves the frozen weights to the ranks' devices itself, to each its share.
+    # ZeRO 3 itself moves each rank's share of the frozen weights to its device.
     place = torch.device("cpu") if params.zero_stage == 3 else ranks.device
     diffusion = load_diffusion(variant.diffusion, DTYPES[params.precision], place)
     vae, unet, scheduler = (cast(Any, part) for part in (diffusion.vae, diffusion.unet, diffusion.scheduler))
     if not params.pictures.every or ranks.rank > 0:
-        vae.to("meta")  # latents are cached; only its configuration is read
+        vae.to("meta")  # latents are cached; only its config is read
     if params.gradient_checkpointing == "all":
         unet.enable_gradient_checkpointing()
     if params.gradient_checkpointing != "none":
@@ -243,16 +242,16 @@ def build(
 
 
 def require_precision(params: TrainParams, device: torch.device) -> None:
-    """Raise UserError where the device does not compute in `params.precision`."""
+    """Raise UserError if the device does not support `params.precision`."""
     if params.precision == "fp16" and device.type == "cpu":
         raise UserError("train.precision fp16 needs a GPU; use fp32 or bf16, or set run.device to cuda")
 
 
 def make_adapter(model: ModelParams, variant: Variant, diffusion: Diffusion, data: TrainingSet, seed: int) -> Adapter:
-    """A new adapter for the backbone and the image features, installed in the UNet; `seed` draws its initial weights.
+    """A new adapter for the backbone and the image features, installed in the UNet; `seed` sets its initial weights.
 
     Raises:
-        UserError: latents or features were made by another backbone.
+        UserError: latents or features were made by a different backbone.
     """
     require_shapes(variant, data)
     encoder = variant.image_encoder
@@ -273,21 +272,21 @@ def make_adapter(model: ModelParams, variant: Variant, diffusion: Diffusion, dat
 
 
 def require_shapes(variant: Variant, data: TrainingSet) -> None:
-    """Raise UserError where latents or hidden states have other shapes than the variant's models make."""
+    """Raise UserError if latents or hidden states do not have the shapes the variant's models produce."""
     shapes = shapes_of(variant)
     side = latent_side(shapes)
     wanted = (shapes.unet["in_channels"], side, side, *hidden_shape(shapes))
     names = ["latent channels", "latent rows", "latent columns"]
-    names += ["image-encoder layers", "image-encoder tokens", "values in a token"]
+    names += ["image-encoder layers", "image-encoder tokens", "values per token"]
     for name, found, expected in zip(names, (*data.latent_shape, *data.hidden_shape), wanted, strict=True):
         if found != expected:
             raise UserError(
-                f"the encoded tables have {found} {name} and variant '{variant.name}' {expected}; run encode again"
+                f"the encoded tables have {found} {name}, but variant '{variant.name}' has {expected}; run encode again"
             )
 
 
 def encoder_name(spec: ImageEncoderSpec) -> str:
-    """What `Clip.name` would be, without loading the encoder: its hidden states are cached."""
+    """The value of `Clip.name`, without loading the encoder: its hidden states are cached."""
     with reading(spec.path, f"an open_clip folder with {CLIP_WEIGHTS}"):
         name, revision = identify(spec, [spec.local / CLIP_WEIGHTS])
     return f"{name}@{revision[:12]}"

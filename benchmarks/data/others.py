@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 
 from benchmarks.data import engine, photos
 from benchmarks.data.setting import Setting
-from benchmarks.measure import Line, seconds
+from benchmarks.measure import Line
 from pipelines.curate import filters
 from pipelines.curate.stage import CurateParams, CurateWorker
 from pipelines.engine import cluster
 from pipelines.photos.decode import DecodeError
+from runtime.timing import seconds
 
 SHARD = 64  # files, for the ways that write shards
 THREADS = 4  # that read files ahead of a process that decodes

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data.setting import Setting
-from benchmarks.measure import Line, seconds
+from benchmarks.measure import Line
 from pipelines import tables
 from pipelines.curate import duplicates
 from pipelines.curate.stage import CurateParams
@@ -30,6 +30,7 @@ from pipelines.similarity.stage import SimilarityParams
 from pipelines.similarity.tiles import prototypes, tiles
 from runtime.cli import Parser, read_params, shared_options
 from runtime.params import Params
+from runtime.timing import seconds
 
 VIEWS = 29.5  # frames a subject: 6.5 million of 220,000, as MVImgNet has
 WIDTH = 64  # of the made-up embeddings; what is measured is bookkeeping

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import Line, cost, turns
+from benchmarks.measure import Line, cost
 from benchmarks.model.setting import Setting, build_adapter, hidden_states, ip_adapter_plus, latent_side, twin
 from model.dry.build import build_diffusion, frozen
 from model.dry.memory import GB, MB, free_bytes, imagined, peak_bytes, weight_bytes
 from model.dry.shapes import Shapes
 from model.pipeline.pipeline import build_pipeline
+from runtime.timing import turns
 
 TERA = 1e12
 PROMPT, NOUN = "a red mug on a table in the snow", "mug"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import Line, cost, turns
+from benchmarks.measure import Line, cost
 from benchmarks.model.infer import NOUN, PROMPT, TERA, too_large
 from benchmarks.model.setting import (
     Checkpointing,
@@ -32,6 +32,7 @@ from model.methods.customcontrast.training import training_losses
 from model.objective import ObjectiveConfig, TrainingBatch
 from model.prompt import TextCondition, checkpoint_text, encode_captions
 from model.unet import added_conditions, pixel_size
+from runtime.timing import turns
 
 CARD = 24.0
 """GB of the graphics card a training step should fit on."""

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.measure import Line, cost, ratio, seconds, turns
+from benchmarks.measure import Line, cost, ratio
 from benchmarks.train.setting import Setting
 from model.dry.memory import MB
 from model.methods.registry import method_of
 from runtime.errors import UserError
+from runtime.timing import seconds, turns
 from train.batches.prefetch import Batches
 from train.distributed.memory import estimate
 from train.recipe import TABLES

@@ -1,4 +1,4 @@
-"""Pictures of the held-out subjects."""
+"""Images of the held-out subjects."""
 
 from runtime.stages import Stage
 

@@ -20,12 +20,12 @@ from pipelines.photos.roots import Roots, SourceParams
 from runtime.errors import UserError
 
 Picture = tuple[protocol.Job, ...]
-"""A picture to make, as it concerns each of the subjects in it."""
+"""An image to generate: one job for each of its subjects."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """The pictures that one method makes of a subject, or of a pair together."""
+    """The images that one method generates of a subject or a pair."""
 
     method: str
     subjects: tuple[protocol.HeldOutSubject, ...]
@@ -33,15 +33,15 @@ class Work:
 
     @property
     def name(self) -> str:
-        """What names it among the work of a method."""
+        """Unique among the work of a method."""
         return "+".join(subject.subject_id for subject in self.subjects)
 
 
 class Generator:
-    """Computes the rows of a `Work`, pictures of the same references together."""
+    """Computes the rows of a `Work`, batching images of the same references."""
 
     def __init__(self, params: GenerateParams, load: Callable[[str], Painter], side: int, roots: Roots) -> None:
-        """`load` gives a method's painter, of pictures `side` px wide; one is held at a time."""
+        """`load` returns a method's painter, of images `side` px wide; one is in memory at a time."""
         self.params, self.load, self.side, self.roots = params, load, side, roots
         self.held: tuple[str, Painter] | None = None
 
@@ -61,41 +61,41 @@ class Generator:
         return rows
 
     def painter(self, method: str) -> Painter:
-        """Return the method's painter, in the place of the one before."""
+        """Return the method's painter, replacing the previous one."""
         if self.held is not None and self.held[0] != method:
             self.held = None
-            gc.collect()  # a pipeline is full of cycles, and two would not fit a GPU that one fills
+            gc.collect()  # a pipeline has reference cycles, and two may not fit on the GPU
         if self.held is None:
             self.held = method, self.load(method)
         return self.held[1]
 
     def check(self, method: str, images: Sequence[Image.Image], count: int) -> None:
-        """Raise UserError where a method did not draw what it was asked for."""
+        """Raise UserError if a method did not return the images asked for."""
         odd = next((image.size for image in images if image.size != (self.side, self.side)), None)
         if len(images) != count:
-            raise UserError(f"method {method} drew {len(images)} pictures for {count} prompts; return one for each")
+            raise UserError(f"method {method} returned {len(images)} images for {count} prompts; return one for each")
         if odd is not None:
             raise UserError(
-                f"method {method} drew a picture of {odd[0]}x{odd[1]} px; the protocol's are {self.side}x{self.side}"
+                f"method {method} returned an image of {odd[0]}x{odd[1]} px; the protocol's are {self.side}x{self.side}"
             )
 
 
 def load_generator(inputs: MethodInputs, sources: Sequence[SourceParams]) -> Generator:
-    """Return the generator of the methods of `eval.methods` on a device."""
+    """Return a generator of the methods of `eval.generate.methods` on a device."""
     torch.set_num_threads(inputs.params.threads)
     side = inputs.variant.resolution
     return Generator(inputs.params, lambda name: find_method(name)(inputs), side, Roots(sources))
 
 
 def by_references(jobs: Picture) -> list[str]:
-    """Return what pictures are drawn together by."""
+    """Return the key by which images are batched."""
     return [job.reference.frame_id for job in jobs]
 
 
-def rows_of(work: Work, jobs: Picture, picture: Image.Image) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the generations table of a picture, one for each subject in it."""
+def rows_of(work: Work, jobs: Picture, image: Image.Image) -> Iterator[dict[str, Any]]:
+    """Yield an image's rows of the generations table, one for each subject in it."""
     stream = io.BytesIO()
-    picture.convert("RGB").save(stream, "PNG")
+    image.convert("RGB").save(stream, "PNG")
     for subject, job in zip(work.subjects, jobs, strict=True):
         others = [other.subject_id for other in work.subjects if other is not subject]
         yield {
@@ -114,7 +114,7 @@ def rows_of(work: Work, jobs: Picture, picture: Image.Image) -> Iterator[dict[st
 
 
 def works(plan: Plan, method: str, several: bool) -> Iterator[Work]:
-    """Yield what a method has to make, pairs where it can generate `several` subjects together."""
+    """Yield a method's work; pairs only if it can generate `several` subjects together."""
     for subject, jobs in plan.singles:
         yield Work(method, (subject,), [(job,) for job in jobs])
     for pair, pictures in plan.pairs if several else ():

@@ -1,7 +1,7 @@
-"""The methods whose pictures are made by the generate stage and scored side by side, each behind one small interface.
+"""The methods of the generate stage, compared side by side, each behind one small interface.
 
-A method is a function from `MethodInputs` to a `Painter`. `METHODS` has those of this repository; another is named in
-generate.methods as `package.module:function` (docs/evaluation.md has a whole one).
+A method is a function from `MethodInputs` to a `Painter`. `METHODS` lists those of this repository; name others in
+generate.methods as `package.module:function` (docs/evaluation.md has a complete example).
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from runtime.errors import UserError
 
 
 class Painter(Protocol):
-    """Draws pictures of one subject, or of several together."""
+    """Generates images of one subject, or of several together."""
 
     def __call__(
         self, segments: Sequence[Image.Image], class_names: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]
     ) -> list[Image.Image]:
-        """Return a picture for each prompt and seed, `variant.resolution` px a side.
+        """Return an image for each prompt and seed, `variant.resolution` px a side.
 
         Args:
-            segments: of each subject shown, its reference photo: the subject alone on white.
-            class_names: of each subject its class noun, which every prompt contains, in the order of `segments`.
-            prompts: one for each picture.
-            seeds: of each picture's starting noise, 0..2^32 - 1; the same for every method.
+            segments: the reference of each subject, cut out on white.
+            class_names: the class noun of each subject, which every prompt contains, in the order of `segments`.
+            prompts: one per image.
+            seeds: one per image, for its initial noise, 0..2^32 - 1; the same for every method.
         """
 
 
 @dataclass(frozen=True)
 class MethodInputs:
-    """What a method is loaded from."""
+    """Inputs for loading a method."""
 
     params: GenerateParams
     variant: Variant
-    """The frozen models; `variant.diffusion` is the base model, `variant.resolution` the side of a picture."""
+    """The frozen models; `variant.diffusion` is the base model, `variant.resolution` the side of an image."""
     adapter: Path
-    """Folder of the trained adapter; empty or missing before the train stage."""
+    """Folder of the trained adapter; empty or missing until the train stage has run."""
     device: str
     """cpu, cuda or cuda:<index>."""
 
@@ -62,13 +62,12 @@ Load = Callable[[MethodInputs], Painter]
 
 
 def base_weights(inputs: MethodInputs) -> dict[str, str]:
-    """Return, by role, what names the weights of the base model."""
+    """Return the ids of the base model's weights, by role."""
     return {"diffusion": weights_name(inputs.variant.diffusion)}
 
 
 def all_weights(inputs: MethodInputs) -> dict[str, str]:
-    """Return, by role, what names the weights of the base model, the image encoder and, where there is one, the
-    adapter."""
+    """Return the ids of the weights of the base model, the image encoder and the adapter if there is one, by role."""
     files = adapter_files(inputs.adapter)
     trained = {"adapter": f"adapter@{digest_files(*files)[:12]}"} if all(file.is_file() for file in files) else {}
     return base_weights(inputs) | {"image encoder": weights_name(inputs.variant.image_encoder)} | trained
@@ -78,7 +77,7 @@ def trained_weights(inputs: MethodInputs) -> dict[str, str]:
     """Return `all_weights`.
 
     Raises:
-        UserError: there is no adapter.
+        UserError: the adapter is missing.
     """
     named = all_weights(inputs)
     if "adapter" not in named:
@@ -93,20 +92,20 @@ def adapter_files(adapter: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Method:
-    """A method and what the stage wants to know of it; a plain function is one with the defaults."""
+    """A method with its metadata; a plain function gets the defaults."""
 
     load: Load
     weights: Callable[[MethodInputs], dict[str, str]] = all_weights
-    """What names the weights it reads, by role: when they change, its pictures are made again."""
+    """Ids of the weights it reads, by role: when they change, its images are generated again."""
     pairs: bool = False
-    """Whether it draws two subjects in one picture."""
+    """Whether it can generate two subjects in one image."""
 
     def __call__(self, inputs: MethodInputs) -> Painter:
-        """Load it."""
+        """Load the method."""
         return self.load(inputs)
 
     def code(self) -> Path:
-        """Return the file it is written in: when it changes, its pictures are made again."""
+        """Return its source file: when it changes, its images are generated again."""
         load: Any = self.load
         while isinstance(load, partial):
             load = load.func
@@ -117,7 +116,7 @@ def customcontrast(inputs: MethodInputs) -> Painter:
     """Load the base model with the trained adapter."""
     diffusion = load_base(inputs)
     trained = Adapter.load(inputs.adapter, diffusion.name, diffusion.revision).to(inputs.device).eval()
-    # One reference of each subject at a time, so one picture is the batch.
+    # One reference per subject at a time, so the batch is one image.
     encoder = load_clip(inputs.variant.image_encoder, inputs.device, batch_size=1)
     pipeline = build_pipeline(diffusion, trained, encoder)
     pipeline.set_progress_bar_config(disable=True)
@@ -125,9 +124,9 @@ def customcontrast(inputs: MethodInputs) -> Painter:
 
 
 def painter(pipeline: Callable[..., Any], params: GenerateParams, resolution: int) -> Painter:
-    """Return a `CustomContrastPipeline` with the stage's settings, `resolution` px a side."""
+    """Return a painter of a `CustomContrastPipeline` with the stage's settings, `resolution` px a side."""
 
-    def paint(
+    def sample(
         segments: Sequence[Image.Image], class_names: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]
     ) -> list[Image.Image]:
         images: Any = pipeline(
@@ -144,17 +143,17 @@ def painter(pipeline: Callable[..., Any], params: GenerateParams, resolution: in
         ).images
         return list(images)
 
-    return paint
+    return sample
 
 
 def prompt_only(inputs: MethodInputs) -> Painter:
-    """Load the base model alone, which is told the class noun and never sees the subject: the lower bound of similarity
+    """Load the base model alone, which gets the class noun and never sees the subject: the lower bound of similarity
     and, from the same noise, the controllability that a method starts from."""
     diffusion, params, side = load_base(inputs), inputs.params, inputs.variant.resolution
     pipeline = stock(diffusion)
     pipeline.set_progress_bar_config(disable=True)
 
-    def paint(
+    def sample(
         segments: Sequence[Image.Image], class_names: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]
     ) -> list[Image.Image]:
         latents = pipeline(
@@ -166,17 +165,17 @@ def prompt_only(inputs: MethodInputs) -> Painter:
             generator=noise(seeds),
             output_type="latent",
         ).images
-        # Decoded here, because the stock pipeline knows no VAE that stays float32 beside a float16 UNet.
+        # Decoded here: the stock pipeline does not support a float32 VAE beside a float16 UNet.
         vae: Any = diffusion.vae
         with torch.no_grad():
             pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
         return pipeline.image_processor.postprocess(pixels, output_type="pil")
 
-    return paint
+    return sample
 
 
 def stock(diffusion: Diffusion) -> Any:
-    """Return diffusers' own pipeline around the base model, with the scheduler that the adapter's pipeline uses."""
+    """Return diffusers' own pipeline of the base model, with the scheduler of the adapter's pipeline."""
     parts: dict[str, Any] = {
         "vae": diffusion.vae,
         "text_encoder": diffusion.text_encoders[0],
@@ -196,7 +195,7 @@ def load_base(inputs: MethodInputs) -> Diffusion:
 
 
 def noise(seeds: Sequence[int]) -> list[torch.Generator]:
-    """Return where each picture's noise comes from: the CPU, so that a seed means the same picture on every device."""
+    """Return each image's noise generator, on the CPU so that a seed gives the same image on every device."""
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
@@ -210,7 +209,7 @@ def find_method(name: str) -> Method:
     """Return the method of that name: a key of METHODS, or `package.module:function`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such method.
     """
     module, colon, function = name.partition(":")
     if colon:
@@ -219,12 +218,12 @@ def find_method(name: str) -> Method:
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(
                 f"generate.methods names '{name}', which cannot be imported ({error}); "
-                f"write package.module:function, of a module on Python's path"
+                f"write package.module:function, with the module on Python's path"
             ) from None
     elif name in METHODS:
         found = METHODS[name]
     else:
         raise UserError(
-            f"generate.methods names '{name}'; it may hold {', '.join(METHODS)} and package.module:function of others"
+            f"generate.methods names '{name}'; choose from {', '.join(METHODS)} and package.module:function of your own"
         )
     return found if isinstance(found, Method) else Method(found)

@@ -11,19 +11,19 @@ from runtime.params import Section
 
 
 class GenerateParams(Section):
-    """Which pictures are made, and how."""
+    """Which images are generated, and how."""
 
-    methods: tuple[str, ...] = Field(min_length=1)  # names of eval/methods.py, or package.module:function of others
+    methods: tuple[str, ...] = Field(min_length=1)  # keys of METHODS in eval/generate/methods.py, or package.module:function
     protocol: protocol.ProtocolParams
     steps: int = Field(ge=1)  # of the sampler
     guidance_scale: float
-    strength: float  # lambda, of the visual branch
-    location_masks: bool  # confine the subject to where its attention lay a step before
-    margin: float  # white border of the reference's segment, fraction of its longer side
-    batch_size: int = Field(ge=1)  # pictures at once
+    strength: float  # lambda, the scale of the visual branch
+    location_masks: bool  # confine the subject to where it attended in the previous step
+    margin: float  # white border around the reference's segment, fraction of its longer side
+    batch_size: int = Field(ge=1)  # images
     dtype: Literal["float32", "float16", "bfloat16"]
-    threads: int  # CPU threads of a process; the same number gives the same bytes
-    processes: int = Field(ge=1)  # which subjects are dealt out to; on GPUs at most one each. The same bytes for any
+    threads: int  # CPU threads per process; the same number gives the same bytes
+    processes: int = Field(ge=1)  # that subjects are distributed over; on GPUs at most one each. Any number gives the same bytes
 
     @field_validator("methods")
     @classmethod

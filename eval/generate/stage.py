@@ -1,4 +1,4 @@
-"""Stage: held-out subjects and prompts -> images, by each method that is evaluated."""
+"""Stage: held-out subjects and prompts -> images, by each evaluated method."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from runtime.files import write_json, write_metrics
 from runtime.params import Params
 from runtime.text import text_table
 
-# The same pictures whatever these say; which pictures a task has is among its inputs.
+# These do not change an image; the images of a task are among its inputs.
 NOT_OF_A_PICTURE = {"methods", "protocol", "processes"}
 
 
 def tasks(works: Sequence[Work], named: dict[str, Any]) -> Iterator[Task]:
-    """Yield the task of each work; `named`: by method, what names its weights and code."""
+    """Yield the task of each work; `named`: ids of the weights and code of each method."""
     for work in works:
         asked = [
             [[job.prompt_id, job.group, job.prompt, job.index, job.seed, job.reference.fingerprint] for job in jobs]
@@ -39,14 +39,14 @@ def tasks(works: Sequence[Work], named: dict[str, Any]) -> Iterator[Task]:
 
 
 def devices(kind: str, processes: int) -> list[str]:
-    """Return the device of each process: the CPU for all, or GPUs, as many as the machine has at most."""
+    """Return the device of each process: the CPU for all, or one GPU each, at most as many as the machine has."""
     if kind == "cpu":
         return ["cpu"] * processes
     return [f"cuda:{index}" for index in range(min(processes, torch.cuda.device_count()))] or [kind]
 
 
 def main(params: Params, adapter: str | None = None) -> None:
-    """Run the stage. `adapter`: folder of another adapter than `<data>/train/adapter`."""
+    """Run the stage. `adapter`: folder of the adapter (default: `<data>/train/adapter`)."""
     generate, run = params.section("generate", GenerateParams), params.run
     variant, sources = load_variant(params.variant), params.section("sources", list[SourceParams])
     out = params.data / STAGE.name
@@ -83,7 +83,7 @@ def main(params: Params, adapter: str | None = None) -> None:
 
 
 def report(out: Path, plan: Plan, works: Sequence[Work], tally: Tally) -> None:
-    """Write metrics.json, by method what was made, and print it."""
+    """Write metrics.json, the counts of each method, and print them."""
     made: dict[str, dict[str, int]] = {}
     for work in works:
         groups = made.setdefault(work.method, {})
@@ -93,13 +93,13 @@ def report(out: Path, plan: Plan, works: Sequence[Work], tally: Tally) -> None:
     counts = {"subjects": len(plan.singles), "subjects_without_mask": len(plan.bare), "pairs": len(plan.pairs)}
     values = {**counts, "pictures": tally.pictures, "methods": by_method}
     write_metrics(out, values, {"images": tally.pictures})
-    rate = f", {tally.computed / tally.seconds:.2f} a second" if tally.computed else ""
+    rate = f", {tally.computed / tally.seconds:.2f} images/s" if tally.computed else ""
     print(
-        f"generate: {tally.pictures} pictures of {len(plan.singles)} subjects; {tally.done_before} of {tally.subjects} "
-        f"tasks done before; {tally.seconds:.1f} s{rate}"
+        f"generate: {tally.pictures} images of {len(plan.singles)} subjects; {tally.done_before} of {tally.subjects} "
+        f"tasks already done; {tally.seconds:.1f} s{rate}"
     )
     if plan.bare:
-        print(f"  left out, no photo with a usable mask: {', '.join(plan.bare)}")
+        print(f"  skipped, no photo with a usable mask: {', '.join(plan.bare)}")
     names = sorted({group for groups in made.values() for group in groups})
     lines = [(method, *(groups.get(name) for name in names)) for method, groups in made.items()]
-    print(text_table(("pictures", *names), lines))
+    print(text_table(("images", *names), lines))

@@ -1,1 +1,1 @@
-"""Looks inside the adapter: S+ over views, location masks over steps."""
+"""Probes of the adapter: S+ across views, location masks across steps."""

@@ -1,1 +1,1 @@
-"""What is evaluated: subjects, references, prompts, seeds, and the id of it all."""
+"""The evaluation protocol: subjects, references, prompts, seeds, and its id."""

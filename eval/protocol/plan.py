@@ -1,4 +1,4 @@
-"""What the protocol asks of every method, for the tables of curate and mask."""
+"""The images the protocol asks of every method, from the tables of curate and mask."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Plan:
-    """What the protocol asks of every method; of subjects and pairs, those with a usable reference."""
+    """The images the protocol asks of every method, for the subjects and pairs with a usable reference."""
 
     subjects: Sequence[protocol.HeldOutSubject]
-    """All that are held out."""
+    """All held-out subjects."""
     singles: Sequence[tuple[protocol.HeldOutSubject, Sequence[protocol.Job]]]
     pairs: Sequence[tuple[protocol.Pair, Sequence[tuple[protocol.Job, ...]]]]
 
@@ -26,7 +26,7 @@ class Plan:
         return [subject.subject_id for subject in self.subjects if subject.subject_id not in shown]
 
     def id(self, rule: str, side: int) -> str:
-        """Return `protocol.protocol_id` of it."""
+        """Return the plan's `protocol.protocol_id`."""
         alone = [job for _, jobs in self.singles for job in jobs]
         together = [job for _, pictures in self.pairs for jobs in pictures for job in jobs]
         return protocol.protocol_id(self.subjects, [*alone, *together], rule, side)
@@ -36,14 +36,14 @@ def plan_of(data: Path, params: protocol.ProtocolParams) -> Plan:
     """Return the plan for the tables of curate and mask in `data`.
 
     Raises:
-        UserError: no held-out subject has a usable mask, or the fixed list of references names another subject.
+        UserError: no held-out subject has a usable mask, or the fixed list of references names an unknown subject.
     """
     prompts, subjects = protocol.prompts_by_subject(data), protocol.held_out(data)
     strange = params.references.keys() - {subject.subject_id for subject in subjects}
     if strange:
         raise UserError(
-            f"generate.protocol.references names '{min(strange)}', which is no held-out subject; "
-            f"they are {', '.join(subject.subject_id for subject in subjects[:40])}"
+            f"generate.protocol.references names '{min(strange)}', which is not a held-out subject; "
+            f"choose from {', '.join(subject.subject_id for subject in subjects[:40])}"
         )
     asked = [
         (subject, protocol.jobs(subject, prompts.get(subject.subject_id, []), params))

@@ -1,4 +1,4 @@
-"""The prompts of our own, `prompts.yaml`: four groups by class of subject, and prompts for two subjects."""
+"""Our own prompts, `prompts.yaml`: four groups by class of subject, and prompts for two subjects."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from runtime.params import Section
 
 RECONSTRUCTION, PAIR = "reconstruction", "pair"
 PHOTO = "photo"
-"""Group of the real photos: made from no prompt, they stand in both the reconstruction and the editing columns."""
+"""Group of the real photos: they have no prompt and count in both the reconstruction and the editing columns."""
 
 FILE = Path(__file__).with_name("prompts.yaml")
 LIST_IDS = 100
-"""Ids set aside for each list of the file."""
+"""Ids reserved for each list of the file."""
 
 
 class PromptFile(Section):
-    """The file's content; what it means stands in it."""
+    """The file's content; comments in the file explain it."""
 
     live: frozenset[str]
     groups: dict[str, dict[Literal["any", "live", "object"], tuple[str, ...]]]
@@ -34,21 +34,21 @@ class PromptFile(Section):
     def names_are_free_and_nouns_have_their_places(self) -> Self:
         taken = sorted({RECONSTRUCTION, PAIR, PHOTO} & self.groups.keys())
         if taken:
-            raise ValueError(f"group '{taken[0]}' has a name that scores use otherwise; call it something else")
+            raise ValueError(f"group '{taken[0]}' has a name that is reserved in the scores; rename it")
         asked = [(line, {"class"}) for lists in self.groups.values() for lines in lists.values() for line in lines]
         for line, places in [*asked, *((line, {"a", "b"}) for line in self.pairs)]:
             if set(re.findall("{(.*?)}", line)) != places:
                 wanted = " and ".join(f"{{{place}}}" for place in sorted(places))
-                raise ValueError(f"prompt '{line}' must have {wanted} and no other place for a noun")
+                raise ValueError(f"prompt '{line}' must have {wanted} and no other placeholder")
         return self
 
 
 @cache
 def prompt_file() -> PromptFile:
-    """Return what the file holds.
+    """Return the content of prompts.yaml.
 
     Raises:
-        UserError: it is not YAML, or a key is unknown, missing or of another type.
+        UserError: it is not valid YAML, or a key is unknown, missing or of the wrong type.
     """
     try:
         return PromptFile.model_validate(yaml.safe_load(FILE.read_text(encoding="utf-8")))
@@ -69,5 +69,5 @@ def of_class(class_name: str) -> Iterator[dict[str, Any]]:
 
 
 def of_pairs() -> list[str]:
-    """Return the prompts for two subjects, with {a} and {b} where their class nouns stand."""
+    """Return the prompts for two subjects, with {a} and {b} in place of their class nouns."""
     return list(prompt_file().pairs)

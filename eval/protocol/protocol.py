@@ -1,4 +1,4 @@
-"""What is evaluated: held-out subjects, the photos shown to a method, the prompts, the seeds, and the id of it all."""
+"""The evaluation protocol: held-out subjects, their reference photos, prompts and seeds, and its id."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from runtime.params import Section
 RECONSTRUCTION = own_prompts.RECONSTRUCTION
 RECONSTRUCTION_ID = -1
 PAIR = own_prompts.PAIR
-"""Group of the pictures of two subjects, which no score of single subjects counts."""
+"""Group of the images of two subjects, which scores of single subjects exclude."""
 PAIR_ID = 10_000
-"""Where the prompt_ids of pairs begin."""
+"""First prompt_id of pairs."""
 
 
 class ProtocolParams(Section):
-    """Which pictures are made."""
+    """Which images are generated."""
 
-    # The photo shown: the first by id with a usable mask, or each of them in turn; leave_one_out: each in turn, and
-    # pictures made from it are not compared with it.
+    # The reference: the first photo by id with a usable mask, or each such photo in turn; leave_one_out: each in turn,
+    # and images generated from a photo are not compared with it.
     reference: Literal["first", "all", "leave_one_out"]
-    references: dict[str, str]  # subject_id: frame_id, a fixed list (Kosmos-G publishes one); goes before the rule
-    prompt_set: Literal["source", "groups"]  # the prompts table's, or those of eval/prompts.yaml
-    prompts: int | None = Field(ge=0)  # of each subject's, spread over the groups; null: all
+    references: dict[str, str]  # subject_id: frame_id, a fixed list (Kosmos-G publishes one); overrides the rule
+    prompt_set: Literal["source", "groups"]  # those of the prompts table, or of eval/protocol/prompts.yaml
+    prompts: int | None = Field(ge=0)  # per subject, spread over the groups; null: all
     images: int = Field(ge=1)  # per prompt and reference
     reconstructions: int = Field(ge=1)  # per reference, of `a photo of a <class>`
     reconstruction: str  # its prompt; {class} is the class noun
-    pairs: int = Field(ge=0)  # of held-out subjects, shown together
+    pairs: int = Field(ge=0)  # of held-out subjects, generated together
     seed: int
 
 
 @dataclass(frozen=True)
 class HeldOutPhoto:
-    """A kept photo of a subject, with the row of its mask where it has one (frame_id, height, width, rle, quality)."""
+    """A kept photo of a subject, with its row of the masks table if any (frame_id, height, width, rle, quality)."""
 
     frame_id: str
     source: str
@@ -59,12 +59,12 @@ class HeldOutPhoto:
 
     @property
     def quality(self) -> str | None:
-        """The mask's quality flag, None without a mask."""
+        """The mask's quality flag; None without a mask."""
         return self.mask["quality"] if self.mask else None
 
     @property
     def fingerprint(self) -> list[str]:
-        """What changes when the photo or its mask does."""
+        """Changes when the photo or its mask changes."""
         rle = self.mask["rle"].hex() if self.mask else ""
         return [self.frame_id, self.sha256, rle]
 
@@ -80,9 +80,9 @@ class HeldOutSubject:
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to make, as it concerns one of the subjects in it.
+    """One image to generate, seen from one of its subjects.
 
-    index: 0.. of the subject's pictures of one prompt, over references and repetitions.
+    index: 0.. among the subject's images of one prompt, over references and repetitions.
     """
 
     prompt_id: int
@@ -94,11 +94,11 @@ class Job:
 
 
 def held_out(data: Path, split: str = "test") -> list[HeldOutSubject]:
-    """Return the subjects of split test (or another), in the order of the frames table.
+    """Return the subjects of a split, in the order of the frames table.
 
     Raises:
         TableError: curate or mask has not run.
-        UserError: no source is of that split.
+        UserError: no source has that split.
     """
     masks = {row["frame_id"]: row for row in tables.rows(data / "mask", "masks", _MASK_COLUMNS)}
     photos: dict[tuple[str, str], list[HeldOutPhoto]] = {}
@@ -121,10 +121,10 @@ _MASK_COLUMNS = ["frame_id", "height", "width", "rle", "quality"]
 
 
 def read_protocol(file: Path) -> dict[str, Any]:
-    """Return what the generate stage recorded of its protocol.
+    """Return the protocol that the generate stage recorded.
 
     Raises:
-        UserError: it is not there, or is none.
+        UserError: the file is missing or malformed.
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -144,10 +144,10 @@ def prompts_by_subject(data: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def references(subject: HeldOutSubject, params: ProtocolParams) -> list[HeldOutPhoto]:
-    """Return the photos shown to the model; none where no photo has a usable mask.
+    """Return the reference photos; empty if no photo has a usable mask.
 
     Raises:
-        UserError: the fixed list names a photo that is not there or has no usable mask.
+        UserError: the fixed list names a photo that is missing or has no usable mask.
     """
     usable = [photo for photo in subject.photos if photo.quality == "ok"]
     wanted = params.references.get(subject.subject_id)
@@ -163,7 +163,7 @@ def references(subject: HeldOutSubject, params: ProtocolParams) -> list[HeldOutP
 
 
 def spread(prompts: Sequence[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
-    """Return `limit` of the prompts in their order: the groups take turns, and each is sampled evenly."""
+    """Return `limit` of the prompts in their order, split evenly over the groups and evenly spaced within each."""
     if limit is None or limit >= len(prompts):
         return list(prompts)
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -181,15 +181,15 @@ def spread(prompts: Sequence[dict[str, Any]], limit: int | None) -> list[dict[st
 
 
 def seed_of(seed: int, subject_id: str, prompt_id: int, index: int) -> int:
-    """Return the seed of a picture's starting noise, 0..2^32 - 1: the same whatever else is generated with it."""
+    """Return the seed of an image's initial noise, 0..2^32 - 1, independent of what else is generated."""
     text = f"{seed}/{subject_id}/{prompt_id}/{index}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
 
 
 def jobs(subject: HeldOutSubject, prompts: Sequence[dict[str, Any]], params: ProtocolParams) -> list[Job]:
-    """Return the pictures to make of a subject alone: the reconstruction prompt first, then the chosen prompts.
+    """Return the images to generate of a single subject: the reconstruction prompt first, then the chosen prompts.
 
-    prompts: the subject's rows of the prompts table, which `prompt_set: groups` takes the place of.
+    prompts: the subject's rows of the prompts table; replaced by our own with `prompt_set: groups`.
     """
     shown = references(subject, params)
     asked = list(own_prompts.of_class(subject.class_name)) if params.prompt_set == "groups" else prompts
@@ -208,20 +208,19 @@ Pair = tuple[HeldOutSubject, HeldOutSubject]
 
 
 def pairs(subjects: Sequence[HeldOutSubject], params: ProtocolParams) -> list[Pair]:
-    """Return the pairs of subjects shown together: of different class nouns, or nobody could tell which is which.
+    """Return the pairs of subjects generated together; their class nouns differ, so that they can be told apart.
 
-    The subjects that are in the fewest pairs come first, the rest is drawn by the seed; fewer pairs are the first ones
-    of more.
+    Subjects in the fewest pairs come first, ties are broken by the seed; fewer pairs are a prefix of more.
 
     Raises:
-        UserError: there are not so many.
+        UserError: there are not enough pairs.
     """
     able = [subject for subject in subjects if references(subject, params)] if params.pairs else []
     left = [(a, b) for a, b in combinations(able, 2) if a.class_name != b.class_name]
     if params.pairs > len(left):
         raise UserError(
             f"generate.protocol.pairs is {params.pairs}, and the held-out subjects with a usable mask form {len(left)} "
-            f"pairs of different class nouns; ask for at most so many"
+            f"pairs of different class nouns; set it to at most that"
         )
     uses = {subject.subject_id: 0 for subject in able}
 
@@ -240,15 +239,15 @@ def pairs(subjects: Sequence[HeldOutSubject], params: ProtocolParams) -> list[Pa
 
 
 def pair_id(pair: Pair) -> str:
-    """Return what names a pair."""
+    """Return the id of a pair."""
     return "+".join(subject.subject_id for subject in pair)
 
 
 def pair_jobs(chosen: Sequence[Pair], params: ProtocolParams) -> list[list[tuple[Job, Job]]]:
-    """Return the pictures to make of each pair, each as it concerns its two subjects: same prompt, same seed.
+    """Return the images to generate of each pair, one job for each of its two subjects: same prompt, same seed.
 
-    A subject is shown by its first reference. The n-th prompt of the k-th pair has the id PAIR_ID + 100 k + n, so that
-    an id is one text of a subject here too.
+    A subject's reference is its first. The n-th prompt of the k-th pair has the id PAIR_ID + 100 k + n, so that a
+    subject's prompt_id means one text here too.
     """
     result = []
     for k, pair in enumerate(chosen):
@@ -265,15 +264,15 @@ def pair_jobs(chosen: Sequence[Pair], params: ProtocolParams) -> list[list[tuple
 
 
 def protocol_id(subjects: Iterable[HeldOutSubject], asked: Iterable[Job], rule: str, side: int) -> str:
-    """Return 16 hex digits that name the protocol: results with the same id may stand in one table.
+    """Return 16 hex digits that identify the protocol: results with the same id may be compared in one table.
 
-    In it are, of every held-out subject, its id, its class noun and the bytes of all its photos; of every picture its
-    group, prompt, seed and the photo shown; the reference rule, which says what a picture is compared with; the side of
-    the pictures, px. Not in it: the methods, their weights and sampler, and what measures the scores, which results
-    name beside it. The masks are left out too: they come from Grounded SAM, whose last digits differ by machine.
+    It covers the id, class noun and bytes of all photos of every held-out subject; the group, prompt, seed and
+    reference of every image; the reference rule, which decides what an image is compared with; the side of the images,
+    px. It excludes the methods, their weights and sampler, and how scores are measured, which results record beside
+    it. Masks are excluded too: they come from Grounded SAM, whose last digits differ between machines.
 
     Args:
-        asked: of all pictures, those of pairs included; their order does not matter.
+        asked: jobs of all images, including pairs; in any order.
         rule: ProtocolParams.reference.
     """
     photos = [
@@ -290,7 +289,7 @@ def read_photo(roots: Roots, photo: HeldOutPhoto) -> tuple[Image.Image, np.ndarr
     """Return a photo [RGB] and its mask (bool [H, W]; None without one).
 
     Raises:
-        UserError: the photo is gone or cannot be read.
+        UserError: the photo is missing or cannot be read.
     """
     try:
         image = decode_image(roots[photo.source].read(photo.path))
@@ -304,7 +303,7 @@ def read_photo(roots: Roots, photo: HeldOutPhoto) -> tuple[Image.Image, np.ndarr
 
 
 def read_segment(roots: Roots, photo: HeldOutPhoto, margin: float) -> Image.Image:
-    """Return the subject of a photo alone on white; the photo must have a mask. `margin`: see `on_white`."""
+    """Return the subject of a photo cut out on white; the photo must have a mask. `margin`: see `on_white`."""
     image, mask = read_photo(roots, photo)
     assert mask is not None
     return on_white(image, mask, margin=margin)

@@ -1,11 +1,11 @@
-"""One self-contained page."""
+"""The report: one self-contained HTML page."""
 
 from runtime.stages import Stage
 
 STAGE = Stage(
     name="report",
     module="eval.report.stage",
-    summary="one HTML page of what all stages made",
+    summary="one HTML page with the results of all stages",
     sections=("sources", "report"),
     reads=(
         "curate",

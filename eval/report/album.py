@@ -1,4 +1,4 @@
-"""Pictures for a page: photos with their masks as small data URIs."""
+"""Images for a page: photos and their masks as small data URIs."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from pipelines.photos.roots import Roots
 from runtime.errors import UserError
 
 OUTLINE = (255, 0, 110)
-"""Seen on every background; a subject of that pink is rarer than one of any primary colour."""
+"""Visible on every background; a subject of this pink is rarer than one of any primary colour."""
 SECOND = (0, 120, 255)
-"""Told from the pink also where red and green look the same."""
+"""Distinct from the pink for red-green colour-blind readers too."""
 
 COVERED = 0.65
-"""How far the colours of a map hide the picture: enough to read them, little enough to see what lies below."""
+"""Opacity of a map's colours over the image: readable, with the image still visible below."""
 
 
 @dataclass(frozen=True)
 class InlineImage:
-    """An image in a page: its data URI, and whether it is enlarged pixel by pixel rather than smoothed."""
+    """An image in a page: its data URI, and whether it is scaled up without smoothing."""
 
     src: str
     pixelated: bool
 
 
 def inline(image: Image.Image, side: int) -> InlineImage:
-    """Return `image` as a data URI: as it is (PNG) up to `side` px, else scaled down to it (JPEG)."""
+    """Return `image` as a data URI: unchanged (PNG) up to `side` px, else scaled down to it (JPEG)."""
     stream = io.BytesIO()
     if max(image.size) <= side:
         image.save(stream, "PNG", optimize=True)
@@ -51,7 +51,7 @@ def inline(image: Image.Image, side: int) -> InlineImage:
 
 
 def outlined(image: Image.Image, mask: np.ndarray, side: int, colour: tuple[int, int, int] = OUTLINE) -> Image.Image:
-    """Return `image` at `side` px, enlarged by whole pixels or scaled down, with the outline of `mask` [H, W] drawn."""
+    """Return `image` at `side` px, scaled up by a whole factor or scaled down, with the outline of `mask` [H, W]."""
     factor = side / max(image.size)
     if factor >= 1:
         size = (image.width * int(factor), image.height * int(factor))
@@ -69,7 +69,7 @@ def outlined(image: Image.Image, mask: np.ndarray, side: int, colour: tuple[int,
 
 
 def heated(image: Image.Image, weights: np.ndarray) -> Image.Image:
-    """Return `image` in grey under the colours of the map `weights` (0..1, any size): violet 0, yellow 1."""
+    """Return `image` in grey overlaid with the heat map `weights` (0..1, any size): violet 0, yellow 1."""
     from matplotlib import colormaps
 
     grown = Image.fromarray(weights.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
@@ -79,7 +79,7 @@ def heated(image: Image.Image, weights: np.ndarray) -> Image.Image:
 
 
 def boxed(image: Image.Image, box: Sequence[float], side: int) -> Image.Image:
-    """Return `image` scaled down to `side` px with a box (x0, y0, x1, y1, fractions of the sides) drawn."""
+    """Return `image` scaled down to `side` px with a box (x0, y0, x1, y1, fractions of the sides)."""
     small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     x0, y0, x1, y1 = (f * length for f, length in zip(box, (*small.size, *small.size), strict=True))
@@ -90,13 +90,13 @@ def boxed(image: Image.Image, box: Sequence[float], side: int) -> Image.Image:
 
 
 class Album:
-    """Finds photos and their masks by frame_id, and reads them; what cannot be read is None."""
+    """Finds photos and their masks by frame_id and reads them; None for those that cannot be read."""
 
     def __init__(self, data: Path, roots: Roots, side: int) -> None:
         self.data, self.roots, self.side = data, roots, side
 
     def photos(self, frame_ids: Iterable[str]) -> dict[str, HeldOutPhoto]:
-        """Return the photos with those ids, with the rows of their masks where the mask stage has run."""
+        """Return the photos with those ids, with the rows of their masks if the mask stage has run."""
         wanted = set(frame_ids)
         masks = {}
         if present(self.data / "mask", "masks"):
@@ -110,7 +110,7 @@ class Album:
         }
 
     def read(self, photo: HeldOutPhoto | None) -> tuple[Image.Image, np.ndarray | None] | None:
-        """Return photo and mask, None where the photo is gone or of another size than its mask."""
+        """Return photo and mask; None if the photo is missing or differs in size from its mask."""
         if photo is None:
             return None
         try:
@@ -120,7 +120,7 @@ class Album:
         return None if mask is not None and mask.shape != image.size[::-1] else (image, mask)
 
     def whole(self, photo: HeldOutPhoto | None) -> InlineImage | None:
-        """Return the photo itself."""
+        """Return the whole photo."""
         found = self.read(photo)
         return inline(found[0], self.side) if found else None
 
@@ -139,7 +139,7 @@ class Album:
         return inline(outlined(found[0], found[1], self.side), self.side)
 
     def compared(self, photo: HeldOutPhoto | None, row: dict[str, Any]) -> InlineImage | None:
-        """Return the photo with the outlines of both masks of a row of the agreement table, the shipped one on top."""
+        """Return the photo with the outlines of both masks of a row of the agreement table, the annotated one on top."""
         read = self.read(photo)
         if read is None:
             return None
@@ -151,10 +151,10 @@ class Album:
         return inline(drawn, self.side)
 
     def rejected(self, row: dict[str, Any], photos: Mapping[str, HeldOutPhoto]) -> InlineImage | None:
-        """Return the photo of a row of the rejects table with its annotated box; None where it cannot be shown.
+        """Return the photo of a row of the rejects table with its annotated box; None if it cannot be shown.
 
         Args:
-            photos: those that have a row in the frames table, for rejects of later stages.
+            photos: those with a row in the frames table, for rejects of later stages.
         """
         photo = photos.get(row["id"])
         if row["source"] is not None and row["path"] is not None:
@@ -172,7 +172,7 @@ def present(folder: Path, name: str) -> bool:
 
 
 def sample(rows: Iterable[dict[str, Any]], key: str, count: int) -> list[dict[str, Any]]:
-    """Return `count` rows chosen by the hash of their id, in table order: as data grow, few of them change."""
+    """Return `count` rows chosen by the hash of their id, in table order: few of them change as data grow."""
     ranked = ((zlib.crc32(row[key].encode()), number, row) for number, row in enumerate(rows))
     chosen = heapq.nsmallest(count, ranked, key=lambda entry: entry[:2])
     return [row for _, _, row in sorted(chosen, key=lambda entry: entry[1])]

@@ -1,4 +1,4 @@
-"""Charts of the report as SVG text that takes its colours and fonts from the page around it."""
+"""Charts of the report as SVG text that inherits colours and fonts from the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 P = ParamSpec("P")
 
-# matplotlib wants colours, the page has variables for light and dark: these stand in, and are replaced in the SVG.
+# Placeholder colours for matplotlib, replaced in the SVG by the page's CSS variables for light and dark.
 OTHERS = 4
 COLOURS = {
     "ink": "#010203",
@@ -28,14 +28,14 @@ COLOURS = {
 }
 LABEL = 18  # characters
 MARKS = "os^Dvp*X"
-"""Shapes of the views of a subject, in turn."""
+"""Marker shapes of a subject's views, in turn."""
 MAX_POINTS = 240
-"""More than a chart of this width has pixels for."""
+"""As many as a chart of this width can resolve."""
 
 
 STYLE: Any = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # class nouns are text, whatever signs they hold
+    "text.parse_math": False,  # class nouns are plain text, whatever characters they contain
     "font.size": 8,
     "text.color": COLOURS["ink"],
     "axes.labelcolor": COLOURS["ink"],
@@ -53,7 +53,7 @@ STYLE: Any = {
 
 
 def chart(draw: Callable[P, str]) -> Callable[P, str]:
-    """Draw under STYLE from the first text to the file: matplotlib asks for it when a text is made, not when drawn."""
+    """Run all of `draw` under STYLE: matplotlib reads it when a text is created, not when it is rendered."""
 
     @wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> str:
@@ -77,12 +77,12 @@ class Point:
 
 
 def colour(name: str) -> str:
-    """Return the CSS variable of a colour of the page."""
+    """Return a CSS variable of the page."""
     return f"var(--{name})"
 
 
 def method_colours(methods: Iterable[str]) -> dict[str, str]:
-    """Return the CSS variable of each method: the model and the oracles have theirs, others take turns."""
+    """Return the CSS variable of each method: the model and the oracles have their own, others rotate."""
     others = [name for name in methods if name not in COLOURS]
     turns = {name: f"other{number % OTHERS}" for number, name in enumerate(others)}
     return {name: colour(turns.get(name, name)) for name in methods}
@@ -90,7 +90,7 @@ def method_colours(methods: Iterable[str]) -> dict[str, str]:
 
 @chart
 def scatter(points: Sequence[Point], axes_names: tuple[str, str], line: tuple[str, float] | None, name: str) -> str:
-    """Return points with a cross of their intervals, each with its name, and a dashed line (name, y) at real photos."""
+    """Return labelled points with error bars, and a dashed line (name, y) at real photos."""
     figure, axes = _figure(4.4, 3.6)
     for point in points:
         drawn = _stand_in(point.colour)
@@ -118,8 +118,8 @@ def scatter(points: Sequence[Point], axes_names: tuple[str, str], line: tuple[st
 
 
 def _name_points(axes: Any, points: Sequence[Point], line: float | None) -> None:
-    """Write each point's name where it covers least of points, intervals, the line and names written before."""
-    scale = axes.figure.dpi / 72  # pixels a point
+    """Place each point's name where it overlaps points, error bars, the line and earlier names least."""
+    scale = axes.figure.dpi / 72  # pixels per point
     area = axes.get_window_extent()
     place = axes.transData.transform
     places = {point.name: place((float(point.x["mean"] or 0), float(point.y["mean"] or 0))) for point in points}
@@ -160,7 +160,7 @@ def _name_points(axes: Any, points: Sequence[Point], line: float | None) -> None
 
 
 def short(label: str) -> str:
-    """Return a label that leaves room for what it labels."""
+    """Return a label truncated to LABEL characters."""
     return label if len(label) <= LABEL else f"{label[: LABEL - 1]}…"
 
 
@@ -177,7 +177,7 @@ def dots_by_group(
     line: float | None,
     name: str,
 ) -> str:
-    """Return group -> method -> estimate as dots with their intervals, and a dashed line at what real photos reach."""
+    """Return group -> method -> estimate as dots with intervals, and a dashed line at the score of real photos."""
     methods = [method for method in colours if any(row.get(method) for row in rows.values())]
     step = min(0.7 / max(len(methods), 1), 0.22)
     figure, axes = _figure(3.6, 0.55 + len(rows) * (0.16 + 0.13 * max(len(methods), 1)))
@@ -203,9 +203,9 @@ def dots_by_group(
 
 @chart
 def flat_map(places: np.ndarray, labels: Sequence[str], marks: Sequence[int], named: bool, name: str) -> str:
-    """Return a map [P, 2]: a colour for each label, whose points are joined to their middle, a shape for each mark.
+    """Return a map [P, 2]: one colour per label, points joined to the label's centroid, one shape per mark.
 
-    named: whether labels are written where their points lie.
+    named: whether to write each label at its points.
     """
     figure, axes = _figure(3.2, 3.2)
     labels_in_order = list(dict.fromkeys(labels))
@@ -231,13 +231,13 @@ def flat_map(places: np.ndarray, labels: Sequence[str], marks: Sequence[int], na
 
 
 def _stand_in(variable: str) -> str:
-    """Return what stands for a CSS variable of the page until the SVG is written."""
+    """Return the placeholder colour of a CSS variable of the page."""
     return COLOURS[variable.removeprefix("var(--").removesuffix(")")]
 
 
 @chart
 def curve(steps: Sequence[float], values: Sequence[float], name: str) -> str:
-    """Return a curve: means of at most MAX_POINTS runs of steps, and the range of each as a band."""
+    """Return a curve: means over at most MAX_POINTS bins of steps, and the range of each as a band."""
     figure, axes = _figure(3.6, 1.9)
     runs = min(MAX_POINTS, max(1, len(steps) // 4), len(steps)) or 1
     cells = [
@@ -267,7 +267,7 @@ def histogram(series: Mapping[str, np.ndarray], limits: tuple[float, float], bin
 
 @chart
 def heat_map(values: np.ndarray, labels: Sequence[str], name: str) -> str:
-    """Return a square of cosines with a label in the middle of each run of equal labels."""
+    """Return a square matrix of cosines, with one tick label centred on each run of equal labels."""
     figure, axes = _figure(4.6, 4.2)
     shown = axes.imshow(values, cmap="viridis", interpolation="none", vmin=float(np.nanmin(values)), vmax=1.0)
     edges = [i for i in range(len(labels)) if i == 0 or labels[i] != labels[i - 1]] + [len(labels)]
@@ -282,7 +282,7 @@ def heat_map(values: np.ndarray, labels: Sequence[str], name: str) -> str:
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """Return a figure of `width` x `height` inches and its axes, drawn without any window system."""
+    """Return a figure of `width` x `height` inches and its axes, without a GUI backend."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -290,7 +290,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, name: str) -> str:
-    """Return the figure as an SVG element; ids start from `name`, so that charts of one page do not share them."""
+    """Return the figure as an SVG element; ids are salted with `name`, so that charts on one page do not share them."""
     import matplotlib as mpl
 
     stream = io.StringIO()
@@ -303,5 +303,5 @@ def _svg(figure: Any, name: str) -> str:
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     for variable, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{variable})")
-    # The SVG names of figure parts ("axes_1") repeat from chart to chart; nothing refers to them.
+    # Ids of figure parts ("axes_1") repeat across charts; nothing refers to them.
     return re.sub(r' id="(?:figure|axes|patch|line2d|text|matplotlib|xtick|ytick|\w+Collection|legend)[^"]*"', "", text)

@@ -1,7 +1,7 @@
-"""Runs side by side: scores, paired differences, the same prompts drawn by each.
+"""Compare runs side by side: scores, paired differences, images of the same prompts.
 
-The folders are as `data`, each with what the generate and score stages left: under one protocol, measured in one
-way.
+Each folder is laid out like `data` and has the outputs of the generate and score stages. All runs must share one
+protocol and be scored in the same way.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from runtime.files import write_text
 from runtime.text import text_table
 
 NOT_OF_A_MEASURE = {"id", "variant", "metrics", "intervals"}
-"""Keys of the score stage's protocol.json in which runs may differ: what is shown is what both have."""
+"""Keys of the score stage's protocol.json in which runs may differ: only what both have is shown."""
 
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """What one folder holds."""
+    """The run in one folder."""
 
     name: str
     folder: Path
     protocol: dict[str, Any]
-    """How its pictures were made; `id` names what was asked for."""
+    """How its images were generated; `id` is the protocol id."""
     measured: dict[str, Any]
     """How they were scored."""
     summaries: dict[str, dict[str, Any]]
@@ -59,8 +59,8 @@ def read_run(name: str, folder: Path) -> ScoredRun:
     """Return the run in a folder.
 
     Raises:
-        UserError: the generate or the score stage has not run there, or not on these pictures, or the model was not
-            scored.
+        UserError: the generate or the score stage has not run there, the scores are of other images, or the model was
+            not scored.
     """
     try:
         protocol = read_json(folder / "generate" / "protocol.json", "generate")
@@ -69,16 +69,16 @@ def read_run(name: str, folder: Path) -> ScoredRun:
         raise UserError(f"{folder} holds no results of the {stage} stage; run it with --data {folder}") from None
     if measured.get("id") != protocol.get("id"):
         raise UserError(
-            f"the scores in {folder} are of other pictures ({measured.get('id')}) than lie there now "
+            f"the scores in {folder} are of other images ({measured.get('id')}) than those there now "
             f"({protocol.get('id')}); run the score stage with --data {folder}"
         )
     if MODEL not in summaries:
-        raise UserError(f"{folder} holds no scores of method {MODEL}; list it in generate.methods and score again")
+        raise UserError(f"{folder} holds no scores of method {MODEL}; list it in generate.methods, then run generate and score again")
     return ScoredRun(name, folder, protocol, measured, summaries)
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """Return the parts of the paths that tell them apart: runs/a/data and runs/b/data are a and b."""
+    """Return the distinguishing parts of the paths: a and b for runs/a/data and runs/b/data."""
     paths = [folder.resolve().parts for folder in folders]
     front = back = 0
     while min(map(len, paths)) > front and len({parts[front] for parts in paths}) == 1:
@@ -89,7 +89,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def check_comparable(runs: Sequence[ScoredRun]) -> None:
-    """Raise UserError where two runs were made under different protocols or measured differently; it names the keys."""
+    """Raise UserError, naming the keys, if two runs have different protocols or were scored differently."""
     first = runs[0]
     for other in runs[1:]:
         ids = [run.protocol.get("id") for run in (first, other)]
@@ -99,8 +99,8 @@ def check_comparable(runs: Sequence[ScoredRun]) -> None:
             keys += ["resolution"] if first.protocol.get("resolution") != other.protocol.get("resolution") else []
             what = ", ".join(keys) or "the subjects, photos or prompts themselves"
             raise UserError(
-                f"{first.folder} and {other.folder} were made under different protocols ({ids[0]} and {ids[1]}) and "
-                f"their numbers mean different things; they differ in {what}; make and score both under one"
+                f"{first.folder} and {other.folder} have different protocols ({ids[0]} and {ids[1]}), so their scores are "
+                f"not comparable; they differ in {what}; generate and score both under one protocol"
             )
         of = [
             flat({key: value for key, value in run.measured.items() if key not in NOT_OF_A_MEASURE}, "score")
@@ -109,13 +109,13 @@ def check_comparable(runs: Sequence[ScoredRun]) -> None:
         keys = [key for key in sorted(of[0].keys() | of[1].keys()) if of[0].get(key) != of[1].get(key)]
         if keys:
             raise UserError(
-                f"{first.folder} and {other.folder} were measured differently ({', '.join(keys)}); "
-                f"score both in one way"
+                f"{first.folder} and {other.folder} were scored differently ({', '.join(keys)}); "
+                f"score both with the same settings"
             )
 
 
 def flat(tree: dict[str, Any], prefix: str) -> dict[str, str]:
-    """Return the values of nested mappings as text, under their keys joined by dots."""
+    """Return the values of nested mappings as text, by dotted key."""
     found: dict[str, str] = {}
     for key, value in tree.items():
         name = f"{prefix}.{key}" if prefix else key
@@ -124,10 +124,10 @@ def flat(tree: dict[str, Any], prefix: str) -> dict[str, str]:
 
 
 def differences(first: ScoredRun, other: ScoredRun, bootstrap: IntervalParams) -> dict[str, Estimate | None]:
-    """Return other - first of each column of METRICS: the mean over subjects of their differences, with its interval.
+    """Return other - first for each column of METRICS: the mean of the subjects' differences, with its interval.
 
-    Paired: subjects differ more from each other than runs do, and each is compared with itself. None where no subject
-    has the column in both.
+    Paired by subject, since subjects differ more from each other than runs do. None if no subject has the column in
+    both.
     """
     of = [run.summaries[MODEL]["subjects"] for run in (first, other)]
     found: dict[str, Estimate | None] = {}
@@ -139,8 +139,8 @@ def differences(first: ScoredRun, other: ScoredRun, bootstrap: IntervalParams) -
 
 
 def score_rows(runs: Sequence[ScoredRun]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, summary) of the model in each run, then of each oracle: once where it is the same in all that have
-    it, as the photos are; another sampler or base model makes other pictures of the prompt alone."""
+    """Yield (name, summary) of the model in each run, then of each oracle: once if it is the same in all runs that have
+    it, as for real photos; prompt-only images depend on the sampler and the base model."""
     for run in runs:
         yield run.name, run.summaries[MODEL]
     for oracle in ORACLES:
@@ -152,7 +152,7 @@ def score_rows(runs: Sequence[ScoredRun]) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def settings(runs: Sequence[ScoredRun]) -> list[tuple[str, list[str]]]:
-    """Return (key, value in each run) of what the runs were made with, where it is not the same in all."""
+    """Return (key, value in each run) of the settings in which the runs differ."""
     of = [flat(run.protocol, "") for run in runs]
     keys = sorted({key for values in of for key in values})
     rows = [(key, [values.get(key, "–") for values in of]) for key in keys]
@@ -160,7 +160,7 @@ def settings(runs: Sequence[ScoredRun]) -> list[tuple[str, list[str]]]:
 
 
 def same_pictures(runs: Sequence[ScoredRun], album: Album, params: ReportParams) -> list[dict[str, Any]]:
-    """Return the first picture of some prompts in each run, prompts at equal steps of their order."""
+    """Return the first image of some prompts in each run, prompts evenly spaced over their order."""
     by_run = [{key_of(row): row for row in made(run.folder) if row["method"] == MODEL} for run in runs]
     leave_out = (RECONSTRUCTION, PAIR)
     keys: list[Key] = [
@@ -183,7 +183,7 @@ def same_pictures(runs: Sequence[ScoredRun], album: Album, params: ReportParams)
 
 
 def page(runs: Sequence[ScoredRun], sources: Sources) -> str:
-    """Return the page of the runs: same folders, same text."""
+    """Return the page comparing the runs; deterministic."""
     bootstrap, jinja = intervals(runs[0].folder / "score"), environment()
     jinja.tests["sure"] = is_sure
     return jinja.get_template("compare.html.j2").render(
@@ -207,7 +207,9 @@ def text(runs: Sequence[ScoredRun]) -> str:
         for name, values in score_rows(runs)
     ]
     lines = [text_table(("run", *METRICS, "not found"), rows)]
-    lines.append(f"\n  minus {runs[0].name}, paired by subject, {100 * bootstrap.level:.0f} % intervals; *: without 0")
+    lines.append(
+        f"\n  minus {runs[0].name}, paired by subject, {100 * bootstrap.level:.0f} % intervals; *: excludes 0"
+    )
     changes = [
         [other.name, *(_change(found[column]) for column in METRICS)]
         for other in runs[1:]
@@ -217,7 +219,7 @@ def text(runs: Sequence[ScoredRun]) -> str:
 
 
 def is_sure(found: Estimate | None) -> bool:
-    """Whether the interval of a difference leaves out 0."""
+    """Whether the interval of a difference excludes 0."""
     if found is None or found["low"] is None or found["high"] is None:
         return False
     return found["low"] > 0 or found["high"] < 0
@@ -232,8 +234,8 @@ def _change(found: Estimate | None) -> str | None:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("runs", nargs="+", metavar="DATA", help="folders of runs; differences are to the first")
-    parser.add_argument("--out", metavar="FILE", help="also write a page with the pictures side by side")
+    parser.add_argument("runs", nargs="+", metavar="DATA", help="folders of runs; differences are relative to the first")
+    parser.add_argument("--out", metavar="FILE", help="also write an HTML page with the images side by side")
     shared_options(parser)
 
 
@@ -241,7 +243,7 @@ def main(options: argparse.Namespace) -> None:
     """Compare the runs.
 
     Raises:
-        UserError: they are not two, hold no results, or are of different protocols.
+        UserError: there are fewer than two, or they have no results, different protocols or different scoring settings.
     """
     folders = [Path(name) for name in options.runs]
     if len({folder.resolve() for folder in folders}) < max(len(folders), 2):

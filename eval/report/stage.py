@@ -1,4 +1,4 @@
-"""Stage: whatever the other stages left -> data/report/index.html, one page that needs nothing else."""
+"""Stage: results of the other stages -> data/report/index.html, one self-contained page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def page(sources: Sources) -> str:
-    """Return the page: same tables and photos, same text."""
+    """Return the page; deterministic in the tables and photos."""
     shown: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for name, section in SECTIONS.items():
@@ -46,18 +46,18 @@ def page(sources: Sources) -> str:
 
 
 def environment() -> Environment:
-    """Return what renders the pages of this package: everything escaped, an unknown name is an error."""
+    """Return the Jinja environment of this package: everything is escaped, an undefined name is an error."""
     found = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     found.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
     found.filters["estimate"] = estimate
-    found.filters["svg"] = Markup  # charts are made here, and matplotlib escapes the texts in them
+    found.filters["svg"] = Markup  # charts are our own, and matplotlib escapes their text
     return found
 
 
 def estimate(value: dict[str, float | None] | None, signed: bool = False) -> Markup:
-    """Return a mean with the ends of its interval below it."""
+    """Return a mean with its interval below it."""
     if value is None or value["mean"] is None:
         return Markup("–")
     number = "{:+.3f}" if signed else "{:.3f}"
@@ -77,4 +77,4 @@ def main(params: Params) -> None:
     size = len(text.encode())
     print(f"report: {file}, {size / 1e6:.1f} MB")
     if size > LARGE:
-        print("  slow to open on a phone: lower report.side, or the numbers of pictures below it in params.yaml")
+        print("  slow to open on a phone: lower report.side, or the numbers of images below it in params.yaml")

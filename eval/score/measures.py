@@ -1,8 +1,8 @@
-"""The metrics by name: what each says of the pictures of a subject, and which models that takes; see docs/metrics.md.
+"""The metrics by name: how each is computed for a subject's images, and with which models; see docs/metrics.md.
 
-A metric is a row of MEASURES, or one of the three that an image encoder gives: `<encoder>_i`, the cosines of segments
-to the subject's segmented photos; `<encoder>_i_whole`, those of whole pictures and photos; `<encoder>_t`, the cosine of
-picture and prompt, of an encoder that reads text.
+A metric is a row of MEASURES, or one of three per image encoder: `<encoder>_i`, cosines of segments to the subject's
+segmented photos; `<encoder>_i_whole`, cosines of whole images to whole photos; `<encoder>_t`, the cosine of image and
+prompt, for an encoder that reads text.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric: its value of each picture, [G], NaN where it says nothing."""
+    """A metric: its value for each image, [G]; NaN where it is undefined."""
 
     values: Callable[[ScoredImages], np.ndarray]
     models: tuple[str, ...] = ()
-    """What it computes with: image encoders by name, `reward`, `lpips`."""
+    """Models it uses: image encoders by name, `reward`, `lpips`."""
     segments: bool = False
-    """Whether it looks at segments: then the miss policy decides where the subject was not found."""
+    """Whether it reads segments: the miss policy then applies where the subject was not found."""
 
 
 def similarity(pictures: ScoredImages, encoder: str, segmented: bool) -> np.ndarray:
@@ -41,7 +41,7 @@ def controllability(pictures: ScoredImages, encoder: str) -> np.ndarray:
 
 
 def reward(pictures: ScoredImages) -> np.ndarray:
-    """ImageReward of picture and prompt."""
+    """ImageReward of image and prompt."""
     return pictures.rewards()
 
 
@@ -59,13 +59,13 @@ def diversity(pictures: ScoredImages) -> np.ndarray:
 
 
 def copy_paste(pictures: ScoredImages) -> np.ndarray:
-    """How much nearer, by DINO, a segment is to the crop that its maker saw than to the subject's other photos."""
+    """How much closer, by DINO, a segment is to its reference crop than to the subject's other photos."""
     photos = pictures.photo_vectors("dino", segmented=True)
     cosines = pictures.cosines("dino", segmented=True)
     shown, compared = pictures.shown, pictures.compared
     if not pictures.work.real:
         return metrics.copy_excess(cosines, photos @ photos.T, shown, compared)
-    # A real photo stands for a picture made from one reference: each in turn, and their mean where there are several.
+    # A real photo stands for an image generated from one reference: each in turn, averaged if there are several.
     each = [
         metrics.copy_excess(cosines, photos @ photos.T, shown & (np.arange(len(photos)) == number), compared)
         for number in range(len(photos))
@@ -82,10 +82,10 @@ MEASURES: dict[str, Measure] = {
 
 
 def measure(name: str, encoders: Mapping[str, Kind]) -> Measure:
-    """Return the metric of that name; `encoders` are those at hand, by name.
+    """Return the metric of that name; `encoders`: the available ones, by name.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such metric.
     """
     if name in MEASURES:
         return MEASURES[name]
@@ -97,4 +97,4 @@ def measure(name: str, encoders: Mapping[str, Kind]) -> Measure:
         return Measure(partial(controllability, encoder=encoder), (encoder,))
     readers = [key for key, kind in encoders.items() if kind == "clip"]
     known = [*MEASURES, *(f"{key}_t" for key in readers), *(f"{key}_i, {key}_i_whole" for key in encoders)]
-    raise UserError(f"score.metrics names '{name}'; it may hold {', '.join(known)}; score.encoders adds encoders")
+    raise UserError(f"score.metrics names '{name}'; choose from {', '.join(known)}, or add an encoder to score.encoders")

@@ -1,7 +1,7 @@
 """The scores (method, section 5), as functions of cosines and of rows of the scores table; see docs/metrics.md.
 
-X-I(s) = mean over pictures g and real photos r of subject s of cos(phi(seg r), phi(seg g)), then the mean over s. CT is
-the mean over editing prompts of cos(text, picture), IR that of ImageReward, again by subject first.
+X-I(s) = mean over images g and real photos r of subject s of cos(phi(seg r), phi(seg g)), then the mean over s. CT is
+the mean over editing prompts of cos(text, image), IR that of ImageReward, again by subject first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from runtime.params import Section
 MissPolicy = Literal["zero", "skip", "unsegmented"]
 Row = dict[str, Any]
 Estimate = dict[str, float | None]
-"""mean, and low and high, the ends of its confidence interval: null where there is one subject only."""
+"""mean, with low and high, the ends of its confidence interval: null with only one subject."""
 
 MODEL, PROMPT_ONLY, REAL, COPY = "customcontrast", "prompt_only", "real", "copy"
 METRICS = ("CT", "IR", "R-CI", "E-CI", "R-DI", "E-DI")
@@ -32,59 +32,59 @@ HEADLINE = {
     "R-DI": ("dino_i", "R"),
     "E-DI": ("dino_i", "E"),
 }
-"""The metric of the scores table and the part of the pictures that each column of METRICS is the mean of."""
+"""For each column of METRICS, the metric of the scores table and the part of the images it averages over."""
 
 PICTURE = ("subject_id", "group", "prompt_id", "index")
-"""What a picture of a method is known by."""
+"""Key of an image within a method."""
 
 
 SAME = 1e-3
-"""Difference of cosines below which half precision sees no two pictures."""
+"""Difference of cosines that half precision cannot resolve."""
 
 
 class IntervalParams(Section):
-    """How far a mean may be from that of other subjects of the same kind: bootstrap over subjects (Efron 1979)."""
+    """Confidence intervals of means for other subjects of the same kind: bootstrap over subjects (Efron 1979)."""
 
-    resamples: int = Field(ge=1)  # as many subjects as there are, drawn with replacement
-    level: float = Field(gt=0, lt=1)  # share of the resampled means between low and high
+    resamples: int = Field(ge=1)  # each draws as many subjects as there are, with replacement
+    level: float = Field(gt=0, lt=1)  # fraction of the resampled means between low and high
     seed: int
 
 
 def mean_cosines(cosines: np.ndarray, compared: np.ndarray) -> np.ndarray:
-    """Return each picture's mean cosine to the photos it is compared with, [G]; NaN where there are none.
+    """Return each image's mean cosine to the photos it is compared with, [G]; NaN if there are none.
 
-    cosines: [G, P] of pictures and photos. compared: bool [G, P].
+    cosines: [G, P] of images and photos. compared: bool [G, P].
     """
     return _masked_mean(cosines, compared)
 
 
 def copy_excess(cosines: np.ndarray, photos: np.ndarray, shown: np.ndarray, compared: np.ndarray) -> np.ndarray:
-    """Return how much nearer each picture is to what the model was shown than to the subject's other photos, [G].
+    """Return how much closer each image is to its reference than to the subject's other photos, [G].
 
-    c(x, nearest shown crop r) - mean c(x, others), over what it is for r itself, 1 - mean c(r, others): 1 for a copy of
-    the crop, 0 for a picture that is no nearer to it than to the others. NaN without a shown crop or without others,
-    and where the crop is all but the others (SAME): nobody could tell then.
+    (c(x, r) - mean c(x, others)) / (1 - mean c(r, others)), with r the nearest reference crop: 1 for a copy of the
+    crop, 0 for an image that is no closer to it than to the others. NaN without a reference or without others, and
+    where the crop is nearly identical to the others (SAME), as the two cannot be told apart then.
 
     Args:
-        cosines: [G, P] of pictures and photos.
+        cosines: [G, P] of images and photos.
         photos: [P, P] of the photos.
-        shown: bool [G, P], the photos that the model saw.
-        compared: bool [G, P]; those of them that were not shown are the others.
+        shown: bool [G, P], the references of each image.
+        compared: bool [G, P]; those that are not references are the others.
     """
     if not photos.size or not len(cosines):
         return np.full(len(cosines), np.nan)
     nearest = np.where(shown, cosines, -np.inf).argmax(axis=1)
     others = compared & ~shown
     own, copied = _masked_mean(cosines, others), _masked_mean(photos[nearest], others)
-    told = shown.any(axis=1) & (1 - copied > SAME)  # false for NaN
+    defined = shown.any(axis=1) & (1 - copied > SAME)  # false for NaN
     excess = cosines[np.arange(len(cosines)), nearest] - own
-    return np.divide(excess, 1 - copied, out=np.full(len(cosines), np.nan), where=told)
+    return np.divide(excess, 1 - copied, out=np.full(len(cosines), np.nan), where=defined)
 
 
 def mean_to_siblings(distances: np.ndarray, siblings: Sequence[Any]) -> np.ndarray:
-    """Return each picture's mean distance to the other pictures of its prompt, [G]; NaN for the only one.
+    """Return each image's mean distance to the other images of its prompt, [G]; NaN if it is the only one.
 
-    distances: [G, G]. siblings: what pictures of one prompt have in common, a key for each picture.
+    distances: [G, G]. siblings: a key for each image, equal for images of one prompt.
     """
     keys = list(siblings)
     number = np.array([keys.index(key) for key in keys], dtype=int)
@@ -92,10 +92,10 @@ def mean_to_siblings(distances: np.ndarray, siblings: Sequence[Any]) -> np.ndarr
 
 
 def with_misses(values: Sequence[float | None], found: Sequence[bool], policy: MissPolicy) -> list[float | None]:
-    """Return the similarities with what a picture counts in which the subject was not found.
+    """Return the similarities with the miss policy applied to images in which the subject was not found.
 
-    `zero`: 0. `skip`: None, it is left out of every mean. `unsegmented`: its value as it stands, which must then come
-    from the whole picture. None stays None: what says nothing of a picture does not count against it.
+    `zero`: 0. `skip`: None, excluded from every mean. `unsegmented`: the value unchanged, which must then be of the
+    whole image. None stays None: an undefined value does not count against an image.
     """
     if policy == "unsegmented":
         return list(values)
@@ -104,7 +104,7 @@ def with_misses(values: Sequence[float | None], found: Sequence[bool], policy: M
 
 
 def subject_means(rows: Iterable[Row]) -> dict[str, float]:
-    """Return, by subject_id, the mean of the rows' values; nulls are left out, and subjects with nothing else."""
+    """Return the mean of the rows' values by subject_id; nulls are skipped, as are subjects with nothing else."""
     values: dict[str, list[float]] = {}
     for row in rows:
         if row["value"] is not None:
@@ -113,7 +113,7 @@ def subject_means(rows: Iterable[Row]) -> dict[str, float]:
 
 
 def estimate(means: Sequence[float], intervals: IntervalParams) -> Estimate | None:
-    """Return the mean over subjects of their means, with its interval; None without a subject, no interval of one."""
+    """Return the mean of the subjects' means with its interval; None without subjects, no interval for one."""
     if not means:
         return None
     low = high = None
@@ -127,8 +127,8 @@ def estimate(means: Sequence[float], intervals: IntervalParams) -> Estimate | No
 def summary(scores: Sequence[Row], segmentations: Sequence[Row], intervals: IntervalParams) -> dict[str, Any]:
     """Return the scores of one method from its rows of the tables scores and segmentations.
 
-    An Estimate (None where nothing was scored) of each column of METRICS; of each metric in its two parts in `metrics`
-    ({metric: {"R": ..., "E": ...}}) and in each group of prompts in `groups` ({group: {metric: ...}}); the mean of each
+    An Estimate (None if nothing was scored) for each column of METRICS; for each metric in its two parts in `metrics`
+    ({metric: {"R": ..., "E": ...}}) and in each prompt group in `groups` ({group: {metric: ...}}); the mean of each
     subject in `subjects` ({subject_id: {metric: {"R": ..., "E": ...}}}, floats); counts: pictures, misses, miss_rate.
     """
     names = sorted({row["metric"] for row in scores})
@@ -168,7 +168,7 @@ def summary(scores: Sequence[Row], segmentations: Sequence[Row], intervals: Inte
 def summaries(
     scores: Iterable[Row], segmentations: Iterable[Row], intervals: IntervalParams
 ) -> dict[str, dict[str, Any]]:
-    """Return `summary` of each method: the model, other methods by name, the oracles."""
+    """Return the `summary` of each method: the model, other methods by name, the oracles."""
     scored, segmented = _by_method(scores), _by_method(segmentations)
     order = {MODEL: -1, PROMPT_ONLY: 1, REAL: 2, COPY: 3}
     methods = sorted(scored, key=lambda name: (order.get(name, 0), name))
@@ -176,8 +176,7 @@ def summaries(
 
 
 def columns(values: dict[str, Any]) -> dict[str, Estimate | None]:
-    """Return the columns of METRICS of a `summary`, then those of its other metrics that say something: R-<metric> and
-    E-<metric>."""
+    """Return the columns of METRICS of a `summary`, then its other metrics that have a value: R-<metric> and E-<metric>."""
     shown = set(HEADLINE.values())
     others = {
         f"{part}-{name}": found
@@ -199,7 +198,7 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "R": lambda group: group in (RECONSTRUCTION, PHOTO),
     "E": lambda group: group not in (RECONSTRUCTION, PAIR),
 }
-"""Reconstruction and editing of one subject: which groups of prompts count in each. Pairs are apart."""
+"""Reconstruction and editing of one subject: the prompt groups that count in each. Pairs count in neither."""
 
 
 def _in_group(rows: Iterable[Row], wanted: Callable[[str], bool]) -> list[Row]:

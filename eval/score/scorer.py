@@ -1,4 +1,4 @@
-"""The scorer: pictures of a subject -> rows of the scores table, a metric at a time, with its models."""
+"""The scorer: images of a subject -> rows of the scores table, one metric at a time, with its models."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from runtime.params import Section
 
 
 class EncoderSpec(Spec):
-    """An image encoder beside the variant's own clip and dino."""
+    """An image encoder in addition to the variant's clip and dino."""
 
     kind: Kind
 
 
 class ScoreParams(Section):
-    """How pictures are compared."""
+    """How images are scored."""
 
-    metrics: tuple[str, ...] = Field(min_length=1)  # see eval/measures.py
-    encoders: dict[str, EncoderSpec]  # by the name that their metrics begin with
-    miss: MissPolicy  # what the similarity is where the subject is not found in a picture
-    phrase: str  # what the detector is asked for; {class} is the class noun
-    min_detection: float  # score below which nothing was found, 0..1
-    min_piece: float  # pieces of a mask smaller than this fraction of the largest are dropped
-    margin: float  # white border of a segment, fraction of its longer side
-    # Masks of the photos compared with.
+    metrics: tuple[str, ...] = Field(min_length=1)  # see eval/score/measures.py
+    encoders: dict[str, EncoderSpec]  # by name, the prefix of their metrics
+    miss: MissPolicy  # similarity of an image in which the subject is not found
+    phrase: str  # text query of the detector; {class} is the class noun
+    min_detection: float  # detections below this score are misses, 0..1
+    min_piece: float  # mask components smaller than this fraction of the largest are dropped
+    margin: float  # white border around a segment, fraction of its longer side
+    # Mask quality of the photos that images are compared with.
     photo_quality: tuple[Literal["ok", "small", "large", "border", "several", "low_score"], ...]
     intervals: IntervalParams
     batch_size: int = Field(ge=1)
@@ -51,7 +51,7 @@ class ScoreParams(Section):
     @classmethod
     def references_are_compared_with(cls, quality: tuple[str, ...]) -> tuple[str, ...]:
         if "ok" not in quality:
-            raise ValueError("the list must hold ok, the quality of every reference")
+            raise ValueError("the list must contain ok, the quality of every reference")
         return quality
 
     @field_validator("encoders")
@@ -59,28 +59,28 @@ class ScoreParams(Section):
     def encoders_have_names_of_their_own(cls, encoders: dict[str, EncoderSpec]) -> dict[str, EncoderSpec]:
         for name in encoders:
             if name in ("clip", "dino") or not re.fullmatch("[a-z][a-z0-9_]*", name):
-                raise ValueError(f"'{name}' must be lower case, a word, and not clip or dino, which the variant names")
+                raise ValueError(f"'{name}' must be one lower-case word other than clip and dino, which the variant sets")
         return encoders
 
     @model_validator(mode="after")
     def metrics_are_known(self) -> Self:
         kinds = self.kinds()
         if len(set(self.metrics)) < len(self.metrics):
-            raise ValueError("metrics holds one twice")
+            raise ValueError("a metric is listed twice")
         for name in self.metrics:
             measure(name, kinds)
         return self
 
     def kinds(self) -> dict[str, Kind]:
-        """Return the kind of each encoder by its name."""
+        """Return the kind of each encoder by name."""
         return {"clip": "clip", "dino": "dino", **{name: spec.kind for name, spec in self.encoders.items()}}
 
 
 def specs(params: ScoreParams, variant: Variant) -> dict[str, Spec]:
-    """Return where the weights of every model lie that the chosen metrics compute with, by name.
+    """Return the weight specs of every model that the chosen metrics need, by name.
 
     Raises:
-        UserError: the variant names none for a metric.
+        UserError: the variant has no weights for a metric.
     """
     known: dict[str, Spec | None] = {"clip": variant.clip, "dino": variant.dino, **params.encoders}
     known |= {"reward": variant.reward, "lpips": variant.lpips}
@@ -90,15 +90,15 @@ def specs(params: ScoreParams, variant: Variant) -> dict[str, Spec]:
             spec = known[model]
             if spec is None:
                 raise UserError(
-                    f"score.metrics names '{name}', and the variant {variant.name} names no weights of '{model}'; "
-                    f"leave the metric out, or name them in the variant's JSON"
+                    f"score.metrics names '{name}', and the variant {variant.name} has no weights for '{model}'; "
+                    f"remove the metric, or add the weights to the variant's JSON"
                 )
             found[model] = spec
     return found
 
 
 class Loaded:
-    """The models of `eval.views.Models`, on a device."""
+    """The models of `eval.score.views.Models`, on a device."""
 
     def __init__(self, params: ScoreParams, variant: Variant, device: str) -> None:
         self.params, self.device = params, device
@@ -118,19 +118,19 @@ class Loaded:
         return load_reward(self.specs["reward"], self.device, self.dtype, self.params.batch_size)
 
     def load_lpips(self) -> Perceptual:
-        """Load LPIPS, float32: its distances are small differences of squares."""
+        """Load LPIPS in float32: its distances are small differences of squares."""
         return load_perceptual(self.specs["lpips"], self.device, self.params.batch_size)
 
 
 class Scorer:
-    """Computes a metric of a method's pictures of one subject; what metrics share is kept until the next work."""
+    """Computes a metric of a method's images of one subject; intermediate results are cached until the next work."""
 
     def __init__(self, params: ScoreParams, models: Models, roots: Roots, decoders: int) -> None:
         self.params, self.models, self.roots, self.decoders = params, models, roots, decoders
         self.forget()
 
     def forget(self) -> None:
-        """Forget all vectors."""
+        """Clear all cached vectors."""
         self.memory = SharedVectors()
         self.view: ScoredImages | None = None
 
@@ -155,11 +155,11 @@ class Scorer:
         ]
 
     def pictures(self, work: ScoringWork) -> ScoredImages:
-        """Return the view of `work`, the last one where the work is the same."""
+        """Return the view of `work`, reusing the last one if the work is the same."""
         if self.view is None or self.view.work is not work:
             params = self.params
             for photo in work.photos:
-                self.roots[photo.source]  # opened here, not by several threads at once
+                self.roots[photo.source]  # opened here, before several threads use it
             self.view = ScoredImages(
                 work, self.models, self.roots, self.memory, params.margin, params.batch_size, self.decoders
             )
@@ -167,13 +167,13 @@ class Scorer:
 
 
 def load_scorer(params: ScoreParams, variant: Variant, roots: Roots, device: str, decoders: int) -> Scorer:
-    """Return the scorer; its models are loaded when the first metric asks for them."""
+    """Return the scorer; each model is loaded on first use."""
     torch.set_num_threads(params.threads)
     return Scorer(params, Loaded(params, variant, device), roots, decoders)
 
 
 def load_finder(params: ScoreParams, variant: Variant, device: str, decoders: int) -> SubjectFinder:
-    """Return what finds the subjects in generated pictures, with its models."""
+    """Return the finder of subjects in generated images, with its models."""
     torch.set_num_threads(params.threads)
     options = {"dtype": getattr(torch, params.dtype), "batch_size": params.batch_size}
     model = load_grounded_sam(variant.detector, variant.sam, device, **options)
@@ -183,5 +183,5 @@ def load_finder(params: ScoreParams, variant: Variant, device: str, decoders: in
 
 
 def comparable(subject: protocol.HeldOutSubject, params: ScoreParams) -> tuple[protocol.HeldOutPhoto, ...]:
-    """Return the photos whose mask is good enough to compare with."""
+    """Return the photos that images are compared with: those with an accepted mask quality."""
     return tuple(photo for photo in subject.photos if photo.quality in params.photo_quality)

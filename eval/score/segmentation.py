@@ -1,6 +1,6 @@
-"""Cutting the subject out of a picture by its class noun, as in the similarity scores (method, section 5).
+"""Segmenting the subject of an image by its class noun, for the similarity scores (method, section 5).
 
-Each generated picture is segmented once; every metric reads the segmentations table.
+Each generated image is segmented once; every metric reads the segmentations table.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pipelines.photos.prefetch import prefetch
 
 Row = dict[str, Any]
 PLACE = ("method", "subject_id", "group", "prompt_id", "index")
-"""What a generated picture is known by."""
+"""Key of a generated image."""
 
 
 class GroundedSegmenter(Protocol):
-    """What is used of `model.backbones.grounded_sam.GroundedSam`."""
+    """The interface used of `model.backbones.grounded_sam.GroundedSam`."""
 
     def prepare(self, image: Image.Image) -> Any: ...
 
@@ -41,15 +41,15 @@ class SubjectFinder:
 
     model: GroundedSegmenter
     phrase: str
-    """What the detector is asked for; {class} is the class noun."""
+    """Text query of the detector; {class} is the class noun."""
     min_detection: float
-    """Score 0..1 below which nothing was found."""
+    """Detections below this score, 0..1, are misses."""
     min_piece: float
     """See `without_specks`."""
     decoders: int
-    """Threads that read the next pictures while the models compute."""
+    """Threads that read ahead while the models compute."""
     ahead: int
-    """Pictures that they may be ahead."""
+    """Images that they may be ahead."""
 
     def __call__(self, generations: Sequence[Row]) -> list[Row]:
         ready = prefetch(self.prepare, enumerate(generations), self.decoders, self.ahead)
@@ -57,7 +57,7 @@ class SubjectFinder:
         return [self.row(generations[number], detection, cut) for number, detection, cut in sorted(found, key=_number)]
 
     def prepare(self, numbered: tuple[int, Row]) -> tuple[int, Any, str]:
-        """Return a numbered picture as the models read it, with its phrase; for threads."""
+        """Return a numbered image preprocessed for the models, with its text query; thread-safe."""
         number, row = numbered
         return number, self.model.prepare(picture(row)), self.phrase.replace("{class}", row["class_name"])
 
@@ -77,7 +77,7 @@ class SubjectFinder:
 
 
 def tasks(subjects: Iterable[tuple[Sequence[Row], Sequence[str]]]) -> Iterator[Task]:
-    """Yield the task of each method's pictures of a subject: rows of the generations table, hashes of their images."""
+    """Yield the task of each method's images of a subject: rows of the generations table, hashes of their images."""
     for rows, images in subjects:
         first = rows[0]
         inputs = [[[row[key] for key in PLACE] for row in rows], first["class_name"], images]
@@ -85,12 +85,12 @@ def tasks(subjects: Iterable[tuple[Sequence[Row], Sequence[str]]]) -> Iterator[T
 
 
 def picture(generation: Mapping[str, Any]) -> Image.Image:
-    """Return the picture of a row of the generations table, RGB."""
+    """Return the image of a row of the generations table, RGB."""
     return Image.open(io.BytesIO(generation["image"])).convert("RGB")
 
 
 def digests(generations: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the SHA-256 of each picture's file."""
+    """Return the SHA-256 of each image's file."""
     return [hashlib.sha256(row["image"]).hexdigest() for row in generations]
 
 
@@ -102,7 +102,7 @@ def mask_of(segmentation: Mapping[str, Any]) -> np.ndarray | None:
 
 
 def without_specks(mask: np.ndarray, min_piece: float) -> np.ndarray:
-    """Return `mask` [H, W] without pieces smaller than this fraction of the largest: one speck would widen the crop."""
+    """Return `mask` [H, W] without components smaller than this fraction of the largest: a speck would widen the crop."""
     pieces, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     sizes = np.bincount(pieces.ravel())[1:]
     return np.isin(pieces, np.flatnonzero(sizes >= min_piece * sizes.max()) + 1)

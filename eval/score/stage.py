@@ -1,4 +1,4 @@
-"""Stage: generations and real photos -> segmentations and scores, with two oracles beside the methods."""
+"""Stage: generations and real photos -> segmentations and scores of the methods and two oracles."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ ASKED = ("subject_id", "group", "prompt_id", "prompt", "reference")
 
 
 def generated(folder: Path) -> Iterator[list[Row]]:
-    """Yield the rows of the generations table in `folder`, each method's of each subject together."""
+    """Yield the rows of the generations table in `folder`, grouped by method and subject."""
     for _, group in groupby(tables.rows(folder, "generations"), key=_maker):
         yield list(group)
 
 
 def asked_in(generations: Iterable[Row]) -> dict[str, list[ScoredImage]]:
-    """Return, by subject_id, each prompt and reference that a picture was made from, as `planned` does."""
+    """Return, by subject_id, each prompt and reference that an image was generated from, as `planned` does."""
     found: dict[str, dict[ScoredImage, None]] = {}
     for row in generations:
-        if row["group"] != protocol.PAIR:  # one photo answers no question of two subjects
+        if row["group"] != protocol.PAIR:  # one photo cannot stand for an image of two subjects
             picture = ScoredImage(row["group"], row["prompt_id"], 0, row["prompt"], shown_to(row))
             found.setdefault(row["subject_id"], {})[picture] = None
     return {subject: list(pictures) for subject, pictures in found.items()}
 
 
 def planned(plan: Plan) -> dict[str, list[ScoredImage]]:
-    """Return, by subject_id, what the protocol asks, with nothing generated."""
+    """Return, by subject_id, each prompt and reference of the protocol, without generations."""
     found = {}
     for subject, jobs in plan.singles:
         asked = [ScoredImage(job.group, job.prompt_id, 0, job.prompt, (job.reference.frame_id,)) for job in jobs]
@@ -65,26 +65,26 @@ def works(
     leave_out: bool,
     params: ScoreParams,
 ) -> Iterator[ScoringWork]:
-    """Yield the oracles of each subject that something was asked of, then each method's pictures of it.
+    """Yield the oracles of each subject in `asked`, then each method's images of each subject.
 
-    Subjects without a photo to compare with are left out.
+    Subjects without a photo to compare with are skipped.
 
     Args:
-        asked: by subject_id, the prompts and references.
-        made: rows of the generations table, a method's of a subject together.
-        segmentations: rows of that table, for the same pictures.
-        leave_out: whether a picture is compared with the photos that its maker did not see.
+        asked: the prompts and references, by subject_id.
+        made: rows of the generations table, grouped by method and subject.
+        segmentations: rows of that table, for the same images.
+        leave_out: whether an image is compared only with the photos that are not its references.
 
     Raises:
-        UserError: a picture was made from a photo that is no longer among those compared with.
+        UserError: an image was generated from a photo that is no longer among those compared with.
     """
     by_id = {subject.subject_id: (subject, comparable(subject, params)) for subject in subjects}
     for subject_id, questions in asked.items():
         subject, photos = by_id.get(subject_id, (None, ()))
-        gone = {frame_id for question in questions for frame_id in question.shown} - {p.frame_id for p in photos}
-        if gone:
+        missing = {frame_id for question in questions for frame_id in question.shown} - {p.frame_id for p in photos}
+        if missing:
             raise UserError(
-                f"generations were made from '{min(gone)}', which has no usable mask now; run generate again"
+                f"generations were made from '{min(missing)}', which no longer has a usable mask; run generate again"
             )
         if subject is not None and photos:
             yield ScoringWork(metrics.REAL, subject, photos, real_photos(questions, photos), leave_out, real=True)
@@ -101,7 +101,7 @@ def works(
 
 
 def real_photos(questions: Sequence[ScoredImage], photos: Sequence[protocol.HeldOutPhoto]) -> tuple[ScoredImage, ...]:
-    """Return the oracle of real photos: each stands for a picture made from the references."""
+    """Return the oracle of real photos: each stands for an image generated from the references."""
     references = dict.fromkeys(frame_id for question in questions for frame_id in question.shown)
     return tuple(
         ScoredImage(PHOTO, -1, number, None, tuple(r for r in references if r != photo.frame_id), photo=number)
@@ -110,7 +110,7 @@ def real_photos(questions: Sequence[ScoredImage], photos: Sequence[protocol.Held
 
 
 def copies(questions: Sequence[ScoredImage], photos: Sequence[protocol.HeldOutPhoto]) -> tuple[ScoredImage, ...]:
-    """Return the oracle of copy-paste: what was asked is answered with the reference photo itself."""
+    """Return the copy-paste oracle: the reference photo itself stands for each image asked for."""
     numbers = {photo.frame_id: number for number, photo in enumerate(photos)}
     seen: dict[tuple[str, int], int] = {}
     answers = []
@@ -126,7 +126,7 @@ def copies(questions: Sequence[ScoredImage], photos: Sequence[protocol.HeldOutPh
 
 
 def tasks(found: Iterable[ScoringWork], params: ScoreParams, weights: dict[str, str]) -> Iterator[Task]:
-    """Yield a task for each metric of each work, those of one work together; `weights` names each model's."""
+    """Yield a task for each metric of each work, grouped by work; `weights`: the id of each model's weights."""
     kinds = params.kinds()
     for work in found:
         photos = [photo.fingerprint for photo in work.photos]
@@ -141,12 +141,12 @@ def tasks(found: Iterable[ScoringWork], params: ScoreParams, weights: dict[str, 
 
 
 def shown_to(row: Row) -> tuple[str, ...]:
-    """Return the photos that the maker of a picture saw."""
+    """Return the references of an image."""
     return (row["reference"],) if row["reference"] else ()
 
 
 def place(row: Row) -> tuple[Any, ...]:
-    """Return what a picture is known by."""
+    """Return the key of an image."""
     return tuple(row[key] for key in PLACE)
 
 
@@ -155,7 +155,7 @@ def _maker(row: Row) -> tuple[str, str]:
 
 
 def segment(params: ScoreParams, variant: Variant, folder: Path, out: Path, run: RunParams) -> dict[str, str]:
-    """Write the segmentations table of the pictures in `folder`; return what names the weights."""
+    """Write the segmentations table of the images in `folder`; return the ids of the weights."""
     weights = names({"detector": variant.detector, "sam": variant.sam})
     how = params.model_dump(include={"phrase", "min_detection", "min_piece", "batch_size", "dtype", "threads"})
     run_tasks(
@@ -172,10 +172,10 @@ def segment(params: ScoreParams, variant: Variant, folder: Path, out: Path, run:
 
 
 def names(found: dict[str, Spec]) -> dict[str, str]:
-    """Return what names the weights of each model.
+    """Return the id of each model's weights.
 
     Raises:
-        UserError: a file is not there; better said now than after hours.
+        UserError: a file is missing; checked up front rather than hours into the run.
     """
     for spec in found.values():
         if not spec.local.exists() and spec.revision is None:
@@ -186,7 +186,7 @@ def names(found: dict[str, Spec]) -> dict[str, str]:
 
 
 def main(params: Params, photos_only: bool = False) -> None:
-    """Run the stage; `photos_only` scores the oracles alone, which needs neither an adapter nor generations."""
+    """Run the stage; `photos_only` scores only the oracles, which needs neither an adapter nor generations."""
     score, run = params.section("score", ScoreParams), params.run
     variant, sources = load_variant(params.variant), params.section("sources", list[SourceParams])
     rules = params.section("generate", GenerateParams).protocol
@@ -224,15 +224,15 @@ def main(params: Params, photos_only: bool = False) -> None:
 
 
 def report(out: Path, subjects: Sequence[protocol.HeldOutSubject], params: ScoreParams, tally: Tally) -> None:
-    """Write metrics.json and groups.csv (for `dvc plots`) from the tables, and print them."""
+    """Write metrics.json and groups.csv (for `dvc plots`) from the tables, and print the scores."""
     rows, segmentations = tables.read(out, "scores").to_pylist(), tables.read(out, "segmentations").to_pylist()
     scores = metrics.summaries(rows, segmentations, params.intervals)
     photos = sum(len(subject.photos) for subject in subjects)
     compared = sum(len(comparable(subject, params)) for subject in subjects)
     wanted = ", ".join(params.photo_quality)
-    bare = [subject.subject_id for subject in subjects if not comparable(subject, params)]
-    counts = {"photos": photos, "photos_compared": compared, "subjects_without_photos": len(bare)}
-    # Groups and subjects go elsewhere: as metrics they would be hundreds of columns.
+    skipped = [subject.subject_id for subject in subjects if not comparable(subject, params)]
+    counts = {"photos": photos, "photos_compared": compared, "subjects_without_photos": len(skipped)}
+    # Without groups and subjects, which would add hundreds of metrics.
     overall = {
         method: {**metrics.columns(values), **{key: values[key] for key in ("pictures", "misses", "miss_rate")}}
         for method, values in scores.items()
@@ -240,40 +240,40 @@ def report(out: Path, subjects: Sequence[protocol.HeldOutSubject], params: Score
     write_metrics(out, {**overall, **counts}, headline(overall))
     write_csv(out / "groups.csv", ("method", "group", "metric", "value", "low", "high"), group_rows(scores))
     print(
-        f"score: {', '.join(params.metrics)} of {len({place(row) for row in rows})} pictures, "
-        f"{tally.done_before} of {tally.subjects} tasks done before; {tally.seconds:.1f} s"
+        f"score: {', '.join(params.metrics)} of {len({place(row) for row in rows})} images, "
+        f"{tally.done_before} of {tally.subjects} tasks already done; {tally.seconds:.1f} s"
     )
-    print(f"  real photos: {compared} of {photos} compared with; the others have no mask of quality {wanted}")
-    if bare:
-        print(f"  left out, no photo with such a mask: {', '.join(bare)}")
+    print(f"  real photos: {compared} of {photos} used for comparison; the others have no mask of quality {wanted}")
+    if skipped:
+        print(f"  subjects skipped, no photo with such a mask: {', '.join(skipped)}")
     print(text_table(("", *scores), table(scores)))
-    meaning = {"zero": "count 0", "skip": "are left out", "unsegmented": "are compared whole"}[params.miss]
+    meaning = {"zero": "count as 0", "skip": "are excluded", "unsegmented": "are of the whole image"}[params.miss]
     for method, values in scores.items():
         if values["misses"]:
             print(
-                f"  {method}: in {values['misses']} of {values['pictures']} pictures the class noun was not found; "
+                f"  {method}: class noun not found in {values['misses']} of {values['pictures']} images; "
                 f"their similarities {meaning}"
             )
 
 
 def headline(overall: dict[str, dict[str, Any]]) -> dict[str, float | None]:
-    """Return the paper's columns of the model, else of the first method: what one line has room for."""
+    """Return the paper's columns for the model, or for the first method if it was not scored: a one-line summary."""
     chosen = overall.get(metrics.MODEL) or next(iter(overall.values()), {})
     means = {name: chosen[name]["mean"] for name in metrics.METRICS if chosen.get(name)}
     return {**means, "not_found": chosen.get("misses")}
 
 
 def table(scores: dict[str, dict[str, Any]]) -> Iterator[list[Any]]:
-    """Yield the lines of a table of columns by method, mean and interval."""
+    """Yield the rows of a table with one column per method, mean and interval."""
     found = {method: metrics.columns(values) for method, values in scores.items()}
     for column in dict.fromkeys(column for columns in found.values() for column in columns):
         yield [column, *(_with_interval(columns.get(column)) for columns in found.values())]
-    yield ["pictures", *(values["pictures"] for values in scores.values())]
+    yield ["images", *(values["pictures"] for values in scores.values())]
     yield ["not found", *(values["misses"] for values in scores.values())]
 
 
 def group_rows(scores: dict[str, dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
-    """Yield (method, group, metric, value, low, high) of every score of a group of prompts."""
+    """Yield (method, group, metric, value, low, high) of every score of a prompt group."""
     for method, values in scores.items():
         for group, by_metric in values["groups"].items():
             for metric, value in by_metric.items():

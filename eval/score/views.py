@@ -1,4 +1,4 @@
-"""What a metric may ask about a method's pictures of one subject: vectors, cosines, rewards, each computed once."""
+"""The inputs of metrics for a method's images of one subject: vectors, cosines, rewards, each computed once."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """A picture to score, or the photo that stands for one."""
+    """An image to score, or the photo that stands for one."""
 
     group: str
     prompt_id: int
     index: int
     prompt: str | None
-    """What it should show; None for a photo that nothing was asked of."""
+    """None for a photo without a prompt."""
     shown: tuple[str, ...]
-    """frame_ids of the photos that its maker saw."""
+    """frame_ids of its references."""
     made: Mapping[str, Any] | None = None
     """Its row of the generations table; None for a photo."""
     segmentation: Mapping[str, Any] | None = None
     """Its row of the segmentations table; None for a photo, which has a mask."""
     photo: int = -1
-    """Number of the photo among those compared with; -1 for a generated picture."""
+    """Index among the photos compared with; -1 for a generated image."""
 
 
 @dataclass(frozen=True)
 class ScoringWork:
-    """A method's pictures of one subject, and the photos they are compared with."""
+    """A method's images of one subject, and the photos they are compared with."""
 
     method: str
     subject: protocol.HeldOutSubject
     photos: tuple[protocol.HeldOutPhoto, ...]
     pictures: tuple[ScoredImage, ...]
     leave_out: bool
-    """Whether a picture is compared with the photos that its maker did not see."""
+    """Whether an image is compared only with the photos that are not its references."""
     real: bool = False
-    """Whether the pictures are the photos: a photo is not compared with itself."""
+    """Whether the images are the photos: a photo is not compared with itself."""
 
 
 class Models(Protocol):
-    """The frozen models by name; each is loaded when it is first asked for."""
+    """The frozen models by name; each is loaded on first use."""
 
     def encoder(self, name: str) -> Encoder:
         """Return an image encoder."""
@@ -68,7 +68,7 @@ class Models(Protocol):
 
 
 class SharedVectors:
-    """What pictures of several methods share: vectors of a subject's photos and of prompts."""
+    """Vectors shared by the images of several methods: those of a subject's photos and of prompts."""
 
     def __init__(self) -> None:
         self.photos: dict[Hashable, np.ndarray] = {}
@@ -76,14 +76,14 @@ class SharedVectors:
 
 
 class ScoredImages:
-    """A view of `work`; G pictures and P photos.
+    """A view of `work`; G images and P photos.
 
     Attributes:
-        prompts: of each picture; None for photos that nothing was asked of.
+        prompts: of each image; None for photos without a prompt.
         found: bool [G], whether the subject was found; true for photos.
-        shown: bool [G, P], the photos that a picture's maker saw.
-        compared: bool [G, P], the photos that a picture is compared with.
-        siblings: a key for each picture, the same for those that differ in their seed alone.
+        shown: bool [G, P], the references of each image.
+        compared: bool [G, P], the photos that an image is compared with.
+        siblings: a key for each image, equal for those that differ only in their seed.
     """
 
     def __init__(
@@ -118,16 +118,16 @@ class ScoredImages:
 
     @property
     def have_siblings(self) -> bool:
-        """Whether a prompt has several pictures."""
+        """Whether a prompt has several images."""
         return len(set(self.siblings)) < len(self)
 
     def images(self) -> list[Image.Image]:
-        """Return the whole pictures, RGB."""
+        """Return the whole images, RGB."""
         return [self.image(number) for number in range(len(self))]
 
     def vectors(self, encoder: str, segmented: bool) -> np.ndarray:
-        """Return the unit vectors [G, d] of the segments (the whole picture where nothing was found), or of all whole
-        pictures."""
+        """Return the unit vectors [G, d] of the segments (of the whole image if nothing was found), or of the whole
+        images."""
         if self.work.pictures and self.work.pictures[0].photo >= 0:
             return self.photo_vectors(encoder, segmented)[[picture.photo for picture in self.work.pictures]]
         look = self.segment if segmented else self.image
@@ -142,15 +142,15 @@ class ScoredImages:
         return self.memory.photos[key]
 
     def cosines(self, encoder: str, segmented: bool) -> np.ndarray:
-        """Return the cosines [G, P] of pictures and photos."""
+        """Return the cosines [G, P] of images and photos."""
         return self.vectors(encoder, segmented) @ self.photo_vectors(encoder, segmented).T
 
     def prompt_cosines(self, encoder: str) -> np.ndarray:
-        """Return the cosine [G] of each whole picture and its prompt; NaN without one."""
+        """Return the cosine [G] of each whole image and its prompt; NaN without one."""
         model = self.models.encoder(encoder)
         new = sorted({text for text in self.prompts if text is not None and (encoder, text) not in self.memory.texts})
         if new:
-            assert model.encode_text is not None  # `measures.measure` gives no other encoder a text metric
+            assert model.encode_text is not None  # `measures.measure` gives text metrics only to encoders that read text
             self.memory.texts |= zip(((encoder, text) for text in new), _numpy(model.encode_text(new)), strict=True)
         values = np.full(len(self), np.nan)
         for number, text in self.asked():
@@ -158,7 +158,7 @@ class ScoredImages:
         return values
 
     def rewards(self) -> np.ndarray:
-        """Return the reward [G] of each whole picture for its prompt; NaN without one."""
+        """Return the reward [G] of each whole image for its prompt; NaN without one."""
         asked, values = self.asked(), np.full(len(self), np.nan)
         model = self.models.reward()
         prepared = self.ahead(lambda place: model.prepare(self.image(place[0])), asked)
@@ -168,7 +168,7 @@ class ScoredImages:
         return values
 
     def distances(self) -> np.ndarray:
-        """Return LPIPS [G, G] between pictures that differ in their seed alone; NaN between others."""
+        """Return LPIPS [G, G] between images that differ only in their seed; NaN between others."""
         model = self.models.lpips()
         members: dict[Hashable, list[int]] = {}
         for number, key in enumerate(self.siblings):
@@ -182,25 +182,25 @@ class ScoredImages:
         return values
 
     def asked(self) -> list[tuple[int, str]]:
-        """Return number and prompt of the pictures that were asked for."""
+        """Return the index and prompt of the images that have a prompt."""
         return [(number, text) for number, text in enumerate(self.prompts) if text is not None]
 
     def embed(self, encoder: str, look: Callable[[int], Image.Image], count: int) -> np.ndarray:
-        """Return the unit vectors [count, d] of pictures, which threads make ready while the encoder computes."""
+        """Return the unit vectors [count, d] of images, preprocessed by threads while the encoder computes."""
         model = self.models.encoder(encoder)
         prepared = self.ahead(lambda number: model.prepare(look(number)), range(count))
-        # Fetched when all are on their way: the device is asked to finish once.
+        # Copied to the host once all batches are enqueued: one device synchronisation.
         return _numpy(torch.cat([model.embed(batch) for batch in _batches(prepared, self.batch_size)]))
 
     def image(self, number: int) -> Image.Image:
-        """Return a whole picture."""
+        """Return a whole image."""
         picture = self.work.pictures[number]
         if picture.made is None:
             return self.photo(picture.photo)
         return self.once(("image", number), lambda: segmentation.picture(picture.made or {}))
 
     def segment(self, number: int) -> Image.Image:
-        """Return the subject of a picture on white, the whole picture where it was not found."""
+        """Return the subject of an image on white; the whole image if it was not found."""
         row = self.work.pictures[number].segmentation
         mask = segmentation.mask_of(row) if row is not None else None
         if mask is None:
@@ -222,13 +222,13 @@ class ScoredImages:
         return self.once(("photo", number), lambda: protocol.read_photo(self.roots, photo))
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """Return what `compute` returned when it was first called for `key`."""
+        """Return `compute()`, cached under `key`."""
         if key not in self._cache:
             self._cache[key] = compute()
         return self._cache[key]
 
     def ahead(self, prepare: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        """Yield `prepare(item)` of each of `items`, by threads at most two batches early."""
+        """Yield `prepare(item)` for each of `items`, computed by threads at most two batches ahead."""
         return prefetch(prepare, items, self.decoders, 2 * self.batch_size)
 
 

@@ -1,1 +1,1 @@
-"""Long computations on one machine that a killed run does not lose."""
+"""Long, resumable computations on one machine."""

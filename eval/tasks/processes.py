@@ -1,6 +1,6 @@
-"""Tasks dealt out to several processes of this machine, each with models of its own.
+"""A pool of processes on this machine, each with its own models.
 
-A run is a few long tasks, so whoever is free takes the next; what the data stages need of Ray, it does not.
+A run is a few long tasks; an idle process takes the next one. This needs none of the Ray features the data stages use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 from runtime.errors import ModelError, UserError
 
 SECONDS_TO_END = 10.0
-"""What a process that is told to stop is given before it is killed."""
+"""Grace period between SIGTERM and SIGKILL."""
 
 Start = Callable[[], Callable[[Path, Any], None]]
 T = TypeVar("T")
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass
 class Member(Generic[T]):
-    """A process and the task it works on; None while it has none."""
+    """A process and its current task; None while idle."""
 
     process: BaseProcess
     pipe: Connection
@@ -38,20 +38,21 @@ class Member(Generic[T]):
 def deal_out(
     stage: str, starts: Sequence[Start], todo: Iterator[tuple[Path, T]], payload: Callable[[T], Any]
 ) -> Iterator[T]:
-    """Yield each task when its file is written, in the order in which they are finished.
+    """Yield each task when its file is written, in order of completion.
 
-    A task goes to whoever is free. A process begins when its first task does, with the `start` at its place in
-    `starts`, and is stopped when the iterator is closed.
+    A task goes to the first idle process. Process i starts with its first task, from `starts[i]`, and is stopped when
+    the iterator is closed.
 
     Args:
-        starts: a process each, called there: load the models and return what writes a task's file. Picklable.
+        starts: one per process, called in it: loads the models and returns the function that writes a task's file.
+            Picklable.
         todo: file and task.
-        payload: what of a task is sent to the process; picklable.
+        payload: the part of a task that is sent to the process; picklable.
 
     Raises:
-        UserError: a process met an error that the user can mend, or died.
+        UserError: a process hit an error the user can fix, or died.
     """
-    # A forked child could not use CUDA, nor trust the locks of its parent's threads.
+    # A forked child cannot use CUDA, and may inherit locks held by its parent's threads.
     context = multiprocessing.get_context("spawn")
     crew: list[Member[T]] = []
     try:
@@ -86,7 +87,7 @@ def deal_out(
 
 
 def _finished(stage: str, crew: Sequence[Member[T]]) -> Iterator[tuple[Member[T], T]]:
-    """Wait until a process has something to tell; yield those that finished their task, with it."""
+    """Wait until a process replies; yield each process that finished, with its task."""
     busy = {member.pipe: member for member in crew if member.task is not None}
     for pipe in wait(list(busy)):
         member = busy[pipe]  # type: ignore[index]  # only connections were waited for
@@ -102,22 +103,22 @@ def _finished(stage: str, crew: Sequence[Member[T]]) -> Iterator[tuple[Member[T]
 
 
 def _death(stage: str, member: Member[T]) -> UserError:
-    """Return what to say of a process that is gone."""
+    """Return the error for a process that died."""
     member.process.join()
     code = member.process.exitcode
     how = f"ended with exit code {code} (see above)"
     if code is not None and code < 0:
         how = f"was killed ({signal.Signals(-code).name})"
     return UserError(
-        f"a process of stage {stage} {how}; what is finished is kept, so run the same command again, with fewer "
-        f"processes if memory was short"
+        f"a process of stage {stage} {how}; finished tasks are kept, so run the same command again, with fewer "
+        f"processes if it ran out of memory"
     )
 
 
 def work(start: Start, pipe: Connection) -> None:
-    """Do what comes through the pipe until it is closed; answer None, or the sentence of an error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends it in order
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order too: libraries hand their semaphores back
+    """Run tasks from the pipe until it closes; reply None or an error message."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent shuts it down in order
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # exit cleanly, so that libraries release their semaphores
     threading.Thread(target=_die_with_parent, daemon=True).start()
     write: Callable[[Path, Any], None] | None = None
     while True:
@@ -135,7 +136,7 @@ def work(start: Start, pipe: Connection) -> None:
 
 
 def _die_with_parent() -> None:
-    """A parent that is killed cannot tell; its children would hold their GPUs until their tasks end."""
+    """Exit with the parent: children of a killed parent would hold their GPUs until their tasks end."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

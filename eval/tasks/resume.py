@@ -1,6 +1,6 @@
-"""Work that a killed run does not lose: the rows of each finished task are kept until the stage's table is whole.
+"""Resumable work: the rows of each finished task are kept on disk until the stage's table is complete.
 
-What `pipelines.shards` is to many small photos on many workers, this is to a few long computations on one machine.
+The counterpart of `pipelines.engine.shards` for a few long computations on one machine.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Start = Callable[[], Compute]
 
 @dataclass(frozen=True)
 class Task:
-    """Rows that are computed together, mostly those of one subject.
+    """Rows that are computed together, usually those of one subject.
 
-    id: names it among the stage's. inputs: JSON-like, all that the rows depend on beside the stage's identity.
-    pictures: what the progress counts. payload: what the computation is given.
+    id: unique within the stage. inputs: JSON-like, everything the rows depend on beyond the stage's identity.
+    pictures: number of images, for the progress bar. payload: argument of the computation.
     """
 
     id: str
@@ -41,7 +41,7 @@ class Task:
 
 @dataclass
 class Tally:
-    """What a run did; `subjects` and `done_before` count tasks."""
+    """Counts of a run; `subjects` and `done_before` count tasks."""
 
     subjects: int = 0
     done_before: int = 0
@@ -64,21 +64,21 @@ def run_tasks(
     """Write `table` into `out`, computing only the tasks that no earlier run of the same identity has finished.
 
     Args:
-        tasks: in any order, each row in one of them; drawn one at a time, so that payloads need not fit in memory
-            together.
-        total: pictures of all tasks.
+        tasks: in any order, each row in exactly one; consumed one at a time, so that all payloads need not fit in
+            memory at once.
+        total: images in all tasks.
         identity: JSON-like: params, code and weights that the rows depend on.
-        start: loads the models; called only where something is missing. Of several, each has a process of its own, and
-            they and the payloads must be picklable.
+        start: loads the models; called only if a task is missing. With several, each runs in its own process; they and
+            the payloads must be picklable.
 
     Raises:
-        UserError: another run holds the stage, or a process died.
+        UserError: another run holds the stage's lock, or a process died.
     """
     started, tally, files = time.monotonic(), Tally(), []
     folder = Path(run.work) / stage / digest(identity)
     starts = [start] if callable(start) else list(start)
     with exclusive(stage, Path(run.work)):
-        progress = Progress(stage, total, "picture")
+        progress = Progress(stage, total, "image")
 
         def missing() -> Iterator[tuple[Path, Task]]:
             for task in tasks:
@@ -104,7 +104,7 @@ def run_tasks(
 
 
 def compute(stage: str, table: str, starts: Sequence[Start], todo: Iterator[tuple[Path, Task]]) -> Iterator[Task]:
-    """Yield each task when its file is written: computed here with one of `starts`, else in a process each."""
+    """Yield each task when its file is written: in this process if `starts` has one entry, else one process per entry."""
     if len(starts) > 1:
         yield from deal_out(stage, [partial(Writer, table, start) for start in starts], todo, lambda task: task.payload)
         return
@@ -126,7 +126,7 @@ class Writer:
 
 
 def by_subject(table: str, files: Sequence[Path]) -> Iterator[pa.Table]:
-    """Yield the rows of the tasks' files in the table's order, a subject at a time: what is held stays small."""
+    """Yield the rows of the tasks' files in the table's order, one subject at a time to limit memory."""
     keys = tables.TABLES[table].keys
     first = keys[: keys.index("subject_id") + 1]
     places: dict[tuple[str, ...], list[Path]] = {}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import forwards, measure
+from benchmarks import forwards
 from benchmarks.eval import __main__ as bench
 from runtime.errors import UserError
 
@@ -36,7 +36,7 @@ def test_both_parts_are_measured_over_the_forward_passes_they_make(command, monk
         passes.append(len(forwards.record(work)))
         return float(passes[-1])
 
-    monkeypatch.setattr(measure, "seconds", seconds)
+    monkeypatch.setattr(timing, "seconds", seconds)
     figures = command("--set", "score.metrics=[clip_t, dino_i, reward]")
     assert list(figures) == ["segment over forward", "score over forward"]
     for figure in figures.values():

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from model.adapter import Adapter, read_description
 from model.attention import cross_attention_layers
 from model.methods.config import AdapterConfig
+from model.methods.registry import method_of
 from runtime.errors import ModelError
 from tests.world.models import make_adapter, make_features, sd15_unet, sdxl_unet, unet
 
@@ -172,7 +173,7 @@ CONFIG = AdapterConfig(
 )
 def test_inconsistent_sizes_are_refused(change, message):
     with pytest.raises(ModelError, match=f"adapter: .*{message}"):
-        replace(CONFIG, **change)
+        method_of(replace(CONFIG, **change))
 
 
 def test_config_survives_json():

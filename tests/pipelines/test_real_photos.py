@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image, ImageFilter
 
 from pipelines.curate import filters
-from pipelines.curate.stage import CurateParams, CurateWorker, pack
-from pipelines.mask.stage import MaskParams, MaskWorker
+from pipelines.curate.worker import CurateParams, CurateWorker, pack
+from pipelines.mask.worker import MaskParams, MaskWorker
 from pipelines.photos import segments
 from pipelines.photos.decode import decode_image
 from pipelines.photos.roots import Roots, SourceParams
 from pipelines.sources import Subject, open_source
-from runtime.params import parse
+from tests.world.photos import encoded
 
-ROOT = Path(__file__).parents[2]
-PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 # Of each set, so that the test stays quick: every n-th subject.
 EVERY = {"multiview": 16, "openimages": 8, "dreambench": 6}
 # Of Open Images, a third of the boxes show one of several objects of their class.
@@ -30,22 +26,19 @@ LAYOUT = {"multiview": "mvimgnet", "openimages": "openimages", "dreambench": "dr
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_every_real_photo_is_kept_or_rejected_with_a_reason(name: str, real_data: Path):
+def test_every_real_photo_is_kept_or_rejected_with_a_reason(name: str, real_data: Path, section):
     source = SourceParams(name=name, layout=LAYOUT[name], root=str(real_data / name), split="train")
     subjects: list[Subject] = list(open_source(source).subjects())[:: EVERY[name]]
     photos = {photo.frame_id for subject in subjects for photo in subject.photos}
-    curated = CurateWorker(parse("curate", PARAMS["curate"], CurateParams), [source]).compute(
-        [pack(subject) for subject in subjects]
-    )
+    curated = CurateWorker(section("curate", CurateParams), [source]).compute([pack(subject) for subject in subjects])
     frames = [[{**frame} for frame in rows["frames"]] for rows in curated]
     kept = {frame["frame_id"] for group in frames for frame in group}
     rejected = {row["id"] for rows in curated for row in rows["rejects"]}
     assert kept | rejected == photos and not kept & rejected
     assert len(kept) > KEPT[name] * len(photos)
 
-    masked = MaskWorker(
-        parse("mask", {**PARAMS["mask"], "method": "annotated"}, MaskParams), "toybox", [source], "cpu"
-    ).compute(frames)
+    worker = MaskWorker(section("mask", MaskParams, method="annotated"), "toybox", [source], "cpu")
+    masked = worker.compute(frames)
     masks = {row["frame_id"]: row for rows in masked for row in rows["masks"]}
     missed = {row["id"] for rows in masked for row in rows["rejects"]}
     assert masks.keys() | missed == kept and not masks.keys() & missed
@@ -60,16 +53,13 @@ def test_every_real_photo_is_kept_or_rejected_with_a_reason(name: str, real_data
 
 
 def saved(image: Image.Image, scale: float = 1.0, quality: int = 95) -> bytes:
-    stream = io.BytesIO()
-    image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS).save(
-        stream, "JPEG", quality=quality
-    )
-    return stream.getvalue()
+    size = (round(image.width * scale), round(image.height * scale))
+    return encoded(image.resize(size, Image.Resampling.LANCZOS), "JPEG", quality=quality)
 
 
-def test_thresholds_tell_photos_saved_again_from_other_views_and_sharp_from_blurred(real_data: Path):
+def test_thresholds_tell_photos_saved_again_from_other_views_and_sharp_from_blurred(real_data: Path, section):
     """The figures of docs/filters.md: `pytest -s -k thresholds tests/pipelines/test_real_photos.py`."""
-    params = parse("curate", PARAMS["curate"], CurateParams)
+    params = section("curate", CurateParams)
     source = SourceParams(name="multiview", layout="mvimgnet", root=str(real_data / "multiview"), split="train")
     root = Roots([source])["multiview"]
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipelines import run
+from runtime.cli import Parser
+from runtime.closure import ROOT
 from runtime.errors import UserError
+from runtime.stages import stages
 
 
 @pytest.fixture
@@ -23,32 +25,48 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(run.subprocess, "run", start)
+    monkeypatch.chdir(ROOT)
     return started
 
 
-def test_stages_run_in_order_on_the_named_folder(
-    commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    data = tmp_path / "tables"
-    words = ["--layout", "folder", "--root", str(tmp_path), "--data", str(data), "--set", "mask.method=grounded_sam"]
-    monkeypatch.setattr(sys, "argv", ["run", *words])
-    run.main()
+def data(*words: str) -> int:
+    """Run the command `customcontrast data`."""
+    parser = Parser()
+    run.arguments(parser)
+    return run.main(parser.parse_args(words))
+
+
+def test_stages_run_in_order_on_the_named_folder(commands: list[list[str]], tmp_path: Path):
+    tables = tmp_path / "tables"
+    words = ["--layout", "folder", "--root", str(tmp_path), "--data", str(tables), "--set", "mask.method=grounded_sam"]
+    assert data(*words) == 0
     assert [command[2] for command in commands] == [f"pipelines.{stage}" for stage in run.STAGES]
+    assert [stage.module for name, stage in stages().items() if name in run.STAGES] == [
+        f"pipelines.{stage}.stage" for stage in run.STAGES
+    ]
     for command in commands:
-        assert command[command.index("--data") + 1] == str(data)
+        assert command[command.index("--data") + 1] == str(tables)
         assert "mask.method=grounded_sam" in command
         overlay = yaml.safe_load(Path(command[command.index("--params") + 1]).read_text())
         assert overlay == {"sources": [{"name": "folder", "layout": "folder", "root": str(tmp_path), "split": "train"}]}
 
 
-def test_missing_folder_and_the_pipelines_own_tables_are_refused(
-    commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_photos_for_a_test_make_no_training_pairs(commands: list[list[str]], tmp_path: Path):
+    assert data("--layout", "folder", "--root", str(tmp_path), "--data", str(tmp_path / "d"), "--split", "test") == 0
+    assert [command[2] for command in commands] == [f"pipelines.{stage}" for stage in ("curate", "mask", "similarity")]
+
+
+def test_stage_that_fails_ends_the_command_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    codes = iter((0, 3))
+    monkeypatch.setattr(run.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, next(codes)))
+    monkeypatch.chdir(ROOT)
+    assert data("--layout", "folder", "--root", str(tmp_path), "--data", str(tmp_path / "d")) == 3
+
+
+def test_missing_folder_and_the_pipelines_own_tables_are_refused(commands: list[list[str]], tmp_path: Path):
     gone = tmp_path / "gone"
-    monkeypatch.setattr(sys, "argv", ["run", "--layout", "folder", "--root", str(gone), "--data", str(tmp_path / "d")])
     with pytest.raises(UserError, match=f"folder '{gone}' does not exist"):
-        run.main()
-    monkeypatch.setattr(sys, "argv", ["run", "--layout", "folder", "--root", str(tmp_path)])
+        data("--layout", "folder", "--root", str(gone), "--data", str(tmp_path / "d"))
     with pytest.raises(UserError, match="name another folder"):
-        run.main()
+        data("--layout", "folder", "--root", str(tmp_path))
     assert commands == []

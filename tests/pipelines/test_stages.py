@@ -1,4 +1,4 @@
-"""The four data stages as commands, on a world of four subjects."""
+"""The data stages one after another, on a world of four subjects."""
 
 import errno
 import json
@@ -20,22 +20,26 @@ from pipelines.curate import stage as curate
 from pipelines.encode import stage as encode
 from pipelines.engine import cluster, driver
 from pipelines.mask import stage as mask
+from pipelines.pairs import stage as pairs
 from pipelines.similarity import stage as similarity
+from pipelines.similarity.tiles import prototypes
 from pipelines.toybox.stage import ToyboxParams, write_world
-from runtime import params
+from runtime.cli import guarded
+from runtime.closure import ROOT
+from runtime.errors import UserError
 from runtime.lock import exclusive
+from runtime.params import Params
 from tests.world.shard_workers import folder_bytes
 
-REPOSITORY = Path(__file__).parents[2]
-STAGES = {"curate": curate, "mask": mask, "similarity": similarity, "encode": encode}
+STAGES = {"curate": curate, "mask": mask, "similarity": similarity, "pairs": pairs, "encode": encode}
 SUBJECTS, VIEWS, SINGLES = 3, 4, 1
 
 
 class World(NamedTuple):
-    """A toybox world and the command-line words that make it the source of every stage."""
+    """A toybox world and the settings that make it the source of every stage."""
 
     root: Path
-    words: list[str]
+    settings: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -48,35 +52,38 @@ def world(section, tmp_path_factory) -> World:
         {"name": "single", "layout": "openimages", "root": str(root / "openimages"), "split": "train"},
         {"name": "bench", "layout": "dreambench", "root": str(root / "dreambench"), "split": "test"},
     ]
-    words = ["--set", f"sources={json.dumps(sources)}", "--set", "run.device=cpu"]
-    for stage in STAGES:
-        words += ["--set", f"{stage}.shard_subjects=2"]
-    words += ["--set", "mask.method=annotated", "--set", "mask.compare=0.3"]
-    return World(root, words)
+    sharded = [f"{stage}.shard_subjects=2" for stage in STAGES if stage != "pairs"]
+    more = ["run.device=cpu", "mask.method=annotated", "mask.compare=0.3"]
+    return World(root, [f"sources={json.dumps(sources)}", *sharded, *more])
 
 
-def run_here(stage: ModuleType, words: list[str]) -> None:
-    """Run a stage's `main` in this process with this command line."""
+def read(data: Path, *settings: str) -> Params:
+    """The repository's params with these settings, tables in `data` and the work folder beside them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(REPOSITORY)
-        patch.setattr(sys, "argv", [f"pipelines/{stage.__name__}.py", *words])
-        stage.main()
+        patch.chdir(ROOT)
+        return Params.read(settings=[f"run.work={data / 'work'}", *settings], data=str(data))
 
 
-def run_command(stage: str, words: list[str], **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"pipelines.{stage}", *words]
+def run_here(stage: ModuleType, params: Params) -> None:
+    """Run a stage in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        stage.main(params)
+
+
+def run_command(stage: str, params: Params, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"pipelines.{stage}", *params.words()]
     return subprocess.run(
-        command, cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True, timeout=200
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=200
     )
 
 
 @pytest.fixture(scope="module")
 def tables_of_one_worker(ray_started, world, tmp_path_factory) -> Path:
-    """The data folder after all four stages with one worker."""
+    """The data folder after all stages with one worker."""
     data = tmp_path_factory.mktemp("one")
-    words = [*world.words, "--data", str(data), "--set", "run.workers=1", "--set", f"run.work={data / 'work'}"]
     for stage in STAGES.values():
-        run_here(stage, words)
+        run_here(stage, read(data, *world.settings, "run.workers=1"))
     return data
 
 
@@ -84,12 +91,12 @@ def test_two_workers_write_the_same_bytes_as_one(tables_of_one_worker, world, tm
     """The second run starts as a command that joins a running cluster."""
     import ray
 
-    words = [*world.words, "--data", str(tmp_path), "--set", "run.workers=2", "--set", f"run.work={tmp_path / 'work'}"]
-    done = run_command("curate", words, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    params = read(tmp_path, *world.settings, "run.workers=2")
+    done = run_command("curate", params, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
     assert done.returncode == 0, done.stderr
     assert f"curate: {SUBJECTS * VIEWS + SINGLES + 1} of" in done.stdout
-    for name in ("mask", "similarity", "encode"):
-        run_here(STAGES[name], words)
+    for name in ("mask", "similarity", "pairs", "encode"):
+        run_here(STAGES[name], params)
     for name in STAGES:
         assert folder_bytes(tmp_path / name) == folder_bytes(tables_of_one_worker / name), name
         assert not list((tmp_path / name).glob(".*"))
@@ -98,7 +105,7 @@ def test_two_workers_write_the_same_bytes_as_one(tables_of_one_worker, world, tm
 def test_tables_of_all_stages_fit_together(tables_of_one_worker):
     data = tables_of_one_worker
     frames = list(tables.rows(data / "curate", "frames"))
-    triplets = list(tables.rows(data / "curate", "triplets"))
+    triplets = list(tables.rows(data / "pairs", "triplets"))
     masks = list(tables.rows(data / "mask", "masks"))
     assert len(frames) == SUBJECTS * VIEWS + SINGLES + 1
     assert [row["frame_id"] for row in masks] == [row["frame_id"] for row in frames]
@@ -106,10 +113,10 @@ def test_tables_of_all_stages_fit_together(tables_of_one_worker):
     assert {row["frame_id"] for row in tables.rows(data / "similarity", "embeddings")} == usable
     (tile,) = tables.rows(data / "similarity", "similarity")
     assert set(tile["row_subjects"]) == {f["subject_id"] for f in frames if f["frame_id"] in usable}
-    whole = [row for row in triplets if {row["reference"], row["positive"], row["target"]} <= usable]
-    targets = {row["target"] for row in whole}
+    targets = {row["target"] for row in triplets}
     assert targets and {row["frame_id"] for row in tables.rows(data / "encode", "latents")} == targets
-    inputs = {row[role] for row in whole for role in ("reference", "positive")}
+    inputs = {row[role] for row in triplets for role in ("reference", "positive", "target")}
+    assert inputs <= usable
     features = list(tables.rows(data / "encode", "features", ["frame_id", "augmentation"]))
     assert {row["frame_id"] for row in features} == inputs and len(features) == 3 * len(inputs)
     nearest = list(tables.rows(data / "similarity", "neighbours"))
@@ -118,8 +125,6 @@ def test_tables_of_all_stages_fit_together(tables_of_one_worker):
     assert {row["method"] for row in triplets} == {"pose", "augment"}
     assert not any(row["subject_id"].startswith("bench/") for row in triplets)
     assert tables.read(data / "curate", "prompts").num_rows == 25
-    dropped = json.loads((data / "encode" / "metrics.json").read_text())["triplets_dropped_for_masks"]
-    assert dropped == len(triplets) - len(whole)
 
 
 def test_masks_shipped_with_the_world_come_through_unchanged(tables_of_one_worker, world):
@@ -152,16 +157,18 @@ def test_masks_made_both_ways_are_compared(tables_of_one_worker):
 
 def test_metrics_count_every_photo_and_nothing_that_differs_from_run_to_run(tables_of_one_worker):
     for stage in STAGES:
-        metrics = json.loads((tables_of_one_worker / stage / "metrics.json").read_text())
-        assert metrics["input"] == metrics["kept"] + metrics["rejected"]
-        assert not {"seconds", "rate", "date"} & metrics.keys()
+        folder = tables_of_one_worker / stage
+        metrics, summary = (json.loads((folder / f"{file}.json").read_text()) for file in ("metrics", "summary"))
+        assert summary["input"] == summary["kept"] + summary["rejected"] > 0
+        assert sum(metrics["not_usable" if stage == "pairs" else "reasons"].values()) == summary["rejected"]
+        assert not {"seconds", "rate", "date"} & (metrics.keys() | summary.keys())
 
 
 def sentence(run: Callable[[], None], capsys) -> str:
     """What a command says that ends with exit code 1: one sentence on stderr."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        params.cli(run)
+        guarded(run)
     said = capsys.readouterr().err
     assert ended.value.code == 1
     assert said.startswith("error: ") and said.count("\n") == 1 and "Traceback" not in said
@@ -170,38 +177,43 @@ def sentence(run: Callable[[], None], capsys) -> str:
 
 @pytest.fixture
 def without_photos(monkeypatch, tmp_path) -> list[str]:
-    """The command-line words of stages that find no photos; nothing is handed to a worker."""
-    data = tmp_path / "data"
+    """Settings of stages that find no photos in `tmp_path`; nothing is handed to a worker."""
 
     def empty_tables(stage: str, _items: object, _worker: object, **given: object) -> driver.Summary:
-        with pytest.raises(params.UserError, match="already being run"), exclusive(stage, tmp_path / "work"):
+        with pytest.raises(UserError, match="already being run"), exclusive(stage, tmp_path / "work"):
             pass
         for name in (given["kept"], "rejects", *given["others"]):
             tables.write(given["out"], name, tables.from_rows(name, []))
         return driver.Summary()
 
     monkeypatch.setattr(driver, "run_stage", empty_tables)
-    for folder, name in (("curate", "frames"), ("curate", "triplets"), ("mask", "masks")):
-        tables.write(data / folder, name, tables.from_rows(name, []))
-    settings = ("sources=[]", "run.device=cpu", f"run.work={tmp_path / 'work'}", "similarity.same_subject=0.9")
-    return ["--data", str(data), *(word for setting in settings for word in ("--set", setting))]
+    for table in ("curate/frames", "mask/masks", "similarity/rejects", "pairs/triplets"):
+        folder, name = table.split("/")
+        tables.write(tmp_path / folder, name, tables.from_rows(name, []))
+    return ["sources=[]", "run.device=cpu", "similarity.same_subject=0.9"]
+
+
+def last_step(name: str) -> tuple[ModuleType, str]:
+    """Where the function lies by which a stage writes its metrics: the engine's, or that of `pairs` itself."""
+    return (pairs, "write_metrics") if name == "pairs" else (driver, "report")
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_stage_is_the_only_writer_until_its_metrics_are_written(name, without_photos, monkeypatch, tmp_path):
-    report, said = driver.report, []
+    module, function = last_step(name)
+    write, said = getattr(module, function), []
 
     def refused(*arguments: object) -> None:
-        with pytest.raises(params.UserError) as caught, exclusive(name, tmp_path / "work"):
+        with pytest.raises(UserError) as caught, exclusive(name, tmp_path / "work"):
             pass
         said.append(str(caught.value))
-        report(*arguments)
+        write(*arguments)
 
-    monkeypatch.setattr(driver, "report", refused)
-    run_here(STAGES[name], without_photos)
+    monkeypatch.setattr(module, function, refused)
+    run_here(STAGES[name], read(tmp_path, *without_photos))
     assert len(said) == 1 and f"stage {name} is already being run by process {os.getpid()}" in said[0]
     with exclusive(name, tmp_path / "work"):
-        assert (tmp_path / "data" / name / "metrics.json").exists()
+        assert (tmp_path / name / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -209,12 +221,12 @@ def test_disk_that_is_full_after_the_shards_is_one_sentence(name, without_photos
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(driver, "report", full)
-    said = sentence(lambda: run_here(STAGES[name], without_photos), capsys)
-    assert f"no space left on the disk of {tmp_path / 'data' / name}" in said
+    monkeypatch.setattr(*last_step(name), full)
+    said = sentence(lambda: run_here(STAGES[name], read(tmp_path, *without_photos)), capsys)
+    assert f"no space left on the disk of {tmp_path / name}" in said
 
 
-def test_curate_reserves_no_gpu_and_no_decoders_that_it_does_not_use(without_photos, monkeypatch):
+def test_curate_reserves_no_gpu_and_no_decoders_that_it_does_not_use(without_photos, monkeypatch, tmp_path):
     given, empty_tables = [], driver.run_stage
 
     def see(*arguments: object, **named: object) -> driver.Summary:
@@ -223,14 +235,15 @@ def test_curate_reserves_no_gpu_and_no_decoders_that_it_does_not_use(without_pho
 
     monkeypatch.setattr(driver, "run_stage", see)
     more = ("run.device=cuda", "run.gpus_per_worker=1.0", "run.threads=2", "run.decoders=8")
-    run_here(curate, [*without_photos, *(word for setting in more for word in ("--set", setting))])
+    run_here(curate, read(tmp_path, *without_photos, *more))
     (run,) = given
     assert cluster.reservation(run, run.torch_device()) == {"num_cpus": 2, "num_gpus": 0}
 
 
+@pytest.mark.slow
 def test_missing_root_folder_ends_a_command_with_one_sentence(world, tmp_path):
     missing = json.dumps([{"name": "own", "layout": "folder", "root": "no/photos", "split": "train"}])
-    done = run_command("curate", ["--set", f"sources={missing}", "--data", str(tmp_path)])
+    done = run_command("curate", read(tmp_path, f"sources={missing}"))
     assert done.returncode == 1
     assert done.stderr.startswith("error: folder 'no/photos' does not exist; ")
     assert done.stderr.count("\n") == 1
@@ -239,7 +252,7 @@ def test_missing_root_folder_ends_a_command_with_one_sentence(world, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("curate.min_vews=3", "unknown key 'min_vews'"),
+        ("curate.min_vews=3", "unknown key 'curate.min_vews'"),
         ("curate.min_views=many", "'curate.min_views' is 'many'"),
         ("curate.filters.brightness=[1]", "'curate.filters.brightness"),
         ("sources=[{name: own, layout: pile, root: x, split: train}]", "'sources.0.layout' is 'pile'"),
@@ -248,51 +261,51 @@ def test_missing_root_folder_ends_a_command_with_one_sentence(world, tmp_path):
     ],
 )
 def test_wrong_setting_is_named_in_one_sentence(setting, message, capsys, tmp_path):
-    said = sentence(lambda: run_here(curate, ["--set", setting, "--data", str(tmp_path)]), capsys)
+    said = sentence(lambda: run_here(curate, read(tmp_path, setting)), capsys)
     assert message in said
 
 
 def test_wrong_table_and_missing_table_are_named_with_file_and_column(tables_of_one_worker, world, capsys, tmp_path):
-    words = [*world.words, "--data", str(tmp_path), "--set", f"run.work={tmp_path / 'work'}"]
-    assert "holds no table 'frames'" in sentence(lambda: run_here(mask, words), capsys)
-    assert "holds no table 'frames'" in sentence(lambda: run_here(similarity, words), capsys)
+    params = read(tmp_path, *world.settings)
+    assert "holds no table 'frames'" in sentence(lambda: run_here(mask, params), capsys)
+    assert "holds no table 'frames'" in sentence(lambda: run_here(similarity, params), capsys)
+    assert "holds no table 'rejects'" in sentence(lambda: run_here(pairs, params), capsys)
+    assert "holds no table 'masks'" in sentence(lambda: run_here(encode, params), capsys)
     frames = tables.read(tables_of_one_worker / "curate", "frames")
     part = tmp_path / "curate" / "frames" / "part-00000.parquet"
     part.parent.mkdir(parents=True)
     pq.write_table(frames.drop_columns(["sha256"]), part)
-    assert f"{part}: column 'sha256' is missing" in sentence(lambda: run_here(mask, words), capsys)
+    assert f"{part}: column 'sha256' is missing" in sentence(lambda: run_here(mask, params), capsys)
     part.write_bytes(b"")
-    assert f"{part} is not a readable Parquet file" in sentence(lambda: run_here(mask, words), capsys)
+    assert f"{part} is not a readable Parquet file" in sentence(lambda: run_here(mask, params), capsys)
 
 
 def test_missing_weights_are_named_in_one_sentence(tables_of_one_worker, world, capsys, tmp_path):
-    variant = json.loads((REPOSITORY / "model" / "backbones" / "toybox.json").read_text())
+    variant = json.loads((ROOT / "model" / "backbones" / "toybox.json").read_text())
     variant["image_encoder"]["path"] = "weights/nowhere"
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(variant))
-    words = [*world.words, "--data", str(tables_of_one_worker), "--set", f"backbones.variant={file}"]
-    words += ["--set", f"run.work={tmp_path / 'work'}"]
+    more = (f"backbones.variant={file}", f"run.work={tmp_path / 'work'}")
+    params = read(tables_of_one_worker, *world.settings, *more)
     before = folder_bytes(tables_of_one_worker / "encode")
-    assert "weights/nowhere" in sentence(lambda: run_here(encode, words), capsys)
+    assert "weights/nowhere" in sentence(lambda: run_here(encode, params), capsys)
     assert folder_bytes(tables_of_one_worker / "encode") == before
 
 
 def test_hidden_states_above_the_budget_are_left_out_and_every_photo_is_still_counted(
     tables_of_one_worker, world, capsys, tmp_path
 ):
-    data = tmp_path / "data"
-    for stage in ("curate", "mask"):
-        shutil.copytree(tables_of_one_worker / stage, data / stage)
-    words = [*world.words, "--data", str(data), "--set", f"run.work={tmp_path / 'work'}"]
-    run_here(encode, [*words, "--set", "encode.max_gigabytes=0.00001"])
+    for stage in ("curate", "mask", "pairs"):
+        shutil.copytree(tables_of_one_worker / stage, tmp_path / stage)
+    run_here(encode, read(tmp_path, *world.settings, "encode.max_gigabytes=0.00001"))
     assert "left out: more than encode.max_gigabytes" in capsys.readouterr().out
-    metrics = json.loads((data / "encode" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "encode" / "metrics.json").read_text())
     assert metrics["features"] == 0 and metrics["latents"] == metrics["kept"] == metrics["input"] > 0
-    assert folder_bytes(data / "encode" / "latents") == folder_bytes(tables_of_one_worker / "encode" / "latents")
+    assert folder_bytes(tmp_path / "encode" / "latents") == folder_bytes(tables_of_one_worker / "encode" / "latents")
 
 
 def test_similarity_tile_is_the_cosines_of_the_prototypes(tables_of_one_worker):
-    ids, vectors = similarity.prototypes(tables_of_one_worker / "similarity")
+    ids, vectors = prototypes(tables_of_one_worker / "similarity")
     (tile,) = tables.rows(tables_of_one_worker / "similarity", "similarity")
     assert tile["row_subjects"] == ids
     values = np.array(tile["values"]).reshape(len(ids), len(ids))

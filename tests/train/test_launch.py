@@ -38,7 +38,7 @@ def test_no_gpu_is_one_sentence(params: TrainParams, monkeypatch: pytest.MonkeyP
 
 
 def test_batch_that_ranks_do_not_divide_is_refused(params: TrainParams):
-    with pytest.raises(UserError, match=r"train\.batch = 8 does not divide into 3 ranks"):
+    with pytest.raises(UserError, match=r"train\.batch = 8 does not divide evenly into 3 ranks"):
         launch.devices(params.model_copy(update={"ranks": 3}), "cpu")
 
 

@@ -47,7 +47,7 @@ class Sampler:
 
     An epoch puts the subjects of each group in a random order and cuts them into batches; what is left over of a group
     waits for the next epoch. With several groupings, epochs go round them. With a mixture, an epoch has a subject as
-    often as its source's share asks: see `train.mixture`.
+    often as its source's share asks: see `train.batches.mixture`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written beside their place, complete or absent, resumed exactly on any ranks."""
+"""Checkpoints of a run: written under a temporary name, complete or absent, resumed exactly on any ranks."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from runtime.errors import UserError
 from train.batches.arrays import sync
 from train.distributed.ranks import Ranks
 
-if TYPE_CHECKING:  # DeepSpeed asks the environment for its device when it is imported
+if TYPE_CHECKING:  # DeepSpeed reads its device from the environment on import
     from train.distributed.engine import TrainedState
 
 # Written last: a folder without it is not a checkpoint.
 PROGRESS = "progress.json"
 STATE = "state.safetensors"
-# The one before the newest stays, in case the disk damages the newest.
+# The second newest is kept in case the newest gets damaged on disk.
 KEPT = 2
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a folder that all ranks share.
+    """Checkpoints of one run, in a folder that all ranks share.
 
-    A checkpoint holds whole tensors, written by rank 0: with a small adapter that costs little, and it fits any ZeRO
-    stage and any number of ranks. The frozen backbone is not in it.
+    A checkpoint holds whole tensors, written by rank 0: cheap for a small adapter, and valid for any ZeRO stage and
+    any number of ranks. The frozen backbone is not included.
     """
 
     def __init__(self, folder: Path, ranks: Ranks, source: Path | None = None) -> None:
-        """`folder` is the run's own: it is named by the hash of all that the run depends on. `source`: the run, or one
-        checkpoint of it, that is gone on from where the own folder has none."""
+        """`folder`: the run's own, named by the hash of everything the run depends on. `source`: a run, or one of its
+        checkpoints, to resume from if `folder` has none."""
         self.folder, self.ranks, self.source = folder, ranks, source
 
     def restore(self, trained: TrainedState) -> tuple[int, dict[str, Any] | None]:
-        """Load the newest sound checkpoint; return its step and what `save` was given, (0, None) without one.
+        """Load the newest intact checkpoint; return its step and the state given to `save`, or (0, None) if none.
 
         Collective: all ranks call it.
 
         Raises:
-            UserError: a named source has no sound checkpoint.
+            UserError: a given `source` has no intact checkpoint.
         """
         newest = self.ranks.first("checkpoint", lambda: str(self.newest() or ""))
         if not newest:
@@ -54,7 +54,7 @@ class Checkpoints:
         return progress["step"], progress["state"]
 
     def save(self, trained: TrainedState, step: int, state: dict[str, Any]) -> None:
-        """Save all that is trained after `step` steps, and `state` (JSON-like; rank 0's counts). Collective."""
+        """Save everything trained after `step` steps, and `state` (JSON-like; rank 0's is saved). Collective."""
         tensors = {}
         for name, tensor in trained.read():
             if self.ranks.rank == 0:
@@ -72,7 +72,7 @@ class Checkpoints:
                 (temporary / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
                 sync(temporary)
             except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)  # a full disk has room again for what is sound
+                shutil.rmtree(temporary, ignore_errors=True)  # frees space on a full disk; intact ones stay
                 raise
             temporary.rename(final)
             sync(self.folder)
@@ -81,26 +81,26 @@ class Checkpoints:
         self.ranks.barrier()
 
     def newest(self) -> Path | None:
-        """The newest checkpoint whose bytes are those that were written; tells of damaged ones that are passed over."""
+        """The newest checkpoint whose bytes are as written; reports the damaged ones it skips."""
         for folder in (self.folder, self.source):
             for checkpoint in reversed(complete(folder) if folder else []):
                 if sound(checkpoint):
                     return checkpoint
-                print(f"train: checkpoint {checkpoint} is damaged and is passed over", flush=True)
+                print(f"train: checkpoint {checkpoint} is damaged; skipping it", flush=True)
         if self.source is not None:
-            raise UserError(f"{self.source} holds no sound checkpoint; name another folder, or leave out --resume")
+            raise UserError(f"{self.source} has no intact checkpoint; name another folder, or omit --resume")
         return None
 
 
 def complete(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run's folder, oldest first; `folder` itself where it is one."""
+    """Complete checkpoints in a run's folder, oldest first; `folder` itself if it is one."""
     if (folder / PROGRESS).is_file():
         return [folder]
     return sorted(file.parent for file in folder.glob(f"step-*/{PROGRESS}"))
 
 
 def sound(checkpoint: Path) -> bool:
-    """Are the bytes of its tensors those that were written?"""
+    """Whether the bytes of its tensors are as written."""
     try:
         written = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))["digest"]
     except (ValueError, KeyError):

@@ -1,7 +1,7 @@
-"""The DeepSpeed engine: what it is put around, how it is configured, and its state as whole tensors.
+"""The DeepSpeed engine: the module it wraps, its config, and its state as whole tensors.
 
-DeepSpeed shards the state of the optimizer (ZeRO 1), gradients (2) and weights (3) over the ranks. The state is read
-and written here as whole fp32 tensors by parameter name, so that checkpoints know neither stage nor ranks.
+DeepSpeed shards optimizer state (ZeRO 1), gradients (2) and weights (3) over the ranks. The state is read and written
+here as whole fp32 tensors by parameter name, so that checkpoints are independent of stage and ranks.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ EMA = "ema"
 
 
 class Objective(nn.Module):
-    """A training step as one module: batch -> losses. What the engine is put around.
+    """A training step as one module, batch -> losses: the module that the engine wraps.
 
-    The adapter is all that is trained. The frozen backbone is no part of the module, so the engine leaves it alone, but
-    under ZeRO 3 (`sharded`), which shards what it finds inside and gathers it layer by layer.
+    Only the adapter is trained. The frozen backbone is not part of the module, so the engine leaves it alone, except
+    under ZeRO 3 (`sharded`), which shards everything inside the module and gathers it layer by layer.
     """
 
     def __init__(self, adapter: Adapter, diffusion: Diffusion, config: ObjectiveConfig, *, sharded: bool) -> None:
@@ -56,7 +56,7 @@ class Objective(nn.Module):
 
 
 def start_engine(params: TrainParams, objective: Objective, ranks: int, device: torch.device) -> Any:
-    """DeepSpeedEngine around `objective`. Collective."""
+    """A DeepSpeedEngine around `objective`. Collective."""
     adapter, dtype = objective.adapter.to(device), DTYPES[params.precision]
     for parameter in adapter.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -66,28 +66,28 @@ def start_engine(params: TrainParams, objective: Objective, ranks: int, device: 
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay)
     engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=config)
     if params.zero_stage == 0 and params.precision != "fp32":
-        # DeepSpeed has made a first step without gradients, which would count in Adam's bias correction.
+        # DeepSpeed has taken a first step without gradients, which would count in Adam's bias correction.
         optimizer.state.clear()
         engine.optimizer.refresh_fp32_params()
     return engine
 
 
 def shard(objective: Objective, config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
-    """Part the weights of the frozen backbone among the ranks, one after the other, so that none holds all on a GPU."""
-    # Hooks do not see the tensors in our dataclasses; they need not, since all layers inside have hooks of their own.
+    """Shard the frozen backbone's weights over the ranks, one tensor at a time, so that no GPU ever holds them all."""
+    # Hooks do not see the tensors in our dataclasses, and need not: every layer inside has its own hooks.
     logger.addFilter(lambda record: "unknown inputs or outputs type" not in record.getMessage())
     deepspeed.zero.Init(module=objective.backbone, config_dict_or_path=config, dtype=dtype)
     for buffer in objective.backbone.buffers():
         buffer.data = buffer.data.to(device)
     for text in objective.diffusion.text_encoders:
-        # Read for the length of the class noun's embedding, outside the layer that it belongs to.
+        # Read for the norm of the class noun's embedding, outside the layer it belongs to.
         embedding: Any = text.get_input_embeddings()
         deepspeed.zero.register_external_parameter(objective, embedding.weight)
 
 
 def engine_config(params: TrainParams, rows: int, weights: int) -> dict[str, Any]:
-    """DeepSpeed's configuration for `rows` samples a rank and micro step, and so many trained `weights`."""
-    # Its buckets are made anew each step; the default of 500 million numbers is 2 GB for any adapter.
+    """DeepSpeed's config for `rows` samples per rank and micro step, and `weights` trained parameters."""
+    # Buckets are reallocated each step; the default of 500 million elements takes 2 GB for any adapter.
     bucket = min(weights, 50_000_000)
     zero: dict[str, Any] = {
         "stage": params.zero_stage,
@@ -104,7 +104,7 @@ def engine_config(params: TrainParams, rows: int, weights: int) -> dict[str, Any
         "gradient_accumulation_steps": params.accumulation,
         "gradient_clipping": params.gradient_clipping,
         "zero_optimization": zero,
-        # DeepSpeed's own CPU optimizer would be compiled at the first start; torch's does the same sums.
+        # DeepSpeed's own CPU optimizer would be compiled on first use; torch's does the same arithmetic.
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": params.precision == "bf16"},
         "fp16": {"enabled": params.precision == "fp16"},
@@ -113,10 +113,10 @@ def engine_config(params: TrainParams, rows: int, weights: int) -> dict[str, Any
 
 
 class TrainedState:
-    """Weights, moments, moving average and counts of an engine. All methods are collective."""
+    """Weights, moments, moving average and counters of an engine. All methods are collective."""
 
     def __init__(self, engine: Any, decay: float | None) -> None:
-        """`decay` of the moving average of the weights; None: there is none."""
+        """`decay` of the weights' moving average; None: no average."""
         self.engine, self.decay = engine, decay
         self.parameters: dict[str, nn.Parameter] = dict(engine.module.adapter.named_parameters())
         self.masters = masters(engine)
@@ -133,10 +133,10 @@ class TrainedState:
 
     @torch.no_grad()
     def average(self, step: int) -> None:
-        """Move the average towards the weights after 0-based `step`.
+        """Update the moving average after 0-based `step`.
 
-        ema <- d ema + (1 - d) weights with d = min(decay, (2 + step) / (11 + step)): young averages forget the
-        initial weights fast, as in TensorFlow's and diffusers' EMA.
+        ema <- d ema + (1 - d) weights with d = min(decay, (2 + step) / (11 + step)): young averages quickly forget the
+        initial weights, as in TensorFlow's and diffusers' EMA.
         """
         if self.shadows is None or self.decay is None:
             return
@@ -146,7 +146,7 @@ class TrainedState:
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, whole fp32 tensor): `weight/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` and `ema/NAME`."""
-        if not self.optimizer.state:  # as after steps that the loss scaler skipped
+        if not self.optimizer.state:  # e.g. if the loss scaler skipped every step so far
             self._allocate(0.0)
         for name, parameter in self.parameters.items():
             yield f"weight/{name}", self._get(parameter)
@@ -158,13 +158,13 @@ class TrainedState:
                     yield f"{EMA}/{name}", self._get(parameter)
 
     def counts(self) -> dict[str, Any]:
-        """What is no tensor: steps of the optimizer, and the loss scaler of fp16."""
+        """Non-tensor state: the optimizer's step count and the fp16 loss scaler."""
         steps = [float(state["step"]) for state in self.optimizer.state.values()]
         return {"steps": steps[0], "scaler": {k: v for k, v in vars(self._scaler()).items() if number(v)}}
 
     @torch.no_grad()
     def write(self, tensors: Mapping[str, Tensor], counts: Mapping[str, Any]) -> None:
-        """Make the engine's state what `read` and `counts` gave, in any engine around the same adapter."""
+        """Restore what `read` and `counts` returned, into any engine around the same adapter."""
         self._allocate(counts["steps"])
         if self.shadows is not None:
             for name, parameter in self.parameters.items():
@@ -181,7 +181,7 @@ class TrainedState:
             setattr(self._scaler(), name, value)
 
     def adapter_weights(self, *, ema: bool) -> dict[str, Tensor]:
-        """What `Adapter.save` stores: trained weights, raw or averaged, in the precision of training, and buffers."""
+        """Tensors that `Adapter.save` stores: trained weights, raw or averaged, in training precision, and buffers."""
         adapter = self.engine.module.adapter
         found = {name: buffer.cpu() for name, buffer in adapter.named_buffers()}
         with self.averaged(ema):
@@ -191,7 +191,7 @@ class TrainedState:
 
     @contextmanager
     def averaged(self, wanted: bool = True) -> Iterator[None]:
-        """While inside, the optimizer's weights are the averages; the model's own are untouched."""
+        """Inside, the optimizer's weights are the averages; the model's own are untouched."""
         if not wanted or self.shadows is None:
             yield
             return
@@ -212,7 +212,7 @@ class TrainedState:
         master = self.whole.get(parameter)
         if master is not None:
             found = master if moment is None else self.optimizer.state[master][moment]
-            return found.detach().clone()  # it changes in place, as the optimizer and `averaged` go on
+            return found.detach().clone()  # the optimizer and `averaged` change it in place
         if moment is None:
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, moment)
@@ -221,7 +221,7 @@ class TrainedState:
         master = self.whole.get(parameter)
         if master is not None:
             (master if moment is None else self.optimizer.state[master][moment]).copy_(value)
-        elif hasattr(parameter, "ds_tensor"):  # ZeRO 3 does not pad a whole value that the ranks do not divide
+        elif hasattr(parameter, "ds_tensor"):  # ZeRO 3 does not pad a whole value if the ranks do not divide it
             part = part_of(value, parameter.ds_tensor.numel(), dist.get_rank())
             if moment is None:
                 safe_set_local_fp32_param(parameter, part)
@@ -233,7 +233,7 @@ class TrainedState:
             safe_set_full_optimizer_state(parameter, value, moment)
 
     def _allocate(self, steps: float) -> None:
-        """Make AdamW's state, which is there from its first step only."""
+        """Allocate AdamW's state, which otherwise exists only after its first step."""
         for master in self.masters:
             moments = {name: torch.zeros_like(master) for name in MOMENTS}
             self.optimizer.state[master] = {"step": torch.tensor(steps), **moments}
@@ -247,24 +247,24 @@ class TrainedState:
 
 
 class NoScaler:
-    """Of an optimizer that scales no loss."""
+    """Placeholder for an optimizer without loss scaling."""
 
 
 def masters(engine: Any) -> list[Tensor]:
     """This rank's share of the fp32 weights of the optimizer: flat parts under ZeRO 1 to 3, else whole tensors."""
     wrapper = engine.optimizer
-    flat = getattr(wrapper, "fp32_partitioned_groups_flat", None)  # ZeRO 3 shows AdamW one at a time
+    flat = getattr(wrapper, "fp32_partitioned_groups_flat", None)  # ZeRO 3 exposes them to AdamW one at a time
     return list(flat) if flat is not None else [p for group in wrapper.param_groups for p in group["params"]]
 
 
 def part_of(value: Tensor, size: int, rank: int) -> Tensor:
-    """The `size` numbers of `value` that a rank holds; behind its end there are zeros."""
+    """The `size` elements of `value` that a rank holds, zero-padded past its end."""
     part = value.flatten()[rank * size : (rank + 1) * size]
     return F.pad(part, (0, size - len(part)))
 
 
 def unsharded(engine: Any) -> dict[nn.Parameter, Tensor]:
-    """ZeRO 0: the fp32 weights behind each parameter, which in fp32 is the parameter itself. Empty from ZeRO 1 on."""
+    """ZeRO 0: the fp32 weights behind each parameter (in fp32, the parameter itself). Empty from ZeRO 1 on."""
     if engine.zero_optimization_stage() > 0:
         return {}
     held = [p for group in engine.optimizer.param_groups for p in group["params"]]
@@ -272,7 +272,7 @@ def unsharded(engine: Any) -> dict[nn.Parameter, Tensor]:
 
 
 def gradient_norm(engine: Any) -> float | None:
-    """Norm of the gradient of the coming step before clipping; None where DeepSpeed tells it after the step."""
+    """Gradient norm of the coming step before clipping; None if DeepSpeed reports it after the step."""
     if engine.zero_optimization_stage() > 0 or engine.bfloat16_enabled() or engine.fp16_enabled():
         return None
     if not engine.is_gradient_accumulation_boundary():
@@ -282,5 +282,5 @@ def gradient_norm(engine: Any) -> float | None:
 
 
 def number(value: Any) -> bool:
-    """Is it what JSON keeps of a scaler?"""
+    """Whether a scaler's attribute is a plain number that JSON can store."""
     return isinstance(value, (bool, int, float))

@@ -1,7 +1,7 @@
-"""What a training run takes of each device's memory, estimated before it starts.
+"""Estimate of a training run's memory on each device, made before it starts.
 
-Weights and states are counted from the configurations by what DeepSpeed keeps of them; activations are found by a
-training step on tensors without values, so that neither weights nor a GPU are needed.
+Weights and optimizer state are counted from the configs by what DeepSpeed keeps of them; activations are measured in a
+training step on tensors without values, so neither weights nor a GPU are needed.
 """
 
 from __future__ import annotations
@@ -33,64 +33,64 @@ from runtime.files import write_json
 from train.recipe import ModelParams, TrainParams
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Numbers that ZeRO 3 keeps gathered at most: DeepSpeed's stage3_max_live_parameters.
+# Most elements that ZeRO 3 keeps gathered: DeepSpeed's stage3_max_live_parameters.
 LIVE = 10**9
-BUCKET = 50_000_000  # numbers; see train.engine.engine_config
+BUCKET = 50_000_000  # elements; see train.distributed.engine.engine_config
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a training step needs, however it is spread over ranks."""
+    """Sizes of a training step, independent of how it is spread over ranks."""
 
     frozen: int
-    """Numbers of the frozen UNet and text encoders."""
+    """Elements of the frozen UNet and text encoders."""
     trained: int
-    """Numbers of the adapter."""
+    """Elements of the adapter."""
     activations: int
-    """Most bytes at once of one rank's forward and backward pass, gradients left out that are finished."""
+    """Peak bytes of one rank's forward and backward pass, without finished gradients."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each device at the worst moment of a step."""
+    """Bytes on each device at the peak of a step."""
 
     frozen: int
-    """Weights of the backbone, with those gathered at once under ZeRO 3."""
+    """Weights of the backbone, including those gathered at once under ZeRO 3."""
     trained: int
     """Weights of the adapter."""
     gradients: int
-    """With DeepSpeed's bucket of them."""
+    """Including DeepSpeed's gradient bucket."""
     optimizer: int
     """AdamW's moments and float32 weights; the moving average."""
     activations: int
-    """Those of the step, or what AdamW takes in passing where that is more."""
+    """Those of the step, or AdamW's temporaries if larger."""
     host: int
-    """What waits in CPU memory instead; not part of the total."""
+    """Offloaded to CPU memory; not part of the total."""
 
     @property
     def total(self) -> int:
-        """All of it on the device."""
+        """Total on the device."""
         return self.frozen + self.trained + self.gradients + self.optimizer + self.activations
 
     def line(self) -> str:
-        """One line of the parts."""
+        """Total and parts in one line."""
         names = ("frozen", "trained", "gradients", "optimizer", "activations")
         parts = ", ".join(f"{name} {size(getattr(self, name))}" for name in names)
-        host = f"; {size(self.host)} of each rank in CPU memory" if self.host else ""
+        host = f"; {size(self.host)} per rank in CPU memory" if self.host else ""
         return f"{size(self.total)} on each device ({parts}){host}"
 
 
 def spread(step: Step, params: TrainParams, ranks: int) -> Memory:
-    """What each of `ranks` devices holds of a step under the precision, ZeRO stage and offload of `params`."""
+    """Memory of a step on each of `ranks` devices under the precision, ZeRO stage and offload of `params`."""
     stage, width = params.zero_stage, DTYPES[params.precision].itemsize
     share = ranks if stage else 1
-    # ZeRO keeps float32 weights of its own even where the model's are float32.
+    # ZeRO keeps its own float32 weights even if the model's are float32.
     numbers = 12 if stage or width < 4 else 8
     optimizer = step.trained * (numbers + (0 if params.ema is None else 4)) // share
     gradients = step.trained * width // (ranks if stage >= 2 else 1)
     bucket = min(step.trained, BUCKET) * width if stage else 0
-    # The step of AdamW makes the square roots, and the gradients as float32.
-    passing = step.trained * 12 // share
+    # AdamW's step allocates the square roots, and the gradients as float32.
+    temporary = step.trained * 12 // share
     frozen, trained = step.frozen * width, step.trained * width
     host = 0
     if stage == 3:
@@ -99,15 +99,15 @@ def spread(step: Step, params: TrainParams, ranks: int) -> Memory:
         frozen = frozen // ranks + max(0, live - whole // ranks)
         trained = trained // ranks
     if params.offload != "none":
-        host, optimizer, passing = optimizer + passing, 0, 0
+        host, optimizer, temporary = optimizer + temporary, 0, 0
     if params.offload == "all":
         host += (step.frozen + step.trained) * width // ranks
         frozen, trained = min(step.frozen + step.trained, LIVE) * width, 0
-    return Memory(frozen, trained, gradients + bucket, optimizer, max(step.activations, passing), host)
+    return Memory(frozen, trained, gradients + bucket, optimizer, max(step.activations, temporary), host)
 
 
 def weigh(shapes: Shapes, model: ModelParams, params: TrainParams, rows: int) -> Step:
-    """The step of `rows` samples on one rank, found on tensors without values."""
+    """The step of `rows` samples on one rank, measured on tensors without values."""
     dtype, cpu = DTYPES[params.precision], torch.device("cpu")
     with imagined():
         diffusion = build_diffusion(shapes, dtype, cpu)
@@ -128,7 +128,7 @@ def weigh(shapes: Shapes, model: ModelParams, params: TrainParams, rows: int) ->
                 **model.model_dump(),
             )
         adapter.install(unet)
-        for parameter in adapter.parameters():  # each rank's reduction takes a gradient away as soon as it is there
+        for parameter in adapter.parameters():  # each rank's reduction frees a gradient as soon as it is ready
             parameter.register_post_accumulate_grad_hook(drop_gradient)
         batch = imagined_batch(shapes, unet.config.in_channels, rows)
         with LiveTensors() as live:
@@ -146,7 +146,7 @@ def drop_gradient(parameter: torch.Tensor) -> None:
 
 
 def imagined_batch(shapes: Shapes, channels: int, rows: int) -> TrainingBatch:
-    """A batch of the sizes that training reads."""
+    """A batch without values, of the sizes that training reads."""
     side, hidden = latent_side(shapes), (rows, *hidden_shape(shapes))
     kept = torch.zeros(rows, dtype=torch.bool)
     return TrainingBatch(
@@ -178,7 +178,7 @@ def hidden_shape(shapes: Shapes) -> tuple[int, int, int]:
 
 
 def shapes_of(variant: Variant) -> Shapes:
-    """Sizes of a variant from its configurations; only these files are fetched."""
+    """Sizes of a variant from its config files, the only ones fetched."""
     spec = variant.diffusion
     parts = ("unet", "vae", "text_encoder", "text_encoder_2")
     folder = resolve(spec, ["model_index.json", *(f"{part}/config.json" for part in parts)])
@@ -214,15 +214,15 @@ TEXT_SIZES = (
 
 
 def settings(file: Path) -> dict[str, Any]:
-    """A configuration without what the library adds for itself."""
+    """A config without the library's private entries."""
     return {key: value for key, value in json.loads(file.read_text(encoding="utf-8")).items() if key[0] != "_"}
 
 
 def estimate(params: TrainParams, model: ModelParams, variant: Variant, ranks: int, work: Path) -> Memory:
-    """What a run takes; the step, which takes seconds to find, is kept in `work` for the next start."""
+    """Memory of a run; the step, which takes seconds to measure, is cached in `work` for the next start."""
     shapes, rows = shapes_of(variant), params.rows(ranks)
-    asked = [vars(shapes), model.model_dump(), params.objective.model_dump(), rows, params.zero_stage == 3]
-    file = work / "memory" / f"{digest(asked, params.precision, params.gradient_checkpointing)}.json"
+    inputs = [vars(shapes), model.model_dump(), params.objective.model_dump(), rows, params.zero_stage == 3]
+    file = work / "memory" / f"{digest(inputs, params.precision, params.gradient_checkpointing)}.json"
     try:
         step = Step(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -232,13 +232,13 @@ def estimate(params: TrainParams, model: ModelParams, variant: Variant, ranks: i
 
 
 def table(params: TrainParams, model: ModelParams, ranks: int, shapes: dict[str, Shapes]) -> Iterator[str]:
-    """Markdown rows: GB on each of `ranks` devices, a row for each model and size, a column for each ZeRO stage."""
+    """Markdown rows: GB on each of `ranks` devices, one row per model and size, one column per ZeRO stage."""
     yield "| model, px | frozen | trained | activations | " + " | ".join(f"ZeRO {stage}" for stage in range(4)) + " |"
     yield "|---|" + "---|" * 7
     for name, found in shapes.items():
         for side in (512, 768, 1024):
             staged = [params.model_copy(update={"zero_stage": stage}) for stage in range(4)]
-            # All stages but 3 do the same step.
+            # All stages but 3 run the same step.
             steps = [weigh(replace(found, size=side), model, staged[stage], params.rows(ranks)) for stage in (0, 3)]
             stages = [spread(steps[stage == 3], staged[stage], ranks) for stage in range(4)]
             parts = (stages[0].frozen, stages[0].trained, stages[0].activations)
@@ -247,14 +247,14 @@ def table(params: TrainParams, model: ModelParams, ranks: int, shapes: dict[str,
 
 
 def size(count: int) -> str:
-    """Bytes as people read them."""
+    """Bytes in human-readable form."""
     return f"{count / GB:.2f} GB" if count >= GB / 10 else f"{count / 1e6:.1f} MB"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("--ranks", type=int, help="devices (default: train.ranks)")
-    parser.add_argument("--table", action="store_true", help="published models x size x ZeRO stage, from 8 devices on")
+    parser.add_argument("--ranks", type=int, help="number of devices (default: train.ranks)")
+    parser.add_argument("--table", action="store_true", help="table of published models x size x ZeRO stage; try 8 ranks")
     shared_options(parser)
 
 
@@ -266,7 +266,7 @@ def main(options: argparse.Namespace) -> None:
     if ranks < 1:
         raise UserError(f"--ranks is {ranks}; give at least 1")
     rows = train.rows(ranks)
-    about = f"{train.precision}, {rows} samples on each of {ranks}, checkpointing {train.gradient_checkpointing}"
+    about = f"{train.precision}, {rows} samples on each of {ranks} ranks, checkpointing {train.gradient_checkpointing}"
     if options.table:
         print(f"GB on each device; {about}, offload {train.offload}")
         for line in table(train, model, ranks, dict(zip(("SD 1.5", "SDXL"), SHAPES["full"], strict=True))):

@@ -1,4 +1,4 @@
-"""The processes of a training run: how they meet, and how they stop with one message instead of one each."""
+"""The processes of a training run: how they rendezvous, and how they stop with one message instead of one each."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from torch import Tensor
 from runtime.errors import ModelError, UserError
 
 LOOPBACK = "127.0.0.1"
-# Rank 0 may read tables of many gigabytes, or draw sheets of pictures, while the others wait for it.
+# Rank 0 may read tables of many gigabytes, or generate sample sheets, while the others wait for it.
 PATIENCE = timedelta(hours=12)
-# In the environment of ranks that train.launch started: its process id.
+# Environment variable of ranks started by train.launch: its process id.
 LAUNCHER = "CUSTOMCONTRAST_LAUNCHER"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers, as DeepSpeed's launcher or torchrun numbered them."""
+    """This process among its peers, as numbered by DeepSpeed's launcher or torchrun."""
 
     rank: int
     world: int
@@ -41,12 +41,12 @@ class Ranks:
 
     @classmethod
     def join(cls, kind: str) -> Self:
-        """Meet the other ranks; `kind` is cpu (gloo) or cuda (NCCL, one GPU a rank).
+        """Join the other ranks; `kind` is cpu (gloo) or cuda (NCCL, one GPU per rank).
 
         On one machine the ranks listen on the loopback interface only.
 
         Raises:
-            UserError: the port at which they meet is in use, or the environment names no ranks.
+            UserError: the rendezvous port is in use, or the environment specifies no ranks.
         """
         import deepspeed
 
@@ -60,14 +60,14 @@ class Ranks:
             )
         else:
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE)
-        # Serves tensor-parallel inference only, but would be compiled at the first start, and a start killed meanwhile
-        # leaves a lock on which all later ones wait.
+        # Only used by tensor-parallel inference, but would be compiled on first use, and a process killed meanwhile
+        # leaves a lock that blocks all later ones.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(verbose=False)
         return cls(rank, world, device, store)
 
     def first(self, name: str, action: Callable[[], str]) -> str:
-        """What `action` returns on rank 0, on all ranks; it runs there only. `name` is used once in a run."""
+        """Run `action` on rank 0 only and return its result on all ranks. Each `name` is used once per run."""
         if self.rank == 0:
             self.store.set(name, action())
         return self.store.get(name).decode()
@@ -83,26 +83,26 @@ class Ranks:
         self.mean(torch.zeros(1, device=self.device)).item()
 
     def say(self, text: str) -> None:
-        """Print from rank 0."""
+        """Print on rank 0 only."""
         if self.rank == 0:
             print(text, flush=True)
 
     def report(self, error: Exception) -> int:
-        """Print `error` unless another rank has reported before, and return the exit code.
+        """Print `error` unless another rank has already reported one, and return the exit code.
 
-        Where one rank stops, the collectives of the others fail; only the first has something to tell.
+        When one rank stops, the others' collectives fail; only the first error is informative.
         """
         try:
             is_first = self.store.add("stopped", 1) == 1
-        except RuntimeError:  # rank 0 holds the store and is gone
+        except RuntimeError:  # rank 0 serves the store and has died
             is_first = False
         if is_first:
-            tell(error)
+            print_error(error)
         return 1
 
 
 def meet(rank: int, world: int) -> dist.Store:
-    """The store at MASTER_ADDR and MASTER_PORT, served by rank 0, or by torchrun where that started the ranks."""
+    """The store at MASTER_ADDR and MASTER_PORT, served by rank 0, or by torchrun if it started the ranks."""
     host, port = os.environ.get("MASTER_ADDR", LOOPBACK), number("MASTER_PORT")
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     serves = rank == 0 and not served
@@ -112,38 +112,38 @@ def meet(rank: int, world: int) -> dist.Store:
     except (OSError, dist.DistNetworkError) as error:
         in_use = getattr(error, "errno", None) == errno.EADDRINUSE or "EADDRINUSE" in str(error)
         if serves and in_use:
-            raise UserError(f"port {port}, at which the ranks meet, is in use; give another --master_port") from None
+            raise UserError(f"the ranks' rendezvous port {port} is in use; give another --master_port") from None
         raise
-    # torchrun keeps its store when it starts the ranks again.
+    # torchrun keeps its store when it restarts the ranks.
     return dist.PrefixStore(f"train/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def number(name: str) -> int:
-    """An environment variable of the launcher.
+    """An integer environment variable set by the launcher.
 
     Raises:
-        UserError: it is missing or no number.
+        UserError: it is missing or not a number.
     """
     value = os.environ.get(name, "")
     if not value.isdigit():
-        raise UserError(f"{name} is '{value}'; start the ranks with python -m train.launch, deepspeed or torchrun")
+        raise UserError(f"{name} is '{value}'; start the ranks with customcontrast train, deepspeed or torchrun")
     return int(value)
 
 
-def tell(error: Exception) -> None:
-    """Print what stopped a run: one sentence for what the user can mend, a traceback for everything else."""
+def print_error(error: Exception) -> None:
+    """Print why a run stopped: one sentence for an error the user can fix, a traceback for anything else."""
     if isinstance(error, (UserError, ModelError)):
         print(f"error: {error}", file=sys.stderr)
     elif reason := no_room(error):
         print(
-            f"error: the disk took no more ({reason}); make room and run the same command again, which goes on from the"
+            f"error: out of disk space ({reason}); free some space and run the same command again to resume from the"
             " last checkpoint",
             file=sys.stderr,
         )
     elif lost(error):
         print(
-            "error: another rank is gone, by a kill or for want of memory; run the same command again, which goes on"
-            " from the last checkpoint",
+            "error: another rank died (killed, possibly out of memory); run the same command again to resume from the"
+            " last checkpoint",
             file=sys.stderr,
         )
     else:
@@ -151,33 +151,33 @@ def tell(error: Exception) -> None:
 
 
 def no_room(error: Exception) -> str:
-    """What is full where a write failed because the disk, a quota or a limit is, "" for any other error."""
+    """The reason if a write failed because the disk, a quota or a size limit is exhausted, else ""."""
     code = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, SafetensorError):  # it carries the number in its text only
+    if isinstance(error, SafetensorError):  # its text alone carries the error number
         found = re.search(r"os error (\d+)", str(error))
         code = int(found[1]) if found else None
     return os.strerror(code) if code is not None and code in NO_ROOM else ""
 
 
 def lost(error: Exception) -> bool:
-    """Did a collective fail because its other end is gone?"""
-    gone = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in gone)
+    """Whether a collective failed because its peer died."""
+    phrases = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in phrases)
 
 
 def settings(kind: str, threads: int) -> dict[str, str]:
-    """Environment of a rank on `kind`: DeepSpeed's device, bounded threads, reproducible matrix products."""
+    """Environment of a rank on `kind`: DeepSpeed's device, limited threads, reproducible matrix products."""
     return {
         "DS_ACCELERATOR": kind,
         "OMP_NUM_THREADS": str(threads),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "TOKENIZERS_PARALLELISM": "false",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # else each rank adds a C++ stack to the sentence of the one that stopped
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # otherwise each rank adds a C++ stack trace to the error message
     }
 
 
 def listen(port: int) -> int:
-    """File descriptor of a socket that listens on the loopback interface; torch's own would listen on all."""
+    """File descriptor of a socket that listens on the loopback interface only; torch's own would listen on all."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((LOOPBACK, port))
@@ -186,12 +186,12 @@ def listen(port: int) -> int:
 
 
 def launched() -> bool:
-    """Was this process started by train.launch?"""
+    """Whether train.launch started this process."""
     return LAUNCHER in os.environ
 
 
 def die_with_parent() -> None:
-    """Let the kernel kill this process when the launcher is killed (Linux only); exit where it is gone already."""
+    """Have the kernel kill this process when the launcher is killed (Linux only); exit if that has already happened."""
     if sys.platform == "linux":
         parent_death_signal = 1
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What a run goes on from: its own checkpoints, or those in a folder that is named, where the recipes agree."""
+"""Resuming: from a run's own checkpoints, or from those in a given folder if the recipes agree."""
 
 from __future__ import annotations
 
@@ -18,80 +18,80 @@ RANKS = "ranks"
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Options of the training command beside those of every stage.
+    """Options of the train command besides those of every stage.
 
     Raises:
         UserError: `other_ranks` without a folder.
     """
 
     folder: Path | None
-    """The run whose newest checkpoint is resumed; None: this run's own."""
+    """The run whose newest checkpoint to resume; None: this run's own."""
     other_ranks: bool
-    """Accept a checkpoint of another number or kind of ranks."""
+    """Accept a checkpoint made by a different number or kind of ranks."""
 
     def __post_init__(self) -> None:
         if self.other_ranks and self.folder is None:
-            raise UserError("--other-ranks is about a checkpoint; name its folder with --resume")
+            raise UserError("--other-ranks applies to a resumed checkpoint; name its folder with --resume")
 
     @classmethod
     def of(cls, resume: str | None, other_ranks: bool) -> Self:
-        """From the options of a command line."""
+        """From command-line options."""
         return cls(None if resume is None else Path(resume).expanduser(), other_ranks)
 
     def words(self) -> list[str]:
-        """The options again, to hand to a command started from here."""
+        """The options as command-line words, to pass to a subprocess."""
         folder = [] if self.folder is None else ["--resume", str(self.folder)]
         return [*folder, *(["--other-ranks"] if self.other_ranks else [])]
 
 
 def run_folder(work: Path, recipe: dict[str, Any]) -> Path:
-    """The folder in `work` of the run with this recipe, which is written there."""
+    """The folder in `work` of the run with this recipe; writes the recipe there."""
     folder = work / digest(recipe)
     write_json(folder / RECIPE, recipe)
     return folder
 
 
 def accept(folder: Path, recipe: dict[str, Any], options: ResumeOptions) -> str:
-    """Hold the recipe in `folder` against `recipe` and return what to tell, "" for nothing.
+    """Compare the recipe in `folder` with `recipe`; return a notice to print, or "".
 
     Raises:
-        UserError: there is none, or it differs, but for ranks where that is asked for; names each key, both values.
+        UserError: there is none, or it differs (in more than ranks, with `other_ranks`); names each key, both values.
     """
     found = differences(read(folder), recipe)
     if options.other_ranks:
         theirs, ours = found.pop(RANKS, (None, None))
         if theirs is not None and not found:
             return (
-                f"train: the checkpoint was made by ranks {shown(theirs)} and is gone on from by {shown(ours)};"
-                " sums are rounded in another order, so the numbers are not those of one run bit for bit"
+                f"train: the checkpoint was made by ranks {shown(theirs)} and is resumed on {shown(ours)};"
+                " sums are rounded in a different order, so results are not bit-identical to an uninterrupted run"
             )
     if found:
-        told = "; ".join(
+        changes = "; ".join(
             f"{key} is {shown(theirs)} there and {shown(ours)} here" for key, (theirs, ours) in found.items()
         )
         only_ranks = " (or give --other-ranks)" if set(found) == {RANKS} else ""
-        raise UserError(f"{folder} is of another run: {told}; make them equal{only_ranks}, or leave out --resume")
+        raise UserError(f"{folder} belongs to another run: {changes}; make them equal{only_ranks}, or omit --resume")
     return ""
 
 
 def unfinished(work: Path, folder: Path, recipe: dict[str, Any]) -> str:
-    """One line about the newest other run in `work` that has checkpoints but did not end, "" where there is none."""
+    """One line about the newest other run in `work` with checkpoints that did not finish, or "" if there is none."""
     others = [file.parent for file in work.glob(f"*/{RECIPE}") if file.parent != folder]
-    begun = [run for run in others if any(run.glob("step-*")) and not last_step(run)]
-    if not begun:
+    started = [run for run in others if any(run.glob("step-*")) and not last_step(run)]
+    if not started:
         return ""
-    newest = max(begun, key=lambda run: max(step.stat().st_mtime for step in run.glob("step-*")))
+    newest = max(started, key=lambda run: max(step.stat().st_mtime for step in run.glob("step-*")))
     keys = ", ".join(differences(read(newest), recipe))
-    return f"train: begins anew; the unfinished run {newest} differs in {keys}"
+    return f"train: starting a new run; the unfinished run {newest} differs in {keys}"
 
 
 def last_step(run: Path) -> bool:
-    """Has the run a checkpoint of its last step?"""
+    """Whether the run has a checkpoint of its last step."""
     return (run / f"step-{read(run)['train']['steps']:09d}").exists()
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The recipe in `folder`, or of the run whose checkpoint it is."""
+    """The recipe in `folder`, or in its parent if `folder` is a checkpoint."""
     for file in (folder / RECIPE, folder.parent / RECIPE):
         try:
             found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -99,12 +99,12 @@ def read(folder: Path) -> dict[str, Any]:
         except FileNotFoundError:
             continue
         except ValueError:
-            raise UserError(f"{file} is no recipe; name another folder, or remove this one") from None
-    raise UserError(f"{folder} holds no {RECIPE}; name a folder of a run, as in run.work/train")
+            raise UserError(f"{file} is not a recipe; name another folder, or remove this one") from None
+    raise UserError(f"{folder} contains no {RECIPE}; name the folder of a run, such as those in run.work/train")
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (their value, our value) where two recipes differ; None stands for a key that is not there."""
+    """Dotted key -> (their value, our value) where two recipes differ; None stands for a missing key."""
     before, now = dict(flat(theirs)), dict(flat(ours))
     keys = [*now, *(key for key in before if key not in now)]
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
@@ -120,5 +120,5 @@ def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def shown(value: Any) -> str:
-    """A value as params.yaml would have it."""
+    """A value as written in params.yaml."""
     return " ".join(map(str, value)) if isinstance(value, list) else "null" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""Where attention sees the subject while it is sampled."""
+"""Location of the subject in the attention maps during sampling."""
 
 from runtime.stages import Stage
 
@@ -9,6 +9,6 @@ STAGE = Stage(
     sections=("sources", "backbones", "generate", "location"),
     reads=("curate/frames", "generate/generations", "mask/masks", "train/adapter"),
     writes=("location_masks",),
-    options={"--adapter": {"metavar": "DIR", "help": "the adapter of the images (default: <data>/train/adapter)"}},
+    options={"--adapter": {"metavar": "DIR", "help": "adapter that generated the images (default: <data>/train/adapter)"}},
     weights=("image_encoder", "diffusion"),
 )

@@ -1,4 +1,4 @@
-"""Stage: a few of the generated images, sampled once more -> where each step's attention saw the subject."""
+"""Stage: a few of the generated images, sampled again -> the subject's location in each step's attention."""
 
 from __future__ import annotations
 
@@ -31,36 +31,36 @@ from runtime.files import write_metrics
 from runtime.params import Params, Section
 
 PLACE = ("subject_id", "group", "prompt_id", "index")
-"""What a picture of the model is known by."""
+"""Key of an image of the model."""
 DRAWN_WITH = ("steps", "guidance_scale", "strength", "location_masks", "margin", "dtype")
-"""Settings of the generate stage without which a picture would not come out as it was."""
+"""Settings of the generate stage that an image depends on."""
 Drawn = tuple[str, dict[str, Any], protocol.HeldOutPhoto]
-"""class noun, row of the generations table without its image, reference."""
+"""Class noun, row of the generations table without its image, reference."""
 
 
 class LocationParams(Section):
     """How many maps are kept."""
 
-    pictures: int = Field(ge=0)  # drawn once more
-    steps: int = Field(ge=1)  # of those that recorded a map, at equal steps from the first to the last
+    pictures: int = Field(ge=0)  # images sampled again
+    steps: int = Field(ge=1)  # evenly spaced from the first to the last step with a map
 
 
 def maps_over_steps(call: Callable[..., Any]) -> dict[int, tuple[int, np.ndarray]]:
-    """Run a pipeline call of one picture and one subject and return its location maps.
+    """Run a pipeline call for one image of one subject and return its location maps.
 
     Args:
         call: takes `callback_on_step_end` and `callback_on_step_end_tensor_inputs`, as diffusers pipelines do; its
-            callback is given `location`, [images, S, h, w] in 0..1 or None (see `model.pipeline`).
+            callback receives `location`, [images, S, h, w] in 0..1 or None (see `model.pipeline`).
 
-    Returns step -> (timestep, map [h, w] in 0..1), of the steps that recorded one. Steps before `location_start` record
-    none: nothing is drawn yet; the last one has no next step that would use its map.
+    Returns step -> (timestep, map [h, w] in 0..1) for the steps that recorded one. Steps before `location_start` record
+    none, as the image is still noise; nor does the last step, as no later step would use its map.
     """
     found: dict[int, tuple[int, np.ndarray]] = {}
     last: list[Any] = [None]
 
     def keep(_: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
         location = tensors["location"]
-        if location is not None and location is not last[0]:  # a step without a map of its own hands on the last one
+        if location is not None and location is not last[0]:  # a step that records no map passes on the last one
             found[step] = (timestep, location[0, 0].float().cpu().numpy())
         last[0] = location
         return {}
@@ -70,7 +70,7 @@ def maps_over_steps(call: Callable[..., Any]) -> dict[int, tuple[int, np.ndarray
 
 
 def equal_steps(steps: Sequence[int], count: int) -> list[int]:
-    """Return `count` of the steps, from the first to the last at equal distances; all where there are no more."""
+    """Return `count` of the steps, evenly spaced from first to last; all if there are no more."""
     if len(steps) <= count:
         return list(steps)
     if count == 1:
@@ -79,8 +79,8 @@ def equal_steps(steps: Sequence[int], count: int) -> list[int]:
 
 
 def chosen(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Return `count` rows of the generations table: subjects at equal steps of their order, groups in turn, the first
-    picture of each: none is picked for how it looks."""
+    """Return `count` rows of the generations table, not cherry-picked: evenly spaced subjects, groups in turn, the first
+    image of each."""
     leave_out = (protocol.RECONSTRUCTION, protocol.PAIR)
     first = [row for row in rows if row["index"] == 0 and row["group"] not in leave_out]
     subjects = list(dict.fromkeys(row["subject_id"] for row in first))
@@ -98,15 +98,15 @@ def tasks(rows: Sequence[dict[str, Any]], subjects: Sequence[protocol.HeldOutSub
     """Yield the task of each subject.
 
     Raises:
-        UserError: a picture was made from a photo that has no usable mask any more.
+        UserError: an image was generated from a photo that no longer has a usable mask.
     """
     photos = {photo.frame_id: photo for subject in subjects for photo in subject.photos if photo.quality == "ok"}
     ordered = sorted(rows, key=lambda row: tables.path_order(row["subject_id"]))
     for subject_id, group in groupby(ordered, key=lambda row: row["subject_id"]):
         members = list(group)
-        gone = {row["reference"] for row in members} - set(photos)
-        if gone:
-            raise UserError(f"generations were made from '{min(gone)}', which has no usable mask; run generate again")
+        missing = {row["reference"] for row in members} - set(photos)
+        if missing:
+            raise UserError(f"generations were made from '{min(missing)}', which has no usable mask; run generate again")
         work = [(row["class_name"], row, photos[row["reference"]]) for row in members]
         inputs = [
             [*(row[name] for name in PLACE), row["prompt"], row["seed"], photo.fingerprint] for _, row, photo in work
@@ -115,7 +115,7 @@ def tasks(rows: Sequence[dict[str, Any]], subjects: Sequence[protocol.HeldOutSub
 
 
 class LocationRecorder:
-    """Computes the rows of one subject's pictures."""
+    """Computes the rows of one subject's images."""
 
     def __init__(self, params: LocationParams, made_by: GenerateParams, pipeline: Any, side: int, roots: Roots) -> None:
         self.params, self.made_by, self.pipeline, self.side, self.roots = params, made_by, pipeline, side, roots
@@ -140,7 +140,7 @@ class LocationRecorder:
         return rows
 
     def draw(self, segment: Image.Image, class_name: str, prompt: str, seed: int, **callbacks: Any) -> Any:
-        """Draw one picture as the generate stage did."""
+        """Sample one image as the generate stage did."""
         return self.pipeline(
             [prompt],
             segment,
@@ -165,7 +165,7 @@ def load_recorder(
     sources: Sequence[SourceParams],
     device: str,
 ) -> LocationRecorder:
-    """Return the recorder around the pipeline of the base model and the trained adapter."""
+    """Return the recorder with the pipeline of the base model and the trained adapter."""
     torch.set_num_threads(made_by.threads)
     diffusion = load_diffusion(variant.diffusion, getattr(torch, made_by.dtype), device)
     trained = Adapter.load(adapter, diffusion.name, diffusion.revision).to(device).eval()
@@ -175,9 +175,9 @@ def load_recorder(
 
 
 def check_drawn_with(recorded: Mapping[str, Any], weights: Mapping[str, str], made_by: GenerateParams) -> None:
-    """Raise UserError where the pictures were drawn with other weights or settings: their maps would be others.
+    """Raise UserError if the images were generated with other weights or settings, which would give other maps.
 
-    recorded: what `eval.generate` wrote to protocol.json. weights: what names the model's of now, by role.
+    recorded: protocol.json of `eval.generate`. weights: ids of the model's current weights, by role.
     """
     made = recorded.get("methods", {}).get(metrics.MODEL, {})
     differs = [role for role, name in weights.items() if made.get(role) != name]
@@ -186,13 +186,13 @@ def check_drawn_with(recorded: Mapping[str, Any], weights: Mapping[str, str], ma
     ]
     if differs:
         raise UserError(
-            f"the generations were drawn with another {' and '.join(differs)} than would be used now; run generate "
-            f"again, or name the adapter that it had with --adapter"
+            f"the generations were made with another {' and '.join(differs)} than would be used now; run generate "
+            f"again, or pass their adapter with --adapter"
         )
 
 
 def main(params: Params, adapter: str | None = None) -> None:
-    """Run the stage. `adapter`: folder of the adapter of the images, where it is not `<data>/train/adapter`."""
+    """Run the stage. `adapter`: folder of the adapter that generated the images (default: `<data>/train/adapter`)."""
     location, run = params.section("location", LocationParams), params.run
     made_by = params.section("generate", GenerateParams)
     variant, sources = load_variant(params.variant), params.section("sources", list[SourceParams])
@@ -202,7 +202,7 @@ def main(params: Params, adapter: str | None = None) -> None:
     columns = [name for name in tables.spec("generations").columns if name != "image"]
     made = tables.read(data / "generate", "generations", columns).to_pylist()
     own = [row for row in made if row["method"] == metrics.MODEL]
-    rows = chosen(own, location.pictures if made_by.location_masks else 0)  # without, there were no such maps
+    rows = chosen(own, location.pictures if made_by.location_masks else 0)  # no maps without location masks
     if rows:
         check_drawn_with(protocol.read_protocol(data / "generate" / "protocol.json"), weights, made_by)
     tally = run_tasks(
@@ -217,4 +217,4 @@ def main(params: Params, adapter: str | None = None) -> None:
     )
     maps = tables.count(out, "location_masks")
     write_metrics(out, {"pictures": tally.pictures, "maps": maps}, {"images": tally.pictures})
-    print(f"location: {maps} maps of {tally.pictures} pictures; {tally.seconds:.1f} s")
+    print(f"location: {maps} maps of {tally.pictures} images; {tally.seconds:.1f} s")

@@ -1,11 +1,11 @@
-"""S+ over the views of a subject."""
+"""S+ across views of a subject."""
 
 from runtime.stages import Stage
 
 STAGE = Stage(
     name="views",
     module="eval.probes.views.stage",
-    summary="S+ of photos: does it tell subjects apart, whatever the view",
+    summary="S+ of photos: does it separate subjects across views",
     sections=("sources", "backbones", "views"),
     reads=("curate/frames", "mask/masks", "train/adapter"),
     writes=("view_tokens",),

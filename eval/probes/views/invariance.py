@@ -1,6 +1,6 @@
-"""How far S+ keeps a subject whatever the view: AUC over pairs of photos, silhouettes, a map in two dimensions.
+"""View invariance of S+: AUC over pairs of photos, silhouettes, a two-dimensional map.
 
-Vectors are unit vectors; likeness is the cosine. What the paper shows as pictures (its Fig. 7) are numbers here.
+Vectors are unit vectors; likeness is the cosine. This puts numbers on the paper's Fig. 7.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from sklearn.metrics import roc_auc_score, silhouette_score
 
 
 def unit_tokens(tokens: Sequence[np.ndarray]) -> np.ndarray:
-    """S+ tokens of each text encoder, [P, L, n_t, d_i] -> one unit vector a photo and level, [P, L, sum of n_t d_i].
+    """S+ tokens of each text encoder, [P, L, n_t, d_i] -> one unit vector per photo and level, [P, L, sum of n_t d_i].
 
-    Each token is brought to unit length first: in use it takes the length of its class noun's embedding anyway.
+    Each token is normalised first: in use it takes the norm of its class noun's embedding anyway.
     """
     flat = []
     for values in tokens:
@@ -25,18 +25,18 @@ def unit_tokens(tokens: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def cosines(vectors: np.ndarray) -> np.ndarray:
-    """[P, L, d] -> [P, P], the mean over levels of the cosines of two photos: how like their S+ are."""
+    """[P, L, d] -> [P, P]: the similarity of two photos' S+, as the mean cosine over levels."""
     return np.einsum("pld,qld->pq", vectors, vectors) / vectors.shape[1]
 
 
 def pair_auc(likeness: np.ndarray, subjects: Sequence[str], classes: Sequence[str] | None = None) -> float | None:
-    """Return how often two photos of one subject are more alike than two of different ones: 1 always, 0.5 by chance.
+    """Return how often two photos of one subject are more alike than two of different subjects: 1 always, 0.5 chance.
 
     Args:
         likeness: [P, P], symmetric.
-        subjects, classes: of each photo. With classes, only pairs within a class of several subjects count.
+        subjects, classes: one per photo. With classes, only pairs within a class of several subjects count.
 
-    Returns None where a kind of pair does not occur.
+    Returns None if there are no pairs of one of the two kinds.
     """
     first, second = np.triu_indices(len(subjects), k=1)
     names = np.asarray(subjects)
@@ -52,7 +52,7 @@ def pair_auc(likeness: np.ndarray, subjects: Sequence[str], classes: Sequence[st
 
 
 def mean_cosine(likeness: np.ndarray, subjects: Sequence[str], same: bool) -> float | None:
-    """Return the mean likeness of pairs of one subject, or of different ones; None where there are none."""
+    """Return the mean likeness of pairs of one subject, or of different subjects; None if there are none."""
     first, second = np.triu_indices(len(subjects), k=1)
     names = np.asarray(subjects)
     counted = (names[first] == names[second]) == same
@@ -62,7 +62,7 @@ def mean_cosine(likeness: np.ndarray, subjects: Sequence[str], same: bool) -> fl
 def silhouette(vectors: np.ndarray, labels: Sequence[str]) -> float | None:
     """Return the mean silhouette (Rousseeuw 1987) of [P, d] by cosine distance, -1..1; 1: tight groups far apart.
 
-    Returns None for fewer than two labels, or one label a photo.
+    Returns None for fewer than two labels, or if no label repeats.
     """
     if not 2 <= len(set(labels)) < len(labels):
         return None
@@ -74,8 +74,8 @@ def silhouette(vectors: np.ndarray, labels: Sequence[str]) -> float | None:
 def flat_map(vectors: np.ndarray, perplexity: float, seed: int) -> np.ndarray:
     """Return t-SNE (van der Maaten & Hinton 2008) of [P, d] by cosine distance, [P, 2], each axis within -1..1.
 
-    Exact and started from the principal components, so that it is the same on every run. A perplexity that P photos
-    cannot give is lowered to (P - 1) / 3; fewer than four photos have no map: zeros.
+    Exact and initialised from the principal components, so it is the same on every run. A perplexity too large for P
+    photos is lowered to (P - 1) / 3; fewer than four photos give zeros.
     """
     count = len(vectors)
     if count < 4:

@@ -1,4 +1,4 @@
-"""Stage: photos of subjects -> their S+, and how far it depends on the view rather than the subject (paper, Fig. 7)."""
+"""Stage: photos of subjects -> their S+, and how far it depends on view rather than subject (paper, Fig. 7)."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from runtime.params import Params, Section
 from runtime.text import text_table
 
 FEATURES = -1
-"""Level of what the adapter reads, beside the levels 0.. of what it makes of it."""
+"""Pseudo-level of the adapter's input features, beside the levels 0.. of S+."""
 
 
 class ViewsParams(Section):
     """Which photos are compared, and how."""
 
     split: Literal["test", "train"]  # whose subjects
-    subjects: int | None = Field(ge=2)  # at equal steps of their order; null: all
+    subjects: int | None = Field(ge=2)  # evenly spaced over their order; null: all
     timestep: int = Field(ge=0, le=999)  # S+ depends on it
-    shares: tuple[float, ...]  # levels that are mapped, as shares of their number L
+    shares: tuple[float, ...]  # levels to map, as fractions of their number L
     perplexity: float = Field(gt=0)  # of t-SNE
     seed: int
-    margin: float  # white border of a segment, fraction of its longer side
+    margin: float  # white border around a segment, fraction of its longer side
     batch_size: int = Field(ge=1)
     threads: int  # CPU threads; the same number gives the same bytes
 
@@ -47,12 +47,12 @@ class ViewsParams(Section):
     @classmethod
     def shares_are_parts_of_one(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
         if not shares or not all(0 < share <= 1 for share in shares):
-            raise ValueError("the list must hold shares above 0 and at most 1")
+            raise ValueError("the list must contain shares above 0 and at most 1")
         return shares
 
 
 def chosen_levels(shares: Sequence[float], count: int) -> list[int]:
-    """Return the 0-based levels at those shares of `count`: 2, 7, 10, 13 of 16 (counted from 1) are 1, 6, 9, 12."""
+    """Return the 0-based levels at those fractions of `count`: 2, 7, 10, 13 of 16 (1-based) are 1, 6, 9, 12."""
     return sorted({min(max(round(share * count), 1), count) - 1 for share in shares})
 
 
@@ -80,7 +80,7 @@ class ViewEncoder:
         photos = photos_of(subject)
         segments = [protocol.read_segment(self.roots, photo, self.params.margin) for photo in photos]
         features = self.encoder.hidden_states(segments, self.adapter.config.feature_layers).to(self.adapter.device)
-        read = features[:, -1].mean(dim=1)[:, None, None]  # the last layer's tokens, as one level with one token
+        read = features[:, -1].mean(dim=1)[:, None, None]  # mean token of the last layer, as one level with one token
         made = [invariance.unit_tokens([_numpy(read)])]
         if self.adapter.config.textual:
             timesteps = torch.full((len(photos),), self.params.timestep, device=self.adapter.device)
@@ -102,20 +102,20 @@ class ViewEncoder:
 def load_encoder(
     params: ViewsParams, variant: Variant, adapter: Path, sources: Sequence[SourceParams], device: str
 ) -> ViewEncoder:
-    """Return the adapter behind the image encoder that it was trained on."""
+    """Return the adapter with the image encoder it was trained on."""
     torch.set_num_threads(params.threads)
     trained = Adapter.load(adapter).to(device).eval()
     encoder = load_clip(variant.image_encoder, device, batch_size=params.batch_size)
     if encoder.name != trained.config.image_encoder:
         raise UserError(
-            f"{adapter} was trained on image encoder '{trained.config.image_encoder}' and '{encoder.name}' is loaded; "
-            f"set backbones.variant to the one it was trained on"
+            f"{adapter} was trained on image encoder '{trained.config.image_encoder}', but '{encoder.name}' is loaded; "
+            f"set backbones.variant to the variant it was trained on"
         )
     return ViewEncoder(params, trained, encoder, Roots(sources))
 
 
 def measure(folder: Path, params: ViewsParams) -> tuple[dict[str, Any], list[tuple[str, str, int, float, float]]]:
-    """Return metrics of the view_tokens table in `folder`, and the rows of the map: subject, frame, level, x, y."""
+    """Return the metrics of the view_tokens table in `folder`, and the rows of the map: subject, frame, level, x, y."""
     rows = tables.read(folder, "view_tokens").to_pylist()
     levels = sorted({row["level"] for row in rows})
     by_level = {level: [row for row in rows if row["level"] == level] for level in levels}
@@ -163,7 +163,7 @@ def measure(folder: Path, params: ViewsParams) -> tuple[dict[str, Any], list[tup
 
 
 def view_numbers(subjects: Sequence[str]) -> list[str]:
-    """Return the place of each photo among those of its subject: in a capture, how far around the subject it is."""
+    """Return the index of each photo among those of its subject: in a capture, its position around the subject."""
     seen: dict[str, int] = {}
     numbers = []
     for subject in subjects:

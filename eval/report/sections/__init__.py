@@ -1,4 +1,4 @@
-"""The sections of the report: each reads what its stages left and returns what the page shows, or raises `Missing`."""
+"""The sections of the report: each reads its stages' outputs and returns the template's data, or raises `Missing`."""
 
 from __future__ import annotations
 

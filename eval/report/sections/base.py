@@ -1,4 +1,4 @@
-"""What all sections of the report share: its settings, where it reads, pictures and scores by their keys."""
+"""Shared by all sections of the report: its settings, its sources, images and scores by key."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from runtime.stages import stages
 STAGES = tuple(stage.name for stage in stages().values() if stage.metrics)
 ORACLES = (PROMPT_ONLY, REAL, COPY)
 NAMES = {MODEL: "CustomContrast", PROMPT_ONLY: "prompt only", REAL: "oracle: real photos", COPY: "oracle: copied photo"}
-"""Methods as the page calls them; others are called as in the tables."""
+"""Display names of methods; others are shown as in the tables."""
 TITLES = {
-    "clip_t": "CLIP-T: prompt followed",
-    "reward": "ImageReward: prompt followed, and liked",
-    "clip_i": "CLIP-I: subject kept",
-    "dino_i": "DINO-I: subject kept",
+    "clip_t": "CLIP-T: prompt fidelity",
+    "reward": "ImageReward: prompt fidelity and preference",
+    "clip_i": "CLIP-I: subject fidelity",
+    "dino_i": "DINO-I: subject fidelity",
 }
-"""The metrics that the page draws; the others stand in tables."""
+"""The metrics with charts; the others are in tables."""
 PICTURE = ("method", "subject_id", "group", "prompt_id", "index")
-READ_AT_ONCE = 64  # pictures of 512 px: 30 MB
+READ_AT_ONCE = 64  # images of 512 px: 30 MB
 Key = tuple[Any, ...]
-"""The columns PICTURE of a picture."""
+"""The columns PICTURE of an image."""
 
 
 class ReportParams(Section):
-    """How much the page shows; nothing of it changes a number."""
+    """How much the page shows; none of it changes a score."""
 
     title: str
-    side: int = Field(ge=16)  # px; larger pictures are scaled down to it
-    subjects: int  # held-out subjects in the picture grid
+    side: int = Field(ge=16)  # px; larger images are scaled down to it
+    subjects: int  # held-out subjects in the image grid
     pictures: int = Field(ge=1)  # generations of each of them
-    ranked_by: tuple[str, ...]  # metrics by which the best, the median and the worst of a group are chosen
-    picks: int = Field(ge=1)  # pictures of each of the three
-    side_by_side: int  # prompts that all methods are shown for
-    misses: int  # pictures in which the subject was not found
-    masks: int  # photos with their masks outlined, of each method
+    ranked_by: tuple[str, ...]  # metrics by which the best, median and worst of a group are chosen
+    picks: int = Field(ge=1)  # images of each of the three
+    side_by_side: int  # prompts shown for all methods
+    misses: int  # images in which the subject was not found
+    masks: int  # photos with outlined masks, of each method
     triplets: int
     heat_map: int = Field(ge=1)  # subjects on a side of the similarity map
     neighbours: int  # subjects shown with the most similar others
@@ -54,12 +54,12 @@ class ReportParams(Section):
 
 
 class Missing(Exception):
-    """A stage has not run; its name is the message."""
+    """A stage has not run; the message is its name."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What sections read: the folder of the tables, the photos, the limits."""
+    """Inputs of the sections: the folder of the tables, the photos, the limits."""
 
     data: Path
     album: Album
@@ -74,29 +74,29 @@ def need(data: Path, stage: str, table: str) -> Path:
 
 
 def read_json(file: Path, stage: str) -> dict[str, Any]:
-    """Return a JSON file that `stage` writes."""
+    """Return the content of a JSON file written by `stage`."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Missing(stage) from None
     except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); run the {stage} stage again") from None
+        raise UserError(f"{file} is not valid JSON ({error}); run the {stage} stage again") from None
 
 
 def key_of(row: Row) -> Key:
-    """Return what a picture is known by, from a row of the tables generations, scores or segmentations."""
+    """Return the key of an image, from a row of the tables generations, scores or segmentations."""
     return tuple(row[name] for name in PICTURE)
 
 
 def made(data: Path) -> list[Row]:
-    """Return the rows of the generations table without the pictures themselves, in its order."""
+    """Return the rows of the generations table without the image column, in its order."""
     folder = need(data, "generate", "generations")
     columns = [name for name in tables.spec("generations").columns if name != "image"]
     return tables.read(folder, "generations", columns).to_pylist()
 
 
 def images(data: Path, keys: Collection[Key]) -> dict[Key, bytes]:
-    """Return the PNGs of those pictures; few are held in memory at a time."""
+    """Return the PNGs of those images, reading the table in small batches."""
     wanted, found = set(keys), {}
     for batch in tables.batches(data / "generate", "generations", [*PICTURE, "image"], READ_AT_ONCE):
         places = zip(*(batch[name].to_pylist() for name in PICTURE), strict=True)
@@ -107,7 +107,7 @@ def images(data: Path, keys: Collection[Key]) -> dict[Key, bytes]:
 
 
 def scores_by_picture(data: Path) -> dict[Key, dict[str, float | None]]:
-    """Return {metric: value} of each picture; none before the score stage."""
+    """Return {metric: value} of each image; empty if the score stage has not run."""
     found: dict[Key, dict[str, float | None]] = {}
     if present(data / "score", "scores"):
         for row in tables.rows(data / "score", "scores"):
@@ -116,7 +116,7 @@ def scores_by_picture(data: Path) -> dict[Key, dict[str, float | None]]:
 
 
 def missed(data: Path) -> dict[Key, float | None]:
-    """Return the score of the best detection (None without one) of each picture whose subject was not found."""
+    """Return the score of the best detection (None without one) of each image whose subject was not found."""
     if not present(data / "score", "segmentations"):
         return {}
     columns = [*PICTURE, "segmented", "score"]
@@ -125,28 +125,28 @@ def missed(data: Path) -> dict[Key, float | None]:
 
 
 def scored(data: Path) -> dict[str, dict[str, Any]]:
-    """Return `metrics.summaries` of the tables of the score stage, with the intervals that stage was given."""
+    """Return `metrics.summaries` of the score stage's tables, with its interval settings."""
     folder = need(data, "score", "scores")
     segmentations = tables.read(folder, "segmentations", [*PICTURE, "segmented"]).to_pylist()
     return summaries(tables.read(folder, "scores").to_pylist(), segmentations, intervals(folder))
 
 
 def intervals(folder: Path) -> IntervalParams:
-    """Return how the score stage that wrote `folder` draws its intervals."""
+    """Return the interval settings of the score stage that wrote `folder`."""
     file = folder / "protocol.json"
     found = read_json(file, "score").get("intervals")
     if found is None:
-        raise UserError(f"{file} does not say how intervals are drawn (key 'intervals'); run the score stage again")
+        raise UserError(f"{file} has no key 'intervals'; run the score stage again")
     return IntervalParams.model_validate(found)
 
 
 def name_of(method: str) -> str:
-    """Return what the page calls a method."""
+    """Return the display name of a method."""
     return NAMES.get(method, method)
 
 
 def equally_spaced(items: Iterable[Any], count: int) -> list[Any]:
-    """Return `count` of the items from the first to the last at equal steps; all where there are no more."""
+    """Return `count` of the items, evenly spaced from first to last; all if there are no more."""
     members = list(items)
     if len(members) <= count:
         return members

@@ -1,4 +1,4 @@
-"""What the data stages left: masks, training triplets, similarity of subjects, rejects."""
+"""Results of the data stages: masks, training triplets, similarity of subjects, rejects."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from pipelines import tables
 ANGLES = ("reference_target_angle", "reference_positive_angle")
 FLAGS = {
     "small": "covers too little of the photo",
-    "large": "covers nearly all of it",
+    "large": "covers nearly the whole photo",
     "border": "cut off by the photo's border",
-    "off_box": "another box than the annotated or detected one",
+    "off_box": "box differs from the annotated or detected one",
     "several": "another box scores nearly as high",
-    "low_score": "the models are unsure",
+    "low_score": "low confidence",
 }
 NO_MASK = "no_mask"
-"""As `pipelines.pairs` calls a photo without a row of the masks table."""
-NEIGHBOURS = 4  # shown beside a subject: as many as a line of a phone has room for
+"""Reason of `pipelines.pairs` for a photo without a row in the masks table."""
+NEIGHBOURS = 4  # shown beside a subject; fits the width of a phone
 
 
 def masks(sources: Sources) -> dict[str, Any]:
-    """Photos with the outline of their masks, by method."""
+    """Photos with outlined masks, by method."""
     folder = need(sources.data, "mask", "masks")
     columns = ["frame_id", "method", "quality", "score", "mask_score", "area"]
     rows = tables.read(folder, "masks", columns).to_pylist()
@@ -44,9 +44,9 @@ def masks(sources: Sources) -> dict[str, Any]:
 
 
 def agreement(sources: Sources) -> dict[str, Any] | None:
-    """How far Grounded SAM's masks agree with those shipped with the photos; None where no photo has both.
+    """Agreement of Grounded SAM's masks with the annotated ones; None if no photo has both.
 
-    The photos shown are at equal steps from the least agreement to the most, so that none is picked.
+    The photos shown are evenly spaced from lowest to highest IoU, not cherry-picked.
     """
     folder = sources.data / "mask"
     if not present(folder, "agreement"):
@@ -69,7 +69,7 @@ def agreement(sources: Sources) -> dict[str, Any] | None:
 
 
 def rejects(sources: Sources) -> dict[str, Any]:
-    """What was dropped, by stage and reason, with examples."""
+    """Rejected photos and subjects, by stage and reason, with examples."""
     ran = [stage for stage in STAGES if present(sources.data / stage, "rejects")]
     if not ran:
         raise Missing("curate")
@@ -101,7 +101,7 @@ def examples(sources: Sources, folder: Path, reason: str) -> list[dict[str, Any]
 
 
 def triplets(sources: Sources) -> dict[str, Any]:
-    """Training samples and the angles between their views."""
+    """Training triplets and the angles between their views."""
     folder = need(sources.data, "pairs", "triplets")
     columns = tables.read(folder, "triplets", ["method", "class_name", *ANGLES])
     by_method = tables.count_by(columns["method"].to_pylist())
@@ -133,13 +133,13 @@ def triplets(sources: Sources) -> dict[str, Any]:
         "classes": len(by_class),
         "largest_class": next(iter(by_class.items()), None),
         "counts": read_json(folder / "metrics.json", "pairs"),
-        "reasons": {**FLAGS, **tables.REJECT_REASONS, NO_MASK: "no mask was found"},
+        "reasons": {**FLAGS, **tables.REJECT_REASONS, NO_MASK: "no mask"},
         "chart": chart,
     }
 
 
 def similarity(sources: Sources) -> dict[str, Any]:
-    """The cosines between subjects, and subjects beside those most like them."""
+    """Cosine similarity between subjects, and some subjects with their nearest neighbours."""
     folder = need(sources.data, "similarity", "similarity")
     columns = ["row_subjects", "column_subjects", "values"]
     tile = next(tables.batches(folder, "similarity", columns, 1), None)  # a tile has a million values
@@ -163,7 +163,7 @@ def similarity(sources: Sources) -> dict[str, Any]:
 
 
 def first_photos(data: Path, subjects: set[str]) -> dict[str, tuple[str, str]]:
-    """Return class noun and first photo of each of `subjects`."""
+    """Return the class noun and first photo of each of `subjects`."""
     first: dict[str, tuple[str, str]] = {}
     for row in tables.rows(data / "curate", "frames", ["frame_id", "subject_id", "class_name"]):
         if row["subject_id"] in subjects:
@@ -174,7 +174,7 @@ def first_photos(data: Path, subjects: set[str]) -> dict[str, tuple[str, str]]:
 def nearest(
     sources: Sources, rows: Sequence[dict[str, Any]], first: dict[str, tuple[str, str]]
 ) -> list[dict[str, Any]]:
-    """Return rows of the neighbours table as segments of a subject and of those most like it, with their cosines."""
+    """Return rows of the neighbours table as segments of a subject and its nearest neighbours, with their cosines."""
     lines = []
     for row in rows:
         others = zip(row["neighbours"][:NEIGHBOURS], row["cosines"], strict=False)

@@ -1,4 +1,4 @@
-"""What goes on inside: losses, where each step saw the subject, how S+ lies over subjects and views."""
+"""Training losses and probes: location maps of each step, S+ across subjects and views."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from runtime.errors import UserError
 
 LOSSES = {
     "total": "weighted sum",
-    "diffusion": "diffusion: error on the noise",
-    "cscl": "CSCL: visual against textual tokens",
-    "macl": "MACL: subjects against subjects, scaled by likeness",
-    "location": "location: attention on the subject, falls below 0",
+    "diffusion": "diffusion: noise prediction error",
+    "cscl": "CSCL: visual vs textual tokens",
+    "macl": "MACL: contrast between subjects, scaled by similarity",
+    "location": "location: attention on the subject, goes below 0",
 }
 MAP_COLUMNS = ("subject_id", "frame_id", "level", "x", "y")
-NAMED = 12  # subjects whose names a map has room for
+NAMED = 12  # at most this many subjects are labelled on a map
 
 
 def training(sources: Sources) -> dict[str, Any]:
-    """A curve for each loss."""
+    """One curve per loss."""
     file = sources.data / "train" / "losses.csv"
     rows = _read_csv(file, "train", ("step",))
     columns = [name for name in LOSSES if name in rows[0]]
@@ -49,7 +49,7 @@ def training(sources: Sources) -> dict[str, Any]:
 
 
 def location(sources: Sources) -> dict[str, Any]:
-    """Pictures with the location maps of some steps laid over them."""
+    """Images overlaid with the location maps of some steps."""
     folder = need(sources.data, "location", "location_masks")
     rows = tables.read(folder, "location_masks").to_pylist()
     by_key = {row_key(row): row for row in made(sources.data) if row["method"] == MODEL}
@@ -76,7 +76,7 @@ def location(sources: Sources) -> dict[str, Any]:
 
 
 def row_key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what a picture of the model is known by."""
+    """Return the key of an image of the model."""
     return (row["subject_id"], row["group"], row["prompt_id"], row["index"])
 
 
@@ -86,7 +86,7 @@ def location_map(row: dict[str, Any]) -> np.ndarray:
 
 
 def views(sources: Sources) -> dict[str, Any]:
-    """t-SNE maps of S+ at some levels, coloured by subject, shaped by view, and the numbers that go with them."""
+    """t-SNE maps of S+ at some levels, coloured by subject, shaped by view, and their metrics."""
     folder = sources.data / "views"
     measured = read_json(folder / "metrics.json", "views")
     file = folder / "map.csv"
@@ -118,7 +118,7 @@ def views(sources: Sources) -> dict[str, Any]:
                 "svg": charts.flat_map(places, labels, marks, len(seen) <= NAMED, f"map-{level}"),
             }
         )
-    of = [("what the adapter reads", measured["image_encoder"]), ("S+, all levels", measured["s_plus"])]
+    of = [("image features (adapter input)", measured["image_encoder"]), ("S+, all levels", measured["s_plus"])]
     of += [
         (f"S+, level {int(level) + 1} of {measured['level_count']}", values)
         for level, values in sorted(measured["levels"].items(), key=lambda item: int(item[0]))
@@ -145,4 +145,4 @@ def _numbers(file: Path, stage: str, rows: list[dict[str, str]], name: str) -> l
     try:
         return [float(row[name]) for row in rows]
     except (TypeError, ValueError) as error:
-        raise UserError(f"{file} holds what is no number ({error}); run the {stage} stage again") from None
+        raise UserError(f"{file} has a value that is not a number ({error}); run the {stage} stage again") from None

@@ -1,4 +1,4 @@
-"""Generated pictures: all as they came, the best and worst by score, methods side by side, subjects not found."""
+"""Generated images: uncurated, best and worst by score, methods side by side, subjects not found."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from eval.report.sections.base import (
 from eval.score.metrics import MODEL, Row
 
 RANKS = ("best", "median", "worst")
-CORNER = 2  # of a picture's side, on a screen with two pixels a dot
+CORNER = 2  # divides an image's side for the reference in its corner, enough at two device pixels per CSS pixel
 
 
 def gallery(sources: Sources) -> dict[str, Any]:
-    """Rows of pictures: reference, its segment, what the model made of each prompt, none of it picked."""
+    """Rows of images: reference, its segment, the model's image for each prompt; not cherry-picked."""
     params = sources.params
     rows = [row for row in made(sources.data) if row["method"] == MODEL]
     if not rows:
@@ -57,7 +57,7 @@ def gallery(sources: Sources) -> dict[str, Any]:
 
 
 def picks(sources: Sources) -> dict[str, Any]:
-    """The best, the median and the worst pictures of each group of prompts, by each of the metrics `ranked_by`."""
+    """The best, median and worst images of each prompt group, by each of the metrics `ranked_by`."""
     need(sources.data, "score", "scores")
     rows = {key_of(row): row for row in made(sources.data) if row["method"] == MODEL}
     scores = scores_by_picture(sources.data)
@@ -111,9 +111,9 @@ def picks(sources: Sources) -> dict[str, Any]:
 
 
 def best_median_worst(values: dict[Key, float], count: int) -> list[tuple[str, list[Key]]]:
-    """Return (rank, keys) of the `count` highest, those around the median, the `count` lowest; none is named twice.
+    """Return (rank, keys) of the `count` highest, those around the median and the `count` lowest, without duplicates.
 
-    Equal values are in the order of their keys. Of few pictures each rank has fewer.
+    Ties are in the order of their keys. With few images each rank has fewer.
     """
     order = sorted(values, key=lambda key: (-values[key], key))
     count = min(count, max(len(order) // 3, 1))
@@ -130,7 +130,7 @@ def best_median_worst(values: dict[Key, float], count: int) -> list[tuple[str, l
 
 
 def side_by_side(sources: Sources) -> dict[str, Any]:
-    """Pictures of all methods for some prompts, the first of each prompt; nothing where one method was run."""
+    """Images of all methods for some prompts, the first of each prompt; empty if only one method was run."""
     rows = [row for row in made(sources.data) if row["index"] == 0 and row["group"] != RECONSTRUCTION]
     methods = sorted({row["method"] for row in rows}, key=lambda name: (name != MODEL, name))
     by_prompt: dict[Key, dict[str, Row]] = {}
@@ -157,7 +157,7 @@ def side_by_side(sources: Sources) -> dict[str, Any]:
 
 
 def misses(sources: Sources) -> dict[str, Any]:
-    """How often the subject was not found, by method and group, and pictures of the model where it was not."""
+    """How often the subject was not found, by method and group, with examples from the model."""
     need(sources.data, "score", "segmentations")
     lost = missed(sources.data)
     rows = {key_of(row): row for row in made(sources.data)}
@@ -188,12 +188,12 @@ def misses(sources: Sources) -> dict[str, Any]:
 
 
 def generated(png: bytes, side: int) -> InlineImage:
-    """Return a generated picture as a data URI."""
+    """Return a generated image as a data URI."""
     return inline(Image.open(io.BytesIO(png)).convert("RGB"), side)
 
 
 def _cards(sources: Sources, rows: list[Row]) -> dict[Key, dict[str, Any]]:
-    """Return what a grid shows of each picture: itself, its prompt, its scores."""
+    """Return the grid entry of each image: the image, its prompt, its scores."""
     pngs = images(sources.data, {key_of(row) for row in rows})
     scores, lost = scores_by_picture(sources.data), missed(sources.data)
     return {
@@ -210,7 +210,7 @@ def _cards(sources: Sources, rows: list[Row]) -> dict[Key, dict[str, Any]]:
 
 
 def _segments(sources: Sources, rows: list[Row]) -> dict[str, InlineImage | None]:
-    """Return the segmented reference of each picture, for a corner of it, by frame_id."""
+    """Return the segmented reference of each image, for its corner, by frame_id."""
     album = Album(sources.data, sources.album.roots, max(sources.params.side // CORNER, 16))
     photos = album.photos({row["reference"] for row in rows})
     return {frame_id: album.segment(photo) for frame_id, photo in photos.items()}

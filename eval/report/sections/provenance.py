@@ -1,4 +1,4 @@
-"""What the page was made from: settings, counts of the stages, hashes of tables and weights."""
+"""Provenance of the page: settings, counts of the stages, hashes of tables and weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.digest import digest_files
 
 
 def stages(sources: Sources) -> dict[str, Any]:
-    """What each stage counted, from its metrics.json."""
+    """Counts of each stage, from its metrics.json."""
     rows = []
     for stage in STAGES:
         file = sources.data / stage / "metrics.json"
@@ -25,7 +25,7 @@ def stages(sources: Sources) -> dict[str, Any]:
 
 
 def inputs(sources: Sources) -> list[tuple[str, str]]:
-    """Return (table or file, hash of its bytes) of everything a stage has left."""
+    """Return (table or file, hash of its bytes) of every stage output."""
     found = []
     for stage in STAGES:
         folder = sources.data / stage
@@ -38,39 +38,39 @@ def inputs(sources: Sources) -> list[tuple[str, str]]:
 
 
 def settings(data: Path) -> dict[str, str]:
-    """Return what the results were made with, as the stages recorded it; a stage that has not run adds nothing."""
+    """Return the settings of the results, as the stages recorded them; a stage that has not run adds none."""
     made, scored = (_recorded(data / stage / "protocol.json", stage) for stage in ("generate", "score"))
     chosen = made.get("protocol", {})
     prompts = "all" if chosen.get("prompts") is None else chosen["prompts"]
-    words = {
+    shown = {
         "variant": made.get("variant") or scored.get("variant"),
-        "picture side": f"{made['resolution']} px" if made else None,
-        "sampler": f"{made['steps']} DDIM steps, guidance {made['guidance_scale']}" if made else None,
-        "visual branch": f"strength {made['strength']}, location masks {'on' if made['location_masks'] else 'off'}"
+        "image size": f"{made['resolution']} px" if made else None,
+        "sampler": f"{made['steps']} DDIM steps, guidance scale {made['guidance_scale']}" if made else None,
+        "visual branch": f"scale {made['strength']}, location masks {'on' if made['location_masks'] else 'off'}"
         if made
         else None,
-        "prompts a subject": f"{prompts}, {chosen['images']} each; {chosen['reconstructions']} reconstructions"
+        "prompts per subject": f"{prompts}, {chosen['images']} each; {chosen['reconstructions']} reconstructions"
         if chosen
         else None,
         "reference": {
             "first": "first photo with a usable mask",
             "all": "each photo with a usable mask",
-            "leave_one_out": "each photo with a usable mask, compared with the others",
+            "leave_one_out": "each photo with a usable mask, excluded from the comparison",
         }.get(chosen.get("reference", "")),
         "seed": str(chosen["seed"]) if chosen else None,
-        "subject not found": {"zero": "counts 0", "skip": "left out", "unsegmented": "compared whole"}.get(
+        "subject not found": {"zero": "counts as 0", "skip": "excluded", "unsegmented": "whole image compared"}.get(
             scored.get("miss", "")
         ),
         "protocol": made.get("id"),
-        "protocol of the scores": f"{scored['id']}: other pictures than these; run score again"
+        "protocol of the scores": f"{scored['id']}: scores of other images; run score again"
         if made and scored and scored.get("id") != made.get("id")
         else None,
     }
-    return {name: value for name, value in words.items() if value is not None}
+    return {name: value for name, value in shown.items() if value is not None}
 
 
 def weights(data: Path) -> list[tuple[str, str]]:
-    """Return (what, hash) of the weights that made and scored the pictures, as the stages recorded them."""
+    """Return (role and path, hash) of the weights used to generate and score, as the stages recorded them."""
     made, scored = (_recorded(data / stage / "protocol.json", stage) for stage in ("generate", "score"))
     named = {**made.get("weights", {}), **scored.get("encoders", {})}
     return [

@@ -1,4 +1,4 @@
-"""The score table with intervals, beside the published one; similarity against controllability; groups and subjects."""
+"""The score table with intervals, beside the published one; similarity vs controllability; groups and subjects."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from eval.score.metrics import COPY, HEADLINE, METRICS, MODEL, REAL
 
 PUBLISHED = Path(__file__).parents[1] / "published.json"
 SIMILARITIES = ("E-CI", "E-DI")
-"""What is drawn against CT."""
-PARTS = {"R": "rebuilding", "E": "editing"}
+"""Plotted against CT."""
+PARTS = {"R": "reconstruction", "E": "editing"}
 Summaries = dict[str, dict[str, Any]]
 
 
 def scores(sources: Sources) -> dict[str, Any]:
-    """The score table, what stands out in it, the published table, all drawn as well."""
+    """The score table, scores above real photos, the published table, and scatter plots of both."""
     by_method = scored(sources.data)
     colours = charts.method_colours(by_method)
     published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
@@ -43,14 +43,14 @@ def scores(sources: Sources) -> dict[str, Any]:
 
 
 def above_real(by_method: Summaries) -> list[str]:
-    """Return the similarities at which the model is above what real photos of a subject have to each other."""
+    """Return the similarity metrics in which the model scores above real photos of a subject against each other."""
     model, real = by_method.get(MODEL, {}), by_method.get(REAL, {})
     names = [name for name, (metric, _) in HEADLINE.items() if metric in ("clip_i", "dino_i")]
     return [n for n in names if model.get(n) and real.get(n) and model[n]["mean"] > real[n]["mean"]]
 
 
 def scatters(by_method: Summaries, colours: dict[str, str]) -> list[dict[str, str]]:
-    """Return similarity against controllability: crosses of intervals, a line at what real photos reach."""
+    """Return scatter plots of similarity vs controllability with error bars and a line at real photos."""
     drawn = []
     for name in SIMILARITIES:
         points = [
@@ -62,12 +62,12 @@ def scatters(by_method: Summaries, colours: dict[str, str]) -> list[dict[str, st
         line = (NAMES[REAL].removeprefix("oracle: "), real["mean"]) if real else None
         if points:
             svg = charts.scatter(points, ("CT", name), line, f"scatter-{name}")
-            drawn.append({"title": f"{name} against CT", "svg": svg})
+            drawn.append({"title": f"{name} vs CT", "svg": svg})
     return drawn
 
 
 def published_charts(table: dict[str, Any], columns: list[str]) -> list[dict[str, str]]:
-    """Return the same of a published table; in a panel of its own, since its numbers are of another run."""
+    """Return the same for a published table; plotted separately, as its numbers are from a different setup."""
     drawn = []
     for name in SIMILARITIES:
         x, y = columns.index("CT") + 1, columns.index(name) + 1
@@ -79,12 +79,12 @@ def published_charts(table: dict[str, Any], columns: list[str]) -> list[dict[str
             if row[x] is not None and row[y] is not None
         ]
         svg = charts.scatter(points, ("CT", name), None, f"published-{name}-{table['name']}")
-        drawn.append({"title": f"{name} against CT", "svg": svg})
+        drawn.append({"title": f"{name} vs CT", "svg": svg})
     return drawn
 
 
 def further(by_method: Summaries) -> dict[str, Any] | None:
-    """Return the means of the metrics that are in no published column, None without any."""
+    """Return the means of the metrics that are in no published column; None if there are none."""
     columns = [
         (metric, part)
         for metric in sorted({name for values in by_method.values() for name in values["metrics"]})
@@ -108,7 +108,7 @@ def further(by_method: Summaries) -> dict[str, Any] | None:
 
 
 def groups(sources: Sources) -> dict[str, Any]:
-    """A chart of each metric by group of prompts, with intervals; the model's means of each subject."""
+    """A chart of each metric by prompt group, with intervals; the model's mean for each subject."""
     by_method = scored(sources.data)
     colours = charts.method_colours(by_method)
     drawn = [name for name in by_method if name != REAL]
@@ -137,8 +137,8 @@ def groups(sources: Sources) -> dict[str, Any]:
 
 
 def subject_table(subjects: dict[str, dict[str, dict[str, float | None]]]) -> dict[str, Any] | None:
-    """Return the means of each subject under the columns of METRICS, each with its shade, 0..1 from the column's lowest
-    to its highest; None without subjects."""
+    """Return the means of each subject in the columns of METRICS, each with a shade, 0..1 from the column's minimum to
+    its maximum; None without subjects."""
     columns = [
         column
         for column, (metric, part) in HEADLINE.items()
@@ -167,7 +167,7 @@ def subject_table(subjects: dict[str, dict[str, dict[str, float | None]]]) -> di
 
 
 def shade(value: float, column: list[float]) -> float:
-    """Return where `value` lies between the lowest and the highest of its column, 0..1; 0.5 where all are equal."""
+    """Return the position of `value` between the minimum and maximum of its column, 0..1; 0.5 if all are equal."""
     low, high = min(column), max(column)
     return 0.5 if high == low else (value - low) / (high - low)
 

@@ -376,8 +376,10 @@ def test_stage_makes_more_shards_where_photos_are_many(tmp_path, run_params, mon
     monkeypatch.setattr(
         WorkFolder, "sizes", lambda self, names: {shard.name: {f"{n}.parquet": 1 for n in names} for shard in made}
     )
-    common = {"identity": "x", "kept": "frames", "others": [], "out": tmp_path / "out", "run": run_params()}
-    driver.run_stage("count", some_items(COUNT), None, **common, shard_items=COUNT, shard_photos=6)
+    where = {"out": tmp_path / "out", "run": run_params()}
+    common = {"identity": "x", "kept": "frames", "others": [], "shard_items": COUNT, "shard_photos": 6}
+    with driver.sole_writer("count", **where):
+        driver.run_stage("count", some_items(COUNT), None, **where, **common)
     assert made and all(len(shard.keys) <= 2 for shard in made)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,19 +10,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from model.backbones.diffusion import load_diffusion
 from model.backbones.variant import load_variant
-from pipelines import tables
 from runtime.errors import UserError
 from tests.world import ranks as processes
 from tests.world.ranks import run_ranks
-from tests.world.training import World, write_options, write_world
-from train.trainer import require_shapes
+from tests.world.training import World, tiny_params, write_options, write_world
+from train.distributed import ranks
+from train.recipe import ModelParams
+from train.trainer import make_adapter, require_shapes
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return write_world(tmp_path / "data", views=10, single=2)
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return write_world(tmp_path_factory.mktemp("world") / "data", views=10, single=2)
 
 
 def said_once(output: Path) -> str:
@@ -31,6 +35,7 @@ def said_once(output: Path) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_killed_rank_ends_the_others_within_a_minute(world: World, variant: Path, tmp_path: Path):
     words = write_options(tmp_path, variant, world.data)
     begun = time.monotonic()
@@ -41,6 +46,7 @@ def test_killed_rank_ends_the_others_within_a_minute(world: World, variant: Path
     assert not (world.data / "train").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before", [processes.fill_the_disk_with_the_first_checkpoint, processes.fill_the_disk_with_the_adapter]
 )
@@ -52,32 +58,26 @@ def test_full_disk_is_one_sentence(before: Callable[[int], None], world: World, 
     assert not list((tmp_path / "work" / "train").glob("*/.step*"))
 
 
-def test_port_in_use_is_one_sentence(world: World, variant: Path, tmp_path: Path):
-    words = write_options(tmp_path, variant, world.data, ranks=1)
-    assert run_ranks(1, words, tmp_path / "output", processes.take_the_port) == [1]
-    assert "at which the ranks meet, is in use; give another --master_port" in said_once(tmp_path / "output")
+def test_port_in_use_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    with socket.socket() as taken:
+        taken.bind((ranks.LOOPBACK, 0))
+        taken.listen()
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        monkeypatch.delenv("MASTER_ADDR", raising=False)
+        with pytest.raises(UserError, match="at which the ranks meet, is in use; give another --master_port"):
+            ranks.meet(0, 1)
 
 
-def test_no_triplets_is_one_sentence(world: World, variant: Path, tmp_path: Path):
-    tables.write(world.data / "curate", "triplets", tables.from_rows("triplets", []))
-    assert run_ranks(1, write_options(tmp_path, variant, world.data, ranks=1), tmp_path / "output") == [1]
-    assert "none of the 0 triplets" in said_once(tmp_path / "output")
-
-
-def test_latent_of_another_backbone_is_one_sentence(world: World, variant: Path, tmp_path: Path):
-    rows = tables.read(world.data / "encode", "latents").to_pylist()
-    for row in rows:
-        row["channels"], row["latent"] = 8, row["latent"] * 2
-    tables.write(world.data / "encode", "latents", tables.from_rows("latents", rows))
-    assert run_ranks(1, write_options(tmp_path, variant, world.data, ranks=1), tmp_path / "output") == [1]
-    assert "the encoded tables have 8 latent channels and variant 'tiny' 4; run encode again" in said_once(
-        tmp_path / "output"
-    )
+def test_rank_that_no_launcher_numbers_is_told_how_to_start(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match="RANK is ''; start the ranks with python -m train, deepspeed or torchrun"):
+        ranks.Ranks.join("cpu")
 
 
 @pytest.mark.parametrize(
     "latent,hidden,said",
     [
+        ((8, 8, 8), (2, 5, 24), "8 latent channels and variant 'tiny' 4"),
         ((4, 16, 8), (2, 5, 24), "16 latent rows and variant 'tiny' 8"),
         ((4, 8, 16), (2, 5, 24), "16 latent columns and variant 'tiny' 8"),
         ((4, 8, 8), (3, 5, 24), "3 image-encoder layers and variant 'tiny' 2"),
@@ -95,10 +95,9 @@ def test_tables_of_another_backbone_are_one_sentence(
         require_shapes(load_variant(str(variant)), data)
 
 
-def test_missing_similarity_tile_is_one_sentence(world: World, variant: Path, tmp_path: Path):
-    rows = tables.read(world.data / "similarity", "similarity").to_pylist()
-    gone = next(row["tile_id"] for row in rows if row["tile_id"].endswith("/000/001"))
-    kept = [row for row in rows if row["tile_id"] != gone]
-    tables.write(world.data / "similarity", "similarity", tables.from_rows("similarity", kept))
-    assert run_ranks(1, write_options(tmp_path, variant, world.data, ranks=1), tmp_path / "output") == [1]
-    assert f"tile '{gone}' is missing; run similarity again" in said_once(tmp_path / "output")
+def test_adapter_is_not_made_for_tables_of_another_backbone(variant: Path, tmp_path: Path):
+    model = tiny_params(tmp_path, variant, tmp_path).section("model", ModelParams)
+    tiny, data = load_variant(str(variant)), SimpleNamespace(latent_shape=(8, 8, 8), hidden_shape=(2, 5, 24))
+    diffusion = load_diffusion(tiny.diffusion, torch.float32, "cpu")
+    with pytest.raises(UserError, match="8 latent channels"):
+        make_adapter(model, tiny, diffusion, data, seed=0)  # type: ignore[arg-type]

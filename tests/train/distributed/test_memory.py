@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ from model.backbones.diffusion import load_diffusion
 from model.backbones.variant import load_variant
 from model.dry.shapes import TINY, TINY_XL
 from runtime.params import Params
+from tests.world.training import CHANNELS, LAYERS, SIDE, TOKENS, WIDTH
 from train.distributed import memory
 from train.distributed.memory import Memory, Step, estimate, shapes_of, spread, table, weigh
 from train.recipe import ModelParams, TrainParams
+from train.trainer import make_adapter
 
 STEP = Step(frozen=10**9, trained=10**8, activations=5 * 10**9)
 
@@ -26,7 +30,9 @@ def small() -> ModelParams:
 
 
 def spread_as(**changes: object) -> Memory:
-    params = Params.read().section("train", TrainParams).model_copy(update={"precision": "bf16", "zero_stage": 0, **changes})
+    params = (
+        Params.read().section("train", TrainParams).model_copy(update={"precision": "bf16", "zero_stage": 0, **changes})
+    )
     return spread(STEP, params, 8)
 
 
@@ -57,28 +63,29 @@ def test_precision_average_and_offload_have_their_bytes():
     assert spread(large, params, 8).frozen < 0.4 * 2 * large.frozen
 
 
-@pytest.mark.parametrize("shapes", [TINY, TINY_XL], ids=["sd", "sdxl"])
-def test_activations_grow_with_the_samples_and_fall_with_checkpointing(shapes, small):
+def test_activations_grow_with_the_samples_and_fall_with_checkpointing(small: ModelParams):
     params = Params.read().section("train", TrainParams)
-    one, four = (weigh(shapes, small, params, rows) for rows in (1, 4))
-    saved = weigh(shapes, small, params.model_copy(update={"gradient_checkpointing": "all"}), 4)
+    one, four = (weigh(TINY_XL, small, params, rows) for rows in (1, 4))
+    saved = weigh(TINY_XL, small, params.model_copy(update={"gradient_checkpointing": "all"}), 4)
     assert one.trained == four.trained > 0 and one.frozen == four.frozen > 0
     assert 2.5 * one.activations < four.activations < 4.5 * one.activations
     assert saved.activations < four.activations
 
 
 def test_numbers_are_those_of_the_loaded_model_and_kept_for_the_next_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    params: TrainParams, small: ModelParams, variant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    params, model, variant = Params.read().section("train", TrainParams), Params.read().section("model", ModelParams), load_variant("toybox")
-    diffusion = load_diffusion(variant.diffusion, torch.float32, "cpu")
-    parts = (diffusion.unet, *diffusion.text_encoders)
-    first = estimate(params, model, variant, 2, tmp_path)
-    assert first.frozen == 4 * sum(p.numel() for part in parts for p in part.parameters())
+    tiny = load_variant(str(variant))
+    diffusion = load_diffusion(tiny.diffusion, torch.float32, "cpu")
+    frozen = [p.numel() for part in (diffusion.unet, *diffusion.text_encoders) for p in part.parameters()]
+    tables: Any = SimpleNamespace(latent_shape=(CHANNELS, SIDE, SIDE), hidden_shape=(LAYERS, TOKENS, WIDTH))
+    trained = [p.numel() for p in make_adapter(small, tiny, diffusion, tables, seed=0).parameters()]
+    first = estimate(params, small, tiny, 2, tmp_path)
+    assert (first.frozen, first.trained) == (4 * sum(frozen), 4 * sum(trained))
     monkeypatch.setattr(memory, "weigh", pytest.fail)
-    assert estimate(params, model, variant, 2, tmp_path) == first
-    assert estimate(params.model_copy(update={"zero_stage": 1}), model, variant, 2, tmp_path).total > first.total
-    assert shapes_of(variant).size == 64
+    assert estimate(params, small, tiny, 2, tmp_path) == first
+    assert estimate(params.model_copy(update={"zero_stage": 1}), small, tiny, 2, tmp_path).total > first.total
+    assert shapes_of(tiny).size == SIDE
 
 
 def weighed(shapes: object, model: object, params: TrainParams, rows: int) -> Step:
@@ -99,6 +106,8 @@ def test_table_has_a_row_for_each_model_and_size(small, monkeypatch: pytest.Monk
     lines = list(table(Params.read().section("train", TrainParams), small, 8, {"tiny": TINY}))
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["tiny, 512", "tiny, 768", "tiny, 1024"]
     assert {line.count("|") for line in lines} == {9}
-    staged = [Params.read().section("train", TrainParams).model_copy(update={"zero_stage": stage}) for stage in range(4)]
+    staged = [
+        Params.read().section("train", TrainParams).model_copy(update={"zero_stage": stage}) for stage in range(4)
+    ]
     totals = [spread(weighed(TINY, small, params, 1), params, 8).total for params in staged]
     assert [cell.strip() for cell in lines[2].split("|")[5:9]] == [f"{total / 1e9:.1f}" for total in totals]
