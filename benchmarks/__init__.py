@@ -1,1 +1,1 @@
-"""What the code costs beside the work itself, as ratios of one run. Nothing imports this package."""
+"""Overhead of the code relative to the work itself, as ratios within one run. Nothing imports this package."""

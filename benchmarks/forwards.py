@@ -1,6 +1,6 @@
-"""The forward passes of frozen models, recorded while a stage works and repeated without it.
+"""Forward passes of frozen models, recorded while a stage runs and replayed without it.
 
-So the bare rate is that of the very same models, batches and precision, however the stage prepares them.
+The baseline therefore has the same models, batches and precision, however the stage prepares them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 @dataclass(frozen=True)
 class Forward:
-    """A call of a module, its tensors as they were, on their device."""
+    """A call of a module with copies of its tensor arguments, on their device."""
 
     module: nn.Module
     args: tuple[Any, ...]
@@ -28,7 +28,7 @@ class Forward:
 
 
 def record(work: Callable[[], Any]) -> list[Forward]:
-    """Return the calls of modules that `work` makes, those that one module makes inside another left out."""
+    """Return the module calls that `work` makes, excluding nested ones."""
     found: list[Forward] = []
     inside = threading.local()
     call = nn.Module.__call__
@@ -56,7 +56,7 @@ def copied(value: Any) -> Any:
 
 @torch.no_grad()
 def replay(calls: list[Forward]) -> None:
-    """Make the calls again and wait for the device."""
+    """Repeat the calls and wait for the device."""
     for call in calls:
         with torch.autocast(call.device, dtype=call.autocast, enabled=call.autocast is not None):
             call.module(*call.args, **call.kwargs)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their lines, how two ways to do a thing are timed, and where the figures go."""
+"""Shared by the benchmarks: figures and goals, timing ratios, output."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from runtime.timing import turns
 
 @dataclass(frozen=True)
 class Line:
-    """One figure: a ratio against a goal, or a figure without one.
+    """One figure, with or without a goal.
 
     Attributes:
-        most: whether the goal is the most allowed and not the least.
-        detail: what the figure was made from.
+        most: whether the goal is an upper bound rather than a lower bound.
+        detail: the measurements behind the figure.
     """
 
     name: str
@@ -35,18 +35,18 @@ class Line:
 
     def __str__(self) -> str:
         goal = "-" if self.goal is None else f"{'<=' if self.most else '>='} {self.goal:g}"
-        verdict = "" if self.goal is None else "short" if self.short else "ok"
+        verdict = "" if self.goal is None else "miss" if self.short else "ok"
         return f"{self.name:34} {self.value:10.3f}  {goal:>9}  {verdict:5}  {self.detail}".rstrip()
 
 
 def ratio(
-    name: str, ours: Callable[[], Any], bare: Callable[[], Any], count: int, unit: str, goal: float, repeats: int
+    name: str, ours: Callable[[], Any], plain: Callable[[], Any], count: int, unit: str, goal: float, repeats: int
 ) -> Line:
-    """Return the rate of `ours` over the rate of `bare`, both over the same `count` of `unit`s.
+    """Return the throughput of `ours` over that of `plain`, both for the same `count` of `unit`s.
 
-    The median of the ratios of turns counts.
+    The value is the median of the ratios over `repeats`.
     """
-    rows = turns([ours, bare], repeats)
+    rows = turns([ours, plain], repeats)
     mine, theirs = (statistics.median(column) for column in zip(*rows, strict=True))
     detail = f"{count / mine:.0f} of {count / theirs:.0f} {unit}s/s, {count} {unit}s"
     return Line(name, statistics.median(other / own for own, other in rows), goal, detail=detail)
@@ -55,9 +55,9 @@ def ratio(
 def cost(
     name: str, ours: Sequence[float], theirs: Sequence[float], count: int, unit: str, goal: float | None = None
 ) -> Line:
-    """Return the time of `ours` over that of `theirs`, columns of `turns` over the same `count` of `unit`s.
+    """Return the time of `ours` over that of `theirs`, columns of `turns` for the same `count` of `unit`s.
 
-    The median of the ratios of turns counts; the goal is the most allowed.
+    The value is the median of the ratios over repeats; the goal is an upper bound.
     """
     mine, other = (1000 * statistics.median(column) / count for column in (ours, theirs))
     value = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
@@ -65,7 +65,7 @@ def cost(
 
 
 def chosen_parts(asked: Sequence[str], known: Collection[str]) -> list[str]:
-    """Return the parts that a command line asks for, all where it names none.
+    """Return the parts that a command line names; all if it names none.
 
     Raises:
         UserError: there is no such part.
@@ -77,7 +77,7 @@ def chosen_parts(asked: Sequence[str], known: Collection[str]) -> list[str]:
 
 
 def measured(lines: Iterable[Line]) -> list[Line]:
-    """Return the lines, each printed as soon as it is known."""
+    """Return the lines, printing each as soon as it is measured."""
     found = []
     for line in lines:
         print(line, flush=True)
@@ -86,7 +86,7 @@ def measured(lines: Iterable[Line]) -> list[Line]:
 
 
 def report(lines: Sequence[Line], file: Path, machine: dict[str, Any], asked: dict[str, Any]) -> int:
-    """Print all lines as a table, write them to `file` and return the exit code: 1 where one is short."""
+    """Print all lines as a table, write them to `file` and return the exit code: 1 if a goal is missed."""
     print(f"\n{'figure':34} {'value':>10}  {'goal':>9}", *lines, sep="\n")
     figures = [asdict(line) | {"ok": not line.short} for line in lines]
     write_json(file, {"machine": machine, "asked": asked, "figures": figures})

@@ -1,1 +1,1 @@
-"""The paper's tables on the toybox: what is trained, measured and written down, run by run."""
+"""The paper's tables on the toybox: training, measuring and documenting each run."""

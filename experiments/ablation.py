@@ -1,8 +1,8 @@
-"""Train, paint and measure what is missing of the ablation, and write it down: `python -m experiments.ablation`.
+"""Train, sample and score the missing runs of the ablation, and write the document: `python -m experiments.ablation`.
 
-Each run of `ablation.yaml` is a few values laid over params.yaml; the stages' own commands do the work, and its numbers
-become `experiments/results/RUN-SEED.json`, which a later call leaves alone as long as recipe, data, weights and the way
-of measuring stay the same.
+Each run of `ablation.yaml` overrides a few values of params.yaml. The stages' own commands do the work; the results go
+to `experiments/results/RUN-SEED.json`, which is kept as long as recipe, data, weights and evaluation settings stay the
+same.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ HERE = Path(__file__).parent
 RESULTS, DOCUMENT = HERE / "results", HERE.parent / "docs" / "ablation.md"
 WORK = Path(".work/ablation")
 TRAINED_ON = ("curate", "similarity", "pairs", "encode")
-"""Stages whose tables training reads, of the default pipeline."""
+"""Stages of the default pipeline whose tables training reads."""
 MEASURED_ON = ("curate", "mask")
-"""Stages whose tables the evaluation reads, of the matrix's own world."""
+"""Stages of the matrix's own world whose tables the evaluation reads."""
 MEASURED_BY = ("backbones", "toybox", "sources", "curate", "mask", "views", "score")
-"""Sections of params.yaml that decide what is measured, and how."""
+"""Sections of params.yaml that determine the evaluation."""
 STAGES = ("eval.generate", "eval.score", "eval.probes.views", "experiments.truth")
-"""What is run on a trained adapter, in order."""
+"""Modules run on a trained adapter, in order."""
 
 Result = dict[str, Any]
 
@@ -67,7 +67,7 @@ class SeededRun:
 
 
 def merged(*trees: dict[str, Any]) -> dict[str, Any]:
-    """Mappings laid over each other, the last on top; all else replaces."""
+    """Mappings merged recursively, later ones taking precedence; other values are replaced."""
     result: dict[str, Any] = {}
     for tree in trees:
         for key, value in tree.items():
@@ -77,7 +77,7 @@ def merged(*trees: dict[str, Any]) -> dict[str, Any]:
 
 
 def jobs_of(matrix: Matrix, wanted: Sequence[str], seeds: int | None) -> list[SeededRun]:
-    """All runs of the first seed, then all of the second: whoever stops early has whole tables of fewer seeds."""
+    """All runs of the first seed, then all of the second, so that stopping early leaves complete tables."""
     found = []
     for name, run in matrix.runs.items():
         for place, seed in enumerate(matrix.seeds[run.kind][:seeds]):
@@ -88,30 +88,30 @@ def jobs_of(matrix: Matrix, wanted: Sequence[str], seeds: int | None) -> list[Se
 
 
 def recipe_of(job: SeededRun, params: Params, world: dict[str, Any]) -> str:
-    """16 hex digits of the params that a job is trained and painted with."""
+    """16 hex digits of the params that a job is trained and sampled with."""
     tree = merged(params.tree(), job.overlay)
     return digest([tree[name] for name in ("backbones", "model", "train", "generate")], world)
 
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What all runs have in common, each named by 16 hex digits: results of others share no page."""
+    """Conditions common to all runs, each as 16 hex digits; results under other conditions are not shown together."""
 
     tables: str
-    """Of the default pipeline, which training reads."""
+    """The default pipeline's tables, which training reads."""
     weights: str
-    """Of all frozen models, the judge's among them."""
+    """Weights of all frozen models, including the judge."""
     measures: str
-    """Params of the evaluation, and the weights that it is made with."""
+    """Params and weights of the evaluation."""
 
     @property
     def name(self) -> str:
-        """What a result records as its `data`."""
+        """The `data` that a result records."""
         return digest(self.tables, self.measures)
 
 
 def circumstances(params: Params, tables: str, world: dict[str, Any]) -> Circumstances:
-    """Those of today's params and weights."""
+    """The circumstances under the current params and weights."""
     tree = merged(params.tree(), world)
     variant = load_variant(params.variant)
     specs = [spec for _, spec in variant if isinstance(spec, Spec)]
@@ -121,7 +121,7 @@ def circumstances(params: Params, tables: str, world: dict[str, Any]) -> Circums
 
 
 def result_of(job: SeededRun, params: Params, world: dict[str, Any]) -> Result | None:
-    """The result that is there, if its recipe is the job's."""
+    """The stored result, if its recipe is the job's."""
     if not job.result.is_file():
         return None
     result = read_json(job.result)
@@ -129,16 +129,16 @@ def result_of(job: SeededRun, params: Params, world: dict[str, Any]) -> Result |
 
 
 def is_done(job: SeededRun, params: Params, world: dict[str, Any], data: str) -> bool:
-    """Whether the result is there, of today's params and of this data (`Circumstances.name`)."""
+    """Whether there is a result of the current params and this data (`Circumstances.name`)."""
     result = result_of(job, params, world)
     return result is not None and result["data"] == data
 
 
 def current_results(matrix: Matrix, params: Params, data: str) -> list[Result]:
-    """The results of today's params and of this data; while there are none of it, those of the data before.
+    """The results of the current params and this data; if there are none, those of the previous data.
 
     Raises:
-        UserError: there are none of this data, and some were trained on other data than others.
+        UserError: there are none of this data, and the others are of several data.
     """
     jobs = jobs_of(matrix, [], None)
     results = [result for result in (result_of(job, params, matrix.world) for job in jobs) if result is not None]
@@ -146,33 +146,33 @@ def current_results(matrix: Matrix, params: Params, data: str) -> list[Result]:
     first = {result["data"]: f"{result['run']}-{result['seed']}" for result in reversed(results)}
     if len(first) > 1 and not mine:
         raise UserError(
-            f"{RESULTS}: {' and '.join(first.values())} were trained on other data; run make ablation again"
+            f"{RESULTS}: {' and '.join(first.values())} were trained on different data; run make ablation again"
         )
     return mine or results
 
 
 def ready_tables() -> str:
-    """What identifies the tables that the ready adapter was trained on: those of the default pipeline."""
+    """The digest of the tables that the ready adapter was trained on: those of the default pipeline."""
     recipe: dict[str, Any] = read_json(READY / "card.json")["recipe"]
     return str(recipe["data"])
 
 
 def command(module: str, folder: Path, data: Path, log: Path) -> None:
-    """Run a stage with the overlay in `folder` on the tables in `data`; what it says goes to `log`.
+    """Run a stage with the overlay in `folder` on the tables in `data`; its output goes to `log`.
 
     Raises:
-        UserError: it failed; with its last line.
+        UserError: it failed; the message has the last line of its output.
     """
     words = [sys.executable, "-m", module, "--params", str(folder / "overlay.yaml"), "--data", str(data)]
     with log.open("a", encoding="utf-8") as stream:
         code = subprocess.run(words, stdout=stream, stderr=stream, check=False).returncode
     if code:
-        last = (log.read_text(encoding="utf-8").strip().splitlines() or ["nothing said"])[-1]
-        raise UserError(f"{module} of {folder.name} ended with code {code} ({last}); all of it is in {log}")
+        last = (log.read_text(encoding="utf-8").strip().splitlines() or ["no output"])[-1]
+        raise UserError(f"{module} of {folder.name} ended with code {code} ({last}); see {log}")
 
 
 def link(folder: Path, places: dict[str, Path]) -> Path:
-    """Make `folder` with a link to each of `places`."""
+    """Create `folder` with a symlink to each of `places`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, place in places.items():
         if not (folder / name).is_symlink():
@@ -181,18 +181,18 @@ def link(folder: Path, places: dict[str, Path]) -> Path:
 
 
 def write_overlay(folder: Path, params: Params, *trees: dict[str, Any]) -> None:
-    """Write all params that the stages of a folder get: `params`, with `trees` and a work folder on top."""
+    """Write the params of the stages of a folder: `params`, overridden by `trees` and a work folder."""
     overlay = merged(params.tree(), *trees, {"run": {"work": str(folder / "work")}})
     write_text(folder / "overlay.yaml", yaml.safe_dump(overlay, sort_keys=False))
 
 
 def prepare_world(matrix: Matrix, params: Params, measures: str) -> Path:
-    """Draw, curate and mask the subjects of the evaluation, once; return the folder of their tables."""
+    """Render, curate and mask the evaluation subjects, once; return the folder of their tables."""
     folder = WORK / f"world-{measures}"
     data = folder / "data"
     if not (data / "mask" / "summary.json").is_file():
         write_overlay(folder, params, matrix.world)
-        print("ablation: subjects to measure on: drawing, curate, mask", flush=True)
+        print("ablation: preparing evaluation subjects: render, curate, mask", flush=True)
         for module in ("pipelines.toybox", "pipelines.curate", "pipelines.mask"):
             command(module, folder, data, folder / "log.txt")
     return data
@@ -214,21 +214,23 @@ def execute(job: SeededRun, matrix: Matrix, params: Params, of: Circumstances, b
         command(module, folder, measured, folder / "log.txt")
     parts = {name: read_json(measured / name / "metrics.json") for name in ("train", "score", "views", "truth")}
     minutes = {"train": round((trained - begun) / 60, 1), "measure": round((time.monotonic() - trained) / 60, 1)}
-    told = {"run": job.name, "seed": job.seed, "recipe": recipe, "data": of.name, "minutes": minutes}
-    write_json(job.result, told | parts)
+    header = {"run": job.name, "seed": job.seed, "recipe": recipe, "data": of.name, "minutes": minutes}
+    write_json(job.result, header | parts)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A file of metrics, or a result."""
+    """The content of a metrics file or a result."""
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def main(words: Sequence[str]) -> None:
     parser = Parser(prog="python -m experiments.ablation", description=__doc__)
-    parser.add_argument("runs", nargs="*", help="names of ablation.yaml; all by default")
-    parser.add_argument("--seeds", type=int, help="the first so many seeds of each run; all by default")
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="runs side by side")
-    parser.add_argument("--document", action="store_true", help="write the document of what is there, run nothing")
+    parser.add_argument("runs", nargs="*", help="names of runs in ablation.yaml (default: all)")
+    parser.add_argument("--seeds", type=int, help="number of seeds of each run, the first ones (default: all)")
+    parser.add_argument(
+        "--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="runs in parallel (default: %(default)s)"
+    )
+    parser.add_argument("--document", action="store_true", help="only write the document from existing results")
     shared_options(parser)
     options = parser.parse_args(words)
     params, matrix = read_params(options), read_matrix()
@@ -236,7 +238,7 @@ def main(words: Sequence[str]) -> None:
     if unknown:
         raise UserError(f"there is no run '{unknown[0]}' in {FILE.name}; choose from {', '.join(matrix.runs)}")
     if options.jobs < 1:
-        raise UserError(f"--jobs {options.jobs}: at least one run must go on at a time; give 1 or more")
+        raise UserError(f"--jobs is {options.jobs}; give at least 1")
     if not options.document:
         with exclusive("ablation", WORK):
             run_missing(matrix, params, options.runs, options.seeds, options.jobs)
@@ -246,12 +248,12 @@ def main(words: Sequence[str]) -> None:
     print(f"ablation: {DOCUMENT.relative_to(HERE.parent)}")
 
 
-def run_missing(matrix: Matrix, params: Params, names: Sequence[str], seeds: int | None, side_by_side: int) -> None:
-    """Run the jobs that have no result of their recipe yet, several at a time; the document follows each.
+def run_missing(matrix: Matrix, params: Params, names: Sequence[str], seeds: int | None, parallel: int) -> None:
+    """Run the jobs that have no result for their recipe yet, in parallel; the document is rewritten after each.
 
     Raises:
-        TableError: the default pipeline's tables are not there.
-        UserError: jobs failed, after all the others ran.
+        TableError: the default pipeline's tables are missing.
+        UserError: some jobs failed; raised after all others have run.
     """
     of = circumstances(params, input_digest(params.data), matrix.world)
     jobs = jobs_of(matrix, names, seeds)
@@ -263,18 +265,21 @@ def run_missing(matrix: Matrix, params: Params, names: Sequence[str], seeds: int
 
     def work(job: SeededRun) -> None:
         try:
-            print(f"ablation: {job.label} begins", flush=True)
+            print(f"ablation: {job.label} started", flush=True)
             execute(job, matrix, params, of, bench)
             write_document(matrix, current_results(matrix, params, of.name), of.name, DOCUMENT)
-            print(f"ablation: {job.label} is done", flush=True)
+            print(f"ablation: {job.label} done", flush=True)
         except UserError as error:
             failed.append(job.label)
             print(f"ablation: {error}", file=sys.stderr, flush=True)
 
-    with ThreadPoolExecutor(side_by_side) as pool:
+    with ThreadPoolExecutor(parallel) as pool:
         list(pool.map(work, missing))
     if failed:
-        raise UserError(f"{len(failed)} of {len(missing)} runs failed: {', '.join(sorted(failed))}; the rest is done")
+        raise UserError(
+            f"{len(failed)} of {len(missing)} runs failed: {', '.join(sorted(failed))}; the others are done, see the "
+            f"errors above"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What it does to a picture when neighbouring sampling steps share their S+: `python -m experiments.sharing`.
+"""The effect of sharing S+ between neighbouring sampling steps on images: `python -m experiments.sharing`.
 
-Draws held-out subjects of the toybox with `text_every` 1, 2, 5 and so on from the same noise, prints how far each is
-from the picture of 1 and what it saves, and writes them as a sheet, a row for each subject.
+Samples held-out subjects of the toybox with `text_every` 1, 2, 5 and so on from the same noise, prints each one's
+difference from the images of 1 and its time, and writes them as a sheet, one row per subject.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ PROMPTS = (
     "a photo of a {} in the snow",
     "a photo of a {} in a forest",
 )
-"""Of the subjects in turn."""
+"""One per subject, in turn."""
 ZOOM = 2
-"""Pixels of the sheet for one of a 64 px picture."""
+"""Pixels of the sheet per pixel of a 64 px image."""
 HEAD = 14
-"""Pixels of the sheet's first line, which names the columns."""
+"""Height in pixels of the sheet's header, which names the columns."""
 
 
 def references(world: ToyboxParams, count: int) -> tuple[list[str], list[Image.Image]]:
-    """Class noun and segment on white of the first photo of `count` held-out subjects."""
+    """Class nouns and segments on white of the first photos of `count` held-out subjects."""
     firsts = [photos[0] for _, photos in people(world.model_copy(update={"dreambench_subjects": count})).values()]
-    drawn = render(firsts)
-    pairs = zip(drawn.images.numpy(), drawn.subject_masks.numpy(), strict=True)
+    rendered = render(firsts)
+    pairs = zip(rendered.images.numpy(), rendered.subject_masks.numpy(), strict=True)
     cuts = [on_white(Image.fromarray(image), mask, margin=0.05) for image, mask in pairs]
     return [subject.family for subject, _, _ in firsts], cuts
 
 
 def build(folder: Path) -> CustomContrastPipeline:
-    """The pipeline of an adapter that was trained on the toybox.
+    """The pipeline of an adapter trained on the toybox.
 
     Raises:
         UserError: it was trained on other backbones.
@@ -73,7 +73,7 @@ def build(folder: Path) -> CustomContrastPipeline:
 def draw(
     pipeline: CustomContrastPipeline, nouns: Sequence[str], cuts: Sequence[Image.Image], seed: int, **settings: Any
 ) -> np.ndarray:
-    """A picture of each subject, uint8 [subjects, H, W, 3]."""
+    """One image per subject, uint8 [subjects, H, W, 3]."""
     images = []
     for number, (noun, cut) in enumerate(zip(nouns, cuts, strict=True)):
         generator = torch.Generator().manual_seed(seed + number)
@@ -86,12 +86,12 @@ def draw(
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:
-    """Root of the mean squared difference, in 8-bit levels."""
+    """Root mean squared difference, in 8-bit levels."""
     return float(np.sqrt(((a.astype(np.float32) - b) ** 2).mean()))
 
 
 def sheet(columns: Sequence[np.ndarray], names: Sequence[str]) -> Image.Image:
-    """The pictures side by side, columns named above."""
+    """The images side by side, with column names on top."""
     rows = np.concatenate([np.concatenate(list(column), axis=0) for column in columns], axis=1)
     grid = Image.fromarray(rows)
     grid = grid.resize((grid.width * ZOOM, grid.height * ZOOM), Image.Resampling.NEAREST)
@@ -105,22 +105,28 @@ def sheet(columns: Sequence[np.ndarray], names: Sequence[str]) -> Image.Image:
 
 def main(words: Sequence[str]) -> None:
     parser = Parser(prog="python -m experiments.sharing", description=__doc__)
-    parser.add_argument("--adapter", type=Path, default=READY, help="of the toybox (default: %(default)s)")
-    parser.add_argument("--subjects", type=int, default=4, help="pictures of each column (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=50, help="of the sampler (default: %(default)s)")
+    parser.add_argument(
+        "--adapter", type=Path, default=READY, help="adapter trained on the toybox (default: %(default)s)"
+    )
+    parser.add_argument("--subjects", type=int, default=4, help="images per column (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=50, help="sampling steps (default: %(default)s)")
     parser.add_argument(
         "--every",
         type=int,
         nargs="+",
         default=[2, 5, 50],
-        help="steps that share, compared with 1 (default: all of these)",
+        help="values of text_every to compare with 1 (default: 2 5 50)",
     )
-    parser.add_argument("--repeats", type=int, default=1, help="the median time counts (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("docs/sharing.png"), help="the sheet (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="timing repeats, of which the median counts (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/sharing.png"), help="file of the sheet (default: %(default)s)"
+    )
     shared_options(parser)
     options = parser.parse_args(words)
     if min(options.subjects, options.steps, options.repeats, *options.every) < 1:
-        raise UserError("--subjects, --steps, --every and --repeats are numbers from 1 up")
+        raise UserError("--subjects, --steps, --every and --repeats must be at least 1")
     pipeline = build(options.adapter)
     world = read_params(options).section("toybox", ToyboxParams)
     nouns, cuts = references(world, options.subjects)
@@ -130,8 +136,8 @@ def main(words: Sequence[str]) -> None:
 
     columns = {every: pictures(every) for every in (1, *options.every)}
     times = turns([partial(pictures, every) for every in columns], options.repeats)
-    print(f"{options.subjects} pictures, {options.steps} steps; difference from text_every 1 in 8-bit levels\n")
-    print("| text_every | time of a picture | difference |\n|---|---|---|")
+    print(f"{options.subjects} images, {options.steps} steps; difference from text_every 1 in 8-bit levels\n")
+    print("| text_every | relative time per image | difference |\n|---|---|---|")
     for place, (every, images) in enumerate(columns.items()):
         time = statistics.median(row[place] / row[0] for row in times)
         print(f"| {every} | {time:.2f} | {difference(images, columns[1]):.1f} |")

@@ -1,4 +1,4 @@
-"""What only the toybox can tell of generated pictures: which attributes were kept and followed, and whose pose it is.
+"""Ground-truth metrics of generated images, available only in the toybox: attributes kept and followed, pose leakage.
 
 `python -m experiments.truth` reads the tables and generations under --data, and writes DATA/truth/metrics.json.
 """
@@ -32,20 +32,20 @@ from train.toybox.lessons.data import ATTRIBUTES
 from train.toybox.models.judge import Judge, load_judge, verdicts
 
 AZIMUTHS = np.arange(-180, 180, 15)
-"""Degrees; of the renders a picture's pose is read from."""
+"""Degrees; azimuths of the renders that an image's pose is matched against."""
 ELEVATIONS = (12.0, 25.0, 38.0)
-"""Degrees, over the range in which photos are taken."""
+"""Degrees; covers the range of the photos."""
 NEAR = 30.0
-"""Degrees within which two azimuths are one pose: photos of a subject are 72 apart."""
+"""Degrees within which two azimuths count as one pose: photos of a subject are 72 apart."""
 READABLE = 0.6
-"""Share of a subject's own photos whose azimuth must be read right; the pose of a ball cannot be read."""
+"""Fraction of a subject's own photos whose azimuth must be read correctly; a ball's pose, say, cannot be read."""
 SIDE = 32
-"""Pixels of the cut-outs that poses are compared on."""
+"""Side in pixels of the cut-outs on which poses are compared."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a prompt of the toybox asks for; None: it does not say."""
+    """What a prompt of the toybox asks for; None if unspecified."""
 
     scene: str | None
     style: str | None
@@ -54,7 +54,7 @@ class Answer:
 
 
 def people(params: ToyboxParams) -> dict[str, tuple[Subject, list[Item]]]:
-    """Name of each evaluation subject -> the subject and its photos in order, as `layouts.write_dreambench` draws."""
+    """Name of each evaluation subject -> the subject and its photos in order, as `layouts.write_dreambench` samples."""
     objects = [family for family in FAMILIES if family != "duck"]
     order = ["duck", *generator(params.seed, DREAMBENCH, 0).permutation(objects).tolist()]
     found: dict[str, tuple[Subject, list[Item]]] = {}
@@ -70,8 +70,8 @@ def people(params: ToyboxParams) -> dict[str, tuple[Subject, list[Item]]]:
 
 
 def asked(prompt: str) -> Answer:
-    """Read a prompt: scenes, styles, accessories and shapes by the phrases that the toybox has for them."""
-    # A photo is said "a photo of", which a reconstruction prompt says too: only the other styles are asked for.
+    """Parse a prompt: scenes, styles, accessories and shapes by the toybox's phrases for them."""
+    # Reconstruction prompts say "a photo of" too, so only the other styles count as asked for.
     styles = [name for name, style in STYLES.items() if name != "photo" and style.phrase in prompt]
     scenes = [name for name, scene in SCENES.items() if name != BLANK and prompt.endswith(scene.phrase)]
     worn = [name for name in ACCESSORIES if f"wearing {name}" in prompt or f"wearing a {name}" in prompt]
@@ -80,12 +80,12 @@ def asked(prompt: str) -> Answer:
 
 
 def attributes(rows: Sequence[Mapping[str, Any]], subjects: Mapping[str, Subject], judge: Judge) -> dict[str, Any]:
-    """Share of pictures in which the judge sees what should be there, None where no picture asks for it.
+    """Fraction of images in which the judge sees each expected attribute; None if no image asks for it.
 
-    rows: of the generations table. `kept`: family, colour and pattern of the subject, of the pictures whose prompt
+    rows: of the generations table. `kept`: family, colour and pattern of the subject, over the images whose prompt
     leaves them visible (no other shape for the family, no style for colour and pattern). `followed`: scene, style,
-    accessory and shape, of the pictures whose prompt names one. A can shaped mug and a can are one form under two
-    names: the shape that is seen is the other's where the judge sees one, else that of the family.
+    accessory and shape, over the images whose prompt names one. A can-shaped mug and a can are one shape under two
+    names: the shape seen is the one the judge reports if any, else that of the family.
     """
     images = torch.from_numpy(np.stack([picture(row) for row in rows]))
     seen = {name: [ATTRIBUTES[name][i] for i in found.tolist()] for name, found in verdicts(judge, images)[0].items()}
@@ -120,7 +120,7 @@ def attributes(rows: Sequence[Mapping[str, Any]], subjects: Mapping[str, Subject
 
 
 def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
-    """The subject on white, float [SIDE, SIDE, 3] in 0..1; None where the mask is empty. image uint8 [H, W, 3]."""
+    """The subject on white, float [SIDE, SIDE, 3] in 0..1; None if the mask is empty. image: uint8 [H, W, 3]."""
     if not mask.any():
         return None
     square = on_white(Image.fromarray(image), mask, margin=0.05).resize((SIDE, SIDE), Image.Resampling.BOX)
@@ -128,16 +128,17 @@ def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
 
 
 def nearest_azimuth(cut: np.ndarray, renders: np.ndarray) -> float:
-    """Azimuth of the render most like `cut` by mean squared difference; renders [elevations, azimuths, S, S, 3]."""
+    """Azimuth of the render closest to `cut` by mean squared error; renders: [elevations, azimuths, S, S, 3]."""
     distance = ((renders - cut) ** 2).mean(axis=(2, 3, 4))
     return float(AZIMUTHS[distance.min(axis=0).argmin()])
 
 
 def renders_of(subject: Subject) -> np.ndarray:
-    """Cut-outs of the bare subject from everywhere, [len(ELEVATIONS), len(AZIMUTHS), SIDE, SIDE, 3]."""
+    """Cut-outs of the plain subject from all directions, [len(ELEVATIONS), len(AZIMUTHS), SIDE, SIDE, 3]."""
     views = [View(float(azimuth), elevation) for elevation in ELEVATIONS for azimuth in AZIMUTHS]
-    drawn = render([(subject, view, Look(BLANK)) for view in views])
-    cuts = [cut_out(image, mask) for image, mask in zip(drawn.images.numpy(), drawn.subject_masks.numpy(), strict=True)]
+    rendered = render([(subject, view, Look(BLANK)) for view in views])
+    pairs = zip(rendered.images.numpy(), rendered.subject_masks.numpy(), strict=True)
+    cuts = [cut_out(image, mask) for image, mask in pairs]
     return np.stack([cut for cut in cuts if cut is not None]).reshape(len(ELEVATIONS), len(AZIMUTHS), SIDE, SIDE, 3)
 
 
@@ -147,11 +148,11 @@ def apart(a: float, b: float) -> float:
 
 
 def leakage(read: Iterable[tuple[str, float, float]], azimuths: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """How often a picture has the pose of the photo that was shown, and how often by chance.
+    """Pose leakage: how often an image has the pose of its reference photo, and how often by chance.
 
-    read: (subject, azimuth read off the picture, azimuth of the reference), degrees. azimuths: of all photos of a
-    subject. Chance: the same pictures against every photo of their subject, shown or not; so a model that always
-    paints subjects from the front leaks nothing.
+    read: (subject, azimuth read from the image, azimuth of the reference), degrees. azimuths: of all photos of each
+    subject. Chance: the same images against every photo of their subject, reference or not, so that a model that
+    always generates frontal views has no leakage.
     """
     hits, chance = [], []
     for subject, found, shown in read:
@@ -163,12 +164,12 @@ def leakage(read: Iterable[tuple[str, float, float]], azimuths: Mapping[str, Seq
 def poses(
     rows: Sequence[Mapping[str, Any]], world: Mapping[str, tuple[Subject, list[Item]]], judge: Judge
 ) -> dict[str, Any]:
-    """`leakage` over the subjects whose own photos show their pose; all of it None where there is no such subject."""
+    """`leakage` over the subjects whose pose can be read from their own photos; all None if there are none."""
     renders: dict[str, np.ndarray] = {}
     right: list[float] = []
     for name, (subject, photos) in world.items():
-        own, drawn = renders_of(subject), render(photos)
-        cuts = [cut_out(i, m) for i, m in zip(drawn.images.numpy(), drawn.subject_masks.numpy(), strict=True)]
+        own, rendered = renders_of(subject), render(photos)
+        cuts = [cut_out(i, m) for i, m in zip(rendered.images.numpy(), rendered.subject_masks.numpy(), strict=True)]
         found = [
             apart(nearest_azimuth(cut, own), view.azimuth) <= NEAR
             for cut, (_, view, _) in zip(cuts, photos, strict=True)
@@ -194,7 +195,7 @@ def poses(
 
 
 def readable(row: Mapping[str, Any], renders: Mapping[str, np.ndarray]) -> bool:
-    """Whether a picture shows the bare subject in its own shape, and its subject's pose can be read."""
+    """Whether an image shows the plain subject in its own shape, and the subject's pose can be read."""
     answer = asked(row["prompt"])
     return name_of(row["subject_id"]) in renders and not (answer.style or answer.shape or answer.accessory)
 
@@ -205,12 +206,12 @@ def name_of(subject_id: str) -> str:
 
 
 def picture(row: Mapping[str, Any]) -> np.ndarray:
-    """The picture of a row of the generations table, uint8 [H, W, 3]."""
+    """The image of a row of the generations table, uint8 [H, W, 3]."""
     return np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB"))
 
 
 def measure(data: Path, params: ToyboxParams) -> dict[str, Any]:
-    """All of it for the pictures of single subjects that the model made, under `data`."""
+    """All metrics over the model's images of single subjects, under `data`."""
     world, judge = people(params), load_judge()
     made = tables.rows(data / "generate", "generations")
     rows = [row for row in made if row["method"] == MODEL and row["partner"] is None]

@@ -1,4 +1,4 @@
-"""All that is trained, as one module: the MFI encoder and K', V' of every cross-attention layer; saved and loaded."""
+"""All trained parameters as one module: the MFI encoder and K', V' of every cross-attention layer; saving, loading."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class VisualProjection(nn.Module):
 
 
 class Adapter(nn.Module):
-    """MFI encoder + visual projections. Every parameter is trained; the one buffer is W of the Fourier code.
+    """MFI encoder + visual projections. Every parameter is trained; the only buffer is W of the Fourier code.
 
-    Keys and values of the visual branch do not depend on the UNet's state, so they are made here, and a training step
-    calls this module once: it may be wrapped by an engine that shards or gathers parameters around `forward`.
+    Keys and values of the visual branch do not depend on the UNet's state, so they are computed here, and a training
+    step calls this module once: an engine that shards or gathers parameters around `forward` can wrap it.
     """
 
     def __init__(self, config: AdapterConfig) -> None:
@@ -68,10 +68,10 @@ class Adapter(nn.Module):
         granularity: Granularity = "group",
         **sizes: Any,
     ) -> Self:
-        """A new adapter that fits `unet`, K' and V' copied from its W_k and W_v where the widths agree.
+        """A new adapter that fits `unet`, with K' and V' copied from its W_k and W_v where the widths match.
 
         `granularity`: one level per Transformer2D `group` or per attention `layer` (SDXL 11 or 70, SD 1.5 16 either
-        way). `sizes`: the other fields of AdapterConfig.  The UNet itself is not changed; see `install`.
+        way). `sizes`: the other fields of AdapterConfig. The UNet itself is not changed; see `install`.
         """
         layers = cross_attention_layers(unet, granularity)
         unet_config: Any = unet.config
@@ -103,8 +103,8 @@ class Adapter(nn.Module):
         positive: Tensor | None = None,
         positive_timesteps: Tensor | None = None,
     ) -> AdapterOutput:
-        """reference, positive [B, K, N, d], timesteps [B] -> AdapterOutput. The positives' timesteps default to the
-        same."""
+        """reference, positive [B, K, N, d], timesteps [B] -> AdapterOutput; `positive_timesteps` defaults to
+        `timesteps`."""
         mfi = self.mfi(reference, timesteps)
         positive_s_plus = None
         if positive is not None:
@@ -113,7 +113,7 @@ class Adapter(nn.Module):
         return AdapterOutput(mfi, positive_s_plus, keys, values)
 
     def s_plus(self, features: Tensor, timesteps: Tensor) -> tuple[Tensor, ...]:
-        """S+ alone, [B, L, n_t, d_text] per text encoder, of features [B, K, N, d] at timesteps [B]; `textual` only."""
+        """S+ only, [B, L, n_t, d_text] per text encoder, of features [B, K, N, d] at timesteps [B]; needs `textual`."""
         encoder: Any = self.mfi
         found: tuple[Tensor, ...] = encoder.s_plus(features, timesteps)
         return found
@@ -134,7 +134,7 @@ class Adapter(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are; diffusers asks it of a pipeline's parts."""
+        """Device of the parameters; diffusers queries it on a pipeline's components."""
         return next(self.parameters()).device
 
     @property
@@ -143,13 +143,13 @@ class Adapter(nn.Module):
         return next(self.parameters()).dtype
 
     def install(self, unet: UNet2DConditionModel) -> None:
-        """Put the decoupled processors into `unet`. Raises ModelError where its layers are not those of the config."""
+        """Install the decoupled processors in `unet`. Raises ModelError if its layers do not match the config."""
         found = cross_attention_layers(unet)
         widths = tuple(layer.inner_width for layer in found)
         if widths != self.config.inner_widths:
             raise ModelError(
-                f"the adapter was made for {len(self.config.inner_widths)} cross-attention layers of widths"
-                f" {sorted(set(self.config.inner_widths))} and the UNet has {len(widths)} of {sorted(set(widths))};"
+                f"the adapter has {len(self.config.inner_widths)} cross-attention layers of widths"
+                f" {sorted(set(self.config.inner_widths))}, but the UNet has {len(widths)} of {sorted(set(widths))};"
                 f" load base model '{self.config.base_model}'"
             )
         layers = [
@@ -161,7 +161,7 @@ class Adapter(nn.Module):
     def save(self, folder: Path, data_hash: str | None = None) -> None:
         """Write `adapter.safetensors` (parameters and W) and `adapter.json` (config, base model, data hash, format).
 
-        Each file is written beside its place and renamed, the description last: it stands for a complete adapter.
+        Each file is written under a temporary name and renamed, the description last: it marks a complete adapter.
         """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / DESCRIPTION).unlink(missing_ok=True)
@@ -175,10 +175,10 @@ class Adapter(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, base_model: str | None = None, base_revision: str | None = None) -> Self:
-        """The adapter saved in `folder`, on the CPU in the precision it was saved in.
+        """The adapter saved in `folder`, on the CPU in its saved precision.
 
-        Raises ModelError where it is incomplete, of another format, or was trained on another base model than
-        `base_model` (and `base_revision`; None is not compared).
+        Raises ModelError if it is incomplete, of another format, or was trained on a base model other than `base_model`
+        (and `base_revision`; None is not compared).
         """
         config, data_hash = read_description(folder)
         for word, wanted, found in (
@@ -187,7 +187,7 @@ class Adapter(nn.Module):
         ):
             if wanted is not None and found is not None and wanted != found:
                 raise ModelError(
-                    f"{folder}: the adapter was trained on {word} '{found}' and '{wanted}' is loaded; load '{found}',"
+                    f"{folder}: the adapter was trained on {word} '{found}', but '{wanted}' is loaded; load '{found}',"
                     " or train an adapter for this one"
                 )
         path = folder / WEIGHTS
@@ -201,25 +201,26 @@ class Adapter(nn.Module):
             adapter.load_state_dict(state, assign=True)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip().rstrip(".")
-            raise ModelError(f"{path}: does not fit {DESCRIPTION} beside it ({reason}); export both again") from error
+            raise ModelError(
+                f"{path}: does not match the {DESCRIPTION} beside it ({reason}); export both again"
+            ) from error
         adapter.requires_grad_(True)
         adapter.data_hash = data_hash
         return adapter
 
 
 def read_description(folder: Path) -> tuple[AdapterConfig, str | None]:
-    """(config, data hash) of `adapter.json` in `folder`, without the weights.  Raises ModelError that names file and
-    key."""
+    """(config, data hash) of `adapter.json` in `folder`, without the weights. Raises ModelError naming file and key."""
     path = folder / DESCRIPTION
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         version, raw, data_hash = description["format"], description["config"], description["data_hash"]
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror or error}; name the folder of a trained adapter") from error
+        raise ModelError(f"{path}: {error.strerror or error}; pass the folder of a trained adapter") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: is no adapter description ({error}); export the adapter again") from error
+        raise ModelError(f"{path}: is not an adapter description ({error}); export the adapter again") from error
     if version != FORMAT:
-        raise ModelError(f"{path}: format {version} is not {FORMAT}; export the adapter again with this version")
+        raise ModelError(f"{path}: format is {version}, expected {FORMAT}; export the adapter again with this version")
     known = {field.name for field in fields(AdapterConfig)}
     if unknown := set(raw) - known:
         raise ModelError(f"{path}: unknown key 'config.{min(unknown)}'; export the adapter again with this version")

@@ -1,8 +1,7 @@
 """Decoupled cross-attention (method, section 2; paper, equation 3) as diffusers attention processors.
 
-What a UNet call is conditioned on travels as one `CrossAttentionContext` in `cross_attention_kwargs`, so that nothing
-is left behind in the UNet between calls and gradient checkpointing sees the same conditioning when it runs a block
-again.
+The conditioning of a UNet call is passed as one `CrossAttentionContext` in `cross_attention_kwargs`, so that the UNet
+keeps no state between calls and gradient checkpointing sees the same conditioning when it recomputes a block.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ class CrossAttentionLayer:
     name: str
     """Path inside the UNet, e.g. `down_blocks.0.attentions.0.transformer_blocks.0.attn2`."""
     inner_width: int
-    """Columns of keys and values, all heads together."""
+    """Width of keys and values over all heads."""
     level: int
     """Which S+ token and caption it sees: its Transformer2D group, or itself with granularity `layer`."""
 
 
 @dataclass
 class AttentionMaps:
-    """Attention maps of one layer as float32, before any location map, of the R rows with a subject; S subjects, m
+    """Attention maps of one layer as float32, before any location map, for the R rows with a subject; S subjects, m
     visual tokens."""
 
     text: Tensor | None
-    """[R, S, heads, h, w] probability of the subject's placeholder, the mean over its n_t tokens."""
+    """[R, S, heads, h, w] probability of the subject's placeholder, averaged over its n_t tokens."""
     visual: Tensor | None
     """[R, S, heads, m, h, w] probability of each visual token; the m maps sum to 1 at every pixel."""
 
@@ -58,7 +57,7 @@ class MapRecorder:
 class CrossAttentionContext:
     """Conditioning of one UNet call: B rows, L levels (or 1: the same caption for all), S subjects, n text positions.
 
-    The first `bare` rows have no subject; keys to recorder are about the R = B - bare rows behind them.
+    The first `bare` rows have no subject; `keys` to `recorder` describe the R = B - bare rows after them.
     """
 
     text: Tensor
@@ -70,14 +69,14 @@ class CrossAttentionContext:
     values: Sequence[Tensor] | None = None
     """One [R, S, m, inner width] per layer, V_v = V~ W'_v."""
     strength: Tensor | float = 1.0
-    """lambda; a number, or [R] for one each row (0 = without subject)."""
+    """lambda; a number, or [R], one per row (0 = no subject)."""
     placeholder: Tensor | None = None
     """[R, S, n_t, n], 1 where the caption holds a token of the subject's placeholder, else 0."""
     location: Tensor | None = None
     """[R, S, h, w] in 0..1 at latent size: multiplies the visual branch and the placeholder's text map."""
     recorder: MapRecorder | None = None
     bare: int = 0
-    """Guidance's rows without prompt: they are spared the visual branch, and any map."""
+    """Number of leading unconditional rows; they skip the visual branch and all maps."""
     _locations: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
     def text_of(self, level: int) -> Tensor:
@@ -120,9 +119,9 @@ def cross_attention_layers(unet: UNet2DConditionModel, granularity: Granularity 
 
 
 def install_processors(unet: UNet2DConditionModel, layers: Sequence[CrossAttentionLayer]) -> None:
-    """Let every attn2 of `layers` read `cross_attention_kwargs={"conditioning": CrossAttentionContext}`.
+    """Make every attn2 of `layers` read `cross_attention_kwargs={"conditioning": CrossAttentionContext}`.
 
-    Without that argument the UNet computes what it did before, bit for bit.
+    Without that argument the UNet's output is unchanged, bit for bit.
     """
     processors: dict[str, Any] = {name: StockAttention() for name in unet.attn_processors}
     for index, layer in enumerate(layers):
@@ -131,7 +130,7 @@ def install_processors(unet: UNet2DConditionModel, layers: Sequence[CrossAttenti
 
 
 class StockAttention(AttnProcessor2_0):
-    """diffusers' own attention; takes the conditioning of its neighbours without diffusers' warning, and ignores it."""
+    """diffusers' own attention; accepts the `conditioning` argument, without diffusers' warning, and ignores it."""
 
     def __call__(
         self,
@@ -146,7 +145,7 @@ class StockAttention(AttnProcessor2_0):
 
 
 class DecoupledCrossAttention(AttnProcessor2_0):
-    """out = (softmax(Q K_t^T / sqrt(d)) V_t + lambda softmax(Q K_v^T / sqrt(d)) V_v) W_out, K_v and V_v being given.
+    """out = (softmax(Q K_t^T / sqrt(d)) V_t + lambda softmax(Q K_v^T / sqrt(d)) V_v) W_out, with K_v and V_v given.
 
     At inference, with location maps: the visual branch is multiplied by its subject's map, and so is the column of the
     text attention that belongs to the placeholder (method, section 4). Several subjects' visual branches are summed.
@@ -174,7 +173,7 @@ class DecoupledCrossAttention(AttnProcessor2_0):
         query, key, value = (
             _heads(part, attn.heads) for part in (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text))
         )
-        bare, rows = slice(context.bare), slice(context.bare, None)
+        unconditional, rows = slice(context.bare), slice(context.bare, None)
         recording = context.recorder is not None and hidden_states.shape[1] <= context.recorder.max_pixels
         location = context.location_at(size)
         out, text_maps = text_branch(query[rows], key[rows], value[rows], context.placeholder, location, recording)
@@ -188,7 +187,9 @@ class DecoupledCrossAttention(AttnProcessor2_0):
             strength = torch.as_tensor(context.strength, dtype=query.dtype, device=query.device)
             out = out + strength.reshape(-1, 1, 1, 1) * visual
         if context.bare:
-            out = torch.cat([F.scaled_dot_product_attention(query[bare], key[bare], value[bare]), out])
+            out = torch.cat(
+                [F.scaled_dot_product_attention(query[unconditional], key[unconditional], value[unconditional]), out]
+            )
         if recording and context.recorder is not None:
             context.recorder.maps[self.index] = AttentionMaps(
                 None if text_maps is None else text_maps.unflatten(-1, size),
@@ -210,7 +211,7 @@ def text_branch(
     None).
 
     The columns of each subject's placeholder (`placeholder` [B, S, n_t, n]) are multiplied by `location` [B, S, q]
-    after the softmax; rows are not normalised again: out + sum over placeholder tokens p of (location - 1) A_p v_p.
+    after the softmax; rows are not renormalised: out + sum over placeholder tokens p of (location - 1) A_p v_p.
     """
     if placeholder is None or not (recording or location is not None):
         return F.scaled_dot_product_attention(query, key, value), None
@@ -231,14 +232,15 @@ def text_branch(
 
 
 def attention_with_columns(query: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention, and of its probabilities the columns that `slots` [B, 1, c, n] marks with ones -> [B, h, q, d],
+    """Attention, and the columns of its probabilities that `slots` [B, 1, c, n] marks with ones -> [B, h, q, d],
     [B, h, q, c].
 
-    The fused kernels return no probabilities, but A V does where V holds a column of the unit matrix; queries and keys
-    get as many zeros. So a few columns cost a few more values, and A [B, h, q, n] is never written.
+    The fused kernels return no probabilities, but A V contains them if columns of the identity matrix are appended to
+    V; queries and keys are padded with as many zeros. A few columns thus cost a few more value channels, and A
+    [B, h, q, n] is never materialised.
     """
     width, more = value.shape[-1], slots.shape[2]
-    zeros = -(width + more) % 8 + more  # the kernels like multiples of eight
+    zeros = -(width + more) % 8 + more  # the kernels prefer multiples of eight
     value = torch.cat([value, F.pad(slots.mT, (0, zeros - more)).expand(-1, value.shape[1], -1, -1)], dim=-1)
     query, key = F.pad(query, (0, zeros)), F.pad(key, (0, zeros))
     out = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)
@@ -256,8 +258,8 @@ def visual_branch(
         out = maps.to(values.dtype) @ values
     else:
         subjects = keys.shape[1]
-        asked = query[:, None].expand(-1, subjects, -1, -1, -1).flatten(0, 1)  # the fused kernels take four axes
-        out = F.scaled_dot_product_attention(asked, keys.flatten(0, 1), values.flatten(0, 1))
+        queries = query[:, None].expand(-1, subjects, -1, -1, -1).flatten(0, 1)  # the fused kernels take four axes
+        out = F.scaled_dot_product_attention(queries, keys.flatten(0, 1), values.flatten(0, 1))
         out = out.unflatten(0, (-1, subjects))
     if location is not None:
         out = out * location.to(out.dtype)[:, :, None, :, None]
@@ -273,15 +275,15 @@ def attention_probabilities(query: Tensor, key: Tensor) -> Tensor:
 def map_size(pixels: int, latent_size: tuple[int, int]) -> tuple[int, int]:
     """Height and width of a layer with `pixels` queries: the UNet halves the latent, rounding up.
 
-    Raises ModelError where no halving of `latent_size` has that many pixels.
+    Raises ModelError if no halving of `latent_size` has that many pixels.
     """
     height, width = latent_size
     while height * width > pixels and height * width > 1:
         height, width = (height + 1) // 2, (width + 1) // 2
     if height * width != pixels:
         raise ModelError(
-            f"a cross-attention layer has {pixels} pixels, which is no halving of the latent {latent_size[0]}x"
-            f"{latent_size[1]}; pass the latent's own size"
+            f"a cross-attention layer has {pixels} pixels, which is not a halving of the latent {latent_size[0]}x"
+            f"{latent_size[1]}; pass the latent's actual size"
         )
     return height, width
 

@@ -1,4 +1,4 @@
-"""W'_k and W'_v under the names IP-Adapter's files have (Ye et al. 2023), for code that reads those.
+"""Export W'_k and W'_v under the names of IP-Adapter's files (Ye et al. 2023), for code that reads those.
 
 `customcontrast export --adapter FOLDER --out FILE.safetensors`
 """
@@ -29,22 +29,22 @@ UNET_CONFIG = "unet/config.json"
 def ip_adapter_state(adapter: Adapter, unet: UNet2DConditionModel) -> dict[str, Tensor]:
     """`ip_adapter.{n}.to_k_ip.weight` and `.to_v_ip.weight` [inner width, visual width] of every cross-attention layer.
 
-    On the CPU, in the adapter's precision. `unet` is the base model's, which may be without weights (on the meta
-    device); n is that of `layer_numbers`. Only the projections: what makes the visual tokens has no place in
-    IP-Adapter's layout. Raises ModelError where the adapter does not fit the UNet, or IP-Adapter's layers do not.
+    On the CPU, in the adapter's precision. `unet` is the base model's, possibly without weights (on the meta
+    device); n is that of `layer_numbers`. Only the projections: IP-Adapter's layout has no place for the encoder of the
+    visual tokens. Raises ModelError if the adapter or IP-Adapter's layers do not fit the UNet.
     """
     config, unet_config = adapter.config, cast(Any, unet.config)
     layers, numbers = cross_attention_layers(unet), layer_numbers(unet)
     widths = tuple(layer.inner_width for layer in layers)
     if widths != config.inner_widths:
         raise ModelError(
-            f"the adapter has {len(config.inner_widths)} layers of widths {sorted(set(config.inner_widths))} and the"
-            f" UNet {len(widths)} of {sorted(set(widths))}; name base model '{config.base_model}'"
+            f"the adapter has {len(config.inner_widths)} layers of widths {sorted(set(config.inner_widths))}, but the"
+            f" UNet has {len(widths)} of {sorted(set(widths))}; pass base model '{config.base_model}'"
         )
     if config.visual_width != unet_config.cross_attention_dim:
         raise ModelError(
-            f"the adapter's visual tokens have width {config.visual_width} and IP-Adapter's the UNet's cross-attention"
-            f" width {unet_config.cross_attention_dim}; export an adapter whose visual_width is that"
+            f"the adapter's visual tokens have width {config.visual_width}, but IP-Adapter's have the UNet's"
+            f" cross-attention width {unet_config.cross_attention_dim}; export an adapter of that visual_width"
         )
     state = {}
     for layer, projection in zip(layers, adapter.projections, strict=True):
@@ -58,24 +58,26 @@ def ip_adapter_state(adapter: Adapter, unet: UNet2DConditionModel) -> dict[str, 
 def layer_numbers(unet: UNet2DConditionModel) -> dict[str, int]:
     """The number n of each attn2 in IP-Adapter's files, by its path in the UNet.
 
-    n is its 0-based place in `unet.attn_processors`, which lists down, up, mid blocks, each with attn1 before attn2; an
-    adapter lists down, mid, up, as they run. SD 1.5: 1, 3 .. 31, where 31 is the mid block.
+    n is its 0-based index in `unet.attn_processors`, which lists down, up, mid blocks, each with attn1 before attn2; an
+    adapter lists down, mid, up, in order of execution. SD 1.5: 1, 3 .. 31, where 31 is the mid block.
 
-    Raises ModelError for a UNet with other attention layers: there diffusers, which counts 1, 3, 5 .. over the attn2
-    alone, and IP-Adapter would disagree.
+    Raises ModelError for a UNet with other attention layers: for those, diffusers, which counts 1, 3, 5 .. over the
+    attn2 alone, and IP-Adapter would disagree.
     """
     names = [name.removesuffix(".processor") for name in unet.attn_processors]
     odd = [name for place, name in enumerate(names) if not name.endswith(("attn1", "attn2")[place % 2])]
     if odd:
-        raise ModelError(f"{odd[0]}: IP-Adapter's numbers need blocks of attn1 and attn2; use a UNet of such blocks")
+        raise ModelError(
+            f"{odd[0]}: IP-Adapter's numbering needs blocks of attn1 and attn2; use a UNet with such blocks"
+        )
     return {name: place for place, name in enumerate(names) if name.endswith("attn2")}
 
 
 def base_unet(config: AdapterConfig, folder: Path | None = None) -> UNet2DConditionModel:
     """The base model's UNet without weights, on the meta device, from `unet/config.json` alone.
 
-    `folder`: the base model in diffusers' layout; None: where the adapter says, locally or on the hub. Raises
-    ModelError where it is not found or cannot be read.
+    `folder`: the base model in diffusers' layout; None: the path or hub id stored in the adapter. Raises ModelError if
+    it is not found or cannot be read.
     """
     if folder is None:
         pinned = re.fullmatch("[0-9a-f]{40}", config.base_revision or "")
@@ -84,8 +86,8 @@ def base_unet(config: AdapterConfig, folder: Path | None = None) -> UNet2DCondit
             folder = resolve(spec, [UNET_CONFIG])
         except ValueError as error:  # a ModelError, or a hub id without its commit
             raise ModelError(
-                f"base model '{config.base_model}' was found neither here nor on the hub, and its layers' order is"
-                " needed; name its folder with --base-model"
+                f"base model '{config.base_model}' was found neither locally nor on the hub, but its layer order is"
+                " needed; pass its folder with --base-model"
             ) from error
     with reading(str(folder), f"a diffusers folder with {UNET_CONFIG}"):
         settings = json.loads((folder / UNET_CONFIG).read_text(encoding="utf-8"))
@@ -98,15 +100,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", type=Path, required=True, help="folder of a trained adapter")
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     parser.add_argument(
-        "--base-model", type=Path, help="diffusers folder of its base model, where it is not where the adapter says"
+        "--base-model", type=Path, help="diffusers folder of its base model (default: as stored in the adapter)"
     )
 
 
 def main(options: argparse.Namespace) -> None:
-    """Read the adapter, write the file, print what is in it.
+    """Read the adapter, write the file, print a summary.
 
     Raises:
-        ModelError: the name of the file, the adapter or its base model is not usable.
+        ModelError: the name of the file, the adapter or its base model is unusable.
     """
     if options.out.suffix != ".safetensors":
         raise ModelError(f"--out {options.out} must end in .safetensors")

@@ -15,7 +15,7 @@ Factor = Literal["inverse", "none", "two_minus", "soft_target"]
 Similarity = Literal["cosine", "shifted"]
 
 SIMILARITY_FLOOR = 0.2
-"""Real similarities below this count as this much in `factor: inverse`, which keeps the factor at 5 or less."""
+"""Lower clamp of real similarities in `factor: inverse`, which keeps the factor at 5 or less."""
 
 
 def noisy_latents(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
@@ -28,8 +28,8 @@ def noisy_latents(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timest
 def diffusion_target(
     latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor, prediction_type: str
 ) -> Tensor:
-    """What the UNet is asked for, [B, C, h, w]: the noise (`epsilon`), v = sqrt(a_t) noise - sqrt(1 - a_t) z
-    (`v_prediction`) or z itself (`sample`), as the base model's scheduler says."""
+    """Regression target of the UNet, [B, C, h, w]: the noise (`epsilon`), v = sqrt(a_t) noise - sqrt(1 - a_t) z
+    (`v_prediction`) or z itself (`sample`), as the base model's scheduler sets."""
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "sample":
@@ -63,7 +63,7 @@ def cscl(
     (`symmetric=False`): only the first term, over B.
 
     v, t [B, d]: the rows of this rank. `candidates` = (V, T) [C, d] of all ranks (default: the rows themselves), row i
-    being candidate offset + i. `same_subject` bool [B, C]: pairs that are no negatives although i != j.
+    being candidate offset + i. `same_subject` bool [B, C]: pairs that are not negatives although i != j.
     """
     all_v, all_t = candidates if candidates is not None else (v, t)
     forward = _info_nce(cosine(v, all_t) / temperature, offset, same_subject)
@@ -120,10 +120,10 @@ def appearance_similarity(anchors: Tensor, positives: Tensor, similarity: Simila
 
 
 def retrieval_accuracy(similarity: Tensor, offset: int = 0, same_subject: Tensor | None = None) -> Tensor:
-    """Share of the rows whose own candidate is more similar than every other one -> scalar in 0..1; chance is 1/C.
+    """Share of rows whose own candidate is more similar than every other -> scalar in 0..1; chance is 1/C.
 
     similarity [B, C], or [B, L, C] for the mean over levels too; row i's own candidate is offset + i. `same_subject`
-    bool [B, C] as in `macl`. A tie is a miss, so that vectors which have all become one score 0.
+    bool [B, C] as in `macl`. A tie is a miss, so that collapsed vectors score 0.
     """
     if similarity.ndim == 2:
         similarity = similarity[:, None]
@@ -184,7 +184,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def rank_offset(rows: int) -> int:
-    """Where this rank's `rows` begin in what `gather_rows` returns."""
+    """Index of this rank's first of `rows` in the result of `gather_rows`."""
     return dist.get_rank() * rows if dist.is_available() and dist.is_initialized() else 0
 
 

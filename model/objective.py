@@ -1,4 +1,4 @@
-"""What all methods share of a training step: the batch, L_diff and the location loss (method, sections 1 to 3)."""
+"""The parts of a training step shared by all methods: batch, L_diff and location loss (method, sections 1 to 3)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ObjectiveConfig:
     """Weights, temperatures and variants of the losses."""
 
     contrastive_weight: float = 1e-2
-    """Weight of CSCL + MACL [paper; what it groups is a reading]."""
+    """Weight of CSCL + MACL [paper; the grouping is a reading]."""
     location_weight: float = 1e-3
     """Weight of the location loss [paper]."""
     cscl: bool = True
@@ -35,10 +35,10 @@ class ObjectiveConfig:
     macl: bool = True
     """Use MACL (the paper's Table 4)."""
     cscl_temperature: float = 0.07
-    """tau of CSCL; unknown in the paper."""
+    """tau of CSCL; not given in the paper."""
     macl_temperature: float = 0.5
-    """tau of MACL; unknown in the paper. Its factor makes up to five of one cosine, and at 0.07 nothing else is
-    heard."""
+    """tau of MACL; not given in the paper. Its factor scales a cosine up to five times, and at 0.07 it swamps the other
+    losses."""
     cscl_symmetric: bool = True
     """Both directions of CSCL."""
     macl_factor: losses.Factor = "inverse"
@@ -68,7 +68,7 @@ class TrainingBatch:
     positive: Tensor
     """[B, K, N, d] of the positives."""
     similarity: Tensor
-    """M [B, C]: cosine of the subject of row i and that of sample k of the global batch (C = world * B, rank order)."""
+    """M [B, C]: cosine of row i's subject and that of sample k of the global batch (C = world * B, rank order)."""
     subjects: Tensor
     """[B] integer, equal for equal subjects, over all ranks."""
     timesteps: Tensor
@@ -80,18 +80,18 @@ class TrainingBatch:
     drop_text: Tensor
     """[B] bool: empty caption. With drop_image too, the sample is unconditional."""
     positive_timesteps: Tensor | None = None
-    """[B] timesteps of the positives' S+; None: those of their references. With the references' own, a pair shares
-    its t, and MACL can be lowered by encoding t; independent ones close that way."""
+    """[B] timesteps of the positives' S+; None: those of their references. A pair then shares its t, and MACL can
+    be lowered by encoding t; independent timesteps prevent that."""
 
 
 def check_batch(batch: TrainingBatch, adapter_config: AdapterConfig, config: ObjectiveConfig) -> None:
-    """Raise ModelError where the batch, the adapter and the objective do not go together."""
+    """Raise ModelError if the batch, the adapter and the objective are inconsistent."""
     if (config.cscl or config.macl) and not adapter_config.textual:
         raise ModelError("CSCL and MACL need the textual Q-Former; set cscl and macl to false, or textual to true")
     rows = batch.latents.shape[0]
     for name in ("subject_masks", "captions", "class_nouns", "reference", "positive", "similarity", "timesteps"):
         if len(getattr(batch, name)) != rows:
-            raise ModelError(f"training batch: {name} has {len(getattr(batch, name))} rows and latents {rows}")
+            raise ModelError(f"training batch: {name} has {len(getattr(batch, name))} rows, but latents has {rows}")
 
 
 def diffusion_losses(
@@ -101,7 +101,7 @@ def diffusion_losses(
     diffusion: Diffusion,
     config: ObjectiveConfig,
 ) -> dict[str, Tensor]:
-    """L_diff, over the batch and of each sample, and the location loss of one UNet call."""
+    """L_diff, over the batch and per sample, and the location loss, from one UNet call."""
     text = batch_text(out, batch, adapter_config, diffusion)
     height, width = batch.latents.shape[-2:]
     present = (~batch.drop_image).float()
@@ -136,7 +136,7 @@ def diffusion_losses(
 def batch_text(
     out: AdapterOutput, batch: TrainingBatch, adapter_config: AdapterConfig, diffusion: Diffusion
 ) -> TextCondition:
-    """The text condition of the batch: captions with pseudo-word, plain without the image, empty without text."""
+    """The text condition of the batch: captions with pseudo-word, plain without image, empty without text."""
     drop_text, drop_image = batch.drop_text.tolist(), batch.drop_image.tolist()
     captions = ["" if drop else caption for caption, drop in zip(batch.captions, drop_text, strict=True)]
     s_plus = out.mfi.s_plus
@@ -154,12 +154,12 @@ def batch_text(
 def location_of(recorder: MapRecorder | None, subject_masks: Tensor, with_word: Tensor, with_image: Tensor) -> Tensor:
     """Location loss over the recorded maps -> scalar: the mean of the text maps' and the visual maps' losses.
 
-    `with_word`, `with_image` [B] 0/1: samples that have a pseudo-word, and a visual branch. Text maps are taken as
+    `with_word`, `with_image` [B] 0/1: samples with a pseudo-word, and with a visual branch. Text maps are used as
     they are; visual maps are divided by their largest value, since as one softmax over the visual tokens their plain
     losses cancel.
 
-    What samples add up to is divided by the mean over the ranks of how many there are, so that the mean over ranks of
-    the loss and of its gradient is that of one rank with all samples.
+    The sum over samples is divided by their mean number per rank, so that the mean over ranks of the loss and of its
+    gradient is that of one rank with all samples.
     """
     zero = subject_masks.new_zeros((), dtype=torch.float32)
     if recorder is None:
@@ -185,6 +185,6 @@ def location_of(recorder: MapRecorder | None, subject_masks: Tensor, with_word: 
 
 
 def mean_count(weight: Tensor) -> Tensor:
-    """Sum of `weight` [B] over all ranks, at least 1, divided by their number."""
+    """Sum of `weight` [B] over all ranks, at least 1, divided by the number of ranks."""
     everywhere = losses.gather_rows(weight)
     return everywhere.sum().clamp_min(1) * (len(weight) / len(everywhere))

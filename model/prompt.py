@@ -27,24 +27,24 @@ class TokenizedCaption:
     ids: tuple[int, ...]
     """[n], padded to the text encoder's length."""
     slots: tuple[tuple[int, ...], ...]
-    """Positions of each subject's n_t placeholder tokens; empty where nothing was inserted."""
+    """Positions of each subject's n_t placeholder tokens; empty if nothing was inserted."""
     nouns: tuple[tuple[int, ...], ...]
     """Token ids of each subject's class noun."""
 
 
 @dataclass(frozen=True)
 class TextCondition:
-    """What the UNet is given of B captions; L is 1 where all levels see the same caption."""
+    """The UNet's text condition for B captions; L is 1 if all levels see the same caption."""
 
     hidden: Tensor
-    """[B, L, n, d]: the last hidden state (SD 1.5), or the penultimate ones of both encoders side by side (SDXL)."""
+    """[B, L, n, d]: the last hidden state (SD 1.5), or the penultimate ones of both encoders concatenated (SDXL)."""
     pooled: Tensor | None
     """[B, d] for SDXL, the mean over the L captions [a reading: the UNet takes one]; None with one text encoder."""
     placeholder: Tensor | None
-    """[B, S, n_t, n] 1 at each token of the subject's placeholder; None where no caption holds one."""
+    """[B, S, n_t, n] 1 at each token of the subject's placeholder; None if no caption has one."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TextCondition:
-        """`change` applied to every part; it acts on the rows."""
+        """`change`, which acts on rows, applied to every part."""
         return TextCondition(
             change(self.hidden),
             None if self.pooled is None else change(self.pooled),
@@ -52,7 +52,7 @@ class TextCondition:
         )
 
     def after(self, plain: TextCondition) -> TextCondition:
-        """The rows of `plain`, which holds no placeholder and one caption for all levels, then these."""
+        """The rows of `plain`, which has no placeholder and one caption for all levels, followed by these."""
         hidden = torch.cat([plain.hidden.expand(-1, self.hidden.shape[1], -1, -1), self.hidden])
         pooled = placeholder = None
         if self.pooled is not None and plain.pooled is not None:
@@ -75,18 +75,18 @@ def encode_captions(
 ) -> TextCondition:
     """Captions -> text condition.
 
-    Plain captions without `s_plus`: what the stock pipelines compute. With it, `class_nouns[b]` are the S nouns of
-    caption b, `s_plus` one [B, S, L, n_t, d_text] per text encoder, `insert[b]` False leaves caption b as it stands.
+    Without `s_plus`: plain captions, as in the stock pipelines. With it, `class_nouns[b]` are the S nouns of caption b,
+    `s_plus` one [B, S, L, n_t, d_text] per text encoder, and `insert[b]` False leaves caption b unchanged.
     `rescale` gives each pseudo-word the norm of its class noun's embedding (the mean norm of its tokens) [a reading,
     NeTI].
 
-    Raises ModelError where a caption has no room for, or does not contain, its class noun.
+    Raises ModelError if a caption has no room for its class noun, or does not contain it.
     """
     nouns: Sequence[Sequence[str]] = [()] * len(captions)
     tokens = 0
     if s_plus is not None:
         if class_nouns is None or len(class_nouns) != len(captions):
-            raise ModelError("a pseudo-word needs the class nouns of every caption; pass one list of nouns a caption")
+            raise ModelError("a pseudo-word needs the class nouns of every caption; pass one list of nouns per caption")
         tokens = s_plus[0].shape[3]
         nouns = [row if insert is None or insert[b] else () for b, row in enumerate(class_nouns)]
     hidden, pooled, placeholder = [], None, None
@@ -100,7 +100,7 @@ def encode_captions(
             marks = slot_marks(rows, words.shape[1], tokens, length).to(states.device)
             if placeholder is not None and not torch.equal(placeholder, marks):
                 raise ModelError(
-                    "the two tokenizers of the base model split a caption differently, so its placeholder has no one"
+                    "the two tokenizers of the base model split a caption differently, so its placeholder has no common"
                     " position; use a base model whose tokenizers share a vocabulary"
                 )
             placeholder = marks
@@ -108,7 +108,7 @@ def encode_captions(
 
 
 def caption_length(text_encoder: nn.Module, tokenizer: Any) -> int:
-    """Tokens of a caption with its start and end: 77 for every CLIP."""
+    """Tokens of a caption, start and end included: 77 for every CLIP."""
     config: Any = text_encoder.config
     return min(int(tokenizer.model_max_length), int(config.max_position_embeddings))
 
@@ -116,8 +116,8 @@ def caption_length(text_encoder: nn.Module, tokenizer: Any) -> int:
 def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], tokens: int) -> TokenizedCaption:
     """Token ids of `caption` with `tokens` slots after each of `nouns`, padded to `length`.
 
-    The words after the last noun are cut where the caption is too long, as the stock pipelines do.  Raises ModelError
-    where a noun is not in the caption as whole words or would be cut off.
+    Words after the last noun are truncated if the caption is too long, as in the stock pipelines. Raises ModelError if
+    a noun is not in the caption as whole words or would be truncated.
     """
     pieces: list[int] = []
     slots: dict[int, tuple[int, ...]] = {}
@@ -126,13 +126,13 @@ def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], to
     for end, subject in sorted((end, subject) for subject, end in enumerate(noun_ends(caption, nouns))):
         pieces += _ids(tokenizer, caption[start:end])
         slots[subject] = tuple(range(1 + len(pieces), 1 + len(pieces) + tokens))
-        # Any id will do in a slot, its embedding is replaced; that of the noun is never the end token.
+        # Any id will do in a slot, as its embedding is replaced; the noun's is never the end token.
         pieces += [pieces[-1]] * tokens
         start = end
     if len(pieces) > length - 2:
         raise ModelError(
-            f"caption '{caption}': class noun '{nouns[-1]}' and its pseudo-word need {len(pieces) + 2} tokens and the"
-            f" text encoder has {length}; put the noun nearer to the start"
+            f"caption '{caption}': class noun '{nouns[-1]}' and its pseudo-word need {len(pieces) + 2} tokens, but the"
+            f" text encoder has {length}; move the noun closer to the start"
         )
     pieces = [*pieces, *_ids(tokenizer, caption[start:])][: length - 2]
     ids = [tokenizer.bos_token_id, *pieces, tokenizer.eos_token_id]
@@ -142,22 +142,22 @@ def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], to
 
 def noun_ends(caption: str, nouns: Sequence[str]) -> list[int]:
     """Character position after each noun's first occurrence as whole words, case ignored; the k-th of equal nouns
-    gets the k-th occurrence. Raises ModelError that names noun and caption."""
+    gets the k-th occurrence. Raises ModelError naming noun and caption."""
     ends: list[int] = []
     for noun in nouns:
         pattern = rf"(?<!\w){re.escape(noun.strip())}(?!\w)"
         found = [match.end() for match in re.finditer(pattern, caption, re.IGNORECASE) if match.end() not in ends]
         if not noun.strip() or not found:
             raise ModelError(
-                f"caption '{caption}' has no class noun '{noun}' to put the pseudo-word after; write the noun as it"
-                " stands in the caption, once for each subject"
+                f"caption '{caption}' has no class noun '{noun}' to insert the pseudo-word after; write the noun as"
+                " in the caption, once per subject"
             )
         ends.append(found[0])
     return ends
 
 
 def slot_marks(rows: Sequence[TokenizedCaption], subjects: int, tokens: int, length: int) -> Tensor:
-    """[B, S, n_t, n] float, 1 at each placeholder token of each subject, all 0 where nothing was inserted."""
+    """[B, S, n_t, n] float, 1 at each placeholder token of each subject, all 0 if nothing was inserted."""
     marks = torch.zeros(len(rows), subjects, tokens, length)
     for b, row in enumerate(rows):
         for s, slots in enumerate(row.slots):
@@ -176,7 +176,7 @@ def encode_tokens(
     """One text encoder over B captions x L levels: s_plus [B, S, L, n_t, d] -> hidden [B, L, n, d], pooled [B, p] or
     None.
 
-    `penultimate` takes the second last hidden state (SDXL) instead of the last one after its norm (SD 1.5).
+    `penultimate` takes the second-to-last hidden state (SDXL) instead of the last one after its norm (SD 1.5).
     """
     device = next(text_encoder.parameters()).device
     levels = 1 if s_plus is None else s_plus.shape[2]
@@ -197,36 +197,36 @@ def encode_tokens(
         pooled = None if embeds is None else rearrange(embeds, "(b l) d -> b l d", l=levels).mean(dim=1)
         return rearrange(states, "(b l) n d -> b l n d", l=levels), pooled
 
-    if words is None or not getattr(text_encoder, COMPUTED_AGAIN, False):
+    if words is None or not getattr(text_encoder, RECOMPUTED, False):
         return run(rows, words)
     parts = [checkpoint(run, rows[b : b + 1], words[b : b + 1], use_reentrant=False) for b in range(len(rows))]
     states, pooled = zip(*parts, strict=True)
     return torch.cat(states), None if pooled[0] is None else torch.cat(pooled)
 
 
-COMPUTED_AGAIN = "computed_again"
-"""Name of the mark that `checkpoint_text` sets."""
+RECOMPUTED = "recomputed"
+"""Name of the attribute that `checkpoint_text` sets."""
 
 
 def checkpoint_text(text_encoders: Sequence[Any], by_layer: bool = False) -> None:
-    """Let the text encoders be computed again in the backward pass instead of keeping what they did: of L captions a
-    sample that is most of what a step keeps.
+    """Checkpoint the text encoders: recompute activations in the backward pass instead of keeping them. With L captions
+    per sample they are most of what a step keeps.
 
-    All layers of a sample's captions are computed again at once: their turn comes when the UNet's activations are gone,
-    and in their place there is room. `by_layer` computes each layer by itself, as ZeRO 3 needs it, which has the
-    weights of one module at a time; then the inputs of all layers are kept till then. The encoders stay frozen; CLIP
-    has no dropout, so train mode changes nothing.
+    All layers of a sample's captions are recomputed at once: by then the UNet's activations have been freed, which
+    leaves room for them. `by_layer` recomputes each layer separately, as needed by ZeRO 3, which has the weights of one
+    module at a time; the inputs of all layers are then kept until the backward pass. The encoders stay frozen; CLIP has
+    no dropout, so train mode changes nothing.
     """
     for encoder in text_encoders:
         if by_layer:
             encoder.train()
             encoder.activation_checkpointing_enable({"use_reentrant": False})
         else:
-            setattr(encoder, COMPUTED_AGAIN, True)
+            setattr(encoder, RECOMPUTED, True)
 
 
 def noun_norms(embedding: Tensor, rows: Sequence[TokenizedCaption], subjects: int) -> Tensor:
-    """[B, S] float32: mean norm of the class noun's token embeddings; 1 where a caption has no pseudo-word."""
+    """[B, S] float32: mean norm of the class noun's token embeddings; 1 if a caption has no pseudo-word."""
     norms = torch.ones(len(rows), subjects, device=embedding.device)
     for b, row in enumerate(rows):
         for s, noun in enumerate(row.nouns):
@@ -236,10 +236,10 @@ def noun_norms(embedding: Tensor, rows: Sequence[TokenizedCaption], subjects: in
 
 @contextmanager
 def placeholders_filled(embedding: nn.Module, rows: Sequence[TokenizedCaption], words: Tensor | None) -> Iterator[None]:
-    """While inside, the token embedding of B x L captions gives `words` [B, S, L, n_t, d] in their slots.
+    """Inside, the token embedding of B x L captions returns `words` [B, S, L, n_t, d] in their slots.
 
-    CLIPTextModel takes token ids only; replacing the output of its embedding leaves all else, positions, causal mask
-    and the place of the pooled token, to the stock code.
+    CLIPTextModel takes token ids only; replacing the output of its embedding leaves everything else (positions, causal
+    mask, index of the pooled token) to the stock code.
     """
     if words is None:
         yield
@@ -252,7 +252,7 @@ def placeholders_filled(embedding: nn.Module, rows: Sequence[TokenizedCaption], 
 
     def fill(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         filled = rearrange(output, "(b l) n d -> b l n d", b=batch, l=levels).clone()
-        # Offloaded, the encoder computes on another device than the one its parameters wait on.
+        # With offloading, the encoder computes on a different device from the one its parameters are stored on.
         filled[b.to(output.device), :, p.to(output.device)] = words[b, s, :, k].to(output)
         return rearrange(filled, "b l n d -> (b l) n d")
 

@@ -1,4 +1,4 @@
-"""Generate images of a subject from its photos: each prompt with each seed.
+"""Generate images of a subject from its photos, one per prompt and seed.
 
 `customcontrast sample --reference photo.jpg --class-noun mug --prompt "a mug on the beach" --out a.png`
 """
@@ -28,7 +28,7 @@ from model.prompt import noun_ends
 from runtime.errors import ModelError
 
 READY = Path("weights/toybox/adapter")
-"""The adapter that comes with the repository; it draws the toybox's subjects."""
+"""The adapter bundled with the repository; it generates the toybox's subjects."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,37 +36,37 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter", type=Path, default=READY, help="folder of a trained adapter (default: the toybox's, %(default)s)"
     )
-    parser.add_argument("--reference", type=Path, action="append", required=True, help="photo; once for each subject")
+    parser.add_argument("--reference", type=Path, action="append", required=True, help="photo; once per subject")
     parser.add_argument(
         "--mask", type=Path, action="append", help="subject white on black; one per --reference, in order"
     )
     parser.add_argument(
-        "--class-noun", action="append", required=True, help="what it is, as in the prompt; one a photo"
+        "--class-noun", action="append", required=True, help="the subject's noun, as in the prompt; one per photo"
     )
     parser.add_argument("--prompt", action="append", required=True, help="contains each class noun; may be repeated")
     parser.add_argument("--negative-prompt")
     parser.add_argument("--variant", help="name or JSON of the backbones (default: those the adapter was trained on)")
     parser.add_argument(
-        "--out", type=Path, required=True, help="PNG to write; of several pictures a folder, for PROMPT-SEED.png"
+        "--out", type=Path, required=True, help="PNG to write; for several images, a folder of PROMPT-SEED.png"
     )
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one or more (default: 0)")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance-scale", type=float, default=7.5)
+    parser.add_argument("--strength", type=float, default=1.0, help="lambda, scale of the visual branch; 0: no subject")
     parser.add_argument(
-        "--strength", type=float, default=1.0, help="lambda, weight of the visual branch; 0: no subject"
+        "--margin", type=float, default=MARGIN, help="white border of the segment, as a fraction of its longer side"
     )
-    parser.add_argument("--margin", type=float, default=MARGIN, help="white border of the segment, of its longer side")
     parser.add_argument(
-        "--no-location-masks", action="store_true", help="do not confine the subject to where it appears"
+        "--no-location-masks", action="store_true", help="do not confine the subject's influence to its location"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
 
 
 def main(options: argparse.Namespace) -> None:
-    """Draw and write the pictures, each with its settings in the PNG's text chunk `customcontrast`.
+    """Generate and write the images, each with its settings in the PNG's text chunk `customcontrast`.
 
-    Each is drawn alone, so that it depends on its own settings only; one that is there already is drawn anew.
+    Each is sampled on its own, so that it depends on its own settings only; existing ones are generated again.
 
     Raises ModelError for unreadable photos, wrong numbers of them, and backbones the adapter was not trained on.
     """
@@ -74,7 +74,7 @@ def main(options: argparse.Namespace) -> None:
     config, data_hash = read_description(options.adapter)
     variant = load_variant(options.variant) if options.variant else variant_of(config.base_model)
     if variant is None:
-        raise ModelError(f"no variant has base model '{config.base_model}'; name one, or its JSON, with --variant")
+        raise ModelError(f"no variant has base model '{config.base_model}'; pass one, or its JSON, with --variant")
     if config.textual and options.strength > 0:
         for prompt in options.prompt:
             noun_ends(prompt, options.class_noun)
@@ -92,8 +92,8 @@ def main(options: argparse.Namespace) -> None:
         "dtype": options.dtype,
     }
     for number, (out, prompt, seed) in enumerate(places, 1):
-        said = out.name if len(places) == 1 else f"{out.name} ({number} of {len(places)})"
-        pipeline.set_progress_bar_config(desc=said, disable=not sys.stderr.isatty())
+        label = out.name if len(places) == 1 else f"{out.name} ({number} of {len(places)})"
+        pipeline.set_progress_bar_config(desc=label, disable=not sys.stderr.isatty())
         settings = {
             "prompt": prompt,
             "class_nouns": options.class_noun,
@@ -104,7 +104,7 @@ def main(options: argparse.Namespace) -> None:
             "subject_strength": options.strength,
             "location_masks": not options.no_location_masks,
         }
-        image = draw(pipeline, features, settings, variant.resolution)
+        image = generate(pipeline, features, settings, variant.resolution)
         chunk = PngInfo()
         chunk.add_itxt("customcontrast", json.dumps(settings | origin, ensure_ascii=False))
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -113,21 +113,21 @@ def main(options: argparse.Namespace) -> None:
 
 
 def outputs(options: argparse.Namespace) -> list[tuple[Path, str, int]]:
-    """File, prompt and seed of each picture."""
+    """File, prompt and seed of each image."""
     wanted = [(prompt, seed) for prompt in options.prompt for seed in options.seed]
     is_file = options.out.suffix.lower() == ".png"
     if len(wanted) == 1 and not is_file and options.out.suffix:
-        raise ModelError(f"--out {options.out}: the settings are kept in PNG metadata; end the name in .png")
+        raise ModelError(f"--out {options.out}: the settings are stored in PNG metadata; end the name in .png")
     if len(wanted) > 1 and options.out.suffix:
-        raise ModelError(f"--out {options.out}: {len(wanted)} pictures need a folder; give its name")
+        raise ModelError(f"--out {options.out}: {len(wanted)} images need a folder; give its name")
     if is_file:
         return [(options.out, *wanted[0])]
     numbers = {prompt: number for number, prompt in enumerate(options.prompt)}
     return [(options.out / f"{numbers[prompt]}-{seed}.png", prompt, seed) for prompt, seed in wanted]
 
 
-def draw(pipeline: CustomContrastPipeline, features: Tensor, settings: dict[str, Any], side: int) -> Image.Image:
-    """One picture of the references with these hidden states, `side` pixels."""
+def generate(pipeline: CustomContrastPipeline, features: Tensor, settings: dict[str, Any], side: int) -> Image.Image:
+    """One image of the references with these hidden states, `side` pixels."""
     images, *_ = pipeline(
         settings["prompt"],
         features,
@@ -146,11 +146,11 @@ def draw(pipeline: CustomContrastPipeline, features: Tensor, settings: dict[str,
 
 
 def segment_references(options: argparse.Namespace, variant: Variant) -> list[Image.Image]:
-    """Each reference alone on white: by --mask, by its own transparency, or by the variant's Grounded SAM."""
+    """Each reference segmented on white: by --mask, by its own transparency, or by the variant's Grounded SAM."""
     count, masks = len(options.reference), options.mask or [None] * len(options.reference)
     for name, found in (("--class-noun", len(options.class_noun)), ("--mask", len(masks))):
         if found != count:
-            raise ModelError(f"{count} --reference and {found} {name}; give one for each reference, in the same order")
+            raise ModelError(f"{count} --reference and {found} {name}; give one per reference, in the same order")
 
     @cache
     def finder() -> GroundedSam:
@@ -165,7 +165,7 @@ def segment_references(options: argparse.Namespace, variant: Variant) -> list[Im
 
 
 def read_image(path: Path) -> Image.Image:
-    """The photo at `path`, turned as its EXIF says; ModelError where it cannot be read."""
+    """The photo at `path`, rotated according to its EXIF; ModelError if it cannot be read."""
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image)

@@ -23,8 +23,8 @@ def call_unet(
     added: dict[str, Tensor] | None,
     residuals: tuple[list[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The UNet's prediction [B, C, h, w] under `context`; `added` are SDXL's extra conditions, `residuals` what a
-    ControlNet adds to the skip connections and the middle block."""
+    """The UNet's prediction [B, C, h, w] under `context`; `added` are SDXL's extra conditions, `residuals` a
+    ControlNet's, for the skip connections and the middle block."""
     down, middle = residuals or (None, None)
     return unet(
         latents.to(unet.dtype),
@@ -43,13 +43,13 @@ def added_conditions(unet: Any, text: TextCondition, size: tuple[int, int]) -> d
     if unet.config.addition_embed_type != "text_time":
         return None
     if text.pooled is None:
-        raise ModelError("the UNet asks for a pooled text embedding; use a base model with two text encoders")
+        raise ModelError("the UNet needs a pooled text embedding; use a base model with two text encoders")
     ids = torch.tensor([*size, 0, 0, *size], dtype=text.pooled.dtype, device=text.pooled.device)
     return {"text_embeds": text.pooled, "time_ids": ids.expand(text.pooled.shape[0], -1)}
 
 
 def pixel_size(diffusion: Diffusion, latents: Tensor) -> tuple[int, int]:
-    """Height and width in pixels of what `latents` decode to."""
+    """Height and width in pixels of the images that `latents` decode to."""
     vae: Any = diffusion.vae
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     return latents.shape[-2] * factor, latents.shape[-1] * factor

@@ -1,1 +1,1 @@
-"""Photos in, Parquet tables out, on Ray; knows no training."""
+"""Photos to Parquet tables, on Ray; independent of training."""

@@ -10,10 +10,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import yaml
 
-from pipelines.photos.roots import Root
+from pipelines.photos.roots import Layout, Root
 from runtime.cli import read_params, shared_options
 from runtime.errors import UserError
 from runtime.files import write_text
@@ -23,26 +24,28 @@ STAGES = ("curate", "mask", "similarity", "pairs", "encode")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("--layout", required=True, choices=["mvimgnet", "openimages", "dreambench", "folder"])
+    parser.add_argument("--layout", required=True, choices=get_args(Layout))
     parser.add_argument("--root", required=True, help="folder or URL of the photos, or a tar or zip archive")
     parser.add_argument("--name", help="first part of every id (default: the layout)")
-    parser.add_argument("--split", default="train", choices=["train", "test"], help="what the photos are for")
+    parser.add_argument(
+        "--split", default="train", choices=["train", "test"], help="use of the photos (default: %(default)s)"
+    )
     parser.add_argument(
         "--stages",
         nargs="+",
         choices=STAGES,
-        help="default: all five; photos of split test, which make no training pairs, curate mask similarity",
+        help="default: all five, or curate mask similarity for split test, which has no training pairs",
     )
     shared_options(parser)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the stages one after another; return the exit code of the first that fails.
+    """Run the stages in order; return the exit code of the first that fails.
 
     Raises:
         UserError: the root cannot be opened, or the tables would replace the pipeline's own.
     """
-    Root(options.root)  # says what is wrong before anything starts
+    Root(options.root)  # fails before any stage starts
     if Path(options.data) == Path("data"):
         raise UserError("--data data holds the pipeline's own tables; name another folder, such as --data data/photos")
     root = options.root if "://" in options.root else str(Path(options.root).expanduser().resolve())

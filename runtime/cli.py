@@ -76,7 +76,9 @@ def shared_options(parser: argparse.ArgumentParser) -> None:
     """Add the options shared by all commands that read params.yaml."""
     group = parser.add_argument_group("parameters")
     group.add_argument("--params", action="append", default=[], metavar="FILE", help="YAML merged over params.yaml")
-    group.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value: train.steps=9")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one value: train.steps=9"
+    )
     group.add_argument("--data", default="data", metavar="DIR", help="folder of the tables (default: %(default)s)")
 
 

@@ -9,7 +9,9 @@ from runtime.params import PARAMS_FILE, lay_over
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("files", nargs="+", metavar="FILE", help="YAML with some of the keys of params.yaml, merged in order")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="YAML with some of the keys of params.yaml, merged in order"
+    )
 
 
 def main(options: argparse.Namespace) -> None:

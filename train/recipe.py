@@ -124,7 +124,7 @@ class TrainParams(Section):
     offload: Literal["none", "optimizer", "all"]  # kept in CPU memory: optimizer state, or the weights too
     compile: bool  # torch.compile the UNet
     ema: float | None = Field(gt=0, lt=1)  # per-step decay of the weights' moving average; null: none
-    gradient_checkpointing: Literal["none", "text", "all"]  # recompute activations of the text encoders, or the UNet's too
+    gradient_checkpointing: Literal["none", "text", "all"]  # recomputed activations: text encoders', or the UNet's too
     deterministic: bool
     seed: int = Field(ge=0)
     pairing: Literal["triplet", "self"]
@@ -146,14 +146,14 @@ class TrainParams(Section):
     def mixture_has_shares(cls, mixture: dict[str, float]) -> dict[str, float]:
         if mixture and not (all(0 <= weight < math.inf for weight in mixture.values()) and any(mixture.values())):
             raise ValueError(
-                f"{mixture} has no usable weights; give each source a weight of at least 0, at least one of them above 0"
+                f"{mixture} has no usable weights; give each source a weight of at least 0, and one more than 0"
             )
         return mixture
 
     @model_validator(mode="after")
     def goes_together(self) -> Self:
         if self.precision == "fp16" and self.zero_stage == 0:
-            raise ValueError("precision fp16 needs zero_stage 1, 2 or 3: DeepSpeed scales the loss only in these stages")
+            raise ValueError("precision fp16 needs zero_stage 1, 2 or 3: DeepSpeed scales the loss only in those")
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("offload optimizer needs zero_stage 1, 2 or 3")
         if self.offload == "all" and self.zero_stage != 3:

@@ -1,1 +1,1 @@
-"""What the data stages cost beside the work itself, as ratios from one run on one machine."""
+"""Overhead of the data stages relative to the work itself, as ratios within one run on one machine."""

@@ -1,4 +1,4 @@
-"""Measure what the data stages cost beside the work itself.
+"""Measure the overhead of the data stages relative to the work itself.
 
 Prints one line per figure; exits 1 if a goal is missed.
 """
@@ -29,35 +29,39 @@ PARTS: dict[str, Callable[[Setting], Iterator[Line]]] = {
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--repeats", type=int, default=5, help="the median counts (default: %(default)s)")
-    parser.add_argument("--photos", type=int, default=480, help="of decode, workers, others (default: %(default)s)")
-    parser.add_argument("--side", type=int, default=1024, help="px, longer side of these (default: %(default)s)")
-    parser.add_argument("--source", help="folder in MVImgNet's layout with photos to use instead of drawn ones")
-    parser.add_argument("--model-photos", type=int, default=128, help="of mask and embed (default: %(default)s)")
-    parser.add_argument("--subjects", type=int, default=4096, help="of tile (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=768, help="of tile's embeddings, as CLIP's (default: %(default)s)")
-    parser.add_argument("--shards", type=int, default=200, help="of engine (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timing repeats, of which the median counts (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--photos", type=int, default=480, help="photos of decode, workers and others (default: %(default)s)"
+    )
+    parser.add_argument("--side", type=int, default=1024, help="longer side of these photos, px (default: %(default)s)")
+    parser.add_argument("--source", help="folder of photos in MVImgNet's layout, instead of synthetic ones")
+    parser.add_argument("--model-photos", type=int, default=128, help="photos of mask and embed (default: %(default)s)")
+    parser.add_argument("--subjects", type=int, default=4096, help="subjects of tile (default: %(default)s)")
+    parser.add_argument(
+        "--width", type=int, default=768, help="width of tile's embeddings (default: %(default)s, as CLIP's)"
+    )
+    parser.add_argument("--shards", type=int, default=200, help="shards of engine (default: %(default)s)")
     parser.add_argument(
         "--rows",
         type=int,
         nargs="+",
         default=[100_000, 1_000_000, 6_500_000],
-        help="frames of scale; the last takes the longest (default: %(default)s)",
+        help="numbers of frames of scale; the last takes the longest (default: %(default)s)",
     )
-    parser.add_argument(
-        "--work", type=Path, default=Path(".work/bench"), help="folder for files (default: %(default)s)"
-    )
+    parser.add_argument("--work", type=Path, default=Path(".work/bench"), help="working folder (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file for the figures (default: figures.json in that folder)")
     shared_options(parser)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Measure what is asked for; return the exit code."""
+    """Measure the chosen parts; return the exit code."""
     chosen = chosen_parts(options.parts, PARTS)
     sizes = Sizes(**{name: getattr(options, name) for name in Sizes.model_fields})
     sizes.work.mkdir(parents=True, exist_ok=True)
     setting = Setting.of(sizes, read_params(options))
-    torch.set_num_threads(setting.run.threads)  # as the stages' workers do: the other cores decode
+    torch.set_num_threads(setting.run.threads)  # as in the stages' workers: the other cores decode
     lines = measured(line for part in chosen for line in PARTS[part](setting))
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "device": setting.run.torch_device()}
     asked = {"parts": chosen, "variant": setting.variant} | sizes.model_dump(mode="json", exclude={"work"})

@@ -1,4 +1,4 @@
-"""Parts that measure the shard engine on real Ray: what a shard costs, and what a second worker brings."""
+"""Parts that measure the shard engine on real Ray: overhead per shard, and speed-up from a second worker."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from pipelines.engine.shards import Rows
 from pipelines.sources import Subject
 from runtime.params import RunParams
 
-ITEMS = 4  # in a shard of the engine's part: enough for rows to have an order
+ITEMS = 4  # per shard of the engine part: enough to exercise row order
 
 
 class IdleWorker:
-    """Does nothing but give each item a row."""
+    """Returns one row per item and does no work."""
 
     def compute(self, payloads: Sequence[str]) -> list[Rows]:
         return [{"rejects": [tables.reject(payload, "bench", "empty")]} for payload in payloads]
 
 
 class TimedWorker:
-    """The curate stage's worker, noting when it began and ended each subject."""
+    """The curate stage's worker, logging the start and end time of each subject."""
 
     def __init__(self, make: Callable[[], CurateWorker], trace: Path) -> None:
         self.worker, self.trace = make(), trace
@@ -51,7 +51,7 @@ class TimedWorker:
 
 
 def run(work: Path, settings: RunParams, worker: Callable[[], Worker], items: Any, mean: int) -> driver.Summary:
-    """Run a stage over `items` from nothing."""
+    """Run a stage over `items` from scratch."""
     shutil.rmtree(work, ignore_errors=True)
     return driver.run_stage(
         "bench",
@@ -67,7 +67,7 @@ def run(work: Path, settings: RunParams, worker: Callable[[], Worker], items: An
 
 
 def engine(setting: Setting) -> Iterator[Line]:
-    """Seconds a shard takes beside its work: written, synced, renamed, handed out and joined."""
+    """Overhead per shard in seconds: writing, fsync, rename, dispatch and merge."""
     work, count = setting.sizes.work / "engine", setting.sizes.shards
     one = setting.run.model_copy(update={"workers": 1})
     started = cluster.connect(one)
@@ -78,7 +78,7 @@ def engine(setting: Setting) -> Iterator[Line]:
             costs.append((large.seconds - small.seconds) / (large.shards - small.shards))
     finally:
         leave(started)
-    goal = 0.05  # half a percent of the ten seconds that a shard of curate takes
+    goal = 0.05  # 0.5 % of the ten seconds that a shard of curate takes
     yield Line("engine, seconds a shard", statistics.median(costs), goal, most=True, detail=f"{large.shards} shards")
 
 
@@ -89,7 +89,7 @@ def idle_items(count: int) -> Iterator[Item]:
 
 
 def workers(setting: Setting) -> Iterator[Line]:
-    """Photos a second of two workers over one, while all of them work."""
+    """Photos/s of two workers over one, while all workers are busy."""
     source, work = photos.source(setting), setting.sizes.work / "workers"
     items = subject_items(photos.subjects(source, setting.sizes.photos))
     two = setting.run.model_copy(update={"workers": 2, "threads": 1})
@@ -119,9 +119,9 @@ def subject_items(some: Sequence[Subject]) -> list[Item]:
 
 
 def busy_rate(traces: Sequence[str]) -> float:
-    """Return photos a second between the first work of the last worker to begin and the last of the first to end.
+    """Return photos/s from the last worker's start to the first worker's end.
 
-    Each line of a trace is a subject: when it was begun and ended, and how many photos it has.
+    Each line of a trace is a subject: start time, end time, number of photos.
     """
     spans = [[tuple(map(float, line.split())) for line in trace.splitlines()] for trace in traces]
     begin, end = max(trace[0][0] for trace in spans), min(trace[-1][1] for trace in spans)
@@ -133,7 +133,7 @@ def busy_rate(traces: Sequence[str]) -> float:
 
 
 def leave(started: bool) -> None:
-    """Leave Ray where it was started here."""
+    """Shut down Ray if it was started here."""
     if started:
         import ray
 

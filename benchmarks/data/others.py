@@ -1,4 +1,4 @@
-"""The same filters and hash on the same files, the ways people do it: a table of photos a second."""
+"""The same filters and hash on the same files with common alternatives: a table of photos/s."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from pipelines.engine import cluster
 from pipelines.photos.decode import DecodeError
 from runtime.timing import seconds
 
-SHARD = 64  # files, for the ways that write shards
-THREADS = 4  # that read files ahead of a process that decodes
+SHARD = 64  # files per shard, where shards are written
+THREADS = 4  # reading ahead of a decoding process
 
 
 def others(setting: Setting) -> Iterator[Line]:
-    """Photos a second of this repository and of what people use; Ray runs already, other pools start on the clock."""
+    """Photos/s of this repository and of alternatives; Ray is already running, starting other pools is timed."""
     source = photos.source(setting)
     chosen = photos.subjects(source, setting.sizes.photos)
     files = [str(Path(source.root) / photo.path) for subject in chosen for photo in subject.photos]
@@ -46,11 +46,11 @@ def others(setting: Setting) -> Iterator[Line]:
     if importlib.util.find_spec("pandas"):
         ways["Ray Data map_batches, 2 tasks"] = partial(ray_data, files, setting.curate)
     else:
-        print("others: Ray Data is left out, it wants pandas (the extra bench)")
+        print("others: skipping Ray Data, which needs pandas (install the extra bench)")
     if importlib.util.find_spec("imagededup"):
         ways["imagededup, 2 processes, hash only"] = lambda _: imagededup(source.root)
     else:
-        print("others: imagededup is left out, it is not installed (the extra bench)")
+        print("others: skipping imagededup, which is not installed (install the extra bench)")
     try:
         for name, way in ways.items():
             times = []
@@ -63,7 +63,7 @@ def others(setting: Setting) -> Iterator[Line]:
 
 
 def examine(data: bytes, params: CurateParams) -> dict[str, Any]:
-    """Return what the curate stage finds out about one photo, as one would write it down without a schema."""
+    """Return the curate stage's results for one photo as a plain row without a schema."""
     row: dict[str, Any] = {"sha256": hashlib.sha256(data).hexdigest(), "reason": "", "phash": b"", "sharpness": 0.0}
     try:
         photo = filters.candidate(data, params.max_pixels, params.filters)
@@ -74,13 +74,13 @@ def examine(data: bytes, params: CurateParams) -> dict[str, Any]:
 
 
 def plain_loop(files: Sequence[str], params: CurateParams, out: Path) -> None:
-    """A for loop, and one file at its end."""
+    """A for loop that writes one file at the end."""
     rows = [{"path": file, **examine(Path(file).read_bytes(), params)} for file in files]
     write(rows, out / "photos.parquet")
 
 
 def shard_pool(files: Sequence[str], params: CurateParams, out: Path) -> None:
-    """As img2dataset works: a pool of processes, each takes a shard, reads it by threads and writes a file."""
+    """img2dataset's scheme: a pool of processes, each takes a shard, reads it with threads and writes a file."""
     shares = [(number, files[start : start + SHARD]) for number, start in enumerate(range(0, len(files), SHARD))]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         for _ in pool.imap_unordered(partial(one_shard, params, out), shares):
@@ -121,7 +121,7 @@ def examine_batch(params: CurateParams, batch: dict[str, Any]) -> dict[str, list
 
 
 def imagededup(root: str) -> None:
-    """imagededup's hashes and duplicates; it has no filters, so it does less."""
+    """imagededup's hashes and duplicates; without filters, so less work."""
     from imagededup.methods import PHash
 
     finder = PHash(verbose=False)

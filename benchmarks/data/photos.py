@@ -1,4 +1,4 @@
-"""Photos for the benchmark: drawn once into its work folder, or a folder of real ones."""
+"""Photos for the benchmark: synthetic ones, created once in its work folder, or a folder of real ones."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipelines.photos.roots import SourceParams
 from pipelines.sources import Subject, open_source
 
 VIEWS = 8
-QUALITY = 90  # of JPEG, as phones and MVImgNet's frames have it
+QUALITY = 90  # JPEG quality, as in phone photos and MVImgNet's frames
 
 
 def source(setting: Setting) -> SourceParams:
-    """Return the photos of parts that decode: `sizes.source`, or drawn ones of `sizes.side` px."""
+    """Return the photos of parts that decode: `sizes.source`, or synthetic ones of `sizes.side` px."""
     sizes = setting.sizes
     if sizes.source is not None:
         return SourceParams(name="bench", layout="mvimgnet", root=sizes.source, split="train")
@@ -24,7 +24,7 @@ def source(setting: Setting) -> SourceParams:
 
 
 def drawn(work: Path, count: int, size: tuple[int, int]) -> SourceParams:
-    """Return `count` drawn photos with masks, `VIEWS` a subject, in the `folder` layout."""
+    """Return `count` synthetic photos with masks, `VIEWS` per subject, in the `folder` layout."""
     root = work / f"photos-{count}-{size[0]}x{size[1]}"
     complete = root / ".complete"
     if not complete.exists():
@@ -39,7 +39,7 @@ def drawn(work: Path, count: int, size: tuple[int, int]) -> SourceParams:
 
 
 def draw(number: int, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
-    """Return a photo and its mask: a ball on a ground, both with the fine grain that makes JPEG work."""
+    """Return a photo and its mask: a ball on a background, both with fine grain to give JPEG work to do."""
     rng = np.random.default_rng(number)
     width, height = size
     coarse = Image.fromarray(rng.integers(40, 216, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
@@ -53,7 +53,7 @@ def draw(number: int, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
 
 
 def subjects(chosen: SourceParams, photos: int) -> list[Subject]:
-    """Return the first subjects of a source, with `photos` photos or a few more."""
+    """Return the first subjects of a source that have `photos` photos or a few more in total."""
     result: list[Subject] = []
     for subject in open_source(chosen).subjects():
         if sum(len(s.photos) for s in result) >= photos:

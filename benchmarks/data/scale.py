@@ -1,6 +1,6 @@
-"""Metadata without photos, at the size of MVImgNet: frames, duplicates, triplets, the next stage's items, tiles.
+"""Metadata without photos, at the scale of MVImgNet: frames, duplicates, triplets, the next stage's items, tiles.
 
-`python -m benchmarks.data.scale ROWS FOLDER` is one measurement, in a process of its own: its peak memory counts.
+`python -m benchmarks.data.scale ROWS FOLDER` is one measurement in its own process, whose peak memory is reported.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from runtime.cli import Parser, read_params, shared_options
 from runtime.params import Params
 from runtime.timing import seconds
 
-VIEWS = 29.5  # frames a subject: 6.5 million of 220,000, as MVImgNet has
-WIDTH = 64  # of the made-up embeddings; what is measured is bookkeeping
+VIEWS = 29.5  # frames per subject, as in MVImgNet: 6.5 million of 220,000 subjects
+WIDTH = 64  # of the synthetic embeddings; only the bookkeeping is measured
 SHARD = 64  # subjects
 GIGABYTES = 4.0
 
 
 class ViewWorker:
-    """Makes up the frames of subjects, seen from a ring around them."""
+    """Creates synthetic frames of subjects, viewed from a ring around them."""
 
     def compute(self, payloads: Sequence[tuple[str, int]]) -> list[Rows]:
         return [{"frames": [frame(subject, view, count) for view in range(count)]} for subject, count in payloads]
 
 
 class VectorWorker:
-    """Makes up an embedding for each frame."""
+    """Creates a synthetic embedding for each frame."""
 
     def compute(self, payloads: Sequence[list[dict[str, Any]]]) -> list[Rows]:
         return [{"embeddings": embeddings(rows)} for rows in payloads]
 
 
 def frame(subject_id: str, view: int, count: int) -> dict[str, Any]:
-    """Return a row of the frames table: a camera two units away that looks at the origin."""
+    """Return a row of the frames table: a camera at distance 2, looking at the origin."""
     turn = 2 * np.pi * view / count
     rotation = np.array([[np.cos(turn), 0, -np.sin(turn)], [0, 1, 0], [np.sin(turn), 0, np.cos(turn)]])
     return {
@@ -93,7 +93,7 @@ def embeddings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def items(rows: int) -> Iterator[Item]:
-    """Yield the subjects of `rows` frames, as a source's reader does: one after the other."""
+    """Yield the subjects of `rows` frames lazily, as a source's reader does."""
     total = max(round(rows / VIEWS), 1)
     for number in range(total):
         count = rows // total + (number < rows % total)
@@ -102,7 +102,7 @@ def items(rows: int) -> Iterator[Item]:
 
 
 def scale(setting: Setting) -> Iterator[Line]:
-    """Rows a second and peak memory of the driver, for each number of rows."""
+    """Rows/s and peak memory of the driver, for each number of rows."""
     rates = []
     for rows in setting.sizes.rows:
         folder = setting.sizes.work / f"scale-{rows}"
@@ -113,7 +113,7 @@ def scale(setting: Setting) -> Iterator[Line]:
         rates.append(rows / total)
         parts = ", ".join(f"{name} {value:.0f} s" for name, value in found["seconds"].items())
         detail = f"{found['subjects']} subjects, {found['triplets']} triplets, {found['tiles']} tiles, " + (
-            f"{found['frame_bytes']:.0f} bytes a frame: {parts}"
+            f"{found['frame_bytes']:.0f} bytes/frame: {parts}"
         )
         yield Line(f"scale, rows/s at {rows}", rates[-1], detail=detail)
         peaks = ", ".join(f"{name} {value:.2f}" for name, value in found["gigabytes"].items())
@@ -125,7 +125,7 @@ def scale(setting: Setting) -> Iterator[Line]:
 
 
 def measure(rows: int, folder: Path, params: Params) -> dict[str, Any]:
-    """Run the bookkeeping of curate and similarity over `rows` made-up frames."""
+    """Run the bookkeeping of curate and similarity over `rows` synthetic frames."""
     shutil.rmtree(folder, ignore_errors=True)
     run = params.run.model_copy(update={"work": str(folder / "work"), "device": "cpu"})
     curating, tiling = params.section("curate", CurateParams), params.section("similarity", SimilarityParams)
@@ -172,7 +172,7 @@ def measure(rows: int, folder: Path, params: Params) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from benchmarks.data import scale as this  # under its own name: Ray unpickles the worker classes by it
+    from benchmarks.data import scale as this  # by its module name, under which Ray unpickles the worker classes
 
     parser = Parser(prog="python -m benchmarks.data.scale")
     parser.add_argument("rows", type=int)

@@ -1,4 +1,4 @@
-"""How much the benchmark measures, and with which params."""
+"""Sizes and params of the benchmark."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from runtime.params import Params, RunParams, Section
 
 
 class Sizes(Section):
-    """How much is measured; the fields are options of the command."""
+    """Sizes of the measurements; the fields are options of the command."""
 
-    repeats: int  # the median counts
+    repeats: int  # of which the median counts
     photos: int  # for decode, workers and others
     side: int  # px, longer side of those photos
-    source: str | None  # folder in MVImgNet's layout to take photos from instead of drawing them
+    source: str | None  # folder of photos in MVImgNet's layout, instead of synthetic ones
     model_photos: int  # for mask and embed, at the resolution of the variant
     subjects: int  # for tile
     width: int  # of an embedding, for tile
     shards: int  # for engine
-    rows: tuple[int, ...]  # for scale: frames, in rising order
-    work: Path  # folder of photos and tables of the benchmark
+    rows: tuple[int, ...]  # for scale: numbers of frames, ascending
+    work: Path  # folder for the benchmark's photos and tables
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a part of the benchmark is given: sizes, and the stages' own params."""
+    """Inputs of a part: sizes, and the stages' own params."""
 
     sizes: Sizes
     words: list[str]
-    """Options that make another command read the same params."""
+    """Command-line options for reading the same params in a subprocess."""
     run: RunParams
     variant: str
     curate: CurateParams

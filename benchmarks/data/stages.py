@@ -1,4 +1,4 @@
-"""Parts that compare a stage's worker with the work it cannot do without, in one process."""
+"""Parts that compare a stage's worker with the minimum necessary work, in one process."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from pipelines.similarity.tiles import groups, tiles
 
 
 def decode(setting: Setting) -> Iterator[Line]:
-    """The curate stage's worker over reading and decoding the same files."""
+    """The curate stage's worker vs reading and decoding the same files."""
     source = photos.source(setting)
     chosen = photos.subjects(source, setting.sizes.photos)
     worker, roots = CurateWorker(setting.curate, [source], "cpu"), Roots([source])
     payloads = [pack(subject) for subject in chosen]
     paths = [photo.path for subject in chosen for photo in subject.photos if photo.reject is None]
 
-    def bare() -> None:
+    def plain() -> None:
         for path in paths:
             decode_image(roots[source.name].read(path), setting.curate.max_pixels)
 
     repeats = setting.sizes.repeats
-    yield ratio("decode+filter over decode", lambda: worker.compute(payloads), bare, len(paths), "photo", 0.8, repeats)
+    yield ratio("decode+filter over decode", lambda: worker.compute(payloads), plain, len(paths), "photo", 0.8, repeats)
 
 
 def mask(setting: Setting) -> Iterator[Line]:
-    """The mask stage's worker, cutting out all photos, over the forward passes it makes."""
+    """The mask stage's worker, with Grounded SAM on all photos, vs its forward passes."""
     source, frames = at_resolution(setting)
     params = setting.mask.model_copy(update={"method": "grounded_sam"})
     run = setting.run
@@ -47,7 +47,7 @@ def mask(setting: Setting) -> Iterator[Line]:
 
 
 def embed(setting: Setting) -> Iterator[Line]:
-    """The similarity stage's worker over the forward passes it makes."""
+    """The similarity stage's worker vs its forward passes."""
     source, frames = at_resolution(setting)
     params = setting.mask.model_copy(update={"method": "annotated", "compare": 0.0})
     masks = MaskWorker(params, setting.variant, [source], "cpu").compute(frames)
@@ -61,7 +61,7 @@ def embed(setting: Setting) -> Iterator[Line]:
 
 
 def at_resolution(setting: Setting) -> tuple[SourceParams, list[list[dict[str, Any]]]]:
-    """Return photos of the size that the variant's models were made for, and their frame rows by subject."""
+    """Return photos at the native resolution of the variant, and their frame rows by subject."""
     side = load_variant(setting.variant).resolution
     source = photos.drawn(setting.sizes.work, setting.sizes.model_photos, (side, side))
     rows = CurateWorker(setting.curate, [source], "cpu").compute(
@@ -73,7 +73,7 @@ def at_resolution(setting: Setting) -> tuple[SourceParams, list[list[dict[str, A
 def over_forwards(
     name: str, worker: Worker, payloads: Sequence[list[dict[str, Any]]], shard: int, setting: Setting
 ) -> Line:
-    """Return the rate of a worker, given shards as the engine gives them, over its forward passes alone."""
+    """Return the throughput of a worker, called per shard as by the engine, over that of its forward passes alone."""
 
     def work() -> None:
         for start in range(0, len(payloads), shard):
@@ -86,7 +86,7 @@ def over_forwards(
 
 
 def tile(setting: Setting) -> Iterator[Line]:
-    """The rows of the similarity table over torch.mm of the same blocks."""
+    """The rows of the similarity table vs torch.mm of the same blocks."""
     sizes, params = setting.sizes, setting.similarity
     ids, vectors = similar_subjects(sizes.subjects, sizes.width)
     tensors = torch.from_numpy(vectors)
@@ -100,15 +100,15 @@ def tile(setting: Setting) -> Iterator[Line]:
         for _ in tiles(ids, vectors, params):
             pass
 
-    def bare() -> None:
+    def plain() -> None:
         for rows, columns in pairs:
             torch.mm(rows, columns.T)
 
-    yield ratio("tile over torch.mm", ours, bare, len(pairs), "tile", 0.8, sizes.repeats)
+    yield ratio("tile over torch.mm", ours, plain, len(pairs), "tile", 0.8, sizes.repeats)
 
 
 def similar_subjects(count: int, width: int) -> tuple[list[str], Any]:
-    """Return ids and unit vectors [count, width] that are all a little alike, as those of an encoder."""
+    """Return ids and unit vectors [count, width] that are all slightly similar, like an encoder's."""
     generator = torch.Generator().manual_seed(0)
     vectors = torch.nn.functional.normalize(torch.randn(count, width, generator=generator) + 0.5, dim=1)
     return [f"bench/{number:07d}" for number in range(count)], vectors.numpy()

@@ -1,1 +1,1 @@
-"""What scoring costs beside the models' own work, as ratios from one run."""
+"""Overhead of scoring relative to the models' own work, as ratios within one run."""

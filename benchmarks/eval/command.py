@@ -1,4 +1,4 @@
-"""Measure what scoring costs beside the models' own forward passes.
+"""Measure the overhead of scoring relative to the models' own forward passes.
 
 Prints one line per figure; exits 1 if a goal is missed.
 """
@@ -29,30 +29,30 @@ from runtime.errors import UserError
 from runtime.params import RunParams
 
 GOAL = 0.85
-PHOTOS = 5  # of a subject, as DreamBench has on average
+PHOTOS = 5  # per subject, the average in DreamBench
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured, and on what."""
+    """Settings and sizes of the measurements."""
 
     params: ScoreParams
     run: RunParams
     variant: Variant
     folder: Path
-    """Of the photos; emptied at the end."""
+    """Of the photos; temporary."""
     subjects: int
     pictures: int
-    """Of each subject."""
+    """Per subject."""
     seeds: int
-    """Pictures of a prompt."""
+    """Images per prompt."""
     side: int
-    """px, of pictures and photos."""
+    """px, of images and photos."""
     repeats: int
 
 
 def segment(setting: Setting) -> Iterator[Line]:
-    """Grounded SAM of generated pictures, every one of which has a box."""
+    """Grounded SAM on generated images, each of which gets a box."""
     finder, made = finder_of(setting), [rows for _, rows in world(setting)]
 
     def work() -> None:
@@ -63,7 +63,7 @@ def segment(setting: Setting) -> Iterator[Line]:
 
 
 def score(setting: Setting) -> Iterator[Line]:
-    """All metrics of the generated pictures and of both oracles."""
+    """All metrics of the generated images and of both oracles."""
     finder, everything = finder_of(setting), world(setting)
     subjects, made = [subject for subject, _ in everything], [rows for _, rows in everything]
     found = [row for rows in made for row in finder(rows)]
@@ -74,7 +74,7 @@ def score(setting: Setting) -> Iterator[Line]:
 
 
 def score_all(scorer: Scorer, todo: list[ScoringWork]) -> None:
-    """Compute all rows, with nothing remembered of an earlier time."""
+    """Compute all rows from scratch, without cached vectors."""
     scorer.forget()
     for work in todo:
         for name in scorer.params.metrics:
@@ -82,13 +82,13 @@ def score_all(scorer: Scorer, todo: list[ScoringWork]) -> None:
 
 
 def finder_of(setting: Setting) -> SubjectFinder:
-    """Return the segmenter of the score stage; without a threshold, so that SAM sees every picture."""
+    """Return the score stage's segmenter without a detection threshold, so that SAM runs on every image."""
     params, run = setting.params.model_copy(update={"min_detection": 0.0}), setting.run
     return load_finder(params, setting.variant, run.torch_device(), run.decoders)
 
 
 def world(setting: Setting) -> list[tuple[Any, list[Row]]]:
-    """Return subjects with the generations of each."""
+    """Return subjects with their generations."""
     subjects = [pictures.subject(number, PHOTOS, setting.side, setting.folder) for number in range(setting.subjects)]
     return [
         (subject, pictures.generations(subject, setting.pictures, setting.seeds, setting.side)) for subject in subjects
@@ -96,10 +96,10 @@ def world(setting: Setting) -> list[tuple[Any, list[Row]]]:
 
 
 def over_forwards(name: str, work: Callable[[], None], count: int, setting: Setting) -> Line:
-    """Return the rate of `work` over that of the forward passes it makes."""
+    """Return the throughput of `work` over that of its forward passes alone."""
     work()  # loads the models
     calls = forwards.record(work)
-    return ratio(name, work, lambda: forwards.replay(calls), count, "picture", GOAL, setting.repeats)
+    return ratio(name, work, lambda: forwards.replay(calls), count, "image", GOAL, setting.repeats)
 
 
 PARTS: dict[str, Callable[[Setting], Iterator[Line]]] = {"segment": segment, "score": score}
@@ -108,17 +108,21 @@ PARTS: dict[str, Callable[[Setting], Iterator[Line]]] = {"segment": segment, "sc
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--repeats", type=int, default=5, help="the median counts (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timing repeats, of which the median counts (default: %(default)s)"
+    )
     parser.add_argument("--subjects", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--pictures", type=int, default=104, help="of each, as published (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=4, help="pictures of a prompt (default: %(default)s)")
-    parser.add_argument("--side", type=int, help="px, of the pictures (default: the variant's resolution)")
+    parser.add_argument(
+        "--pictures", type=int, default=104, help="images per subject, as published (default: %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, default=4, help="images per prompt (default: %(default)s)")
+    parser.add_argument("--side", type=int, help="side of the images, px (default: the variant's resolution)")
     parser.add_argument("--json", type=Path, default=Path(".work/bench/eval.json"), help="default: %(default)s")
     shared_options(parser)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Measure what is asked for; return the exit code."""
+    """Measure the chosen parts; return the exit code."""
     chosen = chosen_parts(options.parts, PARTS)
     found = read_params(options)
     params, run, variant = found.section("score", ScoreParams), found.run, load_variant(found.variant)
@@ -126,7 +130,7 @@ def main(options: argparse.Namespace) -> int:
     for name, value in sizes.items():
         if value < 1:
             raise UserError(f"--{name} is {value}; give at least 1")
-    torch.set_num_threads(params.threads)  # as the stage does: the other cores decode
+    torch.set_num_threads(params.threads)  # as in the stage: the other cores decode
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(params, run, variant, Path(folder), side=options.side or variant.resolution, **sizes)
         lines = measured(line for part in chosen for line in PARTS[part](setting))

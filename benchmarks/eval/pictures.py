@@ -1,4 +1,4 @@
-"""Pictures and photos to measure with: an ellipse on noise, which no decoder can skip over."""
+"""Synthetic images and photos: an ellipse on noise, so that decoding takes work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLASS = "mug"
 
 
 def draw(seed: int, side: int) -> tuple[Image.Image, np.ndarray]:
-    """Return a picture, `side` px wide and high, and the mask of the ellipse in it."""
+    """Return an image, `side` px wide and high, and the mask of its ellipse."""
     rng = np.random.default_rng(seed)
     noise = rng.integers(0, 256, (side // 4 + 1, side // 4 + 1, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC)
@@ -40,7 +40,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def subject(number: int, photos: int, side: int, folder: Path) -> protocol.HeldOutSubject:
-    """Return a subject whose photos and masks are written into `folder`."""
+    """Return a subject with masks, its photos written into `folder`."""
     subject_id = f"bench/{number:03d}"
     found = []
     for index in range(photos):
@@ -78,10 +78,10 @@ def generations(of: protocol.HeldOutSubject, pictures: int, seeds: int, side: in
 
 
 def hash_of(subject_id: str, number: int) -> int:
-    """Return a seed, 0..9999, of a picture."""
+    """Return an image's seed, 0..9999."""
     return int(hashlib.sha256(f"{subject_id}/{number}".encode()).hexdigest(), 16) % 10_000
 
 
 def roots(folder: Path) -> Roots:
-    """Return the source of the photos that `subject` wrote."""
+    """Return the roots of the photos that `subject` wrote."""
     return Roots([SourceParams(name="bench", layout="folder", root=str(folder), split="test")])

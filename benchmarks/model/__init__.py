@@ -1,1 +1,1 @@
-"""What the adapter costs beside a bare UNet and beside diffusers' own IP-Adapter-plus, as ratios from one run."""
+"""Cost of the adapter relative to a plain UNet and to diffusers' own IP-Adapter-plus, as ratios within one run."""

@@ -1,7 +1,8 @@
-"""Measure what the adapter costs beside diffusers' IP-Adapter-plus and the plain base model.
+"""Measure the cost of the adapter relative to diffusers' IP-Adapter-plus and to the plain base model.
 
 Prints one line per figure; exits 1 if a goal is missed.
-Weights are random, as no figure depends on them. infer and train have Stable Diffusion 1.5's sizes, the others SDXL's.
+Weights are random, as no figure depends on them. infer and train have the sizes of Stable Diffusion 1.5, the others
+those of SDXL.
 """
 
 from __future__ import annotations
@@ -30,39 +31,43 @@ PARTS: dict[str, tuple[Part, int]] = {
     "sdxl-infer": (infer, 1),
     "sdxl-train": (train, 1),
 }
-"""What measures each part, and which of the chosen shapes it is given."""
+"""Function of each part, and the index of its shapes among the chosen ones."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--shapes", choices=SHAPES, default="full", help="published sizes, or tiny ones to try it")
+    parser.add_argument(
+        "--shapes", choices=SHAPES, default="full", help="published sizes, or tiny ones for a trial run"
+    )
     parser.add_argument("--steps", type=int, help="sampling steps (default: 50 on a GPU, 2 on a CPU)")
     parser.add_argument(
-        "--text-every", type=int, default=2, help="steps that share S+, beside one by one (default: %(default)s)"
+        "--text-every", type=int, default=2, help="also measure S+ shared by this many steps (default: %(default)s)"
     )
-    parser.add_argument("--repeats", type=int, help="the median counts (default: 5 on a GPU, 3 on a CPU)")
-    parser.add_argument("--size", type=int, help="px, side of the images (default: 512, SDXL 1024)")
-    parser.add_argument("--batch", type=int, default=1, help="images at once (default: %(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of all weights (default: bf16 on a GPU, fp32 on a CPU)")
+    parser.add_argument(
+        "--repeats", type=int, help="timing repeats, of which the median counts (default: 5 on a GPU, 3 on a CPU)"
+    )
+    parser.add_argument("--size", type=int, help="side of the images, px (default: 512, SDXL 1024)")
+    parser.add_argument("--batch", type=int, default=1, help="batch size (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of all weights (default: bf16 on a GPU, fp32 on a CPU)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default: %(default)s)")
     parser.add_argument(
         "--gradient-checkpointing",
         choices=get_args(Checkpointing),
         default="text",
-        help="of the training parts; its effect over text is told (default: %(default)s)",
+        help="of the training parts; reported relative to text (default: %(default)s)",
     )
-    parser.add_argument("--compile", action="store_true", help="measure torch.compile of the UNet as well")
+    parser.add_argument("--compile", action="store_true", help="also measure torch.compile of the UNet")
     parser.add_argument("--json", type=Path, default=Path(".work/bench/model.json"), help="default: %(default)s")
 
 
 def setting_of(options: argparse.Namespace) -> Setting:
-    """Return how to measure; raises ModelError for a size below 1."""
+    """Return the setting of a command line; raises ModelError for a size below 1."""
     found = torch.cuda.is_available()
     device = torch.device(options.device if options.device != "auto" else "cuda" if found else "cpu")
     gpu = device.type == "cuda"
     if gpu and not found:
-        raise ModelError("--device cuda was asked and no GPU is found; use --device cpu")
+        raise ModelError("--device is cuda, but no GPU was found; use --device cpu")
     setting = Setting(
         steps=options.steps or (50 if gpu else 2),
         text_every=options.text_every,
@@ -81,7 +86,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Measure what is asked for; return the exit code."""
+    """Measure the chosen parts; return the exit code."""
     chosen = options.parts or list(PARTS)
     unknown = [part for part in chosen if part not in PARTS]
     if unknown:

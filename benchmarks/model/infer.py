@@ -1,4 +1,4 @@
-"""Sampling with guidance: our pipeline, diffusers' IP-Adapter-plus and the stock pipeline on one set of weights."""
+"""Sampling with guidance: our pipeline, diffusers' IP-Adapter-plus and the stock pipeline on the same weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROMPT, NOUN = "a red mug on a table in the snow", "mug"
 
 
 def infer(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
-    """Operations and time of a sampling step, S+ of all steps and captions included, decoding left out; peak memory."""
+    """FLOPs and time per sampling step, including S+ of all steps and captions, excluding decoding; peak memory."""
     ways = (("ours", ""), ("shared", f", text_every {setting.text_every}"))
     counted = operations(shapes, setting)
     for key, how in ways:
@@ -40,15 +40,15 @@ def infer(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
         yield cost(f"{name} over ip-adapter{how}", times[key], times["ip-adapter"], setting.steps, "step", 1.10)
         yield cost(f"{name} over stock{how}", times[key], times["stock"], setting.steps, "step", 1.20)
     for key in ("ip-adapter", "stock"):
-        detail = f"peak {peaks['ours'] / MB:.1f} of {peaks[key] / MB:.1f} MB beside the weights"
+        detail = f"peak {peaks['ours'] / MB:.1f} of {peaks[key] / MB:.1f} MB excluding the weights"
         yield Line(f"{name} memory over {key}", peaks["ours"] / peaks[key], most=True, detail=detail)
 
 
 def operations(shapes: Shapes, setting: Setting) -> dict[str, float]:
-    """Floating point operations of a sampling step, of each way to sample; the mean over `text_every` steps.
+    """Floating point operations per sampling step of each way to sample; the mean over `text_every` steps.
 
-    Those of matrix products, convolutions and attention, on tensors without values: what the times would be if every
-    operation took as long. Keeping location maps is left out, as timesteps have no values either.
+    Counts matrix products, convolutions and attention on fake tensors: the relative times if every operation took
+    equally long. Recording location maps is excluded, as timesteps have no values either.
     """
     found = {}
     brief = replace(setting, steps=setting.text_every, device=torch.device("cpu"))
@@ -61,16 +61,16 @@ def operations(shapes: Shapes, setting: Setting) -> dict[str, float]:
 
 
 def samplers(shapes: Shapes, setting: Setting) -> dict[str, Callable[[], Any]]:
-    """The ways to draw the same number of latents: ours, ours with shared S+, and the two others."""
+    """The ways to sample the same number of latents: ours, ours with shared S+, and the two others."""
     diffusion = build_diffusion(shapes, setting.dtype, setting.device)
     ours = build_pipeline(diffusion, frozen(build_adapter(shapes, diffusion)))
-    bare, plus = ours.to_stock(), ours.to_stock()
-    bare.register_modules(unet=twin(diffusion.unet))
+    plain, plus = ours.to_stock(), ours.to_stock()
+    plain.register_modules(unet=twin(diffusion.unet))
     plus.register_modules(unet=frozen(ip_adapter_plus(shapes, diffusion.unet)[0]))
-    for pipeline in (ours, bare, plus):
+    for pipeline in (ours, plain, plus):
         pipeline.set_progress_bar_config(disable=True)
     features = hidden_states(shapes, setting, 1)
-    # Without image and with it, [2, images, N, d]: what diffusers takes in place of photos.
+    # Unconditional and conditional, [2, images, N, d]: accepted by diffusers in place of photos.
     embeds = torch.stack([torch.zeros_like(features[:, -1]), features[:, -1]])
     side = setting.side(shapes)
     common: dict[str, Any] = {
@@ -85,12 +85,12 @@ def samplers(shapes: Shapes, setting: Setting) -> dict[str, Callable[[], Any]]:
         "ours": lambda: ours(PROMPT, features, NOUN, **common),
         "shared": lambda: ours(PROMPT, features, NOUN, text_every=setting.text_every, **common),
         "ip-adapter": lambda: plus(PROMPT, ip_adapter_image_embeds=[embeds], **common),
-        "stock": lambda: bare(PROMPT, **common),
+        "stock": lambda: plain(PROMPT, **common),
     }
 
 
 def needed_bytes(shapes: Shapes, setting: Setting) -> int:
-    """About what `samplers` hold: all weights, and the bare UNet's call with guidance twice, for what is put on it."""
+    """Approximate memory of `samplers`: all weights, and twice a plain UNet call with guidance, to cover adapters."""
     cpu = torch.device("cpu")
     with imagined(), torch.no_grad():
         diffusion = build_diffusion(shapes, setting.dtype, cpu)
@@ -112,9 +112,9 @@ def needed_bytes(shapes: Shapes, setting: Setting) -> int:
 
 
 def too_large(name: str, needed: int, free: int) -> Line:
-    """The line of a part that is left out."""
+    """The line of a part that is skipped."""
     detail = (
-        f"GB are needed and {free / GB:.1f} are free, so it was not measured;"
+        f"GB are needed and {free / GB:.1f} are free, so it was skipped;"
         " use a larger machine, a smaller --size or --dtype bf16"
     )
     return Line(f"{name} does not fit", needed / GB, detail=detail)

@@ -1,4 +1,4 @@
-"""How the network is measured, and the models that are measured beside each other."""
+"""Settings of the measurements, and the models compared."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from model.dry.build import frozen, weights_as
 from model.dry.shapes import Shapes
 
 Checkpointing = Literal["none", "text", "all"]
-"""Nothing, the text encoders of our step, or these and the UNet of every step."""
+"""Nothing, the text encoders of our step, or also the UNet of every step."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a part is measured; the fields are options of the command."""
+    """Settings of a part; the fields are options of the command."""
 
     steps: int
     """Sampling steps of the inference parts."""
     text_every: int
-    """Steps that share S+ in our second way to sample; what it does to a picture, `experiments.sharing` shows."""
+    """Steps that share S+ in our second way to sample; `experiments.sharing` shows its effect on images."""
     repeats: int
-    """The median counts."""
+    """Of which the median counts."""
     size: int | None
     """Side of the images, pixels; None: the model's own."""
     batch: int
-    """Images of a call or of a training step."""
+    """Images per call or training step."""
     dtype: torch.dtype
-    """Of frozen and trained weights alike."""
+    """Of both frozen and trained weights."""
     device: torch.device
     gradient_checkpointing: Checkpointing
-    """What the training parts compute again, as `train.gradient_checkpointing` has it."""
+    """What the training parts recompute, as in `train.gradient_checkpointing`."""
     compile: bool
-    """torch.compile of the UNet in our training step, beside the same step without."""
+    """Whether to measure our training step with torch.compile of the UNet, in addition to the same step without."""
 
     def side(self, shapes: Shapes) -> int:
         """Side of the images, pixels."""
         return self.size or shapes.size
 
     def waited(self, work: Callable[[], Any]) -> Callable[[], None]:
-        """`work` that returns only when the device has done it."""
+        """`work`, returning only once the device has finished it."""
 
         def run() -> None:
             work()
@@ -70,9 +70,9 @@ def build_vision(shapes: Shapes, dtype: torch.dtype, device: torch.device) -> nn
 
 
 def build_adapter(shapes: Shapes, diffusion: Diffusion) -> Adapter:
-    """Our adapter, installed in the UNet, with its device and precision; one S+ token a Transformer2D group."""
+    """Our adapter, installed in the UNet, with its device and precision; one S+ token per Transformer2D group."""
     unet: Any = diffusion.unet
-    # The Fourier code is drawn on the CPU.
+    # The Fourier code is sampled on the CPU.
     with weights_as(unet.dtype, torch.device("cpu")):
         adapter = Adapter.for_unet(
             unet,
@@ -89,7 +89,7 @@ def build_adapter(shapes: Shapes, diffusion: Diffusion) -> Adapter:
 
 
 def twin(unet: Any) -> Any:
-    """A UNet of its own with stock attention and the same weight tensors."""
+    """A separate UNet with stock attention that shares the weight tensors."""
     with torch.device("meta"):
         other = UNet2DConditionModel.from_config(unet.config)
     other.load_state_dict(unet.state_dict(), assign=True)
@@ -97,8 +97,8 @@ def twin(unet: Any) -> Any:
 
 
 def ip_adapter_plus(shapes: Shapes, unet: Any) -> tuple[Any, list[nn.Parameter]]:
-    """Diffusers' IP-Adapter-plus on a twin of `unet`, put together as its `load_ip_adapter` does -> UNet, what is
-    trained of it."""
+    """Diffusers' IP-Adapter-plus on a twin of `unet`, assembled as in its `load_ip_adapter` -> UNet, trained
+    parameters."""
     other = twin(unet)
     width = unet.config.cross_attention_dim
     processors: dict[str, Any] = {name: AttnProcessor2_0() for name in other.attn_processors}
@@ -110,7 +110,7 @@ def ip_adapter_plus(shapes: Shapes, unet: Any) -> tuple[Any, list[nn.Parameter]]
             processors[f"{layer.name}.processor"] = IPAdapterAttnProcessor2_0(
                 hidden_size=layer.inner_width, cross_attention_dim=width, num_tokens=(shapes.projection["num_queries"],)
             )
-    other.set_attn_processor(dict(processors))  # which it empties
+    other.set_attn_processor(dict(processors))  # set_attn_processor empties its argument
     other.encoder_hid_proj = MultiIPAdapterImageProjection([projection])
     other.config.encoder_hid_dim_type = "ip_image_proj"
     trained = [projection, *(p for p in processors.values() if isinstance(p, nn.Module))]
@@ -118,7 +118,7 @@ def ip_adapter_plus(shapes: Shapes, unet: Any) -> tuple[Any, list[nn.Parameter]]
 
 
 def hidden_states(shapes: Shapes, setting: Setting, rows: int) -> Tensor:
-    """What an image encoder would give: [rows, K, N, d]."""
+    """Random hidden states in the shape of an image encoder's, [rows, K, N, d]."""
     tokens = (shapes.vision["image_size"] // shapes.vision["patch_size"]) ** 2 + 1
     size = (rows, shapes.layers, tokens, shapes.vision["hidden_size"])
     return torch.randn(size, device=setting.device, dtype=setting.dtype)

@@ -1,4 +1,4 @@
-"""A training step: ours from cached latents and features, IP-Adapter-plus's as published, and the bare UNet's."""
+"""A training step: ours from cached latents and features, IP-Adapter-plus's as published, and a plain UNet's."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ CARD = 24.0
 
 @dataclass(frozen=True)
 class Step:
-    """A training step in its parts."""
+    """The parts of a training step."""
 
     loss: Callable[[], Tensor]
     modules: list[nn.Module]
-    """All that take part, the frozen ones too."""
+    """All modules involved, including frozen ones."""
     optimizer: torch.optim.Optimizer | None
-    """None where nothing is trained."""
+    """None if nothing is trained."""
 
     @classmethod
     def of(cls, loss: Callable[[], Tensor], modules: list[Any]) -> Step:
-        """The step that lowers `loss` with AdamW, as both trainers do."""
+        """The step that minimises `loss` with AdamW, as in both trainers."""
         trained = [p for module in modules for p in module.parameters() if p.requires_grad]
         return cls(loss, modules, torch.optim.AdamW(trained, lr=3e-5, weight_decay=1e-2) if trained else None)
 
     def both_ways(self) -> None:
-        """Forward and backward; gradients are added to what is there."""
+        """Forward and backward; gradients accumulate."""
         self.loss().backward()
 
     def __call__(self) -> None:
@@ -71,13 +71,13 @@ Maker = Callable[[Shapes, Setting, Diffusion], Step]
 
 @dataclass(frozen=True)
 class Weight:
-    """Bytes of a step, found on imagined tensors."""
+    """Bytes of a step, counted on fake tensors."""
 
     frozen: int
     trained: int
     """Weights and AdamW's state: two float32 moments, and in half precision a float32 copy."""
     moving: int
-    """Most bytes of activations and gradients at once."""
+    """Peak of activations and gradients."""
     saved: int
     """Saved for backward."""
 
@@ -85,7 +85,7 @@ class Weight:
     def of(cls, make: Maker, shapes: Shapes, setting: Setting) -> Weight:
         """The weight of the step that `make` builds."""
         cpu = torch.device("cpu")
-        setting = replace(setting, device=cpu, compile=False)  # what is imagined cannot be compiled
+        setting = replace(setting, device=cpu, compile=False)  # fake tensors cannot be compiled
         with imagined():
             step = make(shapes, setting, build_diffusion(shapes, setting.dtype, cpu))
             found: list[Tensor] = []
@@ -104,28 +104,28 @@ class Weight:
 
 
 def train(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
-    """Operations, time and memory of a training step, what the options bring, and what a step takes on a 24 GB card."""
+    """FLOPs, time and memory of a training step, the effect of the options, and its memory on a 24 GB card."""
     own, *others = (operations(make, shapes, setting) for make in (our_step, plus_step, bare_step))
     for other, what in zip(others, ("ip-adapter", "bare UNet"), strict=True):
         detail = f"{own / TERA:.4g} of {other / TERA:.4g} TFLOP/step"
         yield Line(f"{name} FLOP over {what}", own / other, most=True, detail=detail)
     ours, plus = (Weight.of(make, shapes, setting) for make in (our_step, plus_step))
-    # What our step has frozen, the other has too.
+    # The frozen weights of our step are among the other's.
     needed = plus.frozen + ours.trained + plus.trained + max(ours.moving, plus.moving)
     if needed > (free := free_bytes(setting.device)):
         yield too_large(name, needed, free)
     else:
-        yield from compare(name, shapes, replace(setting, compile=False))  # as the others are
+        yield from compare(name, shapes, replace(setting, compile=False))  # like the others
     if setting.device.type != "cuda" or needed > free:
         yield memory(f"{name} memory over ip-adapter", ours.saved, plus.saved, "saved for backward", 1.15)
-        yield memory(f"{name} peak over ip-adapter", ours.moving, plus.moving, "beside the weights")
+        yield memory(f"{name} peak over ip-adapter", ours.moving, plus.moving, "excluding the weights")
     yield from effects(name, shapes, setting)
     yield from card(name, shapes, setting)
 
 
 def operations(make: Maker, shapes: Shapes, setting: Setting) -> int:
-    """Floating point operations of forward and backward, what is computed again counted again: those of matrix
-    products, convolutions and attention, on tensors without values."""
+    """Floating point operations of forward and backward, recomputation included: matrix products, convolutions and
+    attention, counted on fake tensors."""
     setting = replace(setting, device=torch.device("cpu"), compile=False)
     with imagined():
         step = make(shapes, setting, build_diffusion(shapes, setting.dtype, setting.device))
@@ -135,10 +135,10 @@ def operations(make: Maker, shapes: Shapes, setting: Setting) -> int:
 
 
 def compare(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
-    """Our step beside the two others, on the same frozen weights."""
+    """Our step vs the two others, on the same frozen weights."""
     diffusion = build_diffusion(shapes, setting.dtype, setting.device)
-    ours, plus, bare = (make(shapes, setting, diffusion) for make in (our_step, plus_step, bare_step))
-    steps = [setting.waited(step) for step in (ours, plus, bare)]
+    ours, plus, plain = (make(shapes, setting, diffusion) for make in (our_step, plus_step, bare_step))
+    steps = [setting.waited(step) for step in (ours, plus, plain)]
     mine, theirs, least = zip(*turns(steps, setting.repeats), strict=True)
     yield cost(f"{name} over ip-adapter", mine, theirs, 1, "step", 1.0)
     yield cost(f"{name} over bare UNet", mine, least, 1, "step", 1.5)
@@ -148,20 +148,20 @@ def compare(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
 
 
 def activation_bytes(step: Step, setting: Setting) -> int:
-    """Peak of forward and backward over weights and gradients, as the device reports it."""
-    step.both_ways()  # so that the gradients are there before
+    """Peak of forward and backward beyond weights and gradients, as reported by the device."""
+    step.both_ways()  # allocates the gradients
     return peak_bytes(step.both_ways, setting.device)
 
 
 def memory(name: str, own: int, other: int, what: str, goal: float | None = None) -> Line:
-    """The line of our bytes over others'."""
+    """The line of our bytes over the other's."""
     return Line(name, own / other, goal, most=True, detail=f"{own / MB:.1f} of {other / MB:.1f} MB {what}")
 
 
 def effects(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
-    """Our step over the same without what is asked: gradient checkpointing, torch.compile, half precision.
+    """Our step vs the same without each chosen option: gradient checkpointing, torch.compile, half precision.
 
-    What torch.compile saves in memory is not told, for the bytes are counted on tensors that it cannot see.
+    Memory saved by torch.compile is not reported, as bytes are counted on fake tensors, which it cannot compile.
     """
     others = {}
     if (ours := setting.gradient_checkpointing) != "text":
@@ -184,7 +184,7 @@ def effects(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
 
 
 def card(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
-    """GB of a step in bfloat16 with one sample, up to 512 px, on imagined tensors, with and without checkpointing."""
+    """GB of a step in bfloat16 with one sample, up to 512 px, on fake tensors, with and without checkpointing."""
     side = min(512, shapes.size)
     small = replace(setting, size=side, batch=1, dtype=torch.bfloat16)
     modes: tuple[tuple[Checkpointing, str], ...] = (("text", ""), ("all", ", checkpointed"))
@@ -196,7 +196,7 @@ def card(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
 
 
 def our_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
-    """A step with all four losses on, from cached latents and hidden states."""
+    """A step with all four losses, from cached latents and hidden states."""
     unet: Any = diffusion.unet
     adapter = build_adapter(shapes, diffusion)
     if setting.gradient_checkpointing != "none":
@@ -233,17 +233,17 @@ def our_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
 
 
 def plus_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
-    """The step of IP-Adapter-plus's own training script (tutorial_train_plus.py), which encodes its images itself."""
+    """The step of IP-Adapter-plus's own script (tutorial_train_plus.py), which encodes images in the step."""
     unet, _ = ip_adapter_plus(shapes, diffusion.unet)
     if setting.gradient_checkpointing == "all":
         unet.enable_gradient_checkpointing()
     vision: Any = build_vision(shapes, setting.dtype, setting.device)
     rows, vae = setting.batch, cast(Any, diffusion.vae)
 
-    def picture(side: int) -> Tensor:
+    def pixels(side: int) -> Tensor:
         return torch.randn(rows, 3, side, side, device=setting.device, dtype=setting.dtype)
 
-    images, photos = picture(setting.side(shapes)), picture(shapes.vision["image_size"])
+    images, photos = pixels(setting.side(shapes)), pixels(shapes.vision["image_size"])
     timesteps = torch.full((rows,), 500, device=setting.device)
 
     def loss() -> Tensor:
@@ -258,8 +258,8 @@ def plus_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
 
 
 def bare_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
-    """Forward and backward of the UNet alone. The gradient is that of the text states: as an adapter's, it goes back to
-    the first cross-attention."""
+    """Forward and backward of the UNet alone. The gradient is taken for the text states: like an adapter's, it reaches
+    back to the first cross-attention."""
     unet = twin(diffusion.unet)
     if setting.gradient_checkpointing == "all":
         unet.enable_gradient_checkpointing()
@@ -282,7 +282,7 @@ def noise_loss(
     text: TextCondition,
     embeds: dict[str, Any],
 ) -> Tensor:
-    """Mean squared error of the noise that a stock UNet predicts; `embeds` are conditions beside text and size."""
+    """Mean squared error of a stock UNet's noise prediction; `embeds`: conditions in addition to text and size."""
     scheduler: Any = diffusion.scheduler
     noisy = losses.noisy_latents(latents, noise, scheduler.alphas_cumprod, timesteps)
     added = (added_conditions(unet, text, pixel_size(diffusion, noisy)) or {}) | embeds

@@ -1,1 +1,2 @@
-"""What the trainer costs beside the model's own step, and whether memory is what was told, as ratios from one run."""
+"""Overhead of the trainer relative to the model's own step, and accuracy of its memory estimate, as ratios within one
+run."""

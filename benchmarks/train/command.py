@@ -1,7 +1,7 @@
-"""Measure what the trainer costs beside the model's own step.
+"""Measure the overhead of the trainer relative to the model's own step.
 
 Prints one line per figure; exits 1 if a goal is missed.
-It trains on the tables that are in `--data`, for a few steps at a time.
+It trains on the tables in `--data`, for a few steps at a time.
 """
 
 from __future__ import annotations
@@ -26,16 +26,20 @@ PARTS: dict[str, Callable[[Setting], Iterator[Line]]] = {
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--repeats", type=int, default=5, help="the median counts (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, help="of a turn (default: %(default)s)")
-    parser.add_argument("--tiny", action="store_true", help="two steps, one repeat: to try it")
-    parser.add_argument("--work", type=Path, default=Path(".work/bench/train"), help="for files (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timing repeats, of which the median counts (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=20, help="steps per repeat (default: %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="two steps, one repeat: for a trial run")
+    parser.add_argument(
+        "--work", type=Path, default=Path(".work/bench/train"), help="working folder (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="file for the figures (default: figures.json in that folder)")
     shared_options(parser)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Measure what is asked for; return the exit code."""
+    """Measure the chosen parts; return the exit code."""
     chosen = chosen_parts(options.parts, PARTS)
     steps, repeats = (2, 1) if options.tiny else (options.steps, options.repeats)
     for name, value in (("steps", steps), ("repeats", repeats)):

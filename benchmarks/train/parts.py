@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Turn:
-    """The steps of one turn of a trainer: its threads begin and end with it, so that none works while another way is
+    """The steps of one turn of a trainer. Its threads start and stop with it, so that none runs while an alternative is
     timed."""
 
     def __init__(self, trainer: Trainer) -> None:
@@ -52,17 +52,17 @@ class Turn:
 
 
 def loop(setting: Setting) -> Iterator[Line]:
-    """The trainer over forward, backward and AdamW of the model alone, on one batch that is on the device already."""
+    """The trainer vs forward, backward and AdamW of the model alone, on one batch already on the device."""
     ours = Turn(setting.trainer())
-    bare = bare_steps(setting, ours.trainer)
+    plain = plain_steps(setting, ours.trainer)
     count = setting.params.steps * setting.params.batch
-    yield ratio("trainer over bare step", ours, bare, count, "sample", 0.95, setting.repeats)
+    yield ratio("trainer over bare step", ours, plain, count, "sample", 0.95, setting.repeats)
     detail = f"{ours.waited:.2f} of {ours.took:.1f} s; prefetch {setting.params.prefetch}"
     yield Line("share of waiting for data", ours.waited / ours.took, 0.05, most=True, detail=detail)
 
 
-def bare_steps(setting: Setting, trainer: Trainer) -> Callable[[], None]:
-    """As many steps of the model alone, with a backbone and an adapter of their own."""
+def plain_steps(setting: Setting, trainer: Trainer) -> Callable[[], None]:
+    """The same number of steps of the model alone, with a separate backbone and adapter."""
     from model.backbones.diffusion import load_diffusion
     from model.prompt import checkpoint_text
     from train.distributed.engine import DTYPES
@@ -95,27 +95,29 @@ def bare_steps(setting: Setting, trainer: Trainer) -> Callable[[], None]:
 
 
 def waited(device: torch.device) -> None:
-    """Return when the device has done what it was given."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def memory(setting: Setting) -> Iterator[Line]:
-    """What a step holds at its worst moment beside what was told before the run."""
+    """Peak memory of a step vs the estimate printed before the run."""
     gc.collect()
     known = storages()
     trainer = setting.trainer()
     with trainer.batches:
-        trainer.step(0)  # AdamW's state is there from its first step
+        trainer.step(0)  # AdamW allocates its state in the first step
         found = peak(lambda: trainer.step(1), setting.ranks.device, known)
-    told = estimate(setting.params, setting.model, setting.variant, 1, setting.work)
-    detail = f"{found / MB:.1f} MB, told {told.total / MB:.1f}: {told.line()}"
-    yield Line("memory, measured and told", max(found / told.total, told.total / found), 1.15, most=True, detail=detail)
+    expected = estimate(setting.params, setting.model, setting.variant, 1, setting.work)
+    detail = f"{found / MB:.1f} MB, estimated {expected.total / MB:.1f}: {expected.line()}"
+    yield Line(
+        "memory, measured and told", max(found / expected.total, expected.total / found), 1.15, most=True, detail=detail
+    )
 
 
 def peak(step: Callable[[], Any], device: torch.device, known: dict[int, int]) -> int:
-    """Most bytes at once while `step` runs: the device's own count; on a CPU all tensors but the `known` ones, and what
-    its allocator gives and takes back within the step."""
+    """Peak bytes while `step` runs: the device's own statistics; on a CPU all tensors except the `known` ones, plus
+    allocations and frees within the step."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         step()
@@ -133,7 +135,7 @@ def peak(step: Callable[[], Any], device: torch.device, known: dict[int, int]) -
 
 
 def storages() -> dict[int, int]:
-    """Bytes of each storage that a tensor holds now."""
+    """Bytes of each live tensor storage."""
     found = {}
     for thing in gc.get_objects():
         if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
@@ -143,7 +145,7 @@ def storages() -> dict[int, int]:
 
 
 def checkpoint(setting: Setting) -> Iterator[Line]:
-    """Time and size of a checkpoint, and what share of the run saving takes."""
+    """Time and size of a checkpoint, and the fraction of the run spent saving."""
     from train.distributed.checkpoint import STATE, Checkpoints
 
     turn = Turn(setting.trainer())
@@ -156,7 +158,7 @@ def checkpoint(setting: Setting) -> Iterator[Line]:
     steps, saves = zip(*turns(works, setting.repeats), strict=True)
     step, save = statistics.median(steps) / setting.params.steps, statistics.median(saves)
     every = setting.params.checkpoint_every
-    detail = f"{save:.3f} s each {every} steps of {1000 * step:.0f} ms"
+    detail = f"{save:.3f} s every {every} steps of {1000 * step:.0f} ms"
     yield Line("share of saving", save / (save + every * step), 0.05, most=True, detail=detail)
     yield Line("seconds to restore", seconds(lambda: checkpoints.restore(turn.trainer.trained)))
     bytes_ = next(folder.glob(f"step-*/{STATE}")).stat().st_size
@@ -173,15 +175,17 @@ def checkpoint(setting: Setting) -> Iterator[Line]:
 
 
 def encoders(setting: Setting) -> Iterator[Line]:
-    """Training from cached tables over training that reads photos and runs the frozen encoders itself."""
-    cached, bare = Turn(setting.trainer()), Turn(setting.trainer(uncached=True))
-    mine, theirs = zip(*turns([bare, cached], setting.repeats), strict=True)
+    """Training that reads photos and runs the frozen encoders itself vs training from cached tables."""
+    cached, uncached = Turn(setting.trainer()), Turn(setting.trainer(uncached=True))
+    mine, theirs = zip(*turns([uncached, cached], setting.repeats), strict=True)
     yield cost("uncached over cached time", mine, theirs, setting.params.steps, "step")
-    yield Line("waiting, uncached", bare.waited / bare.took, most=True, detail=f"prefetch {setting.params.prefetch}")
+    yield Line(
+        "waiting, uncached", uncached.waited / uncached.took, most=True, detail=f"prefetch {setting.params.prefetch}"
+    )
 
 
 def ranks(setting: Setting) -> Iterator[Line]:
-    """Samples a second of two ranks over those of one, whole runs through the launcher."""
+    """Samples/s of two ranks over one, in whole runs through the launcher."""
     if setting.ranks.device.type == "cuda" and torch.cuda.device_count() < 2:
         return
     data = setting.work / "data"
@@ -199,7 +203,7 @@ def ranks(setting: Setting) -> Iterator[Line]:
 
 
 def launched(setting: Setting, data: Path, count: int) -> float:
-    """Samples a second of a run of so many ranks, as it tells itself."""
+    """Samples/s of a run with `count` ranks, as the run reports it."""
     work = setting.work / "runs"
     shutil.rmtree(work, ignore_errors=True)
     words = [*setting.all.words(), "--data", str(data), "--set", f"run.work={work}", "--set", f"train.ranks={count}"]
@@ -211,7 +215,7 @@ def launched(setting: Setting, data: Path, count: int) -> float:
     shutil.rmtree(data / "train", ignore_errors=True)
     rate = re.search(r"steps in .* s, ([\d.]+) samples/s", done.stdout)
     if done.returncode or rate is None:
-        raise UserError(f"a run of {count} ranks ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+        raise UserError(f"a run of {count} ranks exited with code {done.returncode}: {done.stderr.strip()[-300:]}")
     return float(rate.group(1))
 
 

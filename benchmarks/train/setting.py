@@ -1,4 +1,4 @@
-"""How much the benchmark measures, with which params, and trainers to measure."""
+"""Sizes and params of the benchmark, and the trainers it measures."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from train.distributed.ranks import LOOPBACK, Ranks
 from train.launch import environment, free_port
 from train.recipe import ModelParams, TrainParams, input_digest
 
-if TYPE_CHECKING:  # DeepSpeed asks the environment for its device when it is imported
+if TYPE_CHECKING:  # DeepSpeed reads its device from the environment on import
     from train.trainer import Trainer
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a part of the benchmark is given."""
+    """Inputs of a part."""
 
     all: Params
     params: TrainParams
-    """Those of params.yaml, one rank, no accumulation, so many steps as a turn has."""
+    """Those of params.yaml, with one rank, no accumulation and the steps of one turn."""
     model: ModelParams
     variant: Variant
     repeats: int
-    """The median counts."""
+    """Of which the median counts."""
     work: Path
-    """Folder for files."""
+    """Working folder."""
     ranks: Ranks
 
     @property
@@ -45,7 +45,7 @@ class Setting:
         return self.all.data
 
     def trainer(self, uncached: bool = False) -> Trainer:
-        """A trainer before its first step; `uncached` reads photos and runs the frozen encoders."""
+        """A new trainer; `uncached`: reads photos and runs the frozen encoders."""
         from train.trainer import build
 
         found = Arrays.open(arrays.write(self.data, self.work / "arrays" / input_digest(self.data)))
@@ -63,7 +63,7 @@ class Setting:
 
 @contextmanager
 def setting_of(params: Params, steps: int, repeats: int, work: Path) -> Iterator[Setting]:
-    """The setting of a command line; this process is the one rank of its run."""
+    """The setting of a command line; this process is the only rank."""
     import torch.distributed as dist
 
     run, train = params.run, params.section("train", TrainParams)

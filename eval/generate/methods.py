@@ -148,7 +148,7 @@ def painter(pipeline: Callable[..., Any], params: GenerateParams, resolution: in
 
 def prompt_only(inputs: MethodInputs) -> Painter:
     """Load the base model alone, which gets the class noun and never sees the subject: the lower bound of similarity
-    and, from the same noise, the controllability that a method starts from."""
+    and, from the same noise, the baseline controllability of a method."""
     diffusion, params, side = load_base(inputs), inputs.params, inputs.variant.resolution
     pipeline = stock(diffusion)
     pipeline.set_progress_bar_config(disable=True)

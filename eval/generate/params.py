@@ -13,7 +13,9 @@ from runtime.params import Section
 class GenerateParams(Section):
     """Which images are generated, and how."""
 
-    methods: tuple[str, ...] = Field(min_length=1)  # keys of METHODS in eval/generate/methods.py, or package.module:function
+    methods: tuple[str, ...] = Field(
+        min_length=1
+    )  # keys of METHODS in eval/generate/methods.py, or package.module:function
     protocol: protocol.ProtocolParams
     steps: int = Field(ge=1)  # of the sampler
     guidance_scale: float
@@ -23,7 +25,9 @@ class GenerateParams(Section):
     batch_size: int = Field(ge=1)  # images
     dtype: Literal["float32", "float16", "bfloat16"]
     threads: int  # CPU threads per process; the same number gives the same bytes
-    processes: int = Field(ge=1)  # that subjects are distributed over; on GPUs at most one each. Any number gives the same bytes
+    processes: int = Field(
+        ge=1
+    )  # that subjects are distributed over; on GPUs at most one each. Any number gives the same bytes
 
     @field_validator("methods")
     @classmethod

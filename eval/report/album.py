@@ -139,7 +139,7 @@ class Album:
         return inline(outlined(found[0], found[1], self.side), self.side)
 
     def compared(self, photo: HeldOutPhoto | None, row: dict[str, Any]) -> InlineImage | None:
-        """Return the photo with the outlines of both masks of a row of the agreement table, the annotated one on top."""
+        """Return the photo with both outlines of a row of the agreement table, the annotated mask on top."""
         read = self.read(photo)
         if read is None:
             return None

@@ -66,14 +66,16 @@ def read_run(name: str, folder: Path) -> ScoredRun:
         protocol = read_json(folder / "generate" / "protocol.json", "generate")
         measured, summaries = read_json(folder / "score" / "protocol.json", "score"), scored(folder)
     except Missing as stage:
-        raise UserError(f"{folder} holds no results of the {stage} stage; run it with --data {folder}") from None
+        raise UserError(f"{folder} has no results of the {stage} stage; run it with --data {folder}") from None
     if measured.get("id") != protocol.get("id"):
         raise UserError(
             f"the scores in {folder} are of other images ({measured.get('id')}) than those there now "
             f"({protocol.get('id')}); run the score stage with --data {folder}"
         )
     if MODEL not in summaries:
-        raise UserError(f"{folder} holds no scores of method {MODEL}; list it in generate.methods, then run generate and score again")
+        raise UserError(
+            f"{folder} has no scores of method {MODEL}; list it in generate.methods, then run generate and score again"
+        )
     return ScoredRun(name, folder, protocol, measured, summaries)
 
 
@@ -99,8 +101,8 @@ def check_comparable(runs: Sequence[ScoredRun]) -> None:
             keys += ["resolution"] if first.protocol.get("resolution") != other.protocol.get("resolution") else []
             what = ", ".join(keys) or "the subjects, photos or prompts themselves"
             raise UserError(
-                f"{first.folder} and {other.folder} have different protocols ({ids[0]} and {ids[1]}), so their scores are "
-                f"not comparable; they differ in {what}; generate and score both under one protocol"
+                f"{first.folder} and {other.folder} have different protocols ({ids[0]} and {ids[1]}), so their scores "
+                f"are not comparable; they differ in {what}; generate and score both under one protocol"
             )
         of = [
             flat({key: value for key, value in run.measured.items() if key not in NOT_OF_A_MEASURE}, "score")
@@ -207,9 +209,7 @@ def text(runs: Sequence[ScoredRun]) -> str:
         for name, values in score_rows(runs)
     ]
     lines = [text_table(("run", *METRICS, "not found"), rows)]
-    lines.append(
-        f"\n  minus {runs[0].name}, paired by subject, {100 * bootstrap.level:.0f} % intervals; *: excludes 0"
-    )
+    lines.append(f"\n  minus {runs[0].name}, paired by subject, {100 * bootstrap.level:.0f} % intervals; *: excludes 0")
     changes = [
         [other.name, *(_change(found[column]) for column in METRICS)]
         for other in runs[1:]
@@ -234,7 +234,9 @@ def _change(found: Estimate | None) -> str | None:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("runs", nargs="+", metavar="DATA", help="folders of runs; differences are relative to the first")
+    parser.add_argument(
+        "runs", nargs="+", metavar="DATA", help="folders of runs; differences are relative to the first"
+    )
     parser.add_argument("--out", metavar="FILE", help="also write an HTML page with the images side by side")
     shared_options(parser)
 

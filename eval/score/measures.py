@@ -97,4 +97,6 @@ def measure(name: str, encoders: Mapping[str, Kind]) -> Measure:
         return Measure(partial(controllability, encoder=encoder), (encoder,))
     readers = [key for key, kind in encoders.items() if kind == "clip"]
     known = [*MEASURES, *(f"{key}_t" for key in readers), *(f"{key}_i, {key}_i_whole" for key in encoders)]
-    raise UserError(f"score.metrics names '{name}'; choose from {', '.join(known)}, or add an encoder to score.encoders")
+    raise UserError(
+        f"score.metrics names '{name}'; choose from {', '.join(known)}, or add an encoder to score.encoders"
+    )

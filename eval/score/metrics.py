@@ -63,7 +63,7 @@ def copy_excess(cosines: np.ndarray, photos: np.ndarray, shown: np.ndarray, comp
 
     (c(x, r) - mean c(x, others)) / (1 - mean c(r, others)), with r the nearest reference crop: 1 for a copy of the
     crop, 0 for an image that is no closer to it than to the others. NaN without a reference or without others, and
-    where the crop is nearly identical to the others (SAME), as the two cannot be told apart then.
+    where the crop is nearly identical to the others (SAME), as copying cannot be detected then.
 
     Args:
         cosines: [G, P] of images and photos.
@@ -176,7 +176,7 @@ def summaries(
 
 
 def columns(values: dict[str, Any]) -> dict[str, Estimate | None]:
-    """Return the columns of METRICS of a `summary`, then its other metrics that have a value: R-<metric> and E-<metric>."""
+    """Return the columns of METRICS of a `summary`, then its other metrics with a value: R-<metric> and E-<metric>."""
     shown = set(HEADLINE.values())
     others = {
         f"{part}-{name}": found

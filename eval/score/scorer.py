@@ -59,7 +59,9 @@ class ScoreParams(Section):
     def encoders_have_names_of_their_own(cls, encoders: dict[str, EncoderSpec]) -> dict[str, EncoderSpec]:
         for name in encoders:
             if name in ("clip", "dino") or not re.fullmatch("[a-z][a-z0-9_]*", name):
-                raise ValueError(f"'{name}' must be one lower-case word other than clip and dino, which the variant sets")
+                raise ValueError(
+                    f"'{name}' must be one lower-case word other than clip and dino, which the variant sets"
+                )
         return encoders
 
     @model_validator(mode="after")

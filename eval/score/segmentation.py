@@ -57,7 +57,7 @@ class SubjectFinder:
         return [self.row(generations[number], detection, cut) for number, detection, cut in sorted(found, key=_number)]
 
     def prepare(self, numbered: tuple[int, Row]) -> tuple[int, Any, str]:
-        """Return a numbered image preprocessed for the models, with its text query; thread-safe."""
+        """Return a numbered image preprocessed for the models, with its text query; runs in threads."""
         number, row = numbered
         return number, self.model.prepare(picture(row)), self.phrase.replace("{class}", row["class_name"])
 
@@ -102,7 +102,7 @@ def mask_of(segmentation: Mapping[str, Any]) -> np.ndarray | None:
 
 
 def without_specks(mask: np.ndarray, min_piece: float) -> np.ndarray:
-    """Return `mask` [H, W] without components smaller than this fraction of the largest: a speck would widen the crop."""
+    """Return `mask` [H, W] without components below this fraction of the largest: a speck would widen the crop."""
     pieces, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     sizes = np.bincount(pieces.ravel())[1:]
     return np.isin(pieces, np.flatnonzero(sizes >= min_piece * sizes.max()) + 1)

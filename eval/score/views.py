@@ -150,7 +150,9 @@ class ScoredImages:
         model = self.models.encoder(encoder)
         new = sorted({text for text in self.prompts if text is not None and (encoder, text) not in self.memory.texts})
         if new:
-            assert model.encode_text is not None  # `measures.measure` gives text metrics only to encoders that read text
+            assert (
+                model.encode_text is not None
+            )  # `measures.measure` gives text metrics only to encoders that read text
             self.memory.texts |= zip(((encoder, text) for text in new), _numpy(model.encode_text(new)), strict=True)
         values = np.full(len(self), np.nan)
         for number, text in self.asked():

@@ -117,7 +117,9 @@ def _death(stage: str, member: Member[T]) -> UserError:
 
 def work(start: Start, pipe: Connection) -> None:
     """Run tasks from the pipe until it closes; reply None or an error message."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent shuts it down in order
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole process group; the parent shuts it down in order
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # exit cleanly, so that libraries release their semaphores
     threading.Thread(target=_die_with_parent, daemon=True).start()
     write: Callable[[Path, Any], None] | None = None

@@ -104,7 +104,7 @@ def run_tasks(
 
 
 def compute(stage: str, table: str, starts: Sequence[Start], todo: Iterator[tuple[Path, Task]]) -> Iterator[Task]:
-    """Yield each task when its file is written: in this process if `starts` has one entry, else one process per entry."""
+    """Yield each task when its file is written: in this process with one `starts`, else in one process each."""
     if len(starts) > 1:
         yield from deal_out(stage, [partial(Writer, table, start) for start in starts], todo, lambda task: task.payload)
         return

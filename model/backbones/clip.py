@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021) through open_clip: image encoder of the Q-Formers, similarity encoder, scorer."""
+"""CLIP (Radford et al. 2021) through open_clip: image encoder for the Q-Formers, similarity encoder, scorer."""
 
 from __future__ import annotations
 
@@ -42,32 +42,34 @@ class Clip:
             F.normalize(self.model.encode_image(self.pixels(batch)).float(), dim=-1)[:count]
             for batch, count in fixed_batches(images, self.batch_size)
         ]
-        return torch.cat(rows) if rows else self.nothing(0, self.model.visual.output_dim)
+        return torch.cat(rows) if rows else self.zeros(0, self.model.visual.output_dim)
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> Tensor:
-        """Unit caption embeddings [B, d] in the space of `encode_image`; a caption is cut at the context length."""
+        """Unit caption embeddings [B, d] in the space of `encode_image`; captions are truncated to the context."""
         rows = [
             F.normalize(self.model.encode_text(self.tokenize(batch).to(self.device)).float(), dim=-1)[:count]
             for batch, count in fixed_batches(captions, self.batch_size)
         ]
-        return torch.cat(rows) if rows else self.nothing(0, self.model.visual.output_dim)
+        return torch.cat(rows) if rows else self.zeros(0, self.model.visual.output_dim)
 
     @torch.no_grad()
     def hidden_states(self, images: Sequence[Image.Image], layers: Sequence[int]) -> Tensor:
         """Output of the transformer blocks `layers` (0-based, ascending) [B, K, N, d]: the CLS token, then the patches.
 
-        No norm after the block, so that block L - 2 of L is what IP-Adapter-plus (Ye et al. 2023) calls
-        `hidden_states[-2]`. Raises ModelError for layers the encoder lacks, or an encoder that is no plain ViT.
+        Without a norm after the block, so block L - 2 of L is what IP-Adapter-plus (Ye et al. 2023) calls
+        `hidden_states[-2]`. Raises ModelError for layers the encoder lacks, or an encoder that is not a plain ViT.
         """
         visual = self.model.visual
         if not isinstance(visual, VisionTransformer):
-            raise ModelError(f"{self.name}: hidden states need a VisionTransformer, this is a {type(visual).__name__}")
+            raise ModelError(
+                f"{self.name}: hidden states need a VisionTransformer, but this is a {type(visual).__name__}"
+            )
         blocks = len(visual.transformer.resblocks)
         if not layers or list(layers) != sorted({layer for layer in layers if 0 <= layer < blocks}):
             raise ModelError(f"{self.name}: layers {list(layers)} must ascend within its blocks 0..{blocks - 1}")
         rows = [self.blocks(batch, layers)[:count] for batch, count in fixed_batches(images, self.batch_size)]
-        return torch.cat(rows) if rows else self.nothing(0, len(layers), *visual.positional_embedding.shape)
+        return torch.cat(rows) if rows else self.zeros(0, len(layers), *visual.positional_embedding.shape)
 
     def blocks(self, images: list[Image.Image], layers: Sequence[int]) -> Tensor:
         out = self.model.visual.forward_intermediates(
@@ -90,18 +92,18 @@ class Clip:
     def device(self) -> torch.device:
         return self.model.logit_scale.device
 
-    def nothing(self, *shape: int) -> Tensor:
+    def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, device=self.device)
 
 
 def load_clip(
     spec: ClipSpec, device: str | torch.device, dtype: torch.dtype = torch.float32, batch_size: int = 32
 ) -> Clip:
-    """The frozen CLIP of `spec`, computing as `dtype`.
+    """The frozen CLIP of `spec`, computing in `dtype`.
 
-    The folder is what `open_clip.push_to_hf_hub` writes: `open_clip_config.json` (model and preprocessing),
-    `open_clip_model.safetensors`, and tokenizer files where `text_cfg.hf_tokenizer_name` is set. Raises ModelError
-    where it is missing, incomplete or of another model.
+    The folder is as written by `open_clip.push_to_hf_hub`: `open_clip_config.json` (model and preprocessing),
+    `open_clip_model.safetensors`, and tokenizer files if `text_cfg.hf_tokenizer_name` is set. Raises ModelError if
+    it is missing, incomplete or of another model.
     """
     folder = resolve(spec, ["open_clip_config.json", WEIGHTS, "*.json", "merges.txt", "vocab.txt"])
     what = f"an open_clip folder with open_clip_config.json and {WEIGHTS}"

@@ -22,7 +22,7 @@ TEXT_ENCODERS = {
     "StableDiffusionPipeline": ("text_encoder",),
     "StableDiffusionXLPipeline": ("text_encoder", "text_encoder_2"),
 }
-"""The pipelines that are understood, and the text encoders of each, in the order in which their widths are joined."""
+"""Supported pipelines and their text encoders, in the order in which hidden states are concatenated."""
 
 TEXT_CLASSES: dict[str, type[CLIPTextModel] | type[CLIPTextModelWithProjection]] = {
     "CLIPTextModel": CLIPTextModel,
@@ -32,25 +32,25 @@ TEXT_CLASSES: dict[str, type[CLIPTextModel] | type[CLIPTextModelWithProjection]]
 
 @dataclass(frozen=True)
 class Diffusion:
-    """A frozen text-to-image model in its parts."""
+    """A frozen text-to-image model as its components."""
 
     vae: AutoencoderKL
-    """float32 where the rest is float16 and its configuration says `force_upcast`: such a VAE overflows in float16."""
+    """float32 if the rest is float16 and its config sets `force_upcast`: such a VAE overflows in float16."""
     unet: UNet2DConditionModel
     text_encoders: tuple[CLIPTextModel | CLIPTextModelWithProjection, ...]
     tokenizers: tuple[PreTrainedTokenizerBase, ...]
     scheduler: SchedulerMixin
-    """As the checkpoint configures it; training and sampling build theirs from its configuration."""
+    """As the checkpoint configures it; training and sampling build theirs from its config."""
     name: str
-    """Hub id, or the local path as the variant writes it."""
+    """Hub id, or the local path as written in the variant."""
     revision: str
-    """Commit on the hub, or the SHA-256 over the local weight files."""
+    """Hub commit, or the SHA-256 over the local weight files."""
 
 
 def load_diffusion(spec: DiffusionSpec, dtype: torch.dtype, device: str | torch.device) -> Diffusion:
-    """The frozen diffusion model of `spec`, a diffusers pipeline folder, with weights as `dtype` on `device`.
+    """The frozen diffusion model of `spec`, a diffusers pipeline folder, with weights in `dtype` on `device`.
 
-    Raises ModelError where the folder is missing, incomplete, of another pipeline, or its parts do not fit together.
+    Raises ModelError if the folder is missing, incomplete or of another pipeline, or its components do not match.
     """
     folder = resolve(spec, list(patterns(suffix(spec))))
     encoders = text_encoders(folder, spec.path)
@@ -74,19 +74,19 @@ def load_diffusion(spec: DiffusionSpec, dtype: torch.dtype, device: str | torch.
 
 
 def load_vae(spec: DiffusionSpec, dtype: torch.dtype, device: str | torch.device) -> AutoencoderKL:
-    """Only the frozen VAE of `spec`, for who encodes or decodes and never samples; raises as `load_diffusion`."""
+    """Only the frozen VAE of `spec`, for code that encodes or decodes and never samples; raises as `load_diffusion`."""
     wanted = [pattern for pattern in patterns(suffix(spec)) if pattern.startswith("vae/")]
     folder = resolve(spec, wanted)
     return freeze(part(spec, folder, "vae", AutoencoderKL, vae_dtype(spec, folder, dtype)), device)
 
 
 def suffix(spec: DiffusionSpec) -> str:
-    """What stands before `.safetensors` in the names of the weight files: `.fp16` or nothing."""
+    """Part of the weight files' names before `.safetensors`: `.fp16` or nothing."""
     return f".{spec.weights}" if spec.weights else ""
 
 
 def patterns(ending: str) -> Iterator[str]:
-    """Globs of the files a pipeline needs: no other copy of the weights, no safety checker, no full checkpoint."""
+    """Globs of the files a pipeline needs, without other copies of the weights, safety checker or full checkpoints."""
     yield "model_index.json"
     for folder in ("scheduler", "tokenizer", "tokenizer_2"):
         yield f"{folder}/*"
@@ -101,7 +101,7 @@ def patterns(ending: str) -> Iterator[str]:
 
 
 def weight_files(folder: Path, ending: str) -> list[Path]:
-    """The weight files in a part's folder that a load with this ending reads."""
+    """The weight files in a component's folder that are loaded for this ending."""
     return sorted(file for file in folder.glob("*model*.safetensors") if (".fp16" in file.name) == bool(ending))
 
 
@@ -112,17 +112,17 @@ def text_encoders(folder: Path, path: str) -> dict[str, str]:
         pipeline = index["_class_name"]
         if pipeline not in TEXT_ENCODERS:
             known = " and ".join(TEXT_ENCODERS)
-            raise ModelError(f"{path}: model_index.json names {pipeline}; only {known} are understood")
+            raise ModelError(f"{path}: model_index.json names {pipeline}; only {known} are supported")
         encoders = {name: index[name][1] for name in TEXT_ENCODERS[pipeline]}
     for name, kind in encoders.items():
         if kind not in TEXT_CLASSES:
-            raise ModelError(f"{path}: {name} is a {kind}; only {' and '.join(TEXT_CLASSES)} are understood")
+            raise ModelError(f"{path}: {name} is a {kind}; only {' and '.join(TEXT_CLASSES)} are supported")
     return encoders
 
 
 def part(spec: DiffusionSpec, folder: Path, name: str, kind: Any, dtype: torch.dtype) -> Any:
-    """One network of the pipeline as `dtype`, on the CPU."""
-    # The two libraries name one option differently, and transformers would else keep the dtype of the file.
+    """One network of the pipeline in `dtype`, on the CPU."""
+    # The two libraries name this option differently; without it transformers would keep the file's dtype.
     option = "torch_dtype" if issubclass(kind, diffusers.ModelMixin) else "dtype"
     place = f"{spec.path}/{name}"
     return from_pretrained(kind, folder / name, place, kind.__name__, variant=spec.weights, **{option: dtype})
@@ -132,45 +132,45 @@ def vae_dtype(spec: DiffusionSpec, folder: Path, dtype: torch.dtype) -> torch.dt
     """`dtype`, or float32 for a VAE whose activations overflow in float16."""
     with reading(f"{spec.path}/vae", "a VAE with config.json"):
         config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-        # AutoencoderKL's own default, which configurations older than the key rely on, is True.
+        # AutoencoderKL's default, which configs older than the key rely on, is True.
         return torch.float32 if dtype == torch.float16 and config.get("force_upcast", True) else dtype
 
 
 def tokenizer(spec: DiffusionSpec, folder: Path, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in `name`, of the class its own configuration names."""
+    """The tokenizer in `name`, of the class named in its own config."""
     with reading(f"{spec.path}/{name}", "a tokenizer"):
         require_vocabulary(folder / name)
         return AutoTokenizer.from_pretrained(folder / name, local_files_only=True)
 
 
 def scheduler(spec: DiffusionSpec, folder: Path) -> SchedulerMixin:
-    """The noise scheduler, of the class its own configuration names."""
+    """The noise scheduler, of the class named in its own config."""
     place = f"{spec.path}/scheduler"
     with reading(place, "a diffusers scheduler"):
         config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
         kind: Any = getattr(diffusers, config["_class_name"])
         if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-            raise ModelError(f"{place}: '{config['_class_name']}' is no diffusers scheduler; correct the file")
+            raise ModelError(f"{place}: '{config['_class_name']}' is not a diffusers scheduler; correct the file")
         found: SchedulerMixin = cast(Any, kind).from_config(config)
     return found
 
 
 def check_sizes(path: str, unet: Any, vae: Any, texts: tuple[Any, ...], tokenizers: tuple[Any, ...]) -> None:
-    """Raise ModelError where tokens, text states or latents of one part do not fit the next."""
+    """Raise ModelError if tokens, text states or latents of one component do not fit the next."""
     for text, words in zip(texts, tokenizers, strict=True):
         if len(words) > text.config.vocab_size:
             raise ModelError(
-                f"{path}: a tokenizer has {len(words)} words and its text encoder embeds {text.config.vocab_size}; use"
-                " parts of one model"
+                f"{path}: a tokenizer has {len(words)} tokens, but its text encoder embeds {text.config.vocab_size};"
+                " use components of one model"
             )
     if unet.config.in_channels != vae.config.latent_channels:
         raise ModelError(
-            f"{path}: the UNet reads {unet.config.in_channels} latent channels and the VAE makes"
-            f" {vae.config.latent_channels}; use parts of one model"
+            f"{path}: the UNet reads {unet.config.in_channels} latent channels, but the VAE produces"
+            f" {vae.config.latent_channels}; use components of one model"
         )
     width = sum(text.config.hidden_size for text in texts)
     if unet.config.cross_attention_dim != width:
         raise ModelError(
-            f"{path}: the UNet's cross-attention reads width {unet.config.cross_attention_dim} and the text encoders"
-            f" give {width}; use parts of one model"
+            f"{path}: the UNet's cross-attention expects width {unet.config.cross_attention_dim}, but the text"
+            f" encoders give {width}; use components of one model"
         )

@@ -1,4 +1,4 @@
-"""Image encoders for streams of photos: preparing, which threads do, apart from embedding, which the device does."""
+"""Image encoders for streams of photos: preprocessing in threads, separate from embedding on the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model.backbones.variant import ClipSpec, Spec
 from model.backbones.vision import load_dino, load_siglip
 
 Kind = Literal["clip", "dino", "siglip"]
-"""clip: any open_clip folder; dino: DINO or DINOv2, siglip: SigLIP, folders of transformers."""
+"""clip: any open_clip folder; dino (DINO or DINOv2) and siglip (SigLIP): transformers folders."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Encoder:
     name: str
     """`<hub id or path>@<12 digits of the revision>`: the encoder id in tables."""
     prepare: Callable[[Image.Image], Tensor]
-    """A photo as the encoder reads it [3, s, s]; touches no device."""
+    """A photo to encoder input [3, s, s], on the CPU."""
     embed: Callable[[Sequence[Tensor]], Tensor]
-    """Prepared photos to unit embeddings [B, d], float32 on the device; no row depends on the others."""
+    """Prepared photos to unit embeddings [B, d], float32 on the device; rows are independent of each other."""
     encode_text: Callable[[Sequence[str]], Tensor] | None = None
-    """Captions to unit embeddings [B, d] in the same space; None for an encoder that reads none."""
+    """Captions to unit embeddings [B, d] in the same space; None for an encoder without text."""
 
 
 def load_encoder(
     kind: Kind, spec: Spec, device: str | torch.device, batch_size: int, dtype: torch.dtype = torch.float32
 ) -> Encoder:
-    """The frozen encoder of `spec`, computing as `dtype`; raises ModelError where its folder is missing or of another
+    """The frozen encoder of `spec`, computing in `dtype`; raises ModelError if its folder is missing or of another
     kind."""
     if kind == "clip":
         clip = load_clip(ClipSpec(path=spec.path, revision=spec.revision), device, dtype, batch_size)
@@ -46,7 +46,7 @@ def load_encoder(
 
 
 def after_preparing(clip: Clip) -> Clip:
-    """`clip` for what its `preprocess` has made already."""
+    """`clip` for images that its `preprocess` has already processed."""
     return replace(clip, preprocess=as_is)
 
 

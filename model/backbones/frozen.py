@@ -1,4 +1,4 @@
-"""How frozen networks are run: without gradients, in batches of one fixed size."""
+"""Running frozen networks: without gradients, in batches of one fixed size."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def freeze(module: M, device: str | torch.device) -> M:
-    """`module` on `device`, in eval mode, no parameter asking for a gradient."""
+    """`module` on `device`, in eval mode, with gradients disabled."""
     return module.to(device).eval().requires_grad_(False)
 
 
 def fixed_batches(rows: Sequence[T], size: int) -> Iterator[tuple[list[T], int]]:
-    """(batch of exactly `size` rows, how many of them count) over `rows`, the last batch padded with its last row.
+    """(batch of exactly `size` rows, number of real ones) over `rows`, the last batch padded with its last row.
 
-    Matrix libraries choose a kernel, and so an order of summation, by the batch size: with one size a row's result does
-    not depend on how many neighbours it has.
+    Matrix libraries choose a kernel, and with it an order of summation, by batch size: with one fixed size, a row's
+    result does not depend on the number of other rows.
     """
     for start in range(0, len(rows), size):
         batch = list(rows[start : start + size])

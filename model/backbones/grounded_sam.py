@@ -1,4 +1,4 @@
-"""Grounded SAM (Ren et al. 2024): Grounding DINO finds the box of a phrase in a photo, SAM segments what it holds."""
+"""Grounded SAM (Ren et al. 2024): Grounding DINO finds the box of a phrase in a photo, SAM segments its content."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 K = TypeVar("K")
 
 TOKENS = 8
-"""Phrases are padded to a multiple of it, so that nouns of one word and of four share batches."""
+"""Phrases are padded to a multiple of this, so that one-word and four-word nouns share batches."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Detection:
     score: float
     """Highest probability, 0..1, that a word of the phrase belongs to the box."""
     other: float = 0.0
-    """The same of the best box elsewhere: one that shares less than half of the smaller box's area with this one."""
+    """The same for the best box elsewhere: one that shares less than half of the smaller box's area with this one."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A photo as both models read it; the photo itself, which may be far larger, can be let go."""
+    """A photo preprocessed for both models; the photo itself, which may be far larger, can be freed."""
 
     size: tuple[int, int]
     """(height, width) of the photo, pixels."""
@@ -65,7 +65,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Cut:
-    """What a box holds."""
+    """The segmented content of a box."""
 
     mask: np.ndarray
     """bool [H, W], of the photo's size."""
@@ -75,7 +75,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Detector:
-    """A frozen Grounding DINO (Liu et al. 2023), asked for one phrase a photo."""
+    """A frozen Grounding DINO (Liu et al. 2023), queried with one phrase per photo."""
 
     model: GroundingDinoForObjectDetection
     processor: GroundingDinoProcessor
@@ -87,19 +87,19 @@ class Detector:
     def detect(
         self, images: Sequence[Image.Image], phrases: Sequence[str], threshold: float = 0.0
     ) -> list[Detection | None]:
-        """The box with the highest score for each photo's phrase, or None where no score passes `threshold`.
+        """The box with the highest score for each photo's phrase, or None if no score exceeds `threshold`.
 
         Scores and boxes are those of `GroundingDinoProcessor.post_process_grounded_object_detection`. Raises ModelError
         for an empty phrase or different numbers of images and phrases.
         """
         if len(images) != len(phrases):
-            raise ModelError(f"{len(images)} images and {len(phrases)} phrases; give one phrase an image")
-        asked = (
+            raise ModelError(f"{len(images)} images and {len(phrases)} phrases; give one phrase per image")
+        queries = (
             (row, self.prepare(image), (image.height, image.width), phrase)
             for row, (image, phrase) in enumerate(zip(images, phrases, strict=True))
         )
         found: list[Detection | None] = [None] * len(images)
-        for row, detection in self.find(asked):
+        for row, detection in self.find(queries):
             if detection is not None and detection.score > threshold:
                 found[row] = detection
         return found
@@ -107,25 +107,25 @@ class Detector:
     def find(self, photos: Iterable[tuple[K, Tensor, tuple[int, int], str]]) -> Iterator[tuple[K, Detection | None]]:
         """The best box of each photo as soon as its batch is full, in the order in which batches fill.
 
-        A photo is (any key, what `prepare` made of it, its (height, width), phrase); photos are drawn as they are
-        needed, and few of them are held at a time.
-        Photos are padded to one of a few canvases and phrases to one of a few lengths, and batched with their like
-        only: the backbone sees the padding, so a photo's box would otherwise depend on the company it is in.
+        A photo is (any key, output of `prepare`, its (height, width), phrase); photos are read lazily, and few of them
+        are held at a time.
+        Photos are padded to one of a few canvases and phrases to one of a few lengths, and only those of equal size
+        share a batch: the backbone sees the padding, so a photo's box would otherwise depend on its batch.
         """
         waiting: dict[tuple[int, int, int], list[tuple[K, Tensor, tuple[int, int], list[int]]]] = defaultdict(list)
         for key, pixels, size, phrase in photos:
             tokens = self.tokens(phrase)
-            like = (*canvas(pixels.shape[-2], pixels.shape[-1], *self.edges()), self.padded(len(tokens)))
-            waiting[like].append((key, pixels, size, tokens))
-            if len(waiting[like]) == self.batch_size:
-                yield from self.answer(waiting.pop(like), *like)
-        for like, rest in waiting.items():
-            yield from self.answer(rest, *like)
+            shape = (*canvas(pixels.shape[-2], pixels.shape[-1], *self.edges()), self.padded(len(tokens)))
+            waiting[shape].append((key, pixels, size, tokens))
+            if len(waiting[shape]) == self.batch_size:
+                yield from self.answer(waiting.pop(shape), *shape)
+        for shape, rest in waiting.items():
+            yield from self.answer(rest, *shape)
 
     def answer(
         self, photos: list[tuple[K, Tensor, tuple[int, int], list[int]]], height: int, width: int, length: int
     ) -> Iterator[tuple[K, Detection | None]]:
-        """The best box of each of at most `batch_size` photos of one canvas and length."""
+        """The best box of each of up to `batch_size` photos with one canvas and length."""
         for batch, count in fixed_batches(photos, self.batch_size):
             found = self.best([p[1] for p in batch], [p[3] for p in batch], height, width, length)
             for (key, _, size, _), score, box, other in zip(batch[:count], *found, strict=False):
@@ -141,21 +141,21 @@ class Detector:
         """
         device = self.model.device
         images = torch.stack([F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in pixels])
-        seen = torch.zeros(len(pixels), height, width, dtype=torch.int64)
+        pixel_mask = torch.zeros(len(pixels), height, width, dtype=torch.int64)
         for row, x in enumerate(pixels):
-            seen[row, : x.shape[-2], : x.shape[-1]] = 1
+            pixel_mask[row, : x.shape[-2], : x.shape[-1]] = 1
         words = torch.zeros(len(tokens), length, dtype=torch.int64)
-        read = torch.zeros_like(words)
+        text_mask = torch.zeros_like(words)
         for row, ids in enumerate(tokens):
             words[row, : len(ids)] = torch.tensor(ids)
-            read[row, : len(ids)] = 1
+            text_mask[row, : len(ids)] = 1
         with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             out = self.model(
                 pixel_values=images.to(device),
-                pixel_mask=seen.to(device),
+                pixel_mask=pixel_mask.to(device),
                 input_ids=words.to(device),
                 token_type_ids=torch.zeros_like(words).to(device),
-                attention_mask=read.to(device),
+                attention_mask=text_mask.to(device),
             )
         scores = out.logits.float().sigmoid().amax(-1)  # [B, Q, T] -> [B, Q]
         centre, half = out.pred_boxes.float()[..., :2], out.pred_boxes.float()[..., 2:] / 2
@@ -166,36 +166,38 @@ class Detector:
         return best.tolist(), chosen.tolist(), other.tolist()
 
     def padded(self, count: int) -> int:
-        """The length to which a phrase of `count` tokens is padded; padding is masked everywhere in the model."""
+        """Padded length of a phrase of `count` tokens; padding is masked everywhere in the model."""
         return max(count, min(-(-count // TOKENS) * TOKENS, self.model.config.max_text_len))
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The photo resized and normalised as the checkpoint's processor says, unpadded, [3, h, w]; for threads."""
+        """The photo resized and normalised by the checkpoint's processor, unpadded, [3, h, w]; for threads."""
         out = self.processor.image_processor(images=[image], do_pad=False, return_tensors="pt")
         pixels: Tensor = out["pixel_values"][0]
         return pixels
 
     def reads(self, phrase: str) -> bool:
-        """Whether `phrase` is within the text encoder's length."""
+        """Whether `phrase` fits the text encoder's length."""
         return len(self.encoded(phrase)) <= self.model.config.max_text_len
 
     def tokens(self, phrase: str) -> list[int]:
-        """Token ids of `phrase`, lower-case and closed by a dot, as Grounding DINO was trained."""
+        """Token ids of `phrase`, lower-cased and ending in a dot, as in Grounding DINO's training."""
         ids, limit = self.encoded(phrase), self.model.config.max_text_len
         if len(ids) > limit:
-            raise ModelError(f"phrase '{phrase}' has {len(ids)} tokens and {self.name} reads {limit}; shorten it")
+            raise ModelError(
+                f"phrase '{phrase}' has {len(ids)} tokens, but {self.name} reads at most {limit}; shorten it"
+            )
         return ids
 
     def encoded(self, phrase: str) -> list[int]:
-        """Token ids of `phrase`, however long."""
+        """Token ids of `phrase`, of any length."""
         words = " ".join(phrase.lower().replace(".", " ").split())
         if not words:
-            raise ModelError(f"phrase '{phrase}' holds no word; give the subject's class noun")
+            raise ModelError(f"phrase '{phrase}' contains no word; give the subject's class noun")
         ids: list[int] = self.processor.tokenizer(f"{words}.")["input_ids"]
         return ids
 
     def edges(self) -> tuple[int, int] | tuple[None, None]:
-        """Shortest and longest side the processor resizes to; None where it resizes to one size or not at all."""
+        """Shortest and longest side the processor resizes to; None if it resizes to one size or not at all."""
         resize = self.processor.image_processor
         if resize.do_resize and resize.size.get("shortest_edge"):
             return resize.size["shortest_edge"], resize.size["longest_edge"]
@@ -204,7 +206,7 @@ class Detector:
 
 @dataclass(frozen=True)
 class GroundedSam:
-    """Detector and segmenter together."""
+    """A detector and a segmenter."""
 
     detector: Detector
     sam: Segmenter
@@ -221,7 +223,7 @@ class GroundedSam:
         return self.detector.detect(images, phrases, threshold)
 
     def reads(self, phrase: str) -> bool:
-        """Whether the detector can be asked for `phrase`."""
+        """Whether the detector can be queried with `phrase`."""
         return self.detector.reads(phrase)
 
     def segment(self, images: Sequence[Image.Image], boxes: Sequence[Box]) -> tuple[list[np.ndarray], list[float]]:
@@ -229,20 +231,20 @@ class GroundedSam:
         return self.sam.segment(images, boxes)
 
     def prepare(self, image: Image.Image) -> Prepared:
-        """`image` as both models read it; touches no device, so that threads can do it while another photo is on it."""
+        """`image` preprocessed for both models; runs on the CPU, so threads can do it while the device is busy."""
         return Prepared((image.height, image.width), self.detector.prepare(image), self.sam.prepare(image))
 
     def cut_out(
         self, photos: Iterable[tuple[K, Prepared, str]], min_score: float
     ) -> Iterator[tuple[K, Detection | None, Cut | None]]:
-        """Box and mask of what each photo's phrase names, in the order in which batches fill.
+        """Box and mask of the object named by each photo's phrase, in the order in which batches fill.
 
-        A photo is (any key, what `prepare` made of it, phrase); photos are drawn as they are needed, and at most a
-        batch of each canvas and one for SAM are held. No mask where no box has `min_score`.
+        A photo is (any key, output of `prepare`, phrase); photos are read lazily, and at most one batch per canvas and
+        one for SAM are held. The mask is None if no box has at least `min_score`.
         """
-        asked = (((key, photo), photo.detector, photo.size, phrase) for key, photo, phrase in photos)
+        queries = (((key, photo), photo.detector, photo.size, phrase) for key, photo, phrase in photos)
         boxed: list[tuple[K, Prepared, Detection]] = []
-        for (key, photo), detection in self.detector.find(asked):
+        for (key, photo), detection in self.detector.find(queries):
             if detection is None or detection.score < min_score:
                 yield key, detection, None
                 continue
@@ -253,7 +255,7 @@ class GroundedSam:
         yield from self.cut(boxed)
 
     def cut(self, boxed: Sequence[tuple[K, Prepared, Detection]]) -> Iterator[tuple[K, Detection, Cut]]:
-        """The masks of photos whose boxes are known."""
+        """The masks of photos with known boxes."""
         masks, scores = self.sam.cut([(photo.sam, photo.size, found.box) for _, photo, found in boxed])
         for (key, _, detection), mask, score in zip(boxed, masks, scores, strict=True):
             yield key, detection, Cut(mask, score)
@@ -266,7 +268,7 @@ def load_grounded_sam(
     dtype: torch.dtype = torch.float32,
     batch_size: int = 8,
 ) -> GroundedSam:
-    """Both frozen models on `device`; the heavy parts compute as `dtype`, results are float32."""
+    """Both frozen models on `device`; the heavy parts compute in `dtype`, results are float32."""
     return GroundedSam(
         load_detector(detector_spec, device, dtype, batch_size), load_sam(sam_spec, device, dtype, batch_size)
     )
@@ -275,10 +277,10 @@ def load_grounded_sam(
 def load_detector(
     spec: DetectorSpec, device: str | torch.device, dtype: torch.dtype = torch.float32, batch_size: int = 8
 ) -> Detector:
-    """The frozen Grounding DINO of `spec`; raises ModelError where its folder is missing or unfit."""
+    """The frozen Grounding DINO of `spec`; raises ModelError if its folder is missing or invalid."""
     folder = resolve(spec, ["*.json", "*.txt", "model*.safetensors"])
     what = "a transformers folder of Grounding DINO"
-    # The compiled CUDA attention would be fetched at run time; the one written in torch does the same arithmetic.
+    # The compiled CUDA attention would be downloaded at run time; the PyTorch one does the same arithmetic.
     options = {"dtype": torch.float32, "disable_custom_kernels": True}
     model = from_pretrained(GroundingDinoForObjectDetection, folder, spec.path, what, **options)
     with reading(spec.path, what):
@@ -290,7 +292,7 @@ def load_detector(
 
 
 def canvas(height: int, width: int, shortest: int | None, longest: int | None) -> tuple[int, int]:
-    """The smallest of five canvases (square, 4:3 and longest, lying or standing) that holds a resized photo.
+    """The smallest of five canvases (square, 4:3 and longest, landscape or portrait) that fits a resized photo.
 
     (height, width) come from the processor, which bounds the sides by `shortest` and `longest`, all in pixels.
     """
@@ -303,9 +305,9 @@ def canvas(height: int, width: int, shortest: int | None, longest: int | None) -
 
 
 def elsewhere(boxes: Tensor, chosen: Tensor) -> Tensor:
-    """Whether corner boxes [..., 4] share less than half of the smaller area with those chosen; bool [...].
+    """Whether corner boxes [..., 4] share less than half of the smaller area with the chosen ones; bool [...].
 
-    A part of the subject, and a group that it is in, share all of it.
+    A part of the subject, and a group that contains it, share all of it.
     """
     upper, lower = torch.maximum(boxes[..., :2], chosen[..., :2]), torch.minimum(boxes[..., 2:], chosen[..., 2:])
     shared = (lower - upper).clamp(min=0).prod(-1)
@@ -314,7 +316,7 @@ def elsewhere(boxes: Tensor, chosen: Tensor) -> Tensor:
 
 
 def within(size: tuple[int, int], box: Sequence[float], score: float, other: float) -> Detection | None:
-    """`box` (corners relative to the photo) in pixels, cut to `size` (height, width); None where nothing is left."""
+    """`box` (corners relative to the photo) in pixels, clipped to `size` (height, width); None if nothing is left."""
     x0, x1 = (min(max(x, 0.0), 1.0) * size[1] for x in (box[0], box[2]))
     y0, y1 = (min(max(y, 0.0), 1.0) * size[0] for y in (box[1], box[3]))
     return Detection((x0, y0, x1, y1), score, other) if x1 > x0 and y1 > y0 else None

@@ -1,4 +1,4 @@
-"""From a spec to files on this machine, and the words said when that fails."""
+"""Resolving a spec to local files, and the error messages if that fails."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from runtime.errors import ModelError
 
 
 def resolve(spec: Spec, patterns: Sequence[str], hint: str = "") -> Path:
-    """The local file or folder of `spec`, fetched from the hub at the pinned revision where `path` is not a local one.
+    """The local file or folder of `spec`, fetched from the hub at the pinned revision if `path` is not local.
 
-    Only files that match a glob of `patterns` are fetched. `hint` says where missing local files come from. Raises
-    ModelError that names the path.
+    Only files matching a glob of `patterns` are fetched. `hint` says where to get missing local files. Raises
+    ModelError naming the path.
     """
     if spec.local.exists():
         return spec.local
     if spec.revision is None or not spec.is_hub_id:
-        advice = hint or "put the weights there, or name another variant or path"
+        advice = hint or "put the weights there, or choose another variant or path"
         raise ModelError(f"{spec.path}: no such file or folder; {advice}")
     try:
         folder = huggingface_hub.snapshot_download(spec.path, revision=spec.revision, allow_patterns=list(patterns))
-    except Exception as error:  # of the hub client and of whatever HTTP library it uses
+    except Exception as error:  # from the hub client or its HTTP library
         raise ModelError(
-            f"{spec.path}: revision {spec.revision} could not be fetched from the hub ({brief(error)}); connect once,"
+            f"{spec.path}: revision {spec.revision} could not be fetched from the hub ({brief(error)}); go online once,"
             " or download it elsewhere and set `path` to its folder"
         ) from error
     return Path(folder)
@@ -39,8 +39,8 @@ def resolve(spec: Spec, patterns: Sequence[str], hint: str = "") -> Path:
 def identify(spec: Spec, files: Iterable[Path]) -> tuple[str, str]:
     """(name, revision) of loaded weights, the same on every machine.
 
-    From the hub: the hub id and the commit. Local: the path as written (its last part where it is absolute) and the
-    SHA-256 over the weight files.
+    From the hub: the hub id and the commit. Local: the path as written (its last part if absolute) and the SHA-256
+    over the weight files.
     """
     if not spec.local.exists() and spec.revision is not None:
         return spec.path, spec.revision
@@ -49,7 +49,7 @@ def identify(spec: Spec, files: Iterable[Path]) -> tuple[str, str]:
 
 
 def sha256(files: Iterable[Path]) -> str:
-    """Hex digest over the bytes of `files` in the order of their names."""
+    """Hex digest over the bytes of `files`, sorted by name."""
     digest = hashlib.sha256()
     for file in sorted(files):
         with file.open("rb") as stream:
@@ -60,21 +60,21 @@ def sha256(files: Iterable[Path]) -> str:
 
 @contextmanager
 def reading(path: str, what: str) -> Iterator[None]:
-    """Turn whatever a library raises while it reads `path` as `what` into one sentence."""
+    """Turn any error a library raises while reading `path` as `what` into one sentence."""
     try:
         yield
     except ModelError:
         raise
-    except Exception as error:  # for bad files the libraries raise anything, tokenizers a bare Exception
+    except Exception as error:  # for bad files the libraries raise anything, tokenizers a plain Exception
         raise ModelError(
             f"{path}: cannot be read as {what} ({brief(error)}); replace it, or correct the variant's JSON"
         ) from error
 
 
 def from_pretrained(kind: Any, folder: Path, path: str, what: str, **options: Any) -> Any:
-    """A diffusers or transformers model of class `kind` from the safetensors in `folder`, every weight from the file.
+    """A diffusers or transformers model of class `kind` from the safetensors in `folder`, all weights from the file.
 
-    Raises ModelError that names `path`, also for the missing or misshapen weight that both libraries only log.
+    Raises ModelError naming `path`, also for missing or misshapen weights, which both libraries only log.
     """
     with reading(path, what), no_progress_bar():
         model, info = kind.from_pretrained(
@@ -88,15 +88,15 @@ def from_pretrained(kind: Any, folder: Path, path: str, what: str, **options: An
 
 
 def require_vocabulary(folder: Path) -> None:
-    """Raise FileNotFoundError where a tokenizer folder has no words: transformers then makes an empty tokenizer."""
+    """Raise FileNotFoundError if a tokenizer folder has no vocabulary: transformers would make an empty tokenizer."""
     choices = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
     if not any(all((folder / name).is_file() for name in names) for names in choices):
-        raise FileNotFoundError("neither tokenizer.json, vocab.txt nor vocab.json with merges.txt is there")
+        raise FileNotFoundError("it has neither tokenizer.json, vocab.txt nor vocab.json with merges.txt")
 
 
 @contextmanager
 def no_progress_bar() -> Iterator[None]:
-    """Keep transformers from drawing a bar for every model it loads."""
+    """Keep transformers from showing a progress bar for every model it loads."""
     shown = is_progress_bar_enabled()
     disable_progress_bar()
     try:
@@ -107,7 +107,7 @@ def no_progress_bar() -> Iterator[None]:
 
 
 def brief(error: BaseException) -> str:
-    """The first line of an error, at most 160 characters, without a final dot."""
+    """The first line of an error, at most 160 characters, without final punctuation."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[0].split()) if lines else type(error).__name__
     return text[:160].rstrip(". :")

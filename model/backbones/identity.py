@@ -1,4 +1,4 @@
-"""What identifies the weights of a `Spec`: in tables and reports, and for what has been computed with them."""
+"""Identity of a `Spec`'s weights: in tables and reports, and for results computed with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from runtime.digest import digest, digest_files
 
 
 def spec_digest(spec: Spec) -> str:
-    """Return what identifies the weights of a spec: their bytes, or hub id and revision."""
+    """Return a digest of a spec's weights: of their bytes, or of hub id and revision."""
     if spec.local.exists():
         return digest(spec.model_dump(), digest_files(spec.local))
     return digest(spec.model_dump())
@@ -18,7 +18,7 @@ def spec_digest(spec: Spec) -> str:
 def weights_name(spec: Spec) -> str:
     """Return `<path or hub id>@<digest>`, which changes with the bytes of local weights, or the pinned revision.
 
-    Of an absolute path only the last part is used, so that the name is the same on every machine.
+    Only the last part of an absolute path is used, so that the name is the same on every machine.
     """
     bytes_of = digest_files(spec.local) if spec.local.exists() else None
     path = Path(spec.path).expanduser()

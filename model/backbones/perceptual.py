@@ -1,7 +1,7 @@
-"""LPIPS (Zhang et al. 2018): how different two pictures look, through the package that its authors publish.
+"""LPIPS (Zhang et al. 2018): perceptual distance between two images, through its authors' package.
 
-The package ships the calibrated linear layers. The network below them is torchvision's, whose weights it would fetch by
-itself; here they are a file.
+The package ships the calibrated linear layers. The network below them is torchvision's; the package would download its
+weights, here they are read from a file.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ class Perceptual:
 
     model: lpips.LPIPS
     batch_size: int
-    """Pictures at once in the network."""
+    """Images per forward pass."""
     name: str
     """`<path>@<12 digits of the SHA-256>`: the id in tables."""
     revision: str
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """A picture as the network reads it, [3, h, w] in -1..1 at its own size; for threads, it touches no device."""
+        """An image as network input, [3, h, w] in -1..1 at its own size; runs on the CPU, so threads can do it."""
         return pil_to_tensor(image.convert("RGB")).float() / 127.5 - 1
 
     @torch.no_grad()
-    def distances(self, pictures: Sequence[Tensor]) -> Tensor:
-        """LPIPS between all of `pictures`, [N, N] float32, 0 on the diagonal; equal to the package's own forward.
+    def distances(self, images: Sequence[Tensor]) -> Tensor:
+        """LPIPS between all pairs of `images`, [N, N] float32, 0 on the diagonal; equal to the package's own forward.
 
-        pictures: what `prepare` made. Raises ModelError where their sizes differ. The features of each are computed
-        once, where the forward of pairs would compute them N - 1 times.
+        images: outputs of `prepare`. Raises ModelError if their sizes differ. Features are computed once per image; the
+        package's forward of pairs would compute them N - 1 times.
         """
-        sizes = {tuple(picture.shape) for picture in pictures}
+        sizes = {tuple(image.shape) for image in images}
         if len(sizes) > 1:
             found = " and ".join(sorted(f"{width}x{height}" for _, height, width in sizes))
-            raise ModelError(f"LPIPS compares pictures of one size, not {found}; generate them anew")
+            raise ModelError(f"LPIPS compares images of one size, not {found}; generate them again")
         device = self.model.scaling_layer.shift.device
         layers: list[list[Tensor]] = []
-        for start in range(0, len(pictures), self.batch_size):
-            batch = torch.stack(list(pictures[start : start + self.batch_size])).to(device)
+        for start in range(0, len(images), self.batch_size):
+            batch = torch.stack(list(images[start : start + self.batch_size])).to(device)
             layers.append([lpips.normalize_tensor(f) for f in self.model.net(self.model.scaling_layer(batch))])
-        result = torch.zeros(len(pictures), len(pictures), device=device)
+        result = torch.zeros(len(images), len(images), device=device)
         for linear, *parts in zip(self.model.lins, *layers, strict=True) if layers else ():
             features = torch.cat(parts)
             for row, feature in enumerate(features[:-1]):
@@ -63,19 +63,19 @@ class Perceptual:
 
 
 def load_perceptual(spec: LpipsSpec, device: str | torch.device, batch_size: int = 32) -> Perceptual:
-    """The frozen LPIPS over the network of `spec`; raises ModelError where its file is missing or does not fit."""
+    """The frozen LPIPS over the network of `spec`; raises ModelError if its file is missing or does not fit."""
     known = {"alex": "AlexNet", "vgg": "VGG16", "squeeze": "SqueezeNet1_1"}[spec.net]
     file = resolve(spec, [], f"download torchvision.models.{known}_Weights.IMAGENET1K_V1.url there")
     digest = sha256([file])
     if spec.sha256 not in (None, digest):
         raise ModelError(f"{spec.path}: SHA-256 is {digest}, expected {spec.sha256}; download it again")
-    what = f"torchvision's weights of {known}"
+    what = f"torchvision's {known} weights"
     with reading(spec.path, what):
         state = torch.load(file, map_location="cpu", weights_only=True)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torchvision, about the arguments that the package gives it
+            warnings.simplefilter("ignore")  # from torchvision, about the package's arguments
             model = lpips.LPIPS(net=spec.net, pnet_rand=True, verbose=False)
-        # `slice3.6.weight` there is `features.6.weight` here: slices keep the numbers of the layers.
+        # LPIPS's `slice3.6.weight` is torchvision's `features.6.weight`: slices keep the layer numbers.
         model.net.load_state_dict({key: state[f"features.{key.partition('.')[2]}"] for key in model.net.state_dict()})
     name, revision = identify(spec, [file])
     return Perceptual(freeze(model, device), batch_size, f"{name}@{revision[:12]}", revision)

@@ -1,7 +1,7 @@
-"""ImageReward (Xu et al. 2023): how well a picture shows what a prompt asks for, as people rank it.
+"""ImageReward (Xu et al. 2023): how well an image matches its prompt, learned from human rankings.
 
-A BLIP text encoder (Li et al. 2022) reads the prompt and looks at the picture's tokens through cross-attention; an MLP
-turns its first token into one number. Built on transformers' BLIP, as the published package needs an old transformers.
+A BLIP text encoder (Li et al. 2022) reads the prompt and attends to the image's tokens through cross-attention; an MLP
+maps its first token to one number. Built on transformers' BLIP, as the published package needs an old transformers.
 
 On disk: the published files (`ImageReward.pt`, a state dict, and `med_config.json`), or a folder with `config.json`
 (the fields of `RewardConfig`), `model.safetensors` and a BERT tokenizer.
@@ -35,7 +35,7 @@ PUBLISHED = Spec(path="zai-org/ImageReward", revision="5736be03b2652728fb87788c9
 """ImageReward v1.0; the repository was THUDM/ImageReward before it moved."""
 
 TOKENIZER = Spec(path="google-bert/bert-base-uncased", revision="86b5e0934494bd15c9632b12f734a8a67f723594")
-"""What the published checkpoint reads prompts with; its own repository holds no tokenizer."""
+"""Tokenizer of the published checkpoint, whose own repository has none."""
 
 CHECKPOINT, MED_CONFIG = "ImageReward.pt", "med_config.json"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -57,14 +57,14 @@ PUBLISHED_NAMES: dict[str, str] = {
     r"blip\.text_encoder\.": "text.",
     r"mlp\.layers\.": "head.",
 }
-"""How the published checkpoint's names begin, and what stands there in `RewardModel`."""
+"""Prefixes of the published checkpoint's names, and their counterparts in `RewardModel`."""
 
 IGNORED = r"blip\.(vision_proj|text_proj)\.|blip\.text_encoder\.embeddings\.position_ids$"
 """Published weights that the reward does not use: BLIP's contrastive projections and a buffer of 0, 1, 2, ..."""
 
 
 class RewardConfig(BaseModel):
-    """Sizes of one reward model. What has a default here is that of ImageReward v1.0."""
+    """Sizes of one reward model. Defaults are those of ImageReward v1.0."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -78,23 +78,23 @@ class RewardConfig(BaseModel):
     vision_mlp: int
     """Hidden channels of the image encoder's MLPs."""
     vocabulary: int
-    """Word embeddings."""
+    """Number of word embeddings."""
     text_layers: int
     text_width: int
     text_heads: int
     """Attention heads; divides text_width."""
     text_mlp: int
     positions: int = 512
-    """Longest prompt the text encoder has positions for, tokens."""
+    """Longest prompt that the text encoder has positions for, tokens."""
     length: int = 35
-    """Tokens of a prompt, start and end included; what is longer is cut."""
+    """Tokens of a prompt, start and end included; longer prompts are truncated."""
     head: tuple[int, ...] = (1024, 128, 64, 16)
-    """Widths of the MLP between the first token and the reward; there is no activation between them."""
+    """Widths of the MLP between the first token and the reward, without activations between them."""
     dropout: tuple[float, ...] = (0.2, 0.2, 0.1)
-    """After the first layers of the MLP, in training."""
+    """Dropout after the first layers of the MLP, in training."""
     mean: float = 0.16717362830052426
     std: float = Field(default=1.0333394966054072, gt=0)
-    """Of the MLP's outputs over the training data: rewards are (output - mean) / std."""
+    """Mean and std of the MLP's outputs over the training data: rewards are (output - mean) / std."""
 
     @model_validator(mode="after")
     def sizes_fit(self) -> Self:
@@ -106,7 +106,7 @@ class RewardConfig(BaseModel):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"{part} {getattr(self, part)} does not divide {whole} {getattr(self, whole)}")
         if self.length > self.positions:
-            raise ValueError(f"length {self.length} is more than the {self.positions} positions")
+            raise ValueError(f"length {self.length} exceeds the {self.positions} positions")
         if len(self.dropout) > len(self.head):
             raise ValueError(f"{len(self.dropout)} dropouts for {len(self.head)} hidden layers")
         return self
@@ -125,8 +125,8 @@ class RewardModel(nn.Module):
             intermediate_size=config.vision_mlp,
             num_hidden_layers=config.vision_layers,
             num_attention_heads=config.vision_heads,
-            layer_norm_eps=1e-6,  # of BLIP's own ViT; transformers' default is another
-            initializer_range=0.02,  # the default is all but zero
+            layer_norm_eps=1e-6,  # as in BLIP's own ViT; transformers' default differs
+            initializer_range=0.02,  # the default is almost zero
         )
         text = BlipTextConfig(
             vocab_size=config.vocabulary,
@@ -136,9 +136,9 @@ class RewardModel(nn.Module):
             num_hidden_layers=config.text_layers,
             num_attention_heads=config.text_heads,
             max_position_embeddings=config.positions,
-            bos_token_id=None,  # both of generation only
+            bos_token_id=None,  # both for generation only
             sep_token_id=None,
-            is_decoder=True,  # builds the cross-attention; attention among the words stays bidirectional
+            is_decoder=True,  # builds the cross-attention; self-attention stays bidirectional
         )
         self.vision: Any = BlipVisionModel(vision)
         self.text: Any = BlipTextModel(text, add_pooling_layer=False)
@@ -157,12 +157,12 @@ class RewardModel(nn.Module):
         return tokens
 
     def reward(self, first: Tensor) -> Tensor:
-        """Rewards [...], float32, of the states [..., text_width] of the prompts' first tokens."""
+        """Rewards [...], float32, from the states [..., text_width] of the prompts' first tokens."""
         output = self.head(first)[..., 0].float()
         return (output - self.config.mean) / self.config.std
 
     def forward(self, pixels: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-        """Rewards [B] of pixels [B, 3, s, s] for the prompts `words` [B, L], with `mask` 1 where there is a word."""
+        """Rewards [B] of pixels [B, 3, s, s] for the prompts `words` [B, L], `mask` 1 at real tokens."""
         tokens = self.encode_image(pixels)
         states = self.text(input_ids=words, attention_mask=mask, encoder_hidden_states=tokens).last_hidden_state
         return self.reward(states[:, 0])
@@ -180,13 +180,13 @@ class Reward:
     revision: str
 
     def score(self, images: Sequence[Image.Image] | NDArray[np.uint8] | Tensor, prompts: Sequence[str]) -> Tensor:
-        """Rewards [N], float32, of each picture for its prompt; any real number, higher is better.
+        """Rewards [N], float32, of each image for its prompt; any real number, higher is better.
 
         images: photos, or uint8 [N, H, W, 3], sRGB. They are resized, cropped and normalised here. Raises ModelError
-        where the numbers of images and prompts differ.
+        if the numbers of images and prompts differ.
         """
         if len(images) != len(prompts):
-            raise ModelError(f"{len(images)} images and {len(prompts)} prompts; give one prompt an image")
+            raise ModelError(f"{len(images)} images and {len(prompts)} prompts; give one prompt per image")
         rewards = [torch.zeros(0, device=next(self.model.parameters()).device)]
         for rows, count in fixed_batches(range(len(prompts)), self.batch_size):
             pixels = [self.prepare(photo(images[row])) for row in rows]
@@ -194,16 +194,16 @@ class Reward:
         return torch.cat(rewards)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """A photo as the model reads it, [3, s, s]; touches no device, so that threads can do it."""
+        """A photo as model input, [3, s, s]; runs on the CPU, so threads can do it."""
         return preprocess(self.model.config.image_size)(image)
 
     @torch.no_grad()
     def rate(self, photos: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
-        """As `score`, of photos that `prepare` made ready."""
+        """As `score`, for photos preprocessed by `prepare`."""
         device = next(self.model.parameters()).device
         rewards = [torch.zeros(0, device=device)]
         for rows, count in fixed_batches(range(len(prompts)), self.batch_size):
-            said = self.tokenizer(
+            tokens = self.tokenizer(
                 [prompts[row] for row in rows],
                 padding="max_length",
                 truncation=True,
@@ -211,7 +211,7 @@ class Reward:
                 return_tensors="pt",
             )
             pixels = torch.stack([photos[row] for row in rows])
-            found = self.model(pixels.to(device), said["input_ids"].to(device), said["attention_mask"].to(device))
+            found = self.model(pixels.to(device), tokens["input_ids"].to(device), tokens["attention_mask"].to(device))
             rewards.append(found[:count])
         return torch.cat(rewards)
 
@@ -236,10 +236,10 @@ def preprocess(size: int) -> Callable[[Image.Image], Tensor]:
 def load_reward(
     spec: Spec, device: str | torch.device, dtype: torch.dtype = torch.float32, batch_size: int = 32
 ) -> Reward:
-    """The frozen reward model of `spec`, computing as `dtype`; `PUBLISHED` is ImageReward v1.0.
+    """The frozen reward model of `spec`, computing in `dtype`; `PUBLISHED` is ImageReward v1.0.
 
-    Raises ModelError where the folder is missing, incomplete, or holds weights of another model. A folder with the
-    published files but no tokenizer takes that of `TOKENIZER`.
+    Raises ModelError if the folder is missing, incomplete, or holds weights of another model. A folder with the
+    published files but no tokenizer uses that of `TOKENIZER`.
     """
     folder = resolve(spec, [CHECKPOINT, MED_CONFIG, CONFIG, WEIGHTS, *VOCABULARY])
     published = (folder / CHECKPOINT).is_file()
@@ -267,7 +267,7 @@ def load_reward(
 
 
 def published_config(med: Mapping[str, Any], state: Mapping[str, Tensor]) -> RewardConfig:
-    """The sizes of a published checkpoint: of the text encoder from its `med_config.json`, the others from shapes."""
+    """Sizes of a published checkpoint: the text encoder's from its `med_config.json`, the others from tensor shapes."""
     width, _, patch, _ = state["blip.visual_encoder.patch_embed.proj.weight"].shape
     patches = state["blip.visual_encoder.pos_embed"].shape[1] - 1
     blocks = {key.split(".")[3] for key in state if key.startswith("blip.visual_encoder.blocks.")}
@@ -277,7 +277,7 @@ def published_config(med: Mapping[str, Any], state: Mapping[str, Tensor]) -> Rew
         patch_size=patch,
         vision_layers=len(blocks),
         vision_width=width,
-        vision_heads=width // 64,  # in every size of ViT that BLIP was published with
+        vision_heads=width // 64,  # in every ViT size that BLIP was published with
         vision_mlp=state["blip.visual_encoder.blocks.0.mlp.fc1.weight"].shape[0],
         vocabulary=med["vocab_size"],
         text_layers=med["num_hidden_layers"],
@@ -295,24 +295,26 @@ def layer_of(key: str) -> int:
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published state dict under the names of `RewardModel`; raises ModelError for a name that is not known."""
+    """A published state dict under the names of `RewardModel`; raises ModelError for an unknown name."""
     found = {}
     for key, value in state.items():
         if re.match(IGNORED, key):
             continue
         pattern = next((pattern for pattern in PUBLISHED_NAMES if re.match(pattern, key)), None)
         if pattern is None:
-            raise ModelError(f"{CHECKPOINT}: '{key}' is no weight of ImageReward v1.0; get {PUBLISHED.path} again")
+            raise ModelError(
+                f"{CHECKPOINT}: '{key}' is not a weight of ImageReward v1.0; download {PUBLISHED.path} again"
+            )
         found[re.sub(f"^{pattern}", PUBLISHED_NAMES[pattern], key)] = value
     return found
 
 
 def fill(model: RewardModel, state: Mapping[str, Tensor]) -> None:
-    """Copy `state` into `model`; raises ValueError that names the first weight missing, left over or misshapen."""
+    """Copy `state` into `model`; raises ValueError naming the first missing, unexpected or misshapen weight."""
     wanted = model.state_dict()
-    for fault, keys in (("missing", wanted.keys() - state.keys()), ("left over", state.keys() - wanted.keys())):
+    for fault, keys in (("missing", wanted.keys() - state.keys()), ("unexpected", state.keys() - wanted.keys())):
         if keys:
-            raise ValueError(f"{len(keys)} weights {fault}, first '{min(keys)}'")
+            raise ValueError(f"{len(keys)} {fault} weights, first '{min(keys)}'")
     for key, value in wanted.items():
         if value.shape != state[key].shape:
             raise ValueError(f"'{key}' is {list(state[key].shape)}, expected {list(value.shape)}")
@@ -320,6 +322,6 @@ def fill(model: RewardModel, state: Mapping[str, Tensor]) -> None:
 
 
 def save_config(config: RewardConfig, folder: Path) -> None:
-    """Write `config.json`, whose counterpart `load_reward` reads."""
+    """Write the `config.json` that `load_reward` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(config.model_dump_json(indent=1) + "\n")

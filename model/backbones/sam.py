@@ -1,4 +1,4 @@
-"""Segment Anything (Kirillov et al. 2023) as `segment_anything` builds it, at any size, prompted with one box a photo.
+"""Segment Anything (Kirillov et al. 2023) as built by `segment_anything`, at any size, prompted with one box per photo.
 
 On disk: the published checkpoint of a published size (`sam_vit_h_4b8939.pth`, a state dict), or a folder with
 `config.json` (the fields of `SamConfig`) and `model.safetensors`.
@@ -39,14 +39,14 @@ PIXEL_STD = [58.395, 57.12, 57.375]
 
 
 class SamConfig(BaseModel):
-    """Sizes of one SAM. What has a default here is the same in all published sizes (segment_anything/build_sam.py)."""
+    """Sizes of one SAM. Defaults are the same in all published sizes (segment_anything/build_sam.py)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image_size: int
     """Side of the encoder's square input, pixels."""
     patch_size: int
-    """Side of one patch, pixels; mask logits come at 4 / patch_size of the input's resolution."""
+    """Side of one patch, pixels; mask logits are at 4 / patch_size of the input's resolution."""
     depth: int
     """Blocks of the image encoder."""
     width: int
@@ -56,14 +56,14 @@ class SamConfig(BaseModel):
     window_size: int = 14
     """Side of the attention windows, patches; 0 makes every block global."""
     global_attention: tuple[int, ...] = ()
-    """0-based blocks that attend globally although window_size is set."""
+    """0-based blocks that attend globally even if window_size is set."""
     relative_position: bool = True
     """Decomposed relative position bias in the image encoder."""
     mlp_ratio: float = 4.0
     prompt_embed_dim: int = 256
-    """Channels of the image embedding, the prompts and the decoder; divides by 8."""
+    """Channels of the image embedding, the prompts and the decoder; a multiple of 8."""
     mask_in_channels: int = 16
-    """Hidden channels for mask prompts; divides by 4."""
+    """Hidden channels for mask prompts; a multiple of 4."""
     decoder_depth: int = 2
     decoder_heads: int = 8
     decoder_mlp_dim: int = 2048
@@ -83,7 +83,7 @@ class SamConfig(BaseModel):
                 f" {self.decoder_heads}"
             )
         if self.mask_in_channels % 4:
-            raise ValueError(f"mask_in_channels {self.mask_in_channels} is no multiple of 4")
+            raise ValueError(f"mask_in_channels {self.mask_in_channels} is not a multiple of 4")
         return self
 
 
@@ -98,14 +98,14 @@ class Segmenter:
     revision: str
 
     def segment(self, images: Sequence[Image.Image], boxes: Sequence[Box]) -> tuple[list[np.ndarray], list[float]]:
-        """The mask of what each box holds: (bool arrays [H, W] at the photos' sizes, predicted IoUs 0..1).
+        """The mask of each box's content: (bool arrays [H, W] at the photos' sizes, predicted IoUs 0..1).
 
-        One mask a box, the decoder's single-mask output: a box says which of part, object or group is meant. Steps and
-        arithmetic are those of `segment_anything.SamPredictor`, except that the image encoder runs in batches.
-        Raises ModelError where the numbers of images and boxes differ.
+        One mask per box, the decoder's single-mask output: a box resolves whether part, object or group is meant. Steps
+        and arithmetic are those of `segment_anything.SamPredictor`, except that the image encoder runs in batches.
+        Raises ModelError if the numbers of images and boxes differ.
         """
         if len(images) != len(boxes):
-            raise ModelError(f"{len(images)} images and {len(boxes)} boxes; give one box an image")
+            raise ModelError(f"{len(images)} images and {len(boxes)} boxes; give one box per image")
         photos = [
             (self.prepare(image), (image.height, image.width), box) for image, box in zip(images, boxes, strict=True)
         ]
@@ -113,7 +113,7 @@ class Segmenter:
 
     @torch.no_grad()
     def cut(self, photos: Sequence[tuple[Tensor, tuple[int, int], Box]]) -> tuple[list[np.ndarray], list[float]]:
-        """As `segment`, of photos that `prepare` made ready: (its result, (height, width) of the photo, box) each."""
+        """As `segment`, for photos as (output of `prepare`, (height, width) of the photo, box)."""
         masks: list[np.ndarray] = []
         scores: list[float] = []
         dtype = next(self.model.image_encoder.parameters()).dtype
@@ -124,13 +124,13 @@ class Segmenter:
                 self.decode(embedding, box, (x.shape[-2], x.shape[-1]), full)
                 for (x, full, box), embedding in zip(batch[:count], embeddings, strict=False)
             ]
-            # Fetched when all are on their way: the device is asked to finish once a batch.
+            # Fetched once all are queued: the device synchronises once per batch.
             masks += [mask.cpu().numpy() for mask, _ in decoded]
             scores += torch.stack([score for _, score in decoded]).tolist()
         return masks, scores
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The photo with its longest side at the encoder's size, uint8 [3, h, w]; for threads, it touches no device."""
+        """The photo with its longest side at the encoder's size, uint8 [3, h, w]; on the CPU, for threads."""
         height, width = self.resized(image.height, image.width)
         small = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(small)).permute(2, 0, 1)
@@ -171,9 +171,9 @@ PUBLISHED: Mapping[str, SamConfig] = {
 
 
 def build_sam(config: SamConfig | Mapping[str, Any]) -> Sam:
-    """A SAM with random weights, in training mode, of the classes and argument values of `segment_anything.build_sam`.
+    """A SAM with random weights, in training mode, from the classes and arguments of `segment_anything.build_sam`.
 
-    `config` is a `SamConfig` or the mapping read from a `config.json`; raises ModelError where it does not fit.
+    `config` is a `SamConfig` or the mapping read from a `config.json`; raises ModelError if it is inconsistent.
     """
     try:
         sizes = SamConfig.model_validate(config)
@@ -221,9 +221,9 @@ def build_sam(config: SamConfig | Mapping[str, Any]) -> Sam:
 def load_sam(
     spec: SamSpec, device: str | torch.device, dtype: torch.dtype = torch.float32, batch_size: int = 8
 ) -> Segmenter:
-    """The frozen SAM of `spec`; its image encoder runs as `dtype`, its prompt encoder and mask decoder in float32.
+    """The frozen SAM of `spec`; its image encoder runs in `dtype`, its prompt encoder and mask decoder in float32.
 
-    Raises ModelError where files are missing, are of another size, or do not have the digest the variant names.
+    Raises ModelError if files are missing, of another size, or do not have the variant's digest.
     """
     url = f"{CHECKPOINT_URL}/{CHECKPOINTS[spec.size]}" if spec.size else None
     found = resolve(spec, ["config.json", "model.safetensors"], hint=f"download {url} to {spec.path}" if url else "")
@@ -232,7 +232,7 @@ def load_sam(
     else:
         config, weights = PUBLISHED[spec.size], found
     if spec.sha256 is not None and (digest := sha256([weights])) != spec.sha256:
-        source = f"download {url} again" if url else "get the file again"
+        source = f"download {url} again" if url else "download the file again"
         raise ModelError(f"{spec.path}: SHA-256 is {digest}, not {spec.sha256}; {source}, or correct the JSON")
     what = f"SAM {spec.size or 'weights'}"
     with reading(spec.path, what):
@@ -247,7 +247,7 @@ def load_sam(
 
 
 def read_config(file: Path, path: str) -> SamConfig:
-    """The sizes written in a SAM folder; ModelError names `path`."""
+    """The sizes in a SAM folder's config; ModelError names `path`."""
     with reading(path, "a SAM folder with config.json and model.safetensors"):
         tree = json.loads(file.read_text(encoding="utf-8"))
     try:

@@ -1,7 +1,7 @@
-"""Which frozen backbones a model variant is made of: one small JSON per variant beside this file, and its schema.
+"""The frozen backbones of a model variant: one small JSON per variant beside this file, and its schema.
 
 A `path` is a file or folder, absolute or relative to the repository root, or a hub id `owner/name`. A hub id needs
-`revision`, the 40-hex commit that holds the weights: a branch or tag may move, and with it every number computed.
+`revision`, the 40-hex commit that holds the weights: a branch or tag may move, and every computed number with it.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 class Spec(BaseModel):
-    """Where the weights of one backbone lie."""
+    """Location of one backbone's weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str = Field(min_length=1)
-    """File or folder (absolute, or relative to the repository root), else a hub id; what exists locally wins."""
+    """File or folder (absolute, or relative to the repository root), else a hub id; a local one takes precedence."""
     revision: str | None = None
     """Commit of the hub repository, 40 hex digits; required for a hub id."""
 
     @property
     def local(self) -> Path:
-        """Where `path` would be on this machine, whether or not it exists."""
+        """Local path that `path` stands for, whether or not it exists."""
         return ROOT / Path(self.path).expanduser()
 
     @property
     def is_hub_id(self) -> bool:
-        """Whether `path` reads as `owner/name` rather than as a place under weights/ or a weight file."""
+        """Whether `path` looks like `owner/name` rather than a path in weights/ or a weight file."""
         is_place = self.path.startswith("weights/") or self.path.endswith(WEIGHT_FILES)
         return HUB_ID.fullmatch(self.path) is not None and not is_place
 
@@ -46,13 +46,15 @@ class Spec(BaseModel):
     @classmethod
     def revision_is_a_commit(cls, revision: str | None) -> str | None:
         if revision is not None and not re.fullmatch("[0-9a-f]{40}", revision):
-            raise ValueError(f"'{revision}' is no 40-hex commit; a branch or tag may move, so pin the commit it is at")
+            raise ValueError(
+                f"'{revision}' is not a 40-hex commit; a branch or tag may move, so pin its current commit"
+            )
         return revision
 
     @model_validator(mode="after")
     def hub_id_is_pinned(self) -> Self:
         if self.revision is None and self.is_hub_id and not self.local.exists():
-            raise ValueError(f"'{self.path}' is no local path, and as a hub id it needs `revision`, its 40-hex commit")
+            raise ValueError(f"'{self.path}' is not a local path, and a hub id needs `revision`, its 40-hex commit")
         return self
 
 
@@ -71,7 +73,7 @@ class ImageEncoderSpec(ClipSpec):
     """The CLIP whose hidden states the multimodal feature injection encoder reads."""
 
     layers: tuple[int, ...] = Field(min_length=1)
-    """Transformer blocks whose output is read, 0-based, ascending; of 32 blocks, 30 is the second last."""
+    """Transformer blocks whose output is read, 0-based, ascending; of 32 blocks, 30 is the second to last."""
 
     @field_validator("layers")
     @classmethod
@@ -90,7 +92,7 @@ class DetectorSpec(Spec):
 
 
 class SamSpec(Spec):
-    """A published SAM checkpoint (then `size` says which), or a folder with `config.json` and `model.safetensors`."""
+    """A published SAM checkpoint, with its `size`, or a folder with `config.json` and `model.safetensors`."""
 
     size: Literal["vit_b", "vit_l", "vit_h"] | None = None
     """Size of the published checkpoint at `path`; None for a folder."""
@@ -102,7 +104,7 @@ class LpipsSpec(Spec):
     """The network below LPIPS's linear layers: a file of torchvision's ImageNet weights."""
 
     net: Literal["alex", "vgg", "squeeze"]
-    """AlexNet, which its authors advise for comparing pictures; VGG16; SqueezeNet 1.1."""
+    """AlexNet, which the LPIPS authors recommend for comparing images; VGG16; SqueezeNet 1.1."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """Digest of the file, checked before it is read."""
 
@@ -114,7 +116,7 @@ class Variant(BaseModel):
 
     name: str
     resolution: int = Field(gt=0)
-    """Side of the square images the diffusion model makes, pixels."""
+    """Side of the square images that the diffusion model generates, pixels."""
     diffusion: DiffusionSpec
     image_encoder: ImageEncoderSpec
     """Its hidden states feed the visual and textual Q-Formers."""
@@ -125,15 +127,15 @@ class Variant(BaseModel):
     detector: DetectorSpec
     sam: SamSpec
     reward: Spec | None = None
-    """What the metric `reward` is computed with; None: it cannot be asked for."""
+    """Model of the metric `reward`; None: the metric is unavailable."""
     lpips: LpipsSpec | None = None
-    """As `reward`, of the metric `lpips`."""
+    """As `reward`, for the metric `lpips`."""
 
 
 def load_variant(name: str) -> Variant:
     """Read `model/backbones/<name>.json`, or the JSON file at the path `name` when it ends in `.json`.
 
-    Raises ModelError, one sentence, for an unknown name, a file that is no JSON, an unknown, missing or wrong key, and
+    Raises ModelError, one sentence, for an unknown name, a file that is not JSON, an unknown, missing or wrong key, and
     a hub id without a pinned revision.
     """
     file = Path(name).expanduser() if name.endswith(".json") else Path(__file__).parent / f"{name}.json"
@@ -141,9 +143,9 @@ def load_variant(name: str) -> Variant:
         tree: Any = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = ", ".join(sorted(path.stem for path in Path(__file__).parent.glob("*.json")))
-        raise ModelError(f"unknown variant '{name}'; known are {known}, or give the path of a JSON file") from None
+        raise ModelError(f"unknown variant '{name}'; choose one of {known}, or give the path of a JSON file") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{file.name}: no readable JSON ({error}); correct or replace it") from error
+        raise ModelError(f"{file.name}: not readable as JSON ({error}); correct or replace it") from error
     try:
         return Variant.model_validate(tree)
     except ValidationError as error:
@@ -151,7 +153,7 @@ def load_variant(name: str) -> Variant:
 
 
 def variant_of(base_model: str) -> Variant | None:
-    """The variant beside this file whose base model is `base_model`; None where there is none."""
+    """The variant beside this file whose base model is `base_model`, or None if there is none."""
     variants = (load_variant(path.stem) for path in sorted(Path(__file__).parent.glob("*.json")))
     return next((variant for variant in variants if variant.diffusion.path == base_model), None)
 

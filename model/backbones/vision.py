@@ -1,5 +1,5 @@
-"""Image encoders of transformers: DINO (Caron et al. 2021) and DINOv2 (Oquab et al. 2023) of DINO-I, SigLIP (Zhai et
-al. 2023) and SigLIP 2 of likeness between subjects."""
+"""Image encoders of transformers: DINO (Caron et al. 2021) and DINOv2 (Oquab et al. 2023) for DINO-I, SigLIP (Zhai et
+al. 2023) and SigLIP 2 for similarity between subjects."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Vision:
     processor: BaseImageProcessor
     """The checkpoint's own resize, crop and normalisation."""
     embedding: Literal["class_token", "pooler_output"]
-    """What stands for the whole picture: the first token after the final norm, or what a pooling head makes of all."""
+    """Embedding of the whole image: the first token after the final norm, or a pooling head's output over all."""
     batch_size: int
     name: str
     """`<hub id or path>@<12 digits of the revision>`: the encoder id in tables."""
@@ -50,14 +50,14 @@ class Vision:
         return torch.cat(rows) if rows else self.embed([])
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """A photo as the encoder reads it, [3, s, s]; touches no device, so that threads can do it."""
-        # One at a time: the processor resizes photos of equal size together.
+        """A photo as encoder input, [3, s, s]; runs on the CPU, so threads can do it."""
+        # One at a time: the processor resizes photos of equal size as a batch.
         pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
     @torch.no_grad()
     def embed(self, photos: Sequence[Tensor]) -> Tensor:
-        """Unit embeddings [B, d] of photos that `prepare` made ready."""
+        """Unit embeddings [B, d] of photos preprocessed by `prepare`."""
         rows = [torch.zeros(0, self.model.config.hidden_size, device=self.model.device)]
         for batch, count in fixed_batches(photos, self.batch_size):
             found = self.model(torch.stack(batch).to(self.model.device, self.model.dtype))
@@ -69,10 +69,10 @@ class Vision:
 def load_dino(
     spec: Spec, device: str | torch.device, dtype: torch.dtype = torch.float32, batch_size: int = 32
 ) -> Vision:
-    """The frozen DINO or DINOv2 of `spec`, computing as `dtype`.
+    """The frozen DINO or DINOv2 of `spec`, computing in `dtype`.
 
-    The folder's config.json says which (`facebook/dino-vits16`, `facebook/dinov2-base`). Raises ModelError where it is
-    missing or unfit.
+    The folder's config.json determines which (`facebook/dino-vits16`, `facebook/dinov2-base`). Raises ModelError if it
+    is missing or invalid.
     """
     folder = fetch(spec)
     what = "a transformers folder of DINO or DINOv2"
@@ -88,19 +88,17 @@ def load_dino(
 def load_siglip(
     spec: Spec, device: str | torch.device, dtype: torch.dtype = torch.float32, batch_size: int = 32
 ) -> Vision:
-    """The frozen image half of the SigLIP of `spec`, computing as `dtype`.
+    """The frozen image tower of the SigLIP of `spec`, computing in `dtype`.
 
-    The folder is what transformers publishes for fixed resolutions (`google/siglip-so400m-patch14-384`,
-    `google/siglip2-base-patch16-256`), of both halves or of the image half alone. Raises ModelError where it is missing
-    or unfit.
+    The folder is a transformers checkpoint of fixed resolution (`google/siglip-so400m-patch14-384`,
+    `google/siglip2-base-patch16-256`), with both towers or the image tower alone. Raises ModelError if it is missing or
+    invalid.
     """
     folder = fetch(spec)
     what = "a transformers folder of SigLIP"
     model = from_pretrained(SiglipVisionModel, folder, spec.path, what, dtype=dtype)
     if not model.use_head:
-        raise ModelError(
-            f"{spec.path}: this SigLIP has no pooling head, and so no embedding of a picture; name another"
-        )
+        raise ModelError(f"{spec.path}: this SigLIP has no pooling head, and so no image embedding; choose another")
     return vision(model, spec, folder, what, "pooler_output", device, batch_size)
 
 

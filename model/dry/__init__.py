@@ -1,1 +1,1 @@
-"""The models on tensors without values: sizes, memory and operations without weights."""
+"""The models on tensors without data: sizes, memory and operations without weights."""

@@ -1,4 +1,4 @@
-"""Models of given shapes with random weights, on the device and in the precision they are measured in."""
+"""Models of given shapes with random weights, on the device and in the precision of the measurement."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from model.dry.shapes import Shapes
 
 @contextmanager
 def weights_as(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """While inside, new modules are drawn where and as they are used: no float32 copy on the CPU first."""
+    """Initialise new modules on the device and in the precision of use: no float32 copy on the CPU first."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -37,7 +37,7 @@ def weights_as(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
 
 @cache
 def tokenizer(vocabulary: int, length: int) -> CLIPTokenizer:
-    """CLIP's own byte-pair tokenizer out of open_clip's copy, cut to a vocabulary and a caption length."""
+    """CLIP's own byte-pair tokenizer from open_clip's copy, truncated to a vocabulary and a caption length."""
     path = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
     # 256 bytes, each alone and at the end of a word; start and end of a caption.
@@ -50,7 +50,7 @@ def tokenizer(vocabulary: int, length: int) -> CLIPTokenizer:
 
 
 def frozen(module: Any) -> Any:
-    """`module` in eval mode, no parameter asking for a gradient. It stays where it is: imagined weights cannot move."""
+    """`module` in eval mode with gradients disabled. It is not moved: weights without data cannot be."""
     return module.eval().requires_grad_(False)
 
 
@@ -58,7 +58,7 @@ def build_diffusion(shapes: Shapes, dtype: torch.dtype, device: torch.device) ->
     """The frozen base model."""
     tokenizers = tuple(tokenizer(text["vocab_size"], text["max_position_embeddings"]) for text in shapes.texts)
     kinds = (CLIPTextModel, CLIPTextModelWithProjection)
-    # A vocabulary of fewer words than the tokenizer's letters has other ends; where sizes alone count, any will do.
+    # A vocabulary smaller than the tokenizer's alphabet has other end tokens; if only sizes count, any will do.
     last = shapes.texts[0]["vocab_size"] - 1
     ends = {name: min(getattr(tokenizers[0], name), last) for name in ("bos_token_id", "eos_token_id")}
     with weights_as(dtype, device):

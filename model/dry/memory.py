@@ -1,6 +1,6 @@
-"""What a computation holds in memory: on a GPU as it reports it, elsewhere by counting tensors.
+"""Memory held by a computation: as reported by a GPU, elsewhere by counting tensors.
 
-`imagined` computes on tensors that have sizes and no values, so that a model can be weighed that fits nowhere.
+`imagined` computes on tensors with sizes but no data, so that a model too large for any device can be measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MB, GB = 1e6, 1e9
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of the tensors made inside while they live; each storage once, whatever views it has."""
+    """Counts the bytes of live tensors created inside; each storage once, whatever its views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class LiveTensors(TorchDispatchMode):
         return out
 
     def count(self, tensor: Tensor, made_here: bool) -> None:
-        """Add a storage that was not seen yet; one that was there before weighs nothing."""
+        """Add a storage not seen yet; one that existed before counts as 0 bytes."""
         storage = tensor.untyped_storage()
         if storage._cdata in self.known:
             return
@@ -56,8 +56,8 @@ class LiveTensors(TorchDispatchMode):
 
 
 class Answers(TorchDispatchMode):
-    """Answers what reads the values of imagined tensors: the training step asks whether a sample's condition is
-    dropped, whether two tokenizers agree, and for each row's own column."""
+    """Answers operations that read values of tensors without data: the training step reads whether a sample's condition
+    is dropped, whether two tokenizers agree, and each row's own column."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -71,13 +71,13 @@ class Answers(TorchDispatchMode):
 
 @contextmanager
 def imagined() -> Iterator[None]:
-    """While inside, tensors have no values and take no memory; what is computed is what the CPU would compute."""
+    """Inside, tensors have no data and take no memory; the operations are those of the CPU."""
     with FakeTensorMode(allow_non_fake_inputs=True), Answers():
         yield
 
 
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
-    """Most bytes that `work` held at once beside what was there before; scratch inside a CPU kernel is not seen."""
+    """Peak bytes held by `work` beyond those held before; scratch memory of CPU kernels is not seen."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -91,13 +91,13 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
 
 
 def saved_bytes(forward: Callable[[], Tensor | None], modules: Iterable[nn.Module]) -> int:
-    """Bytes of the tensors that `forward` saves for backward, each storage once, the parameters of `modules` left out.
+    """Bytes of the tensors that `forward` saves for backward, each storage once, without the parameters of `modules`.
 
-    `forward` returns the end of the graph, or keeps it itself. What gradient checkpointing computes again is not saved,
-    and so not counted.
+    `forward` returns the end of the graph, or keeps it itself. Activations recomputed by gradient checkpointing are not
+    saved, and so not counted.
     """
     weights = {p.untyped_storage()._cdata for module in modules for p in module.parameters()}
-    # What only a part of the graph that was dropped again had saved is not held any more.
+    # Weak: tensors saved only by a part of the graph that has been dropped are no longer held.
     storages: weakref.WeakValueDictionary[int, torch.UntypedStorage] = weakref.WeakValueDictionary()
 
     def pack(tensor: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def weight_bytes(parameters: Iterable[Tensor]) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on the device."""
+    """Free bytes on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

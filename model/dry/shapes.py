@@ -1,4 +1,4 @@
-"""The sizes of the published models, without their weights, and tiny ones of the same build."""
+"""Sizes of the published models, without weights, and of tiny ones with the same architecture."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ VAE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Shapes:
-    """Configurations of one text-to-image model and of what is put on it."""
+    """Configurations of one text-to-image model and of its adapters."""
 
     size: int
-    """Side of its own images, pixels."""
+    """Side of its native images, pixels."""
     unet: dict[str, Any]
     """Differences from diffusers' defaults, which are Stable Diffusion's."""
     vae: dict[str, Any]
@@ -61,7 +61,7 @@ class Shapes:
     adapter: dict[str, Any]
     """Differences from AdapterConfig's defaults."""
     layers: int = 3
-    """K, hidden states that our adapter reads."""
+    """K, number of hidden states that our adapter reads."""
 
 
 # https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5, unet/config.json; ip-adapter-plus_sd15.
@@ -159,4 +159,4 @@ TINY_XL = Shapes(
 )
 
 SHAPES = {"full": (SD15, SDXL), "tiny": (TINY, TINY_XL)}
-"""What `--shapes` chooses: the models like Stable Diffusion 1.5 and like SDXL."""
+"""Choices of `--shapes`: the models like Stable Diffusion 1.5 and like SDXL."""

@@ -1,1 +1,1 @@
-"""From photos and masks to what the models read."""
+"""From photos and masks to the models' inputs."""

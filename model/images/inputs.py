@@ -1,6 +1,6 @@
-"""What a training photo is turned into before a frozen encoder reads it, and what the autoencoder makes of a target.
+"""From training photos to the inputs of frozen encoders, and from targets to latents.
 
-One home, because the data stages do this once for all epochs, or training itself at each step.
+Shared, because the data stages do this once for all epochs, or training does it at each step.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def augmented(
     scale: tuple[float, float],
     rotation: float,
 ) -> Image.Image:
-    """Augmentation `index` of the subject of a photo on white, the same one whenever it is asked for.
+    """Augmentation `index` of the subject of a photo on white, the same on every call.
 
     0 is the plain segment with `margin`; the others are placed at random on `size` x `size` px, their longer side in
-    `scale`. Where the photo is the `single` one of its subject they are flipped and turned, by at most `rotation`
+    `scale`. If the photo is its subject's `single` one, they are also flipped and rotated, by at most `rotation`
     degrees.
     """
     if index == 0:
@@ -51,7 +51,7 @@ def augmented(
 
 
 def encode_latents(vae: Any, images: Sequence[Image.Image], batch_size: int, device: str | torch.device) -> np.ndarray:
-    """The latents of `latents_of` [B, C, h, w] of square RGB images, in batches."""
+    """Latents [B, C, h, w] of square RGB images, as of `latents_of`, in batches."""
     rows = [
         latents_of(vae, torch.from_numpy(np.stack([np.asarray(image) for image in batch])).to(device))[:count].cpu()
         for batch, count in fixed_batches(images, batch_size)
@@ -60,17 +60,17 @@ def encode_latents(vae: Any, images: Sequence[Image.Image], batch_size: int, dev
 
 
 @torch.no_grad()
-def latents_of(vae: Any, pictures: Tensor) -> Tensor:
-    """Scaled latents [B, C, h, w] float32 of pictures [B, H, W, 3] uint8 on the device of the `vae`.
+def latents_of(vae: Any, images: Tensor) -> Tensor:
+    """Scaled latents [B, C, h, w] float32 of images [B, H, W, 3] uint8 on the device of the `vae`.
 
-    Means of the posterior, so that they are no draw.
+    Means of the posterior, hence deterministic.
     """
-    posterior = vae.encode(pictures.permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1.0).latent_dist
+    posterior = vae.encode(images.permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1.0).latent_dist
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     return ((posterior.mean - shift) * vae.config.scaling_factor).float()
 
 
 def shrink(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return how much of each latent cell is subject, uint8 [height, width], 255 = all of it."""
+    """Return the subject's share of each latent cell, uint8 [height, width], 255 = all of it."""
     grey = Image.fromarray(mask.astype(np.uint8) * 255)
     return np.asarray(grey.resize((width, height), Image.Resampling.BOX))

@@ -1,4 +1,4 @@
-"""Photos as people have them -> the segments that the image encoder reads."""
+"""User photos -> the segments that the image encoder reads."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from model.backbones.grounded_sam import GroundedSam
 
 Photo = Image.Image | tuple[Image.Image, Image.Image | np.ndarray]
-"""A photo, or a photo and the mask of its subject: white or True on it, of the same size."""
+"""A photo, or a photo and its subject's mask: white or True on the subject, of the same size."""
 
 MARGIN = 0.05
-"""White border of a segment, of its longer side: what the adapters here are trained with (`encode.margin`)."""
+"""White border of a segment, as a fraction of its longer side, as in the adapters' training (`encode.margin`)."""
 
 
 def segment_photo(
     photo: Photo, noun: str, finder: Callable[[], GroundedSam], margin: float = MARGIN, name: str | None = None
 ) -> Image.Image:
-    """The subject of a photo alone on a white square, RGB: by the mask beside it, else by its own transparency, else by
-    Grounded SAM, which looks for the `noun`.
+    """The subject of a photo alone on a white square, RGB: cut out by the given mask, else by the photo's transparency,
+    else by Grounded SAM, which looks for the `noun`.
 
-    finder: gives Grounded SAM; called only where it is needed. name: what messages call the photo.
+    finder: returns Grounded SAM; called only if needed. name: the photo's name in messages.
 
-    Raises ModelError where nothing is found, or the mask is empty or of another size.
+    Raises ModelError if nothing is found, or the mask is empty or of another size.
     """
     name = name or f"the photo of '{noun}'"
     image, mask = photo if isinstance(photo, tuple) else (photo, None)
@@ -46,11 +46,11 @@ def segment_photo(
 
 
 def find_subject(photo: Image.Image, noun: str, finder: GroundedSam, name: str) -> np.ndarray:
-    """Mask bool [H, W] of the `noun` in a photo; ModelError where nothing is found."""
+    """Mask bool [H, W] of the `noun` in a photo; ModelError if nothing is found."""
     detection = finder.detect([photo], [noun])[0]
     if detection is None:
-        raise ModelError(f"{name}: no '{noun}' was found in the photo; give a mask, or name what it shows")
+        raise ModelError(f"{name}: no '{noun}' was found in the photo; give a mask, or correct the class noun")
     mask = finder.segment([photo], [detection.box])[0][0]
     if not mask.any():
-        raise ModelError(f"{name}: the '{noun}' that was found has an empty mask; give a mask")
+        raise ModelError(f"{name}: the '{noun}' found in the photo has an empty mask; give a mask")
     return mask

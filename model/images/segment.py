@@ -1,5 +1,4 @@
-"""From a photo and its subject's mask to the image an encoder sees, and to the square the diffusion model learns
-from."""
+"""From a photo and its subject's mask to the image an encoder sees and the square target of the diffusion model."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ Box = tuple[int, int, int, int]
 def mask_box(mask: np.ndarray) -> Box:
     """Smallest box (left, upper, right, lower; the last two exclusive) around the True pixels of `mask` [H, W].
 
-    Raises ModelError where no pixel is True.
+    Raises ModelError if no pixel is True.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
@@ -27,7 +26,7 @@ def on_white(image: Image.Image, mask: np.ndarray, margin: float) -> Image.Image
     """The subject alone: background white, cropped to the mask's box, padded with white to a square (RGB).
 
     `image` RGB, `mask` bool [H, W] of the same size. `margin` is the white border on each side, as a fraction of the
-    box's longer side (0 = none).  Raises ModelError for an empty mask or one of another size.
+    box's longer side (0 = none). Raises ModelError for an empty mask or one of another size.
     """
     cut = _cut_out(image, mask)
     border = round(margin * max(cut.size))
@@ -46,17 +45,17 @@ def place_on_white(
     flip: bool = False,
     rotation: float = 0.0,
 ) -> Image.Image:
-    """The subject alone on a white `size` x `size` square, at a random place and size (method, section 1).
+    """The subject alone on a white `size` x `size` square, at a random position and size (method, section 1).
 
-    The longer side of the (rotated) subject becomes size * u, u uniform in `scale` (fractions 0..1]; the place is
-    uniform among those that keep it inside. `flip` allows a mirror image with probability 1/2, `rotation` is the
-    largest turn in degrees either way. All randomness comes from `rng`.
+    The longer side of the (rotated) subject becomes size * u, u uniform in `scale` (fractions 0..1]; the position
+    is uniform among those that keep it inside. `flip` mirrors with probability 1/2, `rotation` is the largest rotation
+    in degrees in either direction. All randomness comes from `rng`.
     """
     low, high = scale
     if not 0 < low <= high <= 1:
         raise ModelError(f"scale {low}..{high} is not inside 0..1; give (low, high) with 0 < low <= high <= 1")
     cut = _cut_out(image, mask)
-    # Every draw is made whether it is used or not, so that an argument does not shift the ones after it.
+    # Every number is drawn whether used or not, so that no argument shifts the draws after it.
     mirrored, turn, share, left, top = rng.random(5)
     if flip and mirrored < 0.5:
         cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -75,7 +74,7 @@ def place_on_white(
 
 
 def square_crop(image: Image.Image, mask: np.ndarray | None, size: int) -> tuple[Image.Image, np.ndarray]:
-    """The target: the largest square of the photo, moved as far towards the subject's centre as the photo allows.
+    """The target: the photo's largest square, centred on the subject as far as the photo allows.
 
     Returns the crop resized to `size` x `size` (RGB) and its mask bool [size, size]; without a mask the square is the
     central one and every pixel counts as subject.
@@ -97,8 +96,7 @@ def square_crop(image: Image.Image, mask: np.ndarray | None, size: int) -> tuple
 
 
 def alpha_mask(image: Image.Image) -> np.ndarray | None:
-    """The subject of an image that carries its own mask: alpha above one half, bool [H, W]; None without
-    transparency."""
+    """The subject of an image with its own mask: alpha above one half, bool [H, W]; None without transparency."""
     if "A" not in image.getbands():
         return None
     opaque = np.asarray(image.getchannel("A")) >= 128
@@ -106,7 +104,7 @@ def alpha_mask(image: Image.Image) -> np.ndarray | None:
 
 
 def _cut_out(image: Image.Image, mask: np.ndarray) -> Image.Image:
-    """RGBA crop of the mask's box, transparent off the subject."""
+    """RGBA crop of the mask's box, transparent outside the subject."""
     _check_size(image, mask)
     # White under the transparent pixels as well, so that resampling cannot bleed background into the outline.
     pixels = np.where(mask[..., None], np.asarray(image.convert("RGB")), np.uint8(255))
@@ -117,6 +115,6 @@ def _cut_out(image: Image.Image, mask: np.ndarray) -> Image.Image:
 def _check_size(image: Image.Image, mask: np.ndarray) -> None:
     if mask.shape != (image.height, image.width):
         raise ModelError(
-            f"the mask is {mask.shape[1]}x{mask.shape[0]} pixels and the photo {image.width}x{image.height};"
+            f"the mask is {mask.shape[1]}x{mask.shape[0]} pixels, but the photo is {image.width}x{image.height};"
             " use the mask of this photo"
         )

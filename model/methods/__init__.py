@@ -1,1 +1,1 @@
-"""Where a method lives: what it adds to the frozen model, how it is trained, how it samples. See `base`."""
+"""Customization methods: what each adds to the frozen model, how it is trained, how it samples. See `base`."""

@@ -1,11 +1,12 @@
-"""What a method is to the adapter, the trainer and the pipeline.
+"""Interface of a method to the adapter, the trainer and the pipeline.
 
-A method adds something to the frozen model (`encoder`, and the visual projections of `model.adapter.Adapter`), says how
-it is trained (`losses`) and how it samples (`sampling`). Each lives in a package of its own with a `METHOD`.
+A method adds something to the frozen model (`encoder`, and the visual projections of `model.adapter.Adapter`) and
+defines how it is trained (`losses`) and how it samples (`sampling`). Each has its own package with a `METHOD`.
 
-Sampling is handed the latents of a step and returns the prediction, guidance included. How many passes of the UNet that
-takes, what they read and how they are combined is the method's: its keys and values may depend on image, prompt and
-step, its masks may have a grid of their own, and it may leave the visual branch out (`keys=None`)."""
+Sampling gets the latents of a step and returns the prediction, guidance included. The method decides how many UNet
+passes that takes, what they read and how they are combined: its keys and values may depend on image, prompt and step,
+its masks may have their own grid, and it may omit the visual branch (`keys=None`).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from model.prompt import TextCondition
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What an adapter's encoder gives for B images; after its `at_timesteps` marked fields have T after B."""
+    """Output of an adapter's encoder for B images; from `at_timesteps`, fields marked (T,) have a T axis after B."""
 
     v_cls: Tensor
     """[B, w] visual CLS."""
@@ -39,12 +40,12 @@ class EncoderOutput:
 
 @dataclass(frozen=True)
 class AdapterOutput:
-    """One training step's use of the adapter: everything the trained parameters do."""
+    """The adapter's output in one training step: everything the trained parameters compute."""
 
     mfi: EncoderOutput
     """Of the references, one timestep each."""
     positive_s_plus: tuple[Tensor, ...] | None
-    """S+ of the positives, [B, L, n_t, d_text] per text encoder; None where none were given."""
+    """S+ of the positives, [B, L, n_t, d_text] per text encoder; None if none were given."""
     keys: tuple[Tensor, ...]
     """K_v = V~ W'_k per cross-attention layer, [B, m, inner width]."""
     values: tuple[Tensor, ...]
@@ -53,36 +54,36 @@ class AdapterOutput:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a pipeline, as its method sees it; P prompts, `images` = P times the images of each."""
+    """One call of a pipeline, as seen by its method; P prompts, `images` = P times the images per prompt."""
 
     prompts: Sequence[str]
     nouns: tuple[str, ...]
     """Class nouns of the S subjects."""
     features: tuple[Tensor, Sequence[int]] | None
-    """Hidden states [photos, K, N, d] of the references, and the photos of each subject; None: no subject."""
+    """Hidden states [photos, K, N, d] of the references, and the number of photos per subject; None: no subject."""
     timesteps: Tensor
-    """[T], those of the scheduler."""
+    """[T], of the scheduler."""
     plain: TextCondition
-    """Of the prompts, a row each."""
+    """Of the plain prompts, one row each."""
     negative: TextCondition | None
-    """What guidance starts from, a row for each prompt; None without guidance."""
+    """Unconditional or negative side of guidance, one row per prompt; None without guidance."""
     guidance_scale: float
     images_per_prompt: int
     size: tuple[int, int]
     """Height and width of the latents."""
     strength: float
-    """lambda, of the visual branch."""
+    """lambda, scale of the visual branch."""
     location_masks: bool
     location_start: int
-    """Timestep from which up location masks are not used."""
+    """Location masks are not used at timesteps from here up."""
     text_every: int
-    """Steps in a row that share S+ and captions."""
+    """Number of consecutive steps that share S+ and captions."""
     text_batch: int
-    """Captions a text encoder takes at once."""
+    """Captions per forward pass of a text encoder."""
 
     @property
     def images(self) -> int:
-        """Images that are sampled together."""
+        """Number of images sampled together."""
         return len(self.prompts) * self.images_per_prompt
 
     def each_image(self, text: TextCondition) -> TextCondition:
@@ -94,17 +95,17 @@ class Sampling(Protocol):
     """A method's part of one call of a pipeline."""
 
     location: Tensor | None
-    """[images, S, h, w] in 0..1: where the subjects are, as the last step saw it; None where nothing says so."""
+    """[images, S, h, w] in 0..1: location of the subjects as of the last step; None if unknown."""
 
     def predict(self, step: int, t: Tensor, latents: Tensor) -> Tensor:
         """The prediction for `latents` [images, C, h, w] at a step, after guidance."""
 
 
 class UNetPass(Protocol):
-    """What a pipeline offers to the sampling of a method."""
+    """UNet access that a pipeline offers to a method's sampling."""
 
     def __call__(self, latents: Tensor, t: Tensor, context: CrossAttentionContext, text: TextCondition) -> Tensor:
-        """The UNet's prediction for rows of latents under `context`, `text` their condition of as many rows."""
+        """The UNet's prediction for rows of latents under `context`; `text` is their condition, with as many rows."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class TextModel:
 
 
 class Losses(Protocol):
-    """How a method is trained."""
+    """Training losses of a method."""
 
     def __call__(
         self, batch: Any, adapter: Callable[..., Any], adapter_config: AdapterConfig, diffusion: Any, config: Any
@@ -126,17 +127,17 @@ class Losses(Protocol):
 
 @dataclass(frozen=True)
 class AdapterMethod:
-    """A method of customization."""
+    """A customization method."""
 
     name: str
-    """As `model.encoder` in params.yaml and `encoder` in adapter.json have it."""
+    """As in `model.encoder` of params.yaml and `encoder` of adapter.json."""
     check: Callable[[AdapterConfig], None]
-    """Raises ModelError where a config does not fit the method."""
+    """Raises ModelError if a config does not fit the method."""
     encoder: Callable[[AdapterConfig], nn.Module]
     """The module between image features and tokens, with new weights; all of it is trained."""
     losses: Losses
     sampling: Callable[[Any, TextModel, UNetPass, Call], Sampling]
-    """Makes the sampling of a call from the adapter, the text model and the pipeline's UNet."""
+    """Creates the sampling of a call from the adapter, the text model and the pipeline's UNet."""
 
 
 def stacked_means(rows: Tensor, counts: Sequence[int]) -> Tensor:

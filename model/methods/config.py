@@ -1,4 +1,4 @@
-"""What an adapter is made of; `adapter.json` holds it."""
+"""Configuration of an adapter, stored in `adapter.json`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from runtime.errors import ModelError
 class AdapterConfig:
     """Sizes and switches of an adapter.
 
-    The constructor raises ModelError for sizes that do not fit each other; what a method asks of them beyond that, its
-    `AdapterMethod.check` says.
+    The constructor raises ModelError for inconsistent sizes; `AdapterMethod.check` adds a method's own requirements.
     """
 
     base_model: str
@@ -35,7 +34,7 @@ class AdapterConfig:
     text_widths: tuple[int, ...]
     """Embedding width of each text encoder: one (SD 1.5) or two (SDXL)."""
     encoder: Literal["mfi", "ip_adapter_plus"] = "mfi"
-    """What reads the image features: the MFI encoder, or the baseline's resampler, which has no text tokens."""
+    """Reader of the image features: the MFI encoder, or the baseline's resampler, which has no text tokens."""
     width: int = 768
     """Width of the MFI encoder."""
     heads: int = 12
@@ -45,13 +44,13 @@ class AdapterConfig:
     visual_tokens: int = 16
     """n_v, learned visual queries besides the CLS [a reading]."""
     text_tokens: int = 1
-    """n_t, text tokens a level."""
+    """n_t, text tokens per level."""
     textual: bool = True
     """Textual Q-Former and pseudo-word; off: row 0 of the paper's Table 3."""
     tv_fusion: bool = True
     """TV fusion; off with `textual`: row 1 of Table 3."""
     visual_scope: Literal["all", "own"] = "all"
-    """Refined visual tokens a layer sees: all of V~, or only its own level's. With one token of its own a layer's
+    """Refined visual tokens a layer sees: all of V~, or only its own level's. With a single own token a layer's
     visual softmax is 1 everywhere, and K' learns nothing."""
     rescale: bool = True
     """Give S+ tokens the norm of the class noun's embedding [a reading, NeTI]."""
@@ -73,13 +72,13 @@ class AdapterConfig:
                 raise ModelError(f"adapter: {name} is {getattr(self, name)}; give at least 1")
         for name in ("feature_layers", "inner_widths", "text_widths"):
             if not getattr(self, name):
-                raise ModelError(f"adapter: {name} is empty; name at least one")
+                raise ModelError(f"adapter: {name} is empty; give at least one")
         if self.width % self.heads:
             raise ModelError(f"adapter: {self.heads} heads do not divide width {self.width}; choose a divisor")
         if len(self.levels) != len(self.inner_widths):
             raise ModelError(
                 f"adapter: {len(self.levels)} levels for {len(self.inner_widths)} cross-attention layers;"
-                " give one a layer"
+                " give one per layer"
             )
         if set(self.levels) != set(range(self.level_count)):
             raise ModelError(f"adapter: levels {sorted(set(self.levels))} have gaps; number them from 0")

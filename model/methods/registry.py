@@ -14,7 +14,7 @@ def method_of(config: AdapterConfig) -> AdapterMethod:
     """The method of an adapter.
 
     Raises:
-        ModelError: there is none of that name, or the config does not fit it.
+        ModelError: no method has that name, or the config does not fit it.
     """
     if config.encoder not in METHODS:
         raise ModelError(f"adapter: encoder is '{config.encoder}'; use {' or '.join(METHODS)}")

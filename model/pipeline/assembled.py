@@ -1,4 +1,4 @@
-"""How a pipeline is put together and kept: around loaded parts, around a loaded pipeline, from a folder, into one."""
+"""Building and saving a pipeline: around loaded components, around a loaded pipeline, from a folder, into one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from model.backbones.diffusion import Diffusion
     from model.backbones.variant import Variant
 
-ADAPTER, BACKBONES = "adapter", "backbones.json"  # of a saved pipeline, beside the stock parts
+ADAPTER, BACKBONES = "adapter", "backbones.json"  # in a saved pipeline, beside the stock components
 
 
 class Assembled(DiffusionPipeline):
-    """A pipeline of stock parts and an adapter; see `model.pipeline` for what it draws."""
+    """A pipeline of stock components and an adapter; see `model.pipeline.pipeline` for sampling."""
 
     stock: Any
-    """Diffusers' own pipeline of the same parts."""
+    """Diffusers' own pipeline with the same components."""
     text_encoder_count: int
 
     @classmethod
@@ -35,7 +35,7 @@ class Assembled(DiffusionPipeline):
         image_encoder: Clip | None = None,
         variant: Variant | None = None,
     ) -> Self:
-        """The pipeline around loaded parts, with a DDIM scheduler made from the base model's own configuration."""
+        """The pipeline around loaded components, with a DDIM scheduler built from the base model's scheduler config."""
         scheduler: Any = diffusion.scheduler
         second: dict[str, Any] = {}
         if len(diffusion.text_encoders) > 1:
@@ -45,7 +45,7 @@ class Assembled(DiffusionPipeline):
             text_encoder=diffusion.text_encoders[0],
             tokenizer=diffusion.tokenizers[0],
             unet=diffusion.unet,
-            # DDIM clips samples by default, which turns colours of unit-variance latents into others.
+            # DDIM clips samples by default, which distorts the colours of unit-variance latents.
             scheduler=DDIMScheduler.from_config(scheduler.config, clip_sample=False),
             adapter=adapter,
             image_encoder=image_encoder,
@@ -61,10 +61,10 @@ class Assembled(DiffusionPipeline):
         image_encoder: Clip | None = None,
         variant: Variant | None = None,
     ) -> Self:
-        """The pipeline around the parts of a loaded Stable Diffusion pipeline, ControlNet and LoRA included.
+        """The pipeline around the components of a loaded Stable Diffusion pipeline, ControlNet and LoRA included.
 
-        Nothing is copied: the given pipeline goes on drawing what it drew. `adapter`: one, or its folder. `variant`
-        as in the constructor; None: the one that names the adapter's base model, where there is one.
+        Nothing is copied, and the given pipeline's own output is unchanged. `adapter`: an adapter or its folder.
+        `variant` as in the constructor; None: the one with the adapter's base model, if there is one.
         """
         if not isinstance(adapter, Adapter):
             adapter = Adapter.load(Path(adapter))
@@ -87,23 +87,23 @@ class Assembled(DiffusionPipeline):
         variant: Variant | None = None,
         **settings: Any,
     ) -> Self:
-        """A base model in diffusers' format, local or on the hub, and an adapter.
+        """Load a base model in diffusers' format, local or on the hub, and an adapter.
 
         Args:
-            adapter: one, or its folder; None: the one that `save_pretrained` put into the base model's folder.
-            settings: of the stock pipeline's `from_pretrained` (torch_dtype, revision, ...).
+            adapter: an adapter or its folder; None: the one that `save_pretrained` wrote to the base model's folder.
+            settings: passed to the stock pipeline's `from_pretrained` (torch_dtype, revision, ...).
         """
         folder = Path(pretrained_model_name_or_path)
         if adapter is None and not (folder / ADAPTER).is_dir():
-            raise ModelError(f"{folder} holds no folder '{ADAPTER}'; name an adapter's folder with adapter=")
+            raise ModelError(f"{folder} has no folder '{ADAPTER}'; pass an adapter's folder with adapter=")
         if variant is None and (folder / BACKBONES).exists():
             variant = load_variant(str(folder / BACKBONES))
         pipeline = cls.stock.from_pretrained(pretrained_model_name_or_path, **settings)
         return cls.from_pipe(pipeline, adapter or folder / ADAPTER, image_encoder, variant)
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:
-        """Write a folder that the stock pipeline loads, with the adapter in `adapter/` and, in `backbones.json`, where
-        the frozen encoders are loaded from; these are not copied. `settings`: of the stock `save_pretrained`."""
+        """Write a folder that the stock pipeline can load, with the adapter in `adapter/` and the sources of the frozen
+        encoders, which are not copied, in `backbones.json`. `settings`: passed to the stock `save_pretrained`."""
         folder = Path(save_directory)
         self.to_stock().save_pretrained(folder, **settings)
         self.adapter.save(folder / ADAPTER)
@@ -111,7 +111,7 @@ class Assembled(DiffusionPipeline):
             (folder / BACKBONES).write_text(self.variant.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def to_stock(self) -> Any:
-        """Diffusers' own pipeline around the same parts; it draws without the subject."""
+        """Diffusers' own pipeline around the same components; it samples without the subject."""
         parts = {"vae": self.vae, "unet": self.unet, "scheduler": self.scheduler}
         for name, encoder, tokenizer in zip(("", "_2"), self.text_encoders, self.tokenizers, strict=False):
             parts |= {f"text_encoder{name}": encoder, f"tokenizer{name}": tokenizer}

@@ -1,4 +1,4 @@
-"""Passes of a pipeline's UNet, with what comes beside the latents: ControlNet residuals, SDXL's conditions."""
+"""UNet passes of a pipeline, with ControlNet residuals and SDXL's extra conditions."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class UNetPasses:
     def __init__(
         self, pipeline: Any, call: Call, pixels: tuple[int, int], control: Tensor | None, control_scale: float
     ) -> None:
-        """`pixels`: height and width of the images. `control`: what the ControlNet is given, [rows, 3, *pixels]."""
+        """`pixels`: height and width of the images. `control`: the ControlNet's input, [rows, 3, *pixels]."""
         self.unet, self.controlnet, self.scheduler = pipeline.unet, pipeline.controlnet, pipeline.scheduler
         self.call, self.pixels, self.control, self.control_scale = call, pixels, control, control_scale
 
     def __call__(self, latents: Tensor, t: Tensor, context: CrossAttentionContext, text: TextCondition) -> Tensor:
-        """The prediction [rows, C, h, w] for rows of latents, `text` their condition of as many rows."""
+        """The prediction [rows, C, h, w] for rows of latents; `text` is their condition, with as many rows."""
         rows = self.scheduler.scale_model_input(latents, t)
         added = added_conditions(self.unet, text, self.pixels)
         residuals = None if self.control is None else self.residuals(rows, t)
         return call_unet(self.unet, rows, t, context, added, residuals)
 
     def residuals(self, rows: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor]:
-        """What the ControlNet, which reads the plain prompts, adds to the skip connections and the middle block."""
+        """Residuals of the ControlNet, which reads the plain prompts, for the skip connections and the middle block."""
         text = self.call.each_image(self.call.plain)
         if self.call.negative is not None:
             text = text.after(self.call.each_image(self.call.negative))

@@ -63,11 +63,11 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         force_zeros_for_empty_prompt: bool | None = None,
         variant: Variant | None = None,
     ) -> None:
-        """Parts as in diffusers; the adapter is installed in `unet`. `force_zeros_for_empty_prompt`: without a negative
-        prompt guidance starts from zeros instead of the empty caption; None: as the base model does (SDXL: yes).
-        `variant` says where the image encoder (if None) and Grounded SAM are loaded from when photos first need them.
+        """Components as in diffusers; the adapter is installed in `unet`. `force_zeros_for_empty_prompt`: without a
+        negative prompt, the unconditional embedding is zeros instead of the empty caption's; None: the base model's
+        default (SDXL: yes). `variant`: source of the image encoder (if None) and of Grounded SAM, loaded on first use.
 
-        Raises ModelError where the adapter does not fit the UNet, the text encoders or the image encoder.
+        Raises ModelError if the adapter does not fit the UNet, the text encoders or the image encoder.
         """
         super().__init__()
         self.register_modules(
@@ -89,13 +89,13 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         self.zero_negative = zeros
         if len(self.text_encoders) != self.text_encoder_count:
             raise ModelError(
-                f"{type(self).__name__} has {self.text_encoder_count} text encoder(s) and was given"
+                f"{type(self).__name__} takes {self.text_encoder_count} text encoder(s), but was given"
                 f" {len(self.text_encoders)}; use CustomContrastPipeline for one, CustomContrastXLPipeline for two"
             )
         widths = tuple(encoder.config.hidden_size for encoder in self.text_encoders)
         if adapter.config.textual and widths != adapter.config.text_widths:
             raise ModelError(
-                f"the adapter makes pseudo-words of widths {adapter.config.text_widths} and the text encoders have"
+                f"the adapter makes pseudo-words of widths {adapter.config.text_widths}, but the text encoders have"
                 f" {widths}; load base model '{adapter.config.base_model}'"
             )
         if image_encoder is not None:
@@ -111,7 +111,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
 
     @property
     def tokenizers(self) -> list[Any]:
-        """One for each text encoder."""
+        """One per text encoder."""
         return [tokenizer for tokenizer in (self.tokenizer, self.tokenizer_2) if tokenizer is not None]
 
     @torch.no_grad()
@@ -142,33 +142,34 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         callback_on_step_end: Callable[[Any, int, int, dict[str, Any]], Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents", "location"),
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Images of the subjects as the prompts say, prompt by prompt, `num_images_per_prompt` of each.
+        """Images of the subjects, prompt by prompt, `num_images_per_prompt` of each.
 
         Args:
-            prompt: one or several; each contains every class noun as whole words, and the pseudo-word goes after it.
-            subjects: {class noun: photo, or several of the same subject}: a photo is cut out by the mask that comes
-                with it (photo, mask), by its own transparency, or by Grounded SAM. All prompts show the same subjects.
-            references: instead of `subjects`: for each subject its photo, or several, already alone on white
-                (`model.segment.on_white`), or hidden states [S, K, N, d] of the image encoder. Of several photos the
-                tokens are averaged [a reading]. None: the base model alone.
-            class_nouns: one for each of the references, in their order.
-            negative_prompt: what guidance leads away from, for all prompts.
-            height, width: pixels; the UNet's own size by default.
+            prompt: one or several; each contains every class noun as whole words; the pseudo-word is inserted after it.
+            subjects: {class noun: photo, or a list of photos of the same subject}: a photo is segmented by the mask
+                given with it (photo, mask), by its own transparency, or by Grounded SAM. All prompts share the
+                subjects.
+            references: instead of `subjects`: for each subject its photo, or several, already segmented on white
+                (`model.images.segment.on_white`), or hidden states [S, K, N, d] of the image encoder. The tokens of
+                several photos are averaged [a reading]. None: the base model alone.
+            class_nouns: one per reference, in order.
+            negative_prompt: as in diffusers, one for all prompts.
+            height, width: pixels; the UNet's native size by default.
             guidance_scale: 1 or less turns classifier-free guidance off.
-            generator: one, or one for each image.
-            latents: initial noise [images, C, h, w] instead of `generator`'s.
-            subject_strength: lambda, the weight of the visual branch; 0 turns the subject off, its pseudo-word
-            included. location_masks: let each step's attention say where the subject is in the next one.
-            location_start: at timesteps (0..999) from here up they are not used: nothing is drawn yet.
-            text_every: so many steps in a row share the S+ and captions of their first one; 1 is the method.
-            text_batch: captions the text encoder takes at once, at least one step's; bounds memory.
-            control_image, controlnet_conditioning_scale: what a ControlNet is given, at the size of the picture, and
-                its weight; it sees the plain prompts.
+            generator: one, or one per image.
+            latents: initial noise [images, C, h, w] instead of noise from `generator`.
+            subject_strength: lambda, the scale of the visual branch; 0 turns the subject off, its pseudo-word included.
+            location_masks: each step's attention locates the subject for the next one.
+            location_start: masks are not used at timesteps (0..999) from here up, where no content has formed yet.
+            text_every: number of consecutive steps that share the S+ and captions of the first; 1 is the method.
+            text_batch: captions per forward pass of the text encoder, at least one step's; bounds memory.
+            control_image, controlnet_conditioning_scale: a ControlNet's input, at the size of the image, and its
+                scale; it sees the plain prompts.
             output_type: `pil`, `np`, `pt` or `latent`. return_dict: False gives a tuple.
             callback_on_step_end: called with (pipeline, step, timestep, tensors) as in diffusers, the tensors those of
                 `callback_on_step_end_tensor_inputs`; `location` is the map [images, S, h, w] of the step, or None.
 
-        Raises ModelError, one sentence, for arguments that do not go together and for a prompt without its class noun.
+        Raises ModelError, one sentence, for inconsistent arguments and for a prompt without its class noun.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if subjects is not None:
@@ -189,8 +190,8 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
-        shown = references if subject_strength > 0 else None
-        features = None if shown is None else self.hidden_states(shown, len(nouns))
+        used = references if subject_strength > 0 else None
+        features = None if used is None else self.hidden_states(used, len(nouns))
         plain, negative = self.encode_prompt(prompts, negative_prompt if guided else None, guided)
         latents = self.prepare_latents(images, height, width, plain.hidden.dtype, device, generator, latents)
         call = Call(
@@ -224,29 +225,29 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
                 given = {name: known[name] for name in callback_on_step_end_tensor_inputs}
                 changed = callback_on_step_end(self, step, int(t), given) or {}
                 latents = changed.get("latents", latents)
-        drawn = self.decode(latents, output_type)
+        result = self.decode(latents, output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
+        return ImagePipelineOutput(images=result) if return_dict else (result,)
 
     def segment(self, subjects: Subjects) -> list[list[Image.Image]]:
-        """The photos of each subject, alone on white; what needs no Grounded SAM does not load it."""
+        """The photos of each subject, segmented on white; Grounded SAM is loaded only if needed."""
         return [
             [segment_photo(photo, noun, self.finder) for photo in (photos if isinstance(photos, list) else [photos])]
             for noun, photos in subjects.items()
         ]
 
     def finder(self) -> GroundedSam:
-        """Grounded SAM, loaded at its first use; ModelError where the pipeline does not know from where."""
+        """Grounded SAM, loaded on first use; ModelError if no source is configured."""
         from model.backbones.grounded_sam import load_grounded_sam
 
         if self._finder is None:
             if self.variant is None:
-                raise ModelError("the pipeline knows no Grounded SAM; give photos with their masks, or a variant")
+                raise ModelError("no Grounded SAM is configured; pass photos with their masks, or a variant")
             self._finder = load_grounded_sam(self.variant.detector, self.variant.sam, self.adapter.device, batch_size=1)
         return self._finder
 
     def encoder(self) -> Clip:
-        """The image encoder, loaded at its first use; ModelError where the pipeline does not know from where."""
+        """The image encoder, loaded on first use; ModelError if no source is configured."""
         from model.backbones.clip import load_clip
 
         if self.image_encoder is None:
@@ -261,7 +262,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         wanted = self.adapter.config.image_encoder
         if encoder.name != wanted:
             raise ModelError(
-                f"the adapter was trained on image encoder '{wanted}' and '{encoder.name}' is loaded; load the one it"
+                f"the adapter was trained on image encoder '{wanted}', but '{encoder.name}' is loaded; load the one it"
                 " was trained on"
             )
 
@@ -276,17 +277,19 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         strength: float,
         text_every: int,
     ) -> None:
-        """Raise ModelError where the arguments of a call do not go together."""
+        """Raise ModelError if the arguments of a call are inconsistent."""
         if not prompts:
             raise ModelError("no prompt was given; give one or several")
         if height % self.vae_scale_factor or width % self.vae_scale_factor:
-            raise ModelError(f"size {width}x{height} is no multiple of {self.vae_scale_factor} pixels; choose one")
+            raise ModelError(
+                f"size {width}x{height} is not a multiple of {self.vae_scale_factor} pixels; choose one that is"
+            )
         if steps < 1 or text_every < 1:
-            raise ModelError(f"num_inference_steps is {steps} and text_every {text_every}; give at least 1")
+            raise ModelError(f"num_inference_steps is {steps} and text_every is {text_every}; give at least 1")
         if steps > self.scheduler.config.num_train_timesteps:
             raise ModelError(
-                f"num_inference_steps is {steps}, and the base model was trained on"
-                f" {self.scheduler.config.num_train_timesteps} timesteps; give at most as many"
+                f"num_inference_steps is {steps}, but the base model was trained on"
+                f" {self.scheduler.config.num_train_timesteps} timesteps; give at most that many"
             )
         if strength < 0:
             raise ModelError(f"subject_strength is {strength}; give 0 (no subject) or more")
@@ -294,7 +297,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
             return
         count = 1 if isinstance(references, Image.Image) else len(references)
         if count == 0 or count != len(nouns):
-            raise ModelError(f"{count} references and {len(nouns)} class nouns; give one noun for each reference")
+            raise ModelError(f"{count} references and {len(nouns)} class nouns; give one noun per reference")
         if self.adapter.config.textual and strength > 0:
             for prompt in prompts:
                 noun_ends(prompt, nouns)
@@ -308,7 +311,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
                 )
 
     def hidden_states(self, references: References, subjects: int) -> tuple[Tensor, list[int]]:
-        """Features [photos, K, N, d] of the references, and how many photos each subject has."""
+        """Features [photos, K, N, d] of the references, and the number of photos per subject."""
         if isinstance(references, Tensor):
             return references.to(self.adapter.device), [1] * subjects
         listed = [references] if isinstance(references, Image.Image) else references
@@ -325,7 +328,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
     def encode_prompt(
         self, prompts: Sequence[str], negative_prompt: str | None, guided: bool
     ) -> tuple[TextCondition, TextCondition | None]:
-        """Plain captions of the prompts, and where guidance starts from (None without guidance); rows = prompts."""
+        """Conditions of the plain prompts and of guidance's negative side (None without guidance); rows = prompts."""
         plain = encode_captions(self.text_encoders, self.tokenizers, prompts)
         if not guided:
             return plain, None
@@ -352,17 +355,17 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
             width // self.vae_scale_factor,
         )
         if isinstance(generator, list) and len(generator) != images:
-            raise ModelError(
-                f"{len(generator)} generators for {images} images; give one for each image, or one for all"
-            )
+            raise ModelError(f"{len(generator)} generators for {images} images; give one per image, or one for all")
         if latents is not None and latents.shape != shape:
-            raise ModelError(f"latents are {tuple(latents.shape)} and the images need {shape}; pass noise of that size")
+            raise ModelError(
+                f"latents are {tuple(latents.shape)}, but the images need {shape}; pass noise of that size"
+            )
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         return latents.to(device) * self.scheduler.init_noise_sigma
 
     def prepare_control(self, image: Any, height: int, width: int, rows: int, dtype: torch.dtype) -> Tensor | None:
-        """The ControlNet's picture [rows, 3, height, width] in 0..1; None without a ControlNet."""
+        """The ControlNet's input image [rows, 3, height, width] in 0..1; None without a ControlNet."""
         if self.controlnet is None or image is None:
             if self.controlnet is not None or image is not None:
                 raise ModelError("a ControlNet and a control_image belong together; give both or neither")
@@ -370,7 +373,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_convert_rgb=True, do_normalize=False)
         pixels = processor.preprocess(image, height=height, width=width).to(self._execution_device, dtype)
         if rows % len(pixels):
-            raise ModelError(f"{len(pixels)} control images for {rows} rows; give one, or one for each image")
+            raise ModelError(f"{len(pixels)} control images for {rows} rows; give one, or one per image")
         return pixels.repeat(rows // len(pixels), 1, 1, 1)
 
     def decode(self, latents: Tensor, output_type: str) -> Any:
@@ -397,6 +400,6 @@ class CustomContrastXLPipeline(StableDiffusionXLLoraLoaderMixin, CustomContrastP
 def build_pipeline(
     diffusion: Diffusion, adapter: Adapter, image_encoder: Clip | None = None, variant: Variant | None = None
 ) -> CustomContrastPipeline:
-    """The pipeline class that fits the base model: SDXL's where it has two text encoders."""
+    """The pipeline for the base model: SDXL's if it has two text encoders."""
     kind = CustomContrastXLPipeline if len(diffusion.text_encoders) > 1 else CustomContrastPipeline
     return kind.from_diffusion(diffusion, adapter, image_encoder, variant)

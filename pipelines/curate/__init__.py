@@ -1,4 +1,4 @@
-"""Photos of every source to frames."""
+"""The curate stage: photos of every source to frames."""
 
 from runtime.stages import Stage
 

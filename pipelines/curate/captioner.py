@@ -1,4 +1,4 @@
-"""BLIP (Li et al., ICML 2022) through transformers: captions that begin with the template, and so have the noun."""
+"""BLIP (Li et al., ICML 2022) through transformers: captions that begin with the template, and so contain the noun."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipelines.curate.captions import CaptionerParams
 from runtime.errors import ModelError
 
 FILES = ("config.json", "preprocessor_config.json", "tokenizer*.json", "vocab.txt", "special_tokens_map.json")
-# The published checkpoint has no safetensors; transformers reads .bin as weights only, never as a program.
+# The published checkpoint has no safetensors; transformers loads .bin as weights only, without running code.
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 def spec(params: CaptionerParams) -> Spec:
-    """Return where the weights lie."""
+    """Return the location of the weights."""
     return Spec(path=params.path, revision=params.revision)
 
 
@@ -27,7 +27,7 @@ class Captioner:
     """A frozen BLIP.
 
     Raises:
-        ModelError: its folder is missing or is no BLIP.
+        ModelError: its folder is missing or is not a BLIP.
     """
 
     def __init__(self, params: CaptionerParams, device: str) -> None:
@@ -40,14 +40,14 @@ class Captioner:
                 folder, local_files_only=True, output_loading_info=True, dtype=getattr(torch, params.dtype)
             )
         if missing := sorted(str(key) for key in info["missing_keys"]):
-            raise ModelError(f"{params.path}: {len(missing)} missing weights of BLIP, first '{missing[0]}'; replace it")
+            raise ModelError(f"{params.path}: {len(missing)} BLIP weights missing, first '{missing[0]}'; replace it")
         self.model = model.eval().requires_grad_(False).to(device)
 
     @torch.no_grad()
     def captions(self, images: Sequence[Image.Image], prompt: str) -> list[str]:
-        """Return a caption for each photo that goes on from `prompt`, the likeliest words one after the other.
+        """Return a caption for each photo that continues `prompt`, by greedy decoding.
 
-        At most `batch_size` photos; one call is one batch, so that the same photos always meet the same company.
+        At most `batch_size` photos; one call is one batch, so that the same photos are always batched together.
         """
         inputs = self.processor(images=list(images), text=[prompt] * len(images), return_tensors="pt").to(self.device)
         tokens = self.model.generate(

@@ -1,12 +1,12 @@
-"""Captions and the place of the class noun in them: the pseudo-word goes right after it, so every caption has one.
+"""Captions and the position of the class noun in them: the pseudo-word goes right after it, so every caption has one.
 
-A caption comes from the source (`shipped`), from the captioner where one is set, or from the template. One that lacks
-the noun is rescued rather than lost:
+A caption comes from the source (`shipped`), from the captioner if one is set, or from the template. One without the
+noun is repaired rather than dropped:
 
-1. Where it has only the last word of a noun of several words, that becomes the whole noun: of a teddy bear,
-   "a brown bear in snow" becomes "a brown teddy bear in snow".
-2. Otherwise, or where more than `max_words` words stand before the noun's end and a text encoder might cut it off, the
-   template goes before it: "a photo of a mug, a cup on a table".
+1. If it has only the last word of a noun of several words, that becomes the whole noun: for a teddy bear, "a brown bear
+   in snow" becomes "a brown teddy bear in snow".
+2. Otherwise, or if the noun ends after more than `max_words` words and a text encoder might truncate it, the template
+   is prepended: "a photo of a mug, a cup on a table".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runtime.params import Section
 
 
 class CaptionerParams(Section):
-    """A BLIP checkpoint in the format of transformers."""
+    """A BLIP checkpoint in transformers format."""
 
     path: str  # folder, or hub id
     revision: str | None = Field(pattern=r"^[0-9a-f]{40}$")  # commit of a hub id
@@ -32,21 +32,21 @@ class CaptionerParams(Section):
 class CaptionParams(Section):
     """Where captions come from."""
 
-    template: str  # {class} is the class noun; also what the captioner's sentences begin with
-    max_words: int  # up to and with the noun
+    template: str  # {class} is the class noun; also the prefix of the captioner's sentences
+    max_words: int  # up to and including the noun
     captioner: CaptionerParams | None  # null: template
 
     @field_validator("template")
     @classmethod
     def _has_a_place(cls, template: str) -> str:
         if template.count("{class}") != 1 or place(template.replace("{class}", "noun"), "noun") is None:
-            raise ValueError("it must hold {class} once, as a word of its own")
+            raise ValueError("it must contain {class} once, as a separate word")
         return template
 
 
 @dataclass(frozen=True)
 class Caption:
-    """Text, and the characters `start` to `end` at which its class noun stands."""
+    """Text, and the characters `start` to `end` of its class noun."""
 
     text: str
     start: int
@@ -61,7 +61,7 @@ def place(text: str, noun: str) -> tuple[int, int] | None:
 
 
 def caption(noun: str, params: CaptionParams, text: str | None = None, origin: str = "shipped") -> Caption:
-    """Return the caption of a photo of a `noun`: `text`, in lower case and rescued where need be, or the template's."""
+    """Return the caption of a photo of a `noun`: `text`, in lower case and repaired if needed, or the template's."""
     text = " ".join((text or "").lower().split())
     plain = template(noun, params)
     if not text:
@@ -74,10 +74,10 @@ def caption(noun: str, params: CaptionParams, text: str | None = None, origin: s
     if found is None or len(text[: found[1]].split()) > params.max_words:
         text = f"{plain}, {text}"
         found = place(text, noun)
-    assert found is not None, "the template holds the noun"
+    assert found is not None, "the template contains the noun"
     return Caption(text, *found, origin)
 
 
 def template(noun: str, params: CaptionParams) -> str:
-    """Return the template with the class noun."""
+    """Return the template with the class noun inserted."""
     return params.template.replace("{class}", noun)

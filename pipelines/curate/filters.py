@@ -1,7 +1,7 @@
-"""The filters of the curate stage: each takes a photo and returns why it is dropped, or nothing.
+"""The filters of the curate stage: each takes a photo and returns the reason to drop it, or None.
 
 A filter is one function here, one reason in `tables.REJECT_REASONS` and its thresholds in `params.yaml`;
-docs/filters.md says what they do to real photos.
+docs/filters.md shows their effect on real photos.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pipelines.photos.decode import decode_grey
 from pipelines.sources.base import Photo
 from runtime.params import Section
 
-# Nearer than this to a side of the photo, of its length, a box touches it: annotators do not hit the last pixel.
+# A box touches a side of the photo if it is nearer than this fraction: annotators do not hit the last pixel.
 _TOUCH = 0.005
 
 
 class FilterParams(Section):
-    """Thresholds; each one's reason stands beside its value in params.yaml."""
+    """Thresholds; params.yaml gives the reason for each value."""
 
     attributes: tuple[Literal["occluded", "truncated", "group_of", "depiction", "inside"], ...]  # that rule a box out
     max_instances: int  # boxes of the subject's class in the photo
@@ -34,18 +34,18 @@ class FilterParams(Section):
     max_cut_sides: int  # sides of the photo that the annotated box touches
     min_side: int  # px
     max_aspect: float  # longer side over shorter side
-    sharpness_side: int  # px; a longer shorter side is reduced to it before anything is measured
+    sharpness_side: int  # px; a longer shorter side is downscaled to it before anything is measured
     min_sharpness: float  # variance of the Laplacian of grey values 0..255
     min_contrast: float  # standard deviation of grey values 0..255
     brightness: tuple[float, float]  # allowed mean grey value 0..255
-    duplicate_bits: int  # photos whose perceptual hashes differ in at most so many of 256 bits are the same picture
+    duplicate_bits: int  # photos are the same image if their perceptual hashes differ in at most n of 256 bits
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A decoded photo with what the filters look at.
+    """A decoded photo with the properties that the filters check.
 
-    image: grey, in full or reduced, but its shorter side not below `sharpness_side` if the photo's is not.
+    image: grey, full size or downscaled; its shorter side is at least `sharpness_side` if the photo's is.
     size: width and height of the photo, px.
     """
 
@@ -55,7 +55,7 @@ class Candidate:
 
     @cached_property
     def small(self) -> Image.Image:
-        """The photo with a shorter side of at most `sharpness_side`; enlarging would only smooth."""
+        """The photo with a shorter side of at most `sharpness_side`; upscaling would only smooth."""
         scale = min(1.0, self.sharpness_side / min(self.size))
         size = (round(self.size[0] * scale), round(self.size[1] * scale))
         return self.image.resize(size, Image.Resampling.BILINEAR)
@@ -67,12 +67,12 @@ class Candidate:
 
     @cached_property
     def sharpness(self) -> float:
-        """Variance of the Laplacian: low where there are no edges (Pech-Pacheco et al., ICPR 2000)."""
+        """Variance of the Laplacian: low without edges (Pech-Pacheco et al., ICPR 2000)."""
         return float(ndimage.laplace(self.grey).var())
 
     @cached_property
     def phash(self) -> bytes:
-        """256-bit DCT perceptual hash; of 64 bits, different views of a plain object often agree in all."""
+        """256-bit DCT perceptual hash; with 64 bits, different views of a plain object often have the same."""
         return np.packbits(imagehash.phash(self.small, hash_size=16).hash).tobytes()
 
 
@@ -90,17 +90,17 @@ T = TypeVar("T")
 
 
 def unwanted_attribute(photo: Photo, params: FilterParams) -> Reason | None:
-    """What annotators say of the box may rule it out."""
+    """Annotated attributes may rule a box out."""
     return next(((name, "annotated") for name in params.attributes if name in photo.attributes), None)
 
 
 def several_instances(photo: Photo, params: FilterParams) -> Reason | None:
-    """Of several objects of a class, the class noun in the caption does not say which is meant."""
+    """With several objects of a class, the class noun in the caption is ambiguous."""
     return ("several_instances", str(photo.instances)) if photo.instances > params.max_instances else None
 
 
 def subject_small(photo: Photo, params: FilterParams) -> Reason | None:
-    """A tiny subject gives an embedding of its upscaling."""
+    """The embedding of a tiny subject describes its upscaling."""
     area = _area(photo)
     return ("subject_small", f"{area:.4f}") if area is not None and area < params.min_subject_area else None
 
@@ -112,7 +112,7 @@ def subject_large(photo: Photo, params: FilterParams) -> Reason | None:
 
 
 def subject_cut(photo: Photo, params: FilterParams) -> Reason | None:
-    """A subject that leaves the photo on many sides has no shape to learn."""
+    """A subject cut off on many sides has no shape to learn."""
     if photo.box is None:
         return None
     x0, y0, x1, y1 = photo.box
@@ -127,13 +127,13 @@ def too_small(photo: Candidate, params: FilterParams) -> Reason | None:
 
 
 def bad_aspect(photo: Candidate, params: FilterParams) -> Reason | None:
-    """A square crop of a very long photo loses most of it."""
+    """A square crop of a very elongated photo loses most of it."""
     ratio = max(photo.size) / min(photo.size)
     return ("bad_aspect", f"{ratio:.2f}") if ratio > params.max_aspect else None
 
 
 def bad_exposure(photo: Candidate, params: FilterParams) -> Reason | None:
-    """Black, white and flat frames (lens caps, fades) hold no subject."""
+    """Black, white and flat frames (lens caps, fades) show no subject."""
     mean, contrast = float(photo.grey.mean()), float(photo.grey.std())
     low, high = params.brightness
     if low <= mean <= high and contrast >= params.min_contrast:
@@ -146,7 +146,7 @@ def blurred(photo: Candidate, params: FilterParams) -> Reason | None:
     return ("blurred", f"{photo.sharpness:.1f}") if photo.sharpness < params.min_sharpness else None
 
 
-# In the order they are asked; the first reason counts. Those of the first row need no pixels, and save decoding.
+# In order of evaluation; the first reason counts. Filters on annotations need no pixels and save decoding.
 OF_ANNOTATIONS: tuple[Callable[[Photo, FilterParams], Reason | None], ...] = (
     unwanted_attribute,
     several_instances,
@@ -165,7 +165,7 @@ OF_PIXELS: tuple[Callable[[Candidate, FilterParams], Reason | None], ...] = (
 def first_reason(
     photo: T, some: Sequence[Callable[[T, FilterParams], Reason | None]], params: FilterParams
 ) -> Reason | None:
-    """Return the first reason that one of the filters has to drop the photo, or None."""
+    """Return the first filter's reason to drop the photo, or None."""
     return next((reason for f in some if (reason := f(photo, params))), None)
 
 

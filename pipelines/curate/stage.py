@@ -22,16 +22,16 @@ from runtime.params import Params
 
 @dataclass(frozen=True)
 class SubjectItem(Item):
-    """A subject, packed.
+    """A packed subject.
 
     Attributes:
-        views: how many photos it has before any filter.
+        views: number of its photos before any filter.
     """
 
     views: int
 
     def without(self, frame_ids: Collection[str]) -> SubjectItem:
-        """Return the subject with these photos rejected unread: they count among its views, as other bad ones do."""
+        """Return the subject with these photos rejected unread: like other rejected photos, they count as views."""
         subject = unpack(self.payload)
         photos = (replace(p, reject="crashed") if p.frame_id in frame_ids else p for p in subject.photos)
         return self.of(self.fingerprint, replace(subject, photos=tuple(photos)))
@@ -44,17 +44,17 @@ class SubjectItem(Item):
 
 
 def fingerprint(subject: Subject, root: Root) -> str:
-    """Return what changes when a photo of the subject or its shipped mask does.
+    """Return a digest that changes when a photo of the subject or its shipped mask changes.
 
-    Size and time of change stand for the bytes, as in rsync: reading every photo to learn that nothing changed would
-    cost as much as the stage. It only decides what is computed again, never what comes out.
+    Size and modification time stand in for the bytes, as in rsync: reading every photo to find that nothing changed
+    would cost as much as the stage. The digest only decides what is recomputed, never the result.
     """
     files = [path for photo in subject.photos for path in (photo.path, photo.mask_path) if path is not None]
     return digest(SUBJECT.dump_json(subject).decode(), [state(root, path) for path in files])
 
 
 def state(root: Root, path: str) -> tuple[int, float] | None:
-    """Return size and time of a file; None where there is none."""
+    """Return size and modification time of a file; None if there is none."""
     try:
         return root.info(path)
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def main(params: Params) -> None:
         from pipelines.curate.captioner import spec
 
         weights = [spec_digest(spec(captioner))]
-    # What a worker reserves: only the captioner is a model, and no further threads decode for it.
+    # Resources a worker reserves: the captioner is the only model, and no extra threads decode for it.
     run = run.model_copy(update={"device": run.torch_device() if captioner else "cpu", "decoders": 0})
     with driver.sole_writer(STAGE.name, run, out):
         summary = driver.run_stage(
@@ -108,7 +108,7 @@ def main(params: Params) -> None:
 
 
 def metrics(out: Path) -> dict[str, Any]:
-    """Return what the stage counts beside photos kept and rejected."""
+    """Return the stage's counts besides photos kept and rejected."""
     frames = tables.read(out, "frames", ["subject_id", "source", "caption_origin"])
     return {
         "subjects": len(frames["subject_id"].unique()),

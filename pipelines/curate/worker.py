@@ -22,11 +22,11 @@ SUBJECT = TypeAdapter(Subject)
 
 
 class CurateParams(Section):
-    """What is kept, and how it is captioned."""
+    """Which photos are kept, and how they are captioned."""
 
     classes: tuple[str, ...]  # wanted class nouns, lower case; empty: all
     max_pixels: int
-    min_views: int  # a subject photographed more than once must keep so many frames
+    min_views: int  # frames that a subject with several photos must keep
     captions: captions.CaptionParams
     filters: filters.FilterParams
     shard_subjects: int
@@ -40,7 +40,7 @@ class CurateWorker:
         self.roots = Roots(sources)
         self.captioner = None
         if params.captions.captioner is not None:
-            from pipelines.curate.captioner import Captioner  # loads torch, which nothing else here needs
+            from pipelines.curate.captioner import Captioner  # imports torch, which nothing else here needs
 
             self.captioner = Captioner(params.captions.captioner, device)
 
@@ -79,7 +79,7 @@ class CurateWorker:
     def examine(
         self, subject: Subject, photo: Photo, hashes: dict[str, bytes]
     ) -> tuple[filters.Reason | None, tuple[dict[str, Any], bytes] | None]:
-        """Return (reason, None) for a photo to drop, (None, (frame row, its file)) for one to keep."""
+        """Return (reason, None) for a photo to drop, (None, (frame row, file content)) for one to keep."""
         limits, wanted = self.params.filters, self.params.classes
         if photo.reject:
             return (photo.reject, photo.reject_detail), None
@@ -128,7 +128,7 @@ class CurateWorker:
         return None, (row, data)
 
     def mask_sha256(self, source: str, path: str | None) -> str | None:
-        """Return the hash of a shipped mask; None where there is none, or none that can be read: mask says so then."""
+        """Return the hash of a shipped mask; None if there is none or it is unreadable, as the mask stage reports."""
         if path is None:
             return None
         try:
@@ -137,7 +137,7 @@ class CurateWorker:
             return None
 
     def caption(self, noun: str, waiting: list[tuple[dict[str, Any], Image.Image]]) -> None:
-        """Give the waiting rows captions of the captioner, and let them go."""
+        """Add the captioner's captions to the waiting rows, and clear the list."""
         if self.captioner is not None and waiting:
             prompt = captions.template(noun, self.params.captions)
             texts = self.captioner.captions([image for _, image in waiting], prompt)
@@ -147,7 +147,7 @@ class CurateWorker:
 
 
 def caption_columns(caption: captions.Caption) -> dict[str, Any]:
-    """Return the columns of the frames table that hold a caption."""
+    """Return a caption as columns of the frames table."""
     return {
         "caption": caption.text,
         "caption_origin": caption.origin,
@@ -157,15 +157,15 @@ def caption_columns(caption: captions.Caption) -> dict[str, Any]:
 
 
 def views(subject: Subject) -> int:
-    """Return how many photos a subject has: what lies beside a single one and is none does not make it a capture."""
+    """Return how many photos a subject has; other files beside a single photo do not make it a capture."""
     return sum(photo.reject != "not_an_image" for photo in subject.photos)
 
 
 def pack(subject: Subject) -> bytes:
-    """Return a subject in a tenth of the memory of its objects: the driver holds all of a run."""
+    """Return a subject in a tenth of the memory of its objects: the driver holds all subjects of a run."""
     return zlib.compress(SUBJECT.dump_json(subject), 1)
 
 
 def unpack(payload: bytes) -> Subject:
-    """Return the subject that `pack` was given."""
+    """Return the subject that was given to `pack`."""
     return SUBJECT.validate_json(zlib.decompress(payload))

@@ -1,4 +1,4 @@
-"""What is frozen, computed once."""
+"""The encode stage: outputs of the frozen encoders, computed once."""
 
 from runtime.stages import Stage
 

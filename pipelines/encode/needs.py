@@ -1,4 +1,4 @@
-"""What the triplets need of each photo, and how much room it takes."""
+"""What the triplets need of each photo, and how much space it takes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from pipelines.encode.worker import EncodeParams
 from pipelines.photos import segments
 
 MOST_VALUES = 2**31 - 1
-"""Of a shard's hidden states: Arrow counts the values of a list column in 32 bits."""
+"""Maximum in a shard's hidden states: Arrow counts the values of a list column in 32 bits."""
 
 
 @dataclass(frozen=True)
 class Needed:
-    """What the triplets need of the photos with usable masks, a row each, in the order of the masks table.
+    """What the triplets need of the photos with usable masks, one row each, in the order of the masks table.
 
-    Columns and not a mapping by frame: of millions of photos it stays in the driver's memory.
+    Columns rather than a mapping by frame, so that millions of photos fit in the driver's memory.
     """
 
     target: np.ndarray
@@ -35,11 +35,11 @@ class Needed:
     input: np.ndarray
     """[rows] bool: it has a role whose hidden states are cached."""
     single: np.ndarray
-    """[rows] bool: it is the one photo of its subject."""
+    """[rows] bool: it is its subject's only photo."""
 
     @classmethod
     def read(cls, pairs: Path, mask: Path, params: EncodeParams) -> Needed:
-        """Read it from the tables of these two stages."""
+        """Read the needs from the tables of these two stages."""
         photos = segments.usable_ids(mask)
         triplets = tables.read(pairs, "triplets", ["reference", "positive", "target", "method"])
         given = [among(photos, triplets[role]) for role in params.inputs]
@@ -50,7 +50,7 @@ class Needed:
         )
 
     def wanted(self, params: EncodeParams, mask: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (frame_id, mask and roles) of the photos of which something is to be written."""
+        """Yield (frame_id, mask and roles) of the photos that have something to write."""
         target = self.target & params.latents
         given = self.input & params.hidden_states
         rows = zip(segments.usable(mask), target.tolist(), given.tolist(), self.single.tolist(), strict=True)
@@ -60,13 +60,13 @@ class Needed:
 
 
 def among(values: pa.ChunkedArray, others: pa.ChunkedArray) -> np.ndarray:
-    """Return which values are among the others [len(values)], bool."""
+    """Return whether each value is among the others [len(values)], bool."""
     return np.asarray(pc.is_in(values, value_set=others.combine_chunks()), dtype=bool)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a row."""
+    """Bytes per row."""
 
     latent: int
     """A target's latent (fp16) and mask."""
@@ -75,10 +75,10 @@ class Sizes:
 
 
 def sizes(variant: Variant) -> Sizes:
-    """Return what rows take, from the models' configurations: nothing is loaded, and only these files are fetched.
+    """Return the bytes per row, from the models' configurations: nothing is loaded, and only these files are fetched.
 
     Raises:
-        ModelError: a configuration is missing or is none.
+        ModelError: a configuration is missing or invalid.
     """
     spec = variant.image_encoder
     folder = resolve(spec, ["open_clip_config.json"])
@@ -95,23 +95,23 @@ def sizes(variant: Variant) -> Sizes:
 
 
 def within_budget(params: EncodeParams, row: Sizes, needed: Needed) -> EncodeParams:
-    """Print what the tables will take at most, and return `params` without what is not to be written."""
+    """Print the maximum size of the tables, and return `params` without what is not written."""
     targets, inputs = int(needed.target.sum()), int(needed.input.sum())
     latents = targets * row.latent / 1e9
     hidden = inputs * params.augmentations * row.hidden / 1e9
-    said = f"encode: latents of {targets} targets x {row.latent / 1e3:.1f} KB = {latents:.2f} GB"
-    print(said if params.latents else f"{said}, switched off by encode.latents")
-    said = f"encode: hidden states of {inputs} references and positives x {params.augmentations} augmentations"
-    said = f"{said} x {row.hidden / 1e3:.1f} KB = {hidden:.2f} GB"
+    line = f"encode: latents of {targets} targets x {row.latent / 1e3:.1f} KB = {latents:.2f} GB"
+    print(line if params.latents else f"{line}, switched off by encode.latents")
+    line = f"encode: hidden states of {inputs} references and positives x {params.augmentations} augmentations"
+    line = f"{line} x {row.hidden / 1e3:.1f} KB = {hidden:.2f} GB"
     fits = hidden <= params.max_gigabytes
     if not params.hidden_states:
-        said = f"{said}, switched off by encode.hidden_states"
+        line = f"{line}, switched off by encode.hidden_states"
     elif not fits:
-        said = (
-            f"{said}, left out: more than encode.max_gigabytes = {params.max_gigabytes}; training then computes "
+        line = (
+            f"{line}, left out: more than encode.max_gigabytes = {params.max_gigabytes}; training then computes "
             "them at each step, so raise it, lower encode.augmentations or curate fewer photos if that is too slow"
         )
-    print(said, flush=True)
+    print(line, flush=True)
     return params.model_copy(update={"hidden_states": params.hidden_states and fits})
 
 

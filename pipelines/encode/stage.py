@@ -1,4 +1,4 @@
-"""Stage: what the frozen encoders make of the photos of triplets, computed once: latents and hidden states."""
+"""Stage: photos of triplets -> outputs of the frozen encoders (latents and hidden states), computed once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runtime.params import Params
 
 TABLES = ("latents", "features")
 NOT_OF_A_ROW = {"max_gigabytes", "shard_subjects", "latents", "hidden_states", "inputs"}
-"""Params that say which rows there are, not what is in them."""
+"""Params that decide which rows exist, not their content."""
 
 
 def encoded_frames(out: Path) -> int:

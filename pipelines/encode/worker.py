@@ -28,13 +28,13 @@ class EncodeParams(Section):
     """What is cached for training, and how much of it."""
 
     latents: bool  # VAE latents of targets
-    hidden_states: bool  # of the image encoder, of references and positives
+    hidden_states: bool  # of the image encoder, of the roles in `inputs`
     inputs: tuple[Literal["reference", "positive", "target"], ...]  # roles whose hidden states are cached
-    augmentations: int = Field(ge=1)  # per photo: the plain segment, and this many less one placed at random on white
+    augmentations: int = Field(ge=1)  # per photo: the plain segment, and n - 1 placed at random on white
     margin: float  # white border of the plain segment, fraction of its longer side
     scale: tuple[float, float]  # longer side of a placed segment, fraction of the canvas
-    single_photo_rotation: float  # degrees; turns (and flips) stand in for other views where there is one photo
-    max_gigabytes: float  # hidden states that would take more are left out
+    single_photo_rotation: float  # degrees; rotations (and flips) stand in for other views of a single photo
+    max_gigabytes: float  # hidden states are skipped if they would take more
     seed: int
     batch_size: int
     shard_subjects: int
@@ -42,11 +42,11 @@ class EncodeParams(Section):
 
 @dataclass(frozen=True)
 class Views:
-    """What is encoded of a photo.
+    """The encoders' inputs of a photo.
 
     Attributes:
-        crop: the square that the diffusion model learns from, and its mask; None where the photo is no target.
-        segments: the augmentations of its subject, as the image encoder reads them; none where it is a target only.
+        crop: the square that the diffusion model learns from, and its mask; None if the photo is not a target.
+        segments: the augmentations of its subject, as inputs of the image encoder; empty if it is only a target.
     """
 
     crop: tuple[Image.Image, np.ndarray] | None
@@ -54,7 +54,7 @@ class Views:
 
 
 class EncodeWorker:
-    """Encodes the photos of subjects; `decoders` threads make the next ones ready while the models compute."""
+    """Encodes the photos of subjects; `decoders` threads prepare the next ones while the models compute."""
 
     def __init__(
         self, params: EncodeParams, variant: str, sources: Sequence[SourceParams], device: str, decoders: int = 0
@@ -70,7 +70,7 @@ class EncodeWorker:
         places = [rows for rows, frames in zip(results, payloads, strict=True) for _ in frames]
         frames = [frame for payload in payloads for frame in payload]
         for source in {frame["source"] for frame in frames}:
-            self.roots[source]  # opened here, not by several threads at once
+            self.roots[source]  # opened here, not concurrently by several threads
         latents, features = Batches(self.params.batch_size), Batches(self.params.batch_size)
         prepared = prefetch(self.prepare, frames, self.decoders, 2 * self.params.batch_size)
         for rows, frame, views in zip(places, frames, prepared, strict=True):
@@ -83,7 +83,7 @@ class EncodeWorker:
         return results
 
     def prepare(self, frame: dict[str, Any]) -> Views:
-        """Read a photo and make what the models read of it; for threads."""
+        """Read a photo and prepare the models' inputs; called by threads."""
         image, mask = segments.read_segment(self.roots, frame)
         roles = frame["extra"]
         pixels: list[torch.Tensor] = []
@@ -106,7 +106,7 @@ class EncodeWorker:
                 rows.append(feature_row(frame_id, index, states))
 
     def augment(self, frame: dict[str, Any], image: Image.Image, mask: np.ndarray, index: int) -> Image.Image:
-        """Return augmentation `index` of a photo, the same one whenever it is asked for."""
+        """Return augmentation `index` of a photo, always the same one."""
         return augmented(
             frame["frame_id"],
             image,
@@ -122,7 +122,7 @@ class EncodeWorker:
 
 
 def latent_row(frame_id: str, latent: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
-    """Return a row of the latents table: `latent` [C, h, w], `mask` of the crop it was made of."""
+    """Return a row of the latents table: `latent` [C, h, w], `mask` of the crop it was computed from."""
     channels, height, width = latent.shape
     return {
         "frame_id": frame_id,
@@ -148,7 +148,7 @@ def feature_row(frame_id: str, augmentation: int, states: np.ndarray) -> dict[st
 
 
 class Batches:
-    """Items that wait until they fill a batch."""
+    """Buffers items until they fill a batch."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -158,7 +158,7 @@ class Batches:
         self.waiting.append(item)
 
     def full(self) -> list[Any]:
-        """Take whole batches; what is over waits on."""
+        """Take whole batches; the remainder stays."""
         count = len(self.waiting) // self.size * self.size
         taken, self.waiting = self.waiting[:count], self.waiting[count:]
         return taken

@@ -1,4 +1,4 @@
-"""The Ray side of a stage: actors that compute shards, restarts, and the search for what kills a worker."""
+"""The Ray side of a stage: actors that compute shards, restarts, and the search for items that kill a worker."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from runtime.progress import Progress
 
 
 class Worker(Protocol):
-    """Computes the rows of items. Made once in each actor, so that models load once."""
+    """Computes the rows of items. Constructed once per actor, so that models load once."""
 
     def compute(self, payloads: Sequence[Any]) -> list[Rows]:
-        """Return, for each payload, the rows of each table. Must not depend on which payloads come together."""
+        """Return each payload's rows by table. Must not depend on how payloads are batched."""
 
 
 def compute(
@@ -32,7 +32,7 @@ def compute(
     worker: Callable[[], Worker],
     run: RunParams,
 ) -> int:
-    """Compute the missing shards on Ray actors; return how many items were not known before."""
+    """Compute the missing shards on Ray actors; return how many items had to be computed."""
     todo = {shard.name: [key for key in shard.keys if key not in index] for shard in missing}
     total = sum(map(len, todo.values()))
     device = run.torch_device()
@@ -64,7 +64,7 @@ def compute(
         ray.kill(actor)
 
     def survives(items: Sequence[Item]) -> bool:
-        """Whether a fresh worker lives through these items; an exception is no death."""
+        """Whether a fresh worker survives these items; an exception does not count as a death."""
         probe = start()
         try:
             ray.get(probe.compute.remote(items))
@@ -76,8 +76,8 @@ def compute(
         return True
 
     queue = list(reversed(missing))
-    suspects: list[Shard] = []  # on which two workers died
-    poison: dict[str, set[str]] = {}  # by item, its photos that kill a worker
+    suspects: list[Shard] = []  # two workers died on each of them
+    poison: dict[str, set[str]] = {}  # item id -> its photos that kill a worker
     attempts: dict[str, int] = {}
     pending: dict[Any, tuple[Any, Shard]] = {}
     bar = Progress(stage, total, "item")
@@ -85,16 +85,16 @@ def compute(
     def submit(actor: Any) -> None:
         shard = queue.pop()
         crashed: dict[str, Rows] = {}
-        todo_now = []
+        remaining = []
         for key in todo[shard.name]:
             item, bad = spool.read(key), poison.get(key.id, set())
             if bad:
                 item = item.without(bad)
-                gone = sorted(bad - set(item.frame_ids))
-                crashed[key.id] = {"rejects": [tables.reject(frame, stage, "crashed") for frame in gone]}
+                removed = sorted(bad - set(item.frame_ids))
+                crashed[key.id] = {"rejects": [tables.reject(frame, stage, "crashed") for frame in removed]}
             if item.frame_ids or not bad:
-                todo_now.append(item)
-        reference = actor.run.remote(work, shard, todo_now, index.places(shard.keys), crashed)
+                remaining.append(item)
+        reference = actor.run.remote(work, shard, remaining, index.places(shard.keys), crashed)
         pending[reference] = (actor, shard)
 
     try:
@@ -121,8 +121,8 @@ def compute(
             if queue:
                 submit(actor)
             else:
-                stop(actor)  # a worker that found no room yet, as after the loss of a node, waits for its place
-            if suspects and not pending:  # not before: a probe would wait for ever for a place that another worker has
+                stop(actor)  # makes room for an actor that is still unplaced, as after the loss of a node
+            if suspects and not pending:  # only now: a probe would wait forever for resources another worker holds
                 for shard in suspects:
                     poison |= find_poison(survives, [spool.read(key) for key in todo[shard.name]])
                 queue, suspects = suspects, []
@@ -146,7 +146,7 @@ class Actor:
 
     def compute(self, items: Sequence[Item]) -> list[Rows]:
         if self.worker is None:  # not in __init__, where Ray would turn a missing weight file into a dead actor
-            if torch := sys.modules.get("torch"):  # loaded with the worker's module; curate does without
+            if torch := sys.modules.get("torch"):  # imported with the worker's module; curate runs without
                 torch.set_num_threads(self.threads)
             self.worker = self.make_worker()
         return self.worker.compute([item.payload for item in items]) if items else []
@@ -159,19 +159,19 @@ class Actor:
         known: Mapping[str, Place],
         crashed: Mapping[str, Rows],
     ) -> None:
-        """Write a shard: of each item computed rows, those of an earlier shard, or rejects of what kills a worker."""
+        """Write a shard: items' computed rows, their rows in an earlier shard, or rejects of what kills a worker."""
         results: dict[str, Rows | Stored] = {**stored_rows(work, known), **crashed}
         if todo:
             for item, rows in zip(todo, self.compute(todo), strict=True):
-                before = crashed.get(item.id, {})  # of its photos that are left out
+                before = crashed.get(item.id, {})  # rejects of its removed photos
                 results[item.id] = {name: [*before.get(name, []), *rows.get(name, [])] for name in {*before, *rows}}
         shard.save(work, [results[key.id] for key in shard.keys])
 
 
 def find_poison(survives: Callable[[Sequence[Item]], bool], items: Sequence[Item]) -> dict[str, set[str]]:
-    """Return, by item, the photos that kill their worker; none where it is the worker that dies, whatever it is given.
+    """Return {item id: photos that kill their worker}; empty if the worker dies whatever it is given.
 
-    Where none of an item's photos does so alone, all of them are at fault together.
+    If no photo of an item is fatal on its own, all of them are returned.
     """
 
     def halve(some: Sequence[Item]) -> list[Item]:

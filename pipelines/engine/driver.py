@@ -1,7 +1,7 @@
-"""The engine of the data stages: deterministic shards, skip what is done, atomic writes, Ray actors.
+"""The engine of the data stages: deterministic shards, skipping finished work, atomic writes, Ray actors.
 
-A stage hands over items (subjects) and a worker class; it gets back Parquet tables whose bytes depend on the inputs and
-params alone, not on the number of workers, the order in which they finish, or how often the run was killed on the way.
+A stage passes in items (subjects) and a worker class and gets Parquet tables. Their bytes depend only on the inputs and
+params, not on the number of workers, the order in which they finish, or how often the run was killed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from runtime.params import RunParams
 
 @dataclass
 class Summary:
-    """What a run did; `input`, `kept` and `rejects` are the same for every run over the same data."""
+    """Outcome of a run; `input`, `kept` and `rejects` are the same for every run over the same data."""
 
     input: int = 0
     kept: int = 0
@@ -57,19 +57,19 @@ def run_stage(
     shard_items: int,
     shard_photos: int | None = None,
 ) -> Summary:
-    """Compute the tables of a stage into `out` and return what was done. The caller is the `sole_writer`.
+    """Compute the tables of a stage into `out` and return a summary. The caller holds `sole_writer`.
 
     Args:
-        stage: name, as in rejects and in the work folder.
-        items: in any order, ids unique; a generator is taken item by item, so that millions of photos fit in memory.
-        worker: makes a `Worker` inside an actor; picklable.
-        identity: params, code and weights the rows depend on, JSON-like; another identity shares nothing.
-        kept: the table with a row for each kept photo; `rejects` holds the others.
+        stage: name, used in rejects and in the work folder.
+        items: in any order, ids unique; a generator is consumed item by item, so that millions of photos fit in memory.
+        worker: constructs a `Worker` inside an actor; picklable.
+        identity: params, code and weights the rows depend on, JSON-like; runs of different identity share no shards.
+        kept: the table with one row per kept photo; `rejects` holds the others.
         others: further tables the worker returns rows for.
         out: folder of the stage's tables.
         run: workers, device, work folder.
-        shard_items: items in a shard on average.
-        shard_photos: most photos in a shard of several items, where a photo's rows are large.
+        shard_items: mean number of items per shard.
+        shard_photos: maximum number of photos in a shard of several items, for stages with large rows.
 
     Raises:
         UserError: a worker cannot be kept alive, or a disk is full.
@@ -100,7 +100,7 @@ def run_stage(
 
 
 def settle(summary: Summary, out: Path, kept: str) -> None:
-    """Count what the tables in `out` hold: the `kept` rows, and the rejects by reason."""
+    """Set `summary.kept` and `summary.rejects` (by reason) from the tables in `out`."""
     reasons = (reason for part in tables.stream(out, "rejects", ["reason"]) for reason in part["reason"].to_pylist())
     summary.rejects = tables.count_by(reasons)
     summary.kept = sum(pq.read_metadata(part).num_rows for part in tables.parts(out, kept))
@@ -108,10 +108,10 @@ def settle(summary: Summary, out: Path, kept: str) -> None:
 
 @contextlib.contextmanager
 def sole_writer(stage: str, run: RunParams, out: Path) -> Iterator[None]:
-    """Be the one process that writes the stage's tables: a second run would replace them half-way through this one.
+    """Hold the stage's lock: a second run would replace the tables while this one writes them.
 
     Raises:
-        UserError: another run holds the stage, or a disk is full.
+        UserError: another run holds the lock, or a disk is full.
     """
     here = lock_folder(run, out)
     with room_on_disk(here), exclusive(stage, here), room_on_disk(out):
@@ -119,15 +119,15 @@ def sole_writer(stage: str, run: RunParams, out: Path) -> Iterator[None]:
 
 
 def lock_folder(run: RunParams, out: Path) -> Path:
-    """Return where a stage's lock lies: beside the tables where the work folder is a URL, which cannot be locked.
+    """Return the folder of a stage's lock: that of the tables if the work folder is a URL, which cannot be locked.
 
-    Runs of two machines into one URL do some work twice, and no harm: what they write under one name is the same.
+    Two machines that use one URL duplicate some work but do no harm: files of the same name have the same bytes.
     """
     return out if is_url(run.work) else Path(run.work)
 
 
 def _gather(out: Path, name: str, work: WorkFolder, sizes: dict[str, int]) -> None:
-    """Put the shards' files into `out/name` as few parts; a large shard is linked, small ones are joined.
+    """Collect the shards' files in `out/name` as few parts: large shards are linked, small ones concatenated.
 
     Args:
         sizes: bytes of the table's file in each shard, in the order of the table.
@@ -153,10 +153,10 @@ def _gather(out: Path, name: str, work: WorkFolder, sizes: dict[str, int]) -> No
 
 
 def report(stage: str, summary: Summary, out: Path, extra: dict[str, Any] | None = None) -> None:
-    """Print what a run did and write its metrics; raise when a photo is unaccounted for.
+    """Print the summary of a run and write its metrics; raise if a photo is unaccounted for.
 
     Raises:
-        RuntimeError: kept + rejected is not the input; a fault of the stage, never of the data.
+        RuntimeError: kept + rejected is not the input; a bug in the stage, never a fault of the data.
     """
     rejected = sum(summary.rejects.values())
     if summary.kept + rejected != summary.input:

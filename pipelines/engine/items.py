@@ -1,4 +1,4 @@
-"""What a stage works on: items, cut into shards, kept on disk while it runs."""
+"""Items, a stage's units of work: cut into shards, and spooled to disk while the stage runs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from runtime.digest import digest
 
 @dataclass(frozen=True)
 class Item:
-    """The unit of work: what a worker gets at once and what is never computed twice.
+    """The unit of work: given to a worker as a whole, and never computed twice.
 
     Attributes:
-        id: path-like; items are processed and stored in its order.
+        id: path-like; items are processed and stored in this order.
         fingerprint: changes when any input byte that the result depends on changes.
         frame_ids: the photos accounted for by this item.
-        payload: what the worker needs, picklable; a row with `frame_id` for each photo, or a subclass says how to do
-            without one.
+        payload: the worker's input, picklable; one row with `frame_id` per photo, unless a subclass overrides
+            `without`.
     """
 
     id: str
@@ -31,16 +31,16 @@ class Item:
     payload: Any
 
     def without(self, frame_ids: Collection[str]) -> Item:
-        """Return the item without photos that a worker cannot live through.
+        """Return the item without photos that kill a worker.
 
-        A subclass may leave them in `frame_ids` and let the worker reject them unread.
+        A subclass may keep them in `frame_ids` and have the worker reject them unread.
         """
         left = [row for row in self.payload if row["frame_id"] not in frame_ids]
         return replace(self, frame_ids=tuple(i for i in self.frame_ids if i not in frame_ids), payload=left)
 
 
 class Key(NamedTuple):
-    """What the driver remembers of an item."""
+    """What the driver keeps of an item in memory."""
 
     id: str
     fingerprint: str
@@ -51,7 +51,7 @@ class Key(NamedTuple):
 class Spool:
     """The items of a run in an unnamed file: payloads of millions of photos do not fit in the driver's memory.
 
-    keys: of all items, in the order of their ids. The file goes with the spool.
+    keys: of all items, sorted by id. The file is deleted with the spool.
     """
 
     def __init__(self, items: Iterable[Item], folder: Path) -> None:
@@ -80,8 +80,8 @@ T = TypeVar("T", bound=_HasId)
 def cut(items: Sequence[T], mean: int) -> list[list[T]]:
     """Cut sorted items into shards of `mean` items on average, at most 4 x `mean`.
 
-    A shard ends where the hash of an item's id says so, so that a new item changes one shard and leaves all others as
-    they are (content-defined chunking, as backup programs do it).
+    The hash of an item's id decides whether a shard ends with it, so that a new item changes one shard and leaves all
+    others as they are (content-defined chunking, as in backup programs).
     """
     shards: list[list[T]] = [[]]
     for item in items:

@@ -17,14 +17,14 @@ from pipelines.engine.work import RECORD, WorkFolder
 from runtime.digest import digest
 
 READERS = 16
-"""Small files of an object store are read side by side: each alone mostly waits for the network."""
+"""Threads that read small files of an object store; each read mostly waits for the network."""
 
 Rows = dict[str, list[dict[str, Any]]]
-Stored = dict[str, pa.Table]  # an item's rows of each table, as a shard holds them
+Stored = dict[str, pa.Table]  # an item's rows of each table, as stored in a shard
 
 
 def bounded(keys: Sequence[Key], photos: int | None) -> list[list[Key]]:
-    """Cut a shard's items again where they have more than `photos` photos together; an item stays whole."""
+    """Split a shard's items into pieces of at most `photos` photos; an item is never split, however large."""
     pieces: list[list[Key]] = [[]]
     held = 0
     for key in keys:
@@ -44,7 +44,7 @@ class Shard:
         self.name = digest([(key.id, key.fingerprint) for key in keys])
 
     def save(self, work: WorkFolder, results: Sequence[Rows | Stored]) -> None:
-        """Write the tables and how many rows of each are whose; the shard exists only when all of it does."""
+        """Write the tables and each item's row counts; the shard exists only once all of it is written."""
         counts = []
         for key, result in zip(self.keys, results, strict=True):
             counts.append([key.id, key.fingerprint, [len(result.get(name, [])) for name in self.names]])
@@ -59,21 +59,21 @@ class Shard:
 
 
 def _as_table(name: str, rows: pa.Table | Sequence[dict[str, Any]]) -> pa.Table:
-    """Return an item's rows as a table; those that a shard held are sorted already."""
+    """Return an item's rows as a table; rows read from a shard are already sorted."""
     return rows.cast(tables.spec(name).schema) if isinstance(rows, pa.Table) else tables.from_rows(name, rows)
 
 
 class Place(NamedTuple):
-    """Where the rows of an item lie."""
+    """Location of an item's rows."""
 
     shard: str
     position: int  # of the item in the shard
 
 
 class Index:
-    """Where single items lie in the shards of earlier runs, so that a grown shard computes only what is new.
+    """Locations of items in the shards of earlier runs, so that a shard that has grown computes only its new items.
 
-    The driver knows the places, and the worker reads the rows: those of one item may take gigabytes.
+    The driver holds the locations and the worker reads the rows: those of one item may take gigabytes.
     """
 
     def __init__(self, work: WorkFolder, earlier: Iterable[str]) -> None:
@@ -88,12 +88,12 @@ class Index:
         return (key.id, key.fingerprint) in self.place
 
     def places(self, keys: Iterable[Key]) -> dict[str, Place]:
-        """Return, by id, the places of those items that are known."""
+        """Return {item id: place} of the items in the index."""
         return {key.id: self.place[key.id, key.fingerprint] for key in keys if key in self}
 
 
 def stored_rows(work: WorkFolder, places: Mapping[str, Place]) -> dict[str, Stored]:
-    """Return the rows of items that lie in finished shards, by id. Each shard is read once."""
+    """Return {item id: rows} of items in finished shards. Each shard is read once."""
     found: dict[str, Stored] = {item_id: {} for item_id in places}
     for shard in sorted({place.shard for place in places.values()}):
         record = work.record(shard)

@@ -1,4 +1,4 @@
-"""Subjects of the frames table as the items that the stages after curate work on."""
+"""Subjects of the frames table as items of the stages after curate."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Extra = Mapping[str, Any] | Iterable[tuple[str, Any]]
 
 
 def items(folder: Path, columns: Sequence[str], extra: Extra | None = None) -> Iterator[Item]:
-    """Yield an item for each subject of the frames table in `folder`, its payload the list of its frame rows.
+    """Yield an item for each subject of the frames table in `folder`; its payload is the list of its frame rows.
 
-    Subject by subject: what is held at once does not grow with the table.
+    Streams subject by subject, so that memory does not grow with the table.
 
     Args:
-        columns: of the frames table that the worker needs; frame_id, subject_id and sha256 come along.
-        extra: by frame_id, a further value put into the row as `extra`; frames that are not in it are left out. Pairs
-            (frame_id, value) in the order of the frames table do as well as a mapping, and need not be held.
+        columns: of the frames table that the worker needs; frame_id, subject_id and sha256 are always included.
+        extra: by frame_id, a further value added to the row as `extra`; frames without one are skipped. A mapping, or
+            pairs (frame_id, value) in the order of the frames table, which are streamed.
     """
     find = None if extra is None else _finder(extra)
     wanted = list(dict.fromkeys(["frame_id", "subject_id", "sha256", *columns]))
@@ -38,7 +38,7 @@ def items(folder: Path, columns: Sequence[str], extra: Extra | None = None) -> I
 
 
 def _finder(extra: Extra) -> Callable[[str], Any]:
-    """Return what gives the value of a frame_id, or None; of pairs, for frame_ids asked for in their order."""
+    """Return a function from frame_id to its value or None; with pairs, frame_ids must be looked up in their order."""
     if isinstance(extra, Mapping):
         return extra.get
     pairs = iter(extra)

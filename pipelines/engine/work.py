@@ -1,7 +1,7 @@
-"""Where finished shards lie until a stage is through: a local folder or an fsspec URL, such as `s3://bucket/work`.
+"""Storage of finished shards until a stage completes: a local folder or an fsspec URL, such as `s3://bucket/work`.
 
-`<root>/<stage>/<identity>/<shard>/` holds a Parquet file for each table and `items.json`, which is written last: a
-shard without it does not exist.
+`<root>/<stage>/<identity>/<shard>/` holds one Parquet file per table and `items.json`, which is written last: a shard
+without it does not exist.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ RECORD = "items.json"
 
 
 def is_url(folder: str) -> bool:
-    """Whether `folder` is a URL and not a local path."""
+    """Whether `folder` is a URL rather than a local path."""
     return "://" in folder
 
 
 @contextlib.contextmanager
 def room_on_disk(folder: Path | str) -> Iterator[None]:
-    """Turn a full disk into a sentence.
+    """Turn a full disk into a one-sentence error.
 
     Raises:
-        UserError: the disk or quota of `folder` is used up.
+        UserError: the disk or quota of `folder` is full.
     """
     try:
         yield
@@ -49,24 +49,24 @@ def room_on_disk(folder: Path | str) -> Iterator[None]:
 
 
 class WorkFolder:
-    """The finished shards of one stage and identity. Workers write it and the driver reads it; picklable.
+    """The finished shards of one stage and identity, written by workers and read by the driver; picklable.
 
     Raises:
         UserError: the URL's file system is unknown or cannot be reached.
     """
 
     def __init__(self, root: str, *parts: str) -> None:
-        # Workers may have another working folder.
+        # Workers may have a different working directory.
         self.url = "/".join([root.rstrip("/") if is_url(root) else str(Path(root).resolve()), *parts])
         self.remote = is_url(root)
         if self.remote:
             try:
                 self.fs.exists(self.base)
-            except Exception as error:  # each remote file system has exceptions of its own
-                said = " ".join(str(error).split())
-                raise UserError(f"work folder '{self.url}' cannot be opened ({said}); correct run.work") from None
+            except Exception as error:  # every remote file system has its own exceptions
+                reason = " ".join(str(error).split())
+                raise UserError(f"work folder '{self.url}' cannot be opened ({reason}); correct run.work") from None
 
-    def __reduce__(self) -> Any:  # connections stay in their process
+    def __reduce__(self) -> Any:  # connections are not pickled
         return _unpickled, (self.url, self.remote)
 
     @cached_property
@@ -76,14 +76,14 @@ class WorkFolder:
 
     @cached_property
     def base(self) -> str:
-        """The folder as its file system names it."""
+        """The folder's path in its file system."""
         return fsspec.core.url_to_fs(self.url)[1] if self.remote else self.url
 
     def sizes(self, names: Collection[str] = ()) -> dict[str, dict[str, int]]:
-        """Return, for each finished shard, the bytes of each of its files. One listing, however many shards.
+        """Return {shard: {file: bytes}} of the finished shards, from one listing however many there are.
 
         Args:
-            names: tables without which a shard is not finished: a removal that was interrupted leaves some.
+            names: tables without which a shard is not finished: an interrupted removal leaves only some.
         """
         found: dict[str, dict[str, int]] = {}
         if self.remote:
@@ -98,14 +98,14 @@ class WorkFolder:
         return {shard: files for shard, files in found.items() if needed <= files.keys()}
 
     def sweep(self) -> None:
-        """Remove what killed runs left half-written; only while no other run is at work."""
+        """Remove half-written shards of killed runs; only while no other run is active."""
         if not self.remote:
             for stale in Path(self.url).glob(".*.tmp"):
                 shutil.rmtree(stale, ignore_errors=True)
 
     @contextlib.contextmanager
     def writing(self, shard: str) -> Iterator[Path]:
-        """Give a local folder for the shard's files; when it is left without an error, the shard is there, whole."""
+        """Yield a local folder for the shard's files; on exit without an error, the shard appears as a whole."""
         if self.remote:
             with tempfile.TemporaryDirectory() as name, room_on_disk(name):
                 folder = Path(name)
@@ -124,7 +124,7 @@ class WorkFolder:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def record(self, shard: str) -> dict[str, Any]:
-        """Return what `items.json` of a shard says."""
+        """Return the content of a shard's `items.json`."""
         if self.remote:
             record: dict[str, Any] = json.loads(self.fs.cat_file(f"{self.base}/{shard}/{RECORD}"))
         else:
@@ -141,7 +141,7 @@ class WorkFolder:
             return tables.read_part(local, name)
 
     def fetch(self, shard: str, name: str, target: Path) -> None:
-        """Put the file of a shard's table at `target`, by a link where that is possible."""
+        """Put the file of a shard's table at `target`, as a hard link if possible."""
         if self.remote:
             self.fs.get_file(f"{self.base}/{shard}/{name}.parquet", str(target))
             return
@@ -153,9 +153,9 @@ class WorkFolder:
 
 
 def _take_place(temporary: Path, target: Path) -> None:
-    """Rename a shard's folder to its own name; one that another run has finished meanwhile has the same bytes."""
+    """Rename a shard's folder to its final name; if another run has finished it meanwhile, its bytes are the same."""
     if target.exists() and not all((target / file.name).exists() for file in temporary.iterdir()):
-        shutil.rmtree(target)  # what a removal that was interrupted has left
+        shutil.rmtree(target)  # left over from an interrupted removal
     try:
         temporary.rename(target)
     except OSError as error:

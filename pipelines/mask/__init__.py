@@ -1,4 +1,4 @@
-"""A mask for each frame."""
+"""The mask stage: a mask for each frame."""
 
 from runtime.stages import Stage
 

@@ -1,4 +1,4 @@
-"""What a mask must be: pieces and holes cleaned by one rule, and a quality flag by measured properties."""
+"""Mask quality: one rule that cleans pieces and holes, and a quality flag from measured properties."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Box = Sequence[float]
 """x0, y0, x1, y1 in pixels."""
 
 EIGHT = np.ones((3, 3), dtype=bool)
-"""Pixels that touch at a corner belong to one piece; background is joined along sides only, as its complement."""
+"""Pieces are 8-connected: pixels that touch at a corner belong together. Background, the complement, is 4-connected."""
 
 
 class QualityParams(Section):
-    """When a mask is flagged, and how it is cleaned; reasons stand beside the values in params.yaml."""
+    """When a mask is flagged, and how it is cleaned; params.yaml gives the reason for each value."""
 
     min_area: float  # fraction of the photo
     max_area: float
     max_border_contact: float  # fraction of the outline on the photo's border
     min_score: float  # product of detection score and predicted IoU
     min_box_iou: float  # of the mask's box and the annotated (else the detected) one
-    max_other: float  # score of the best box elsewhere, over that of the subject's
+    max_other: float  # score of the best box elsewhere over that of the subject's
     min_piece: float  # pieces smaller than this fraction of the largest are dropped
     max_hole: float  # holes smaller than this fraction of the mask are filled
 
@@ -34,14 +34,14 @@ class QualityParams(Section):
 def clean(mask: np.ndarray, params: QualityParams) -> np.ndarray:
     """Return `mask` [H, W] without specks and pinholes.
 
-    The rule: of the pieces (8-connected), those smaller than `min_piece` of the largest go; then, of the holes
-    (4-connected background that does not reach the photo's border), those smaller than `max_hole` of what is left are
-    filled. Small is measured against the subject, so that the rule means the same for every photo size.
+    First, pieces (8-connected) smaller than `min_piece` of the largest are dropped; then, holes (4-connected background
+    that does not reach the photo's border) smaller than `max_hole` of the remaining mask are filled. Sizes are relative
+    to the subject, so that the rule means the same for every photo size.
     """
     if not mask.any():
         return mask
     left, upper, right, lower = mask_box(mask)
-    inside = np.s_[upper:lower, left:right]  # pieces and holes lie in the box, which is most often far smaller
+    inside = np.s_[upper:lower, left:right]  # pieces and holes are inside the box, which is usually far smaller
     result = np.zeros_like(mask)
     result[inside] = _without_pinholes(_without_specks(mask[inside], params.min_piece), params.max_hole)
     return result
@@ -63,7 +63,7 @@ def _without_pinholes(mask: np.ndarray, largest: float) -> np.ndarray:
 
 
 def border_contact(mask: np.ndarray) -> float:
-    """Return the fraction of the mask's outline that lies on the photo's border: high where the subject is cut."""
+    """Return the fraction of the mask's outline that lies on the photo's border: high if the subject is cut off."""
     if not mask.any():
         return 0.0
     left, upper, right, lower = mask_box(mask)
@@ -82,8 +82,8 @@ def quality_flag(
 ) -> str:
     """Return `ok`, or the first rule that the mask breaks: small, large, border, off_box, several, low_score.
 
-    `area` of the photo, `contact` of the outline, `score` of the models, `agreement` of the boxes, `other` of the best
-    score elsewhere over the subject's, each 0..1.
+    `area`: fraction of the photo; `contact`: fraction of the outline on the border; `score`: of the models;
+    `agreement`: of the boxes; `other`: best score elsewhere over the subject's. Each is 0..1.
     """
     if area < params.min_area:
         return "small"
@@ -101,7 +101,7 @@ def quality_flag(
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the intersection over union of two masks [H, W]; 0 where both are empty."""
+    """Return the intersection over union of two masks [H, W]; 0 if both are empty."""
     return float((a & b).sum() / max((a | b).sum(), 1))
 
 
@@ -115,10 +115,10 @@ def box_iou(a: Box, b: Box) -> float:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return how far two methods agree over rows of the agreement table, for the metrics and the report.
+    """Return how well two methods agree over rows of the agreement table, for the metrics and the report.
 
-    `mean_iou` and `median_iou` are over the photos where both methods gave a mask, None where there are none; the
-    others are counted beside them: what is not found says something about the detector, not about its masks.
+    `mean_iou` and `median_iou` are over the photos for which both methods gave a mask, None if there are none. The
+    others are only counted: a subject that is not found says something about the detector, not about its masks.
     """
     both = [row["iou"] for row in rows if row["iou"] is not None]
     return {

@@ -16,7 +16,7 @@ from pipelines.photos.roots import SourceParams
 from runtime.params import Params
 
 COLUMNS = ("source", "class_name", "path", "mask_path", "mask_sha256", "box")
-"""mask_sha256 is for the fingerprint of a subject alone: another shipped mask is another input."""
+"""mask_sha256 is only for the fingerprint of a subject: a different shipped mask is a different input."""
 
 
 def main(params: Params) -> None:
@@ -48,6 +48,6 @@ def main(params: Params) -> None:
         driver.report(STAGE.name, summary, out, extra)
     if agreement["photos"]:
         print(
-            f"mask: annotated against Grounded SAM: mean IoU {agreement['mean_iou']}, median {agreement['median_iou']}"
-            f" over the {agreement['both']} of {agreement['photos']} photos where both gave a mask"
+            f"mask: annotated vs. Grounded SAM: mean IoU {agreement['mean_iou']}, median {agreement['median_iou']}"
+            f" over the {agreement['both']} of {agreement['photos']} photos with both masks"
         )

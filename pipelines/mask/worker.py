@@ -24,28 +24,28 @@ from runtime.params import Section
 
 
 class MaskParams(Section):
-    """Where masks come from and when one is good."""
+    """Where masks come from and when they are good."""
 
     method: Literal["annotated", "grounded_sam"]  # annotated: masks shipped with the photos, Grounded SAM for the rest
-    phrase: str  # what the detector is asked for; {class} is the class noun
-    min_detection: float  # score below which nothing was found, 0..1
+    phrase: str  # prompt of the detector; {class} is the class noun
+    min_detection: float  # score below which a detection does not count, 0..1
     batch_size: int
     dtype: Literal["float32", "float16", "bfloat16"]
-    compare: float  # share of the photos with a shipped mask that Grounded SAM cuts out as well, 0..1
+    compare: float  # share of the photos with a shipped mask that Grounded SAM segments too, 0..1
     quality: QualityParams
     shard_subjects: int
 
 
 @dataclass
 class Opened:
-    """A photo on its way through the stage; the photo itself is let go as soon as the models' input is made of it.
+    """A photo in progress; the photo itself is released as soon as the models' input has been prepared from it.
 
     Attributes:
-        order: its place among the photos of a call.
-        shipped: the mask that came with it, [H, W], at its size; None where there is none or none is asked for.
-        prepared: the models' input; None where the shipped mask is all that is asked for.
-        reject: (reason, detail) where it goes no further.
-        rows: what it comes to, its row of each table; then the pixels are gone.
+        order: its position among the photos of a call.
+        shipped: the mask shipped with it, [H, W], at its size; None if there is none or it is not needed.
+        prepared: the models' input; None if only the shipped mask is needed.
+        reject: (reason, detail) if it is dropped.
+        rows: the result, one row per table; then the pixels have been released.
     """
 
     order: int
@@ -61,8 +61,8 @@ class Opened:
 class MaskWorker:
     """Reads the photos of subjects and returns their masks.
 
-    Photos pass in a stream: `decoders` threads read and shrink the next ones while the models have the last ones, and
-    clean and encode the masks of those before.
+    Photos are streamed: `decoders` threads read and downscale the next ones while the models process the current ones,
+    and clean and encode the masks of the previous ones.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class MaskWorker:
         if self.model is None and any(self.wants_model(frame) for frame in frames):
             self.model = self.load()
         for source in {frame["source"] for frame in frames}:
-            self.roots[source]  # opened here, not by several threads at once
+            self.roots[source]  # opened here, not concurrently by several threads
         ahead = 2 * self.params.batch_size  # a batch on the device, the next one ready
         opened = prefetch(self.open, enumerate(frames), self.decoders, ahead)
         finished = prefetch(self.finish, self.cut_out(opened), self.decoders, ahead)
@@ -95,28 +95,28 @@ class MaskWorker:
         return load_grounded_sam(variant.detector, variant.sam, self.device, batch_size=size, dtype=dtype)
 
     def takes_shipped(self, frame: dict[str, Any]) -> bool:
-        """Whether the mask of this photo is the one that came with it."""
+        """Whether this photo's mask is the shipped one."""
         return self.params.method == "annotated" and frame["mask_path"] is not None
 
     def compares(self, frame: dict[str, Any]) -> bool:
-        """Whether both ways are taken: where Grounded SAM runs anyway, else a share of the photos, by their id."""
+        """Whether both methods are run: if Grounded SAM runs anyway, otherwise for a share of the photos, by id."""
         if frame["mask_path"] is None:
             return False
         share = zlib.crc32(frame["frame_id"].encode()) / 2**32
         return self.params.method == "grounded_sam" or share < self.params.compare
 
     def wants_model(self, frame: dict[str, Any]) -> bool:
-        """Whether Grounded SAM looks at this photo."""
+        """Whether Grounded SAM runs on this photo."""
         return not self.takes_shipped(frame) or self.compares(frame)
 
     def open(self, numbered: tuple[int, dict[str, Any]]) -> Opened:
-        """Read a photo and make the models' input of it, or what it comes to without them; for threads."""
+        """Read a photo and prepare the models' input, or its rows if no model is needed; called by threads."""
         photo = Opened(*numbered)
         self.read(photo)
         return self.finish(photo) if photo.prepared is None else photo
 
     def read(self, photo: Opened) -> None:
-        """Set what is known of a photo before the models are asked."""
+        """Set everything about a photo that is known before the models run."""
         frame = photo.frame
         try:
             image = decode_image(self.roots[frame["source"]].read(frame["path"]))
@@ -137,7 +137,7 @@ class MaskWorker:
             photo.prepared = self.model.prepare(image)
 
     def shipped(self, frame: dict[str, Any], image: Image.Image) -> np.ndarray:
-        """Return the photo's own mask [H, W]; it may be stored at another size (Open Images), not at another shape."""
+        """Return the shipped mask [H, W]; its size may differ (Open Images), its aspect ratio may not."""
         try:
             mask = decode_mask_image(self.roots[frame["source"]].read(frame["mask_path"]))
         except (DecodeError, FileNotFoundError) as error:
@@ -149,10 +149,10 @@ class MaskWorker:
         return np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
 
     def cut_out(self, photos: Iterator[Opened]) -> Iterator[Opened]:
-        """Yield every photo, with box and mask of its subject where the models were asked and found it."""
+        """Yield every photo, with box and mask of its subject if the models ran and found it."""
         done: list[Opened] = []
 
-        def asked() -> Iterator[tuple[Opened, Prepared, str]]:
+        def requests() -> Iterator[tuple[Opened, Prepared, str]]:
             for photo in photos:
                 if photo.prepared is None or self.model is None:
                     done.append(photo)  # its rows are known
@@ -167,7 +167,7 @@ class MaskWorker:
         if self.model is None:
             yield from photos
             return
-        for photo, found, cut in self.model.cut_out(asked(), self.params.min_detection):
+        for photo, found, cut in self.model.cut_out(requests(), self.params.min_detection):
             photo.found, photo.cut = found, cut
             yield photo
             yield from done
@@ -175,7 +175,7 @@ class MaskWorker:
         yield from done
 
     def finish(self, photo: Opened) -> Opened:
-        """Set the photo's rows: a mask or a reject, and how both ways agree; lets the pixels go. For threads."""
+        """Set the photo's rows (mask or reject, and the agreement) and release its pixels; called by threads."""
         if photo.rows is not None:
             return photo
         frame, quality = photo.frame, self.params.quality
@@ -197,7 +197,7 @@ class MaskWorker:
         return photo
 
     def phrase(self, frame: dict[str, Any]) -> str:
-        """Return what the detector is asked for in this photo."""
+        """Return the detector's prompt for this photo."""
         return self.params.phrase.replace("{class}", frame["class_name"])
 
     def row(
@@ -208,7 +208,7 @@ class MaskWorker:
         found: Detection | None = None,
         mask_score: float = 1.0,
     ) -> dict[str, dict[str, Any]]:
-        """Return the row of a cleaned mask, or of a reject where nothing is left of it."""
+        """Return the row of a cleaned mask, or a reject if the mask is empty."""
         frame_id = photo.frame["frame_id"]
         if not mask.any():
             return {"rejects": tables.reject(frame_id, "mask", "mask_empty", method)}
@@ -218,7 +218,7 @@ class MaskWorker:
         annotated = photo.frame["box"]
         expected = box if annotated is None else [v * s for v, s in zip(annotated, (width, height) * 2, strict=True)]
         agreement = box_iou(held, expected)
-        # Where boxes are annotated, curate has counted them.
+        # Annotated boxes have already been counted by curate.
         other = 0.0 if found is None or annotated is not None else found.other / max(found.score, 1e-9)
         flag = quality_flag(area, contact, score * mask_score, agreement, other, self.params.quality)
         row = {
@@ -238,7 +238,7 @@ class MaskWorker:
         return {"masks": row}
 
     def agreement(self, photo: Opened, shipped: np.ndarray, cut: np.ndarray | None) -> dict[str, Any]:
-        """Return the row that holds both masks of a photo and how far they agree."""
+        """Return the row with both masks of a photo and how well they agree."""
         found = cut if cut is not None and cut.any() else None
         return {
             "frame_id": photo.frame["frame_id"],

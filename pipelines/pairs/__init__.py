@@ -1,4 +1,4 @@
-"""Which photos make a training sample."""
+"""The pairs stage: which photos form a training sample."""
 
 from runtime.stages import Stage
 

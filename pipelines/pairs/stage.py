@@ -24,18 +24,18 @@ def main(params: Params) -> None:
     """Run the stage.
 
     Raises:
-        UserError: no photo may be used.
+        UserError: no photo is usable.
     """
     pairs, out = params.section("pairs", TripletParams), params.data / STAGE.name
     curate, mask, similarity = (params.data / stage for stage in ("curate", "mask", "similarity"))
     reasons: Counter[str] = Counter()
     with driver.sole_writer(STAGE.name, params.run, out):
         kept = subjects(training_frames(curate, mask, similarity, ["subject_id"], reasons))
-        everybody = subjects(training(params))
+        all_subjects = subjects(training(params))
         photos = sum(kept.values()) + reasons.total()
         if photos and not kept:
             raise UserError(
-                f"none of the {photos} training photos in {curate} may be used ({said(reasons)});"
+                f"none of the {photos} training photos in {curate} is usable ({listed(reasons)});"
                 " see the rejects and masks tables, and correct the photos or the params of curate and mask"
             )
         triplets.write(partial(training_frames, curate, mask, similarity, triplets.COLUMNS), out, pairs)
@@ -46,18 +46,18 @@ def main(params: Params) -> None:
             "photos_used": sum(kept.values()),
             "not_usable": dict(sorted(reasons.items())),
             "subjects": len(kept),
-            "subjects_without_photo": len(everybody.keys() - kept.keys()),
-            "subjects_left_with_one_photo": sum(everybody[name] > 1 for name, count in kept.items() if count == 1),
+            "subjects_without_photo": len(all_subjects.keys() - kept.keys()),
+            "subjects_left_with_one_photo": sum(all_subjects[name] > 1 for name, count in kept.items() if count == 1),
             "triplets": len(made),
             "methods": methods,
         }
         write_metrics(out, values, {"input": photos, "kept": sum(kept.values()), "rejected": reasons.total()})
-    print(f"pairs: {len(made)} triplets of {len(kept)} subjects: {said(methods)}")
+    print(f"pairs: {len(made)} triplets of {len(kept)} subjects: {listed(methods)}")
     if reasons:
-        print(f"  {reasons.total()} of {photos} photos not usable: {said(reasons)}")
+        print(f"  {reasons.total()} of {photos} photos not usable: {listed(reasons)}")
     for name, meaning in (
         ("subjects_without_photo", "subjects have no usable photo and no triplet"),
-        ("subjects_left_with_one_photo", "subjects keep one photo of several; augmentations stand in for other views"),
+        ("subjects_left_with_one_photo", "subjects keep one of several photos; augmentations stand in for other views"),
     ):
         if values[name]:
             print(f"  {values[name]} {meaning}")
@@ -72,12 +72,12 @@ def training(params: Params) -> Iterator[pa.Table]:
 def subjects(frames: Iterator[pa.Table]) -> dict[str, int]:
     """Return the number of photos of each subject."""
     counts: Counter[str] = Counter()
-    for stretch in frames:
-        for row in pc.value_counts(stretch["subject_id"]).to_pylist():
+    for chunk in frames:
+        for row in pc.value_counts(chunk["subject_id"]).to_pylist():
             counts[row["values"]] += row["counts"]
     return dict(counts)
 
 
-def said(counts: dict[str, Any]) -> str:
-    """Return counts as a line."""
+def listed(counts: dict[str, Any]) -> str:
+    """Return counts as one line of text."""
     return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"

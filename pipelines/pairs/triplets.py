@@ -1,7 +1,7 @@
-"""Which three frames of a subject make a sample: reference (input), positive (other view), target (reconstructed).
+"""Choice of three frames of a subject for a sample: reference (input), positive (other view), target (reconstructed).
 
-Everything is done on columns, for all subjects of a stretch of the frames table at once: 220,000 subjects are too many
-for a Python object each. Nothing depends on how the table is cut into stretches.
+All computation is on columns, for all subjects of a chunk of the frames table at once: 220,000 subjects are too many
+for a Python object each. Nothing depends on how the table is split into chunks.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ COLUMNS = ("frame_id", "subject_id", "class_name", "rotation", "translation", "o
 
 # Steps of the two-dimensional additive sequence with the most even gaps (Roberts 2018, "R2"), from the plastic number.
 _STEPS = (0.7548776662466927, 0.5698402909980532)
-# Numbers of one computation: distances [subjects, samples, frames] in 8 bytes each.
+# Numbers per computation: distances [subjects, samples, frames], 8 bytes each.
 _CELLS = 2**20
-# Above all distances (180), so that a frame is taken outside the band before one that may not be taken.
+# Costs above all distances (180): a frame outside the band is chosen before one that is not allowed.
 _OUTSIDE, _REPEATED, _ITSELF = 1e3, 1e6, 1e9
-# Degrees, or fractions: distances that differ in less are equal, and chance decides between them.
+# Decimals of degrees or fractions: distances that differ by less are equal, and ties are broken at random.
 _GRAIN = 4
 
 
@@ -34,9 +34,9 @@ class TripletParams(Section):
     """How triplets are chosen."""
 
     per_subject: int = Field(ge=1, le=1000)
-    class_balance: float = Field(gt=0)  # most triplets of a class, as a multiple of the mean class's
+    class_balance: float = Field(gt=0)  # maximum triplets of a class, as a multiple of the mean class's
     angle_band: tuple[float, float]  # degrees between viewing directions, reference to the other two
-    order_band: tuple[float, float]  # the same as a fraction of the capture's length, where there are no poses
+    order_band: tuple[float, float]  # the same without poses, as a fraction of the capture's length
     seed: int
 
 
@@ -44,30 +44,30 @@ def write(frames: Callable[[], Iterator[pa.Table]], out: Path, params: TripletPa
     """Write the triplets table to `out`, in memory that does not grow with the frames.
 
     Args:
-        frames: gives the frames that may be used, COLUMNS in key order, in stretches of any length; called twice.
+        frames: returns the usable frames, COLUMNS in key order, in chunks of any length; called twice.
     """
     subjects = _subjects(frames())
     counts = per_subject(subjects["class"].to_numpy(), _keys(subjects["id"], params.seed), params)
     del subjects
 
-    def chunks() -> Iterator[pa.Table]:
+    def pieces() -> Iterator[pa.Table]:
         done = 0
-        for stretch in whole_subjects(frames()):
-            number = int(tables.changes(stretch["subject_id"]).sum())
-            yield select(stretch, counts[done : done + number], params)
+        for chunk in whole_subjects(frames()):
+            number = int(tables.changes(chunk["subject_id"]).sum())
+            yield select(chunk, counts[done : done + number], params)
             done += number
 
-    tables.write_parts(out, "triplets", chunks())
+    tables.write_parts(out, "triplets", pieces())
 
 
 def per_subject(classes: np.ndarray, keys: np.ndarray, params: TripletParams) -> np.ndarray:
-    """Return how many triplets each subject gets [S]: `per_subject`, fewer in a class that is too large.
+    """Return the number of triplets of each subject [S]: `per_subject`, fewer in a class that is too large.
 
-    A class has at most `class_balance` times as many as the mean class would with `per_subject` each, shared among its
-    subjects as evenly as numbers allow; but no subject gets none.
+    A class has at most `class_balance` times as many as the mean class would with `per_subject` each, divided among its
+    subjects as evenly as possible; every subject gets at least one.
 
     Args:
-        classes: number of each subject's class [S]. keys: of `_keys` [S]; they say who gets one more than others.
+        classes: number of each subject's class [S]. keys: from `_keys` [S]; they decide who gets one more than others.
     """
     if not len(classes):
         return np.empty(0, dtype=np.int64)
@@ -82,32 +82,32 @@ def per_subject(classes: np.ndarray, keys: np.ndarray, params: TripletParams) ->
     return np.minimum(share[classes] + (rank < more[classes]), params.per_subject)
 
 
-def whole_subjects(stretches: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Yield the same rows cut between subjects only."""
+def whole_subjects(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the same rows, split between subjects only."""
     waiting: list[pa.Table] = []
-    for stretch in stretches:
-        if not stretch.num_rows:
+    for chunk in chunks:
+        if not chunk.num_rows:
             continue
-        last = int(np.flatnonzero(tables.changes(stretch["subject_id"]))[-1])
-        goes_on = bool(waiting) and waiting[-1]["subject_id"][-1] == stretch["subject_id"][0]
-        if waiting and (last or not goes_on):
-            yield pa.concat_tables([*waiting, stretch[:last]])
+        last = int(np.flatnonzero(tables.changes(chunk["subject_id"]))[-1])
+        continues = bool(waiting) and waiting[-1]["subject_id"][-1] == chunk["subject_id"][0]
+        if waiting and (last or not continues):
+            yield pa.concat_tables([*waiting, chunk[:last]])
             waiting = []
         elif last:
-            yield stretch[:last]
-        waiting.append(stretch[last:])
+            yield chunk[:last]
+        waiting.append(chunk[last:])
     if waiting:
         yield pa.concat_tables(waiting)
 
 
 def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Table:
-    """Return rows of the triplets table, the same ones for the same subject, frames and params.
+    """Return rows of the triplets table, the same for the same subject, frames and params.
 
-    Targets go round the frames. For reference and positive a distance is drawn from the band, evenly spread over a
-    subject's samples, and the frame nearest to it is taken, those inside the band first, so that angles spread over the
-    band and a subject with few views still gets its best ones. The distance is the angle between viewing directions
-    where three frames or more have poses (the others are left out), else how far apart the frames lie in the capture.
-    The three frames differ where the subject has three; with two, positive and target coincide; with one, all do, and
+    Targets cycle through the frames. For reference and positive, a distance is drawn from the band, evenly spread over
+    a subject's samples, and the frame nearest to it is chosen, those inside the band first, so that angles spread over
+    the band and a subject with few views still gets its best ones. The distance is the angle between viewing directions
+    if three frames or more have poses (the others are left out), otherwise how far apart the frames are in the capture.
+    The three frames differ if the subject has three; with two, positive and target coincide; with one, all do, and
     augmentation has to make the difference.
 
     Args:
@@ -197,8 +197,8 @@ def nearest_points(origins: np.ndarray, directions: np.ndarray, starts: np.ndarr
 def _pick(
     keys: np.ndarray, directions: np.ndarray | None, size: int, params: TripletParams
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return places of reference, positive and target among the frames [3, S, K], and the distances from reference to
-    target and to positive [2, S, K].
+    """Return the indices of reference, positive and target among the frames [3, S, K], and the distances from reference
+    to target and to positive [2, S, K].
 
     Args:
         keys: of the subjects [S]. directions: [S, n, 3], None for distances in the capture. size: n.
@@ -212,7 +212,7 @@ def _pick(
         if directions is None:
             return np.abs(places[:, :, None] - np.arange(size)) / max(size - 1, 1)
         a, b = np.take_along_axis(directions, places[:, :, None], axis=1)[:, :, None], directions[:, None]
-        cosine = sum(a[..., axis] * b[..., axis] for axis in range(3))  # no matmul: its order of sums varies
+        cosine = sum(a[..., axis] * b[..., axis] for axis in range(3))  # no matmul: its summation order varies
         return np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
 
     def nearest(distance: np.ndarray, stream: int, itself: np.ndarray, repeated: np.ndarray | None) -> np.ndarray:
@@ -238,10 +238,10 @@ def _pick(
 
 
 def _subjects(frames: Iterable[pa.Table]) -> pa.Table:
-    """Return `id` and `class`, a number, of each subject."""
+    """Return each subject's `id` and `class`, a number."""
     ids, names = [], []
-    for stretch in whole_subjects(frames):
-        first = stretch.filter(pa.array(tables.changes(stretch["subject_id"])))
+    for chunk in whole_subjects(frames):
+        first = chunk.filter(pa.array(tables.changes(chunk["subject_id"])))
         ids += first["subject_id"].chunks
         names += first["class_name"].chunks
     classes = pa.chunked_array(names, pa.string()).combine_chunks().dictionary_encode()
@@ -249,13 +249,13 @@ def _subjects(frames: Iterable[pa.Table]) -> pa.Table:
 
 
 def _keys(subject_ids: pa.ChunkedArray, seed: int) -> np.ndarray:
-    """Return a number for each subject [S] uint64: of its id and the seed alone, whatever subjects are beside it."""
+    """Return a number per subject [S] uint64, which depends only on its id and the seed, not on other subjects."""
     ids = np.fromiter((zlib.crc32(i.encode()) for i in subject_ids.to_pylist()), np.uint64, len(subject_ids))
     return _mix(ids + (np.uint64(seed & 0xFFFFFFFF) << np.uint64(32)))
 
 
 def _uniform(keys: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Return numbers in [0, 1) by key and index: a random generator of its own for each key, none of them made."""
+    """Return numbers in [0, 1) by key and index: an independent, counter-based random generator per key."""
     mixed = _mix(keys ^ _mix(index.astype(np.int64).view(np.uint64)))
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

@@ -1,4 +1,4 @@
-"""Which photos may be a reference, positive or target: those whose mask holds and whose subject stays."""
+"""Photos usable as reference, positive or target: their mask is ok and their subject is not dropped."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import pyarrow.compute as pc
 from pipelines import tables
 
 NO_MASK = "no_mask"
-"""Why a photo without a row of the masks table is not used; mask's rejects say more."""
+"""Reason for a photo without a row in the masks table; the rejects of mask have details."""
 
 
 def training_frames(
     curate: Path, mask: Path, similarity: Path, columns: Sequence[str], reasons: Counter[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Yield the frames of split train that may be used, in key order.
+    """Yield the usable frames of split train, in key order.
 
-    A photo may be used where the quality of its mask is ok and `similarity` did not reject it, as it does with a
-    subject that repeats another one. What is held does not grow with the tables.
+    A photo is usable if the quality of its mask is ok and `similarity` did not reject it, as it does with a subject
+    that repeats another one. Memory does not grow with the tables.
 
     Args:
         columns: of the frames table.
-        reasons: takes how many photos may not be used, by reason: the quality of the mask, no_mask, or the reason of
-            similarity.
+        reasons: updated with the number of unusable photos by reason: the quality of the mask, no_mask, or the reason
+            of similarity.
     """
     rejects = tables.read(similarity, "rejects", ["id", "reason"])
     for frames, quality in _with_quality(curate, mask, columns):
@@ -44,13 +44,13 @@ def training_frames(
 
 
 def _with_quality(curate: Path, mask: Path, columns: Sequence[str]) -> Iterator[tuple[pa.Table, pa.Array]]:
-    """Yield stretches of the frames table and the quality of each photo's mask, null without one.
+    """Yield chunks of the frames table and the quality of each photo's mask, null without one.
 
-    Both tables are in the order of the frame ids, so that the masks of a stretch are found by going along with it.
+    Both tables are sorted by frame_id, so that the masks of a chunk are found by reading them in parallel.
     """
     masks = tables.stream(mask, "masks", ["frame_id", "quality"])
     wanted = list(dict.fromkeys(["frame_id", "split", *columns]))
-    held: list[pa.Table] = []  # the last one may reach beyond the stretch
+    held: list[pa.Table] = []  # the last one may extend beyond the chunk
     for frames in tables.stream(curate, "frames", wanted):
         frames = frames.combine_chunks()
         last = tables.path_order(frames["frame_id"][-1].as_py())

@@ -1,1 +1,1 @@
-"""The one door to photos: roots, archives, decoding, a subject cut out by its mask, prefetching."""
+"""The only access to photos: roots, archives, decoding, segments, prefetching."""

@@ -1,8 +1,8 @@
-"""Tar and zip archives read in place: what lies where is found once, then each file is read by its offset.
+"""Tar and zip archives read in place: an archive is indexed once, then each file is read by its offset.
 
 The index of an archive is kept in the user's cache (`$XDG_CACHE_HOME/customcontrast/archives`, default `~/.cache`) and
-mapped into memory from there, so that all workers of a machine share one copy and none walks the archive again. An
-archive that changed gets a new index; a cache that cannot be written costs only time.
+memory-mapped from there, so that all workers on a machine share one copy and none scans the archive again. A changed
+archive is indexed again; an unwritable cache only costs time.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ import pyarrow.compute as pc
 from runtime.errors import UserError
 
 SUFFIXES = (".tar", ".zip")
-# Their files have no offsets: reading the last one means unpacking all before it.
+# No random access: reading the last file means unpacking all before it.
 PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
 _SCHEMA = pa.schema(
     [
-        ("name", pa.large_string()),  # path inside, sorted
-        ("offset", pa.int64()),  # of the file's bytes (tar) or of its local header (zip); -1 for a link to nowhere
+        ("name", pa.large_string()),  # path in the archive, sorted
+        ("offset", pa.int64()),  # of the file's bytes (tar) or of its local header (zip); -1 for a dangling link
         ("size", pa.int64()),  # bytes of the file
-        ("stored", pa.int64()),  # bytes it takes in the archive
-        ("time", pa.int64()),  # of its last change, seconds
-        ("crc", pa.int64()),  # CRC-32; -1 where the archive has none (tar)
+        ("stored", pa.int64()),  # bytes it takes up in the archive
+        ("time", pa.int64()),  # modification time, seconds
+        ("crc", pa.int64()),  # CRC-32; -1 if the archive has none (tar)
     ]
 )
 _Row = tuple[str, int, int, int, int, int]
@@ -49,28 +49,28 @@ _DEFLATED = 8
 
 
 class DamagedFile(Exception):
-    """The bytes of a file in an archive are not those that were put in."""
+    """A file in an archive is corrupt."""
 
 
 class Archive:
-    """A tar or zip file on any file system of fsspec, as a tree of files. Paths inside have `/` and no leading one.
+    """A tar or zip file on any fsspec file system, as a tree of files. Paths in it use `/`, without a leading one.
 
     Raises:
-        UserError: at the first use, where it is no uncompressed tar or plain zip, or is cut off.
+        UserError: on first use, if it is not an uncompressed tar or a plain zip, or is truncated.
     """
 
     def __init__(self, fs: Any, path: str, name: str) -> None:
         self._fs, self._path, self.name = fs, path, name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Archive, (self._fs, self._path, self.name)  # the index is found again in the cache
+        return Archive, (self._fs, self._path, self.name)  # the index is read from the cache again
 
     def read(self, path: str) -> bytes:
         """Return the bytes of a file.
 
         Raises:
             FileNotFoundError: there is no such file.
-            DamagedFile: its checksum or its end is wrong.
+            DamagedFile: its checksum is wrong or its end is missing.
         """
         row = self._row(path)
         offset, stored, crc = (int(self._columns[name][row]) for name in ("offset", "stored", "crc"))
@@ -81,14 +81,14 @@ class Archive:
         return self._from_zip(path, offset, stored, int(self._columns["size"][row]), crc)
 
     def entries(self, folder: str) -> list[tuple[str, bool]]:
-        """Return (name, whether it is a folder) of what is in a folder, sorted; none when it does not exist."""
+        """Return (name, whether it is a folder) of a folder's entries, sorted; none if it does not exist."""
         prefix = f"{folder}/" if folder else ""
         at, end = self._range(prefix)
         found = []
         while at < end:
             head, slash, _ = self._names[at].as_py()[len(prefix) :].partition("/")
             found.append((head, bool(slash)))
-            at = self._first(f"{prefix}{head}0") if slash else at + 1  # "0" follows "/": behind all of that folder
+            at = self._first(f"{prefix}{head}0") if slash else at + 1  # "0" follows "/": past everything in that folder
         return sorted(found)
 
     def exists(self, path: str) -> bool:
@@ -101,12 +101,12 @@ class Archive:
         return at < len(self._names) and self._names[at].as_py() == path
 
     def isdir(self, path: str) -> bool:
-        """Whether there is a folder at `path`; one without files is not seen."""
+        """Whether there is a folder at `path`; empty folders do not count."""
         at, end = self._range(f"{path}/" if path else "")
         return at < end
 
     def info(self, path: str) -> tuple[int, float]:
-        """Return (size, time of the last change); the archive's own time where it keeps none of its files.
+        """Return (size, modification time); the archive's own time if it stores none for its files.
 
         Raises:
             OSError: there is no such file.
@@ -122,7 +122,7 @@ class Archive:
         return at
 
     def _first(self, name: str) -> int:
-        """Return the number of the first file whose name is not before `name`."""
+        """Return the row of the first file whose name is not before `name`."""
         return bisect.bisect_left(range(len(self._names)), name, key=lambda row: self._names[row].as_py())
 
     def _range(self, prefix: str) -> tuple[int, int]:
@@ -183,20 +183,20 @@ class Archive:
         except (tarfile.TarError, zipfile.BadZipFile, OSError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"archive '{self.name}' cannot be read in place ({reason}); get it again, or unpack it"
+                f"archive '{self.name}' cannot be read in place ({reason}); download it again, or unpack it"
             ) from None
         columns = list(zip(*rows, strict=True)) if rows else [()] * len(_SCHEMA)
         table = pa.table([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
         order = table.append_column("row", pa.array(np.arange(len(rows))))
         table = order.sort_by([("name", "ascending"), ("row", "ascending")]).drop_columns("row").combine_chunks()
-        if len(rows) > 1:  # of two files with one name the later one is meant: tar's way to replace a file
+        if len(rows) > 1:  # of two files with the same name the later counts: tar replaces files this way
             differs = pc.not_equal(table["name"][:-1], table["name"][1:]).to_numpy()
             table = table.filter(pa.array(np.append(differs, True)))
         return table.combine_chunks()
 
 
 def file_time(fs: Any, path: str) -> float:
-    """Return when a file was last changed, in seconds; 0 where its file system does not tell."""
+    """Return when a file was last modified, in seconds; 0 if its file system does not report it."""
     found = fs.info(path)
     if isinstance(found.get("mtime"), int | float):
         return float(found["mtime"])
@@ -211,7 +211,7 @@ def _tar_rows(stream: Any) -> Iterator[_Row]:
     links: list[tuple[str, str, int]] = []
     with tarfile.open(fileobj=stream, mode="r:") as tar:
         while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps each one
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every member
             name = _plain(member.name)
             if member.sparse is not None:
                 raise ValueError(f"{name} is stored as a sparse file")
@@ -223,7 +223,7 @@ def _tar_rows(stream: Any) -> Iterator[_Row]:
                 target = posixpath.join(posixpath.dirname(name), member.linkname)
                 links.append((name, _plain(target), int(member.mtime)))
         stream.seek(tar.offset)
-        if stream.read(512).strip(b"\0"):  # tarfile takes what is no header for the end
+        if stream.read(512).strip(b"\0"):  # tarfile takes an invalid header for the end
             raise ValueError(f"it is cut off or damaged at byte {tar.offset}")
     for name, target, time in links:
         rows[name] = rows.get(target, (-1, 0, time))
@@ -239,7 +239,7 @@ def _zip_rows(stream: Any) -> Iterator[_Row]:
             if member.flag_bits & 1:
                 raise ValueError(f"{member.filename} is encrypted")
             if member.compress_type not in (zipfile.ZIP_STORED, _DEFLATED):
-                raise ValueError(f"{member.filename} is packed by another method than deflate")
+                raise ValueError(f"{member.filename} is compressed by a method other than deflate")
             yield (
                 *(_plain(member.filename), member.header_offset, member.file_size),
                 *(member.compress_size, _seconds(member.date_time), member.CRC),
@@ -247,7 +247,7 @@ def _zip_rows(stream: Any) -> Iterator[_Row]:
 
 
 def _seconds(date: tuple[int, int, int, int, int, int]) -> int:
-    """Return the time of a zip entry; 0 where it has none: some programs leave month and day at 0."""
+    """Return the time of a zip entry; 0 if it has none: some programs leave month and day at 0."""
     try:
         return calendar.timegm((*date, 0, 0, 0))
     except ValueError:
@@ -255,7 +255,7 @@ def _seconds(date: tuple[int, int, int, int, int, int]) -> int:
 
 
 def _plain(name: str) -> str:
-    """Return a path as the index has it: no `./`, no leading `/`, and text that Arrow can hold."""
+    """Return a path as stored in the index: no `./`, no leading `/`, and text that Arrow can hold."""
     path = posixpath.normpath(name.replace("\\", "/")).lstrip("/")
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 

@@ -1,4 +1,4 @@
-"""Bytes to pixels: photos, grey copies and masks, decoded one way for every stage and command."""
+"""Bytes to pixels: photos, grey copies and masks, decoded the same way by every stage and command."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from PIL import Image
 
 from runtime.errors import one_line
 
-# Named, because Pillow would otherwise also try formats that start other programs (EPS). JPEG includes MPO.
+# Listed because Pillow would otherwise also try formats that run other programs (EPS). JPEG includes MPO.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
-# EXIF orientation -> what undoes it (EXIF 2.3, tag 0x0112).
+# EXIF orientation -> the transpose that undoes it (EXIF 2.3, tag 0x0112).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,9 +44,9 @@ class DecodeError(Exception):
 
 
 def decode_image(data: bytes, max_pixels: int | None = None) -> Image.Image:
-    """Return the photo as RGB, upright by its EXIF orientation, transparency on white, 16 bits scaled to 8.
+    """Return the photo as RGB: upright by its EXIF orientation, transparency on white, 16 bits scaled to 8.
 
-    `max_pixels` is compared with the size in the header, before any pixel is decoded; None leaves Pillow's own limit.
+    `max_pixels` is checked against the size in the header, before any pixel is decoded; None keeps Pillow's own limit.
 
     Raises:
         DecodeError: empty, unreadable or huge.
@@ -55,10 +55,10 @@ def decode_image(data: bytes, max_pixels: int | None = None) -> Image.Image:
 
 
 def decode_grey(data: bytes, max_pixels: int | None = None, least: int = 0) -> tuple[Image.Image, tuple[int, int]]:
-    """Return the photo in grey (mode L), else as `decode_image` does, and the width and height of the whole photo.
+    """Return the photo in grey (mode L), otherwise as `decode_image` does, and the width and height of the whole photo.
 
-    A JPEG comes at a half, a quarter or an eighth of its size where its shorter side keeps `least` px: its decoder then
-    leaves out most of the work, and all of the colours'. 0 keeps the size.
+    A JPEG is decoded at a half, a quarter or an eighth of its size if its shorter side keeps `least` px: the decoder
+    then skips most of the work, and colour entirely. 0 keeps the size.
 
     Raises:
         DecodeError: empty, unreadable or huge.
@@ -77,9 +77,8 @@ def decode_grey(data: bytes, max_pixels: int | None = None, least: int = 0) -> t
 def decode_mask_image(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     """Return a mask image as bool [H, W], True on the subject.
 
-    An image with transparent pixels is a mask by its alpha, any other by its brightest channel; the cut is at half of
-    the range.
-    Files that hold the values 0 and 1 only are taken as they are.
+    The mask of an image with transparent pixels is its alpha channel, of any other its brightest channel, thresholded
+    at half of the range. Files with values 0 and 1 only are used as they are.
 
     Raises:
         DecodeError: empty, unreadable or huge.
@@ -91,7 +90,7 @@ def _guarded(data: bytes, max_pixels: int | None, convert: Any) -> Any:
     if not data:
         raise DecodeError("empty", "0 bytes")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # size is judged here, and harmless oddities of old files are not news
+        warnings.simplefilter("ignore")  # size is checked here; harmless oddities of old files need no warning
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
@@ -104,12 +103,12 @@ def _guarded(data: bytes, max_pixels: int | None, convert: Any) -> Any:
             raise DecodeError("huge", one_line(error)) from None
         except Image.UnidentifiedImageError:
             raise DecodeError("unreadable", "not an image of a known format") from None
-        except Exception as error:  # Pillow's parsers raise whatever they stumble on
+        except Exception as error:  # Pillow's parsers raise all kinds of exceptions
             raise DecodeError("unreadable", one_line(error)) from None
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Return the pixels of an opened file as they are to be seen."""
+    """Return the pixels of an opened file, made upright by its EXIF orientation."""
     image.load()
     turn = _turn(image)
     return image if turn is None else image.transpose(turn)
@@ -148,7 +147,7 @@ def _foreground(image: Image.Image) -> np.ndarray:
 
 
 def _alpha(image: Image.Image) -> np.ndarray | None:
-    """Return the alpha [H, W] uint8 of an image; None where it hides nothing, as in a mask that an editor saved."""
+    """Return the alpha [H, W] uint8 of an image; None if it hides nothing, as in a mask saved by an editor."""
     if not image.has_transparency_data:
         return None
     alpha = np.asarray(image.convert("RGBA"))[..., 3]
@@ -160,6 +159,6 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray:
-    """Return a 16-bit grey image as uint8 [H, W]; values that fit in 8 bits are a grey image in a wide file."""
+    """Return a 16-bit grey image as uint8 [H, W]; values that fit in 8 bits are an 8-bit image in a 16-bit file."""
     values = np.asarray(image).astype(np.int64).clip(0, 65535)
     return (values >> 8 if values.max(initial=0) > 255 else values).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Work done ahead of time by threads, so that the photos a model needs next are decoded while it computes."""
+"""Prefetching with threads, so that the next photos of a model are decoded while it computes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ B = TypeVar("B")
 
 
 def prefetch(function: Callable[[A], B], items: Iterable[A], threads: int, ahead: int) -> Iterator[B]:
-    """Yield `function(item)` of each item, in order, computed by `threads` threads at most `ahead` items early.
+    """Yield `function(item)` for each item, in order, computed by `threads` threads at most `ahead` items in advance.
 
-    Threads, not processes: decoding, resizing and tensor arithmetic let go of Python's lock, and nothing is copied. The
-    items themselves are drawn in the calling thread, so that they may come from a model. Memory holds `ahead` results.
-    With 0 threads each result is computed when it is asked for. What `function` raises is raised in its item's place.
+    Threads, not processes: decoding, resizing and tensor arithmetic release the GIL, and nothing is copied. The items
+    themselves are taken in the calling thread, so that they may come from a model. Memory holds `ahead` results. With 0
+    threads each result is computed on demand. An exception raised by `function` is raised in its item's place.
     """
     if threads == 0:
         yield from map(function, items)

@@ -1,4 +1,4 @@
-"""Where photos lie: local folders, fsspec URLs, and archives in either."""
+"""Roots of photos: local folders, fsspec URLs, and archives in either."""
 
 from __future__ import annotations
 
@@ -20,38 +20,42 @@ from runtime.params import Section
 _log = logging.getLogger(__name__)
 
 
+Layout = Literal["mvimgnet", "openimages", "dreambench", "folder"]
+"""Raw layouts, each with a reader in `pipelines.sources`."""
+
+
 class SourceParams(Section):
     """One entry of `sources` in params.yaml."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")  # first part of every id
-    layout: Literal["mvimgnet", "openimages", "dreambench", "folder"]  # the reader
+    layout: Layout  # the reader
     root: str  # local folder or fsspec URL, or a tar or zip archive at either
-    split: Literal["train", "test"]  # what the photos are for
+    split: Literal["train", "test"]  # what the photos are used for
 
     _place: str = PrivateAttr()
 
     def model_post_init(self, context: Any) -> None:
-        # Workers may have another working folder. `root` stays as it was written: messages and rejects name it.
+        # Workers may have a different working directory. `root` stays as written, for messages and rejects.
         self._place = self.root if "://" in self.root else str(Path(self.root).expanduser().absolute())
 
     @property
     def place(self) -> str:
-        """The root as every process finds it."""
+        """The root as an absolute path or URL, valid in every process."""
         return self._place
 
 
 class Root:
-    """The folder of a source: a local path or any URL that fsspec knows. All paths are relative to it, with `/`.
+    """The folder of a source: a local path or any URL that fsspec supports. All paths are relative to it, with `/`.
 
-    The root may be, or lie in, a tar or zip archive (`photos.tar`, `s3://bucket/photos.zip/multiview`), and archives
+    The root may be, or be inside, a tar or zip archive (`photos.tar`, `s3://bucket/photos.zip/multiview`), and archives
     directly below a root are read like folders of their full name (`mvi_00.zip/17/...`); nothing is unpacked.
 
     Args:
-        url: the folder, as messages name it.
-        place: where it is, where that is written in another way.
+        url: the folder, as shown in messages.
+        place: its location, if written differently.
 
     Raises:
-        UserError: the folder does not exist; or, from any method, what is asked for cannot be reached for now.
+        UserError: the folder does not exist; or, from any method, the file is temporarily unreachable.
     """
 
     def __init__(self, url: str, place: str | None = None) -> None:
@@ -63,7 +67,7 @@ class Root:
             self._tree: Folder | Archive = Folder(self._fs)
             found = self._tree.isdir(base)
             inside = None if found else self._archive_in(base)
-        except Exception as error:  # each remote file system has exceptions of its own
+        except Exception as error:  # every remote file system has its own exceptions
             raise UserError(f"root '{url}' cannot be opened ({one_line(error)}); correct it in params.yaml") from None
         self._base = base
         if inside is not None:
@@ -81,15 +85,15 @@ class Root:
         """Return the bytes of a file.
 
         Raises:
-            FileNotFoundError: the file is gone.
-            DecodeError: the archive that it lies in is damaged there.
-            UserError: it cannot be read for now; to take that for a missing photo would lose it.
+            FileNotFoundError: the file does not exist.
+            DecodeError: the archive that contains it is damaged there.
+            UserError: it is temporarily unreadable; treating it as missing would lose the photo.
         """
         with self._reaching(path) as (tree, full):
             return tree.read(full)
 
     def lines(self, path: str) -> Iterator[str]:
-        """Yield the lines of a UTF-8 text file as they stand, without reading it whole; a byte order mark is dropped.
+        """Yield the lines of a UTF-8 text file unchanged, without reading it as a whole; a byte order mark is dropped.
 
         Raises:
             UserError: the file cannot be read, or is not UTF-8.
@@ -103,25 +107,25 @@ class Root:
             raise UserError(f"{self.name(path)} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
         except UserError:
             raise
-        except Exception as error:  # each remote file system has exceptions of its own
+        except Exception as error:  # every remote file system has its own exceptions
             raise UserError(f"{self.name(path)} cannot be read ({one_line(error)}); check the file") from None
 
     def ls(self, path: str = "") -> list[str]:
-        """Return the names of the files and folders in a folder, sorted; none when it does not exist."""
+        """Return the names of the files and folders in a folder, sorted; none if it does not exist."""
         return sorted(name for name, _ in self._entries(path))
 
     def files(self, path: str = "") -> list[str]:
-        """Return the names of the files in a folder, sorted; none when it does not exist."""
+        """Return the names of the files in a folder, sorted; none if it does not exist."""
         return sorted(name for name, folder in self._entries(path) if not folder)
 
     def folders(self, path: str = "") -> list[str]:
-        """Return the names of the folders in a folder, sorted; none when it does not exist."""
+        """Return the names of the folders in a folder, sorted; none if it does not exist."""
         return sorted(name for name, folder in self._entries(path) if folder)
 
     def archives(self) -> dict[str, str]:
-        """Return {name without suffix: path} of the archives at the root that are not unpacked beside themselves.
+        """Return {name without suffix: path} of the archives at the root that are not also unpacked there.
 
-        The path is a folder to every other method; where all of an archive lies in a folder of the archive's own name,
+        Every other method treats the path as a folder; if all of an archive is in a folder of the archive's own name,
         it is the path of that folder.
         """
         found = {}
@@ -131,7 +135,7 @@ class Root:
             if lower.endswith(SUFFIXES) and stem not in beside:
                 found[stem] = f"{file}/{stem}" if self.ls(file) == [stem] else file
             elif lower.endswith(PACKED_SUFFIXES) and not {file.partition(".")[0], stem} & {*beside, *self.files()}:
-                _log.warning("%s is left out: a compressed tar cannot be read in place; unpack it", self.name(file))
+                _log.warning("%s is skipped: a compressed tar cannot be read in place; unpack it", self.name(file))
         return found
 
     def exists(self, path: str) -> bool:
@@ -145,17 +149,17 @@ class Root:
             return tree.isdir(full)
 
     def info(self, path: str) -> tuple[int, float]:
-        """Return (size in bytes, time of the last change in seconds; 0 where the file system does not tell).
+        """Return (size in bytes, modification time in seconds; 0 if the file system does not report it).
 
         Raises:
-            FileNotFoundError: the file is gone.
-            UserError: it cannot be reached for now.
+            FileNotFoundError: the file does not exist.
+            UserError: it is temporarily unreachable.
         """
         with self._reaching(path) as (tree, full):
             return tree.info(full)
 
     def name(self, path: str) -> str:
-        """Return how messages call `path`."""
+        """Return `path` as shown in messages."""
         return f"{self.url.rstrip('/')}/{path}"
 
     def _entries(self, path: str) -> list[tuple[str, bool]]:
@@ -164,23 +168,23 @@ class Root:
 
     @contextlib.contextmanager
     def _reaching(self, path: str) -> Iterator[tuple[Folder | Archive, str]]:
-        """Give the tree that holds `path`, and the path in it; of what then goes wrong, sort what is for good."""
+        """Yield the tree that contains `path` and the path in it; separate permanent errors from temporary ones."""
         try:
             yield self._place(path)
         except (NotADirectoryError, IsADirectoryError) as error:
-            raise FileNotFoundError(f"{self.name(path)} is no file ({one_line(error)})") from None
+            raise FileNotFoundError(f"{self.name(path)} is not a file ({one_line(error)})") from None
         except DamagedFile as error:
             raise DecodeError("unreadable", str(error)) from None
         except (FileNotFoundError, UserError):
             raise
-        except Exception as error:  # each remote file system has exceptions of its own
+        except Exception as error:  # every remote file system has its own exceptions
             raise UserError(
-                f"{self.name(path)} cannot be read ({one_line(error)}); see that it can be reached and run the same "
-                "command again, what is done is kept"
+                f"{self.name(path)} cannot be read ({one_line(error)}); check that it can be reached and run the "
+                "same command again, finished work is kept"
             ) from None
 
     def _place(self, path: str) -> tuple[Folder | Archive, str]:
-        """Return the tree that holds `path`, and the path in it."""
+        """Return the tree that contains `path`, and the path in it."""
         head, _, rest = path.partition("/")
         if head.lower().endswith(SUFFIXES) and isinstance(self._tree, Folder):
             if head not in self._archives and self._tree.isfile(f"{self._base}/{head}"):
@@ -190,7 +194,7 @@ class Root:
         return self._tree, "/".join(part for part in (self._base, path) if part)
 
     def _archive_in(self, base: str) -> tuple[Archive, str] | None:
-        """Return the archive that the path `base` leads into, and the rest of the path; None where there is none."""
+        """Return the archive that the path `base` leads into, and the rest of the path; None if there is none."""
         parts = base.split("/")
         for end in range(1, len(parts) + 1):
             head = "/".join(parts[:end])
@@ -200,13 +204,13 @@ class Root:
 
 
 class Folder:
-    """A folder tree of any file system that fsspec knows; paths are that file system's own."""
+    """A folder tree on any file system that fsspec supports; paths are that file system's own."""
 
     def __init__(self, fs: Any) -> None:
         self._fs = fs
 
     def read(self, path: str) -> bytes:
-        """Return the bytes of a file; OSError where there is none."""
+        """Return the bytes of a file; OSError if there is none."""
         return self._fs.cat_file(path)
 
     def open(self, path: str) -> Any:
@@ -214,7 +218,7 @@ class Folder:
         return self._fs.open(path, "rb")
 
     def entries(self, path: str) -> list[tuple[str, bool]]:
-        """Return (name, whether it is a folder) of what is in a folder; none when it does not exist."""
+        """Return (name, whether it is a folder) of a folder's entries; none if it does not exist."""
         try:
             found: list[dict[str, Any]] = self._fs.ls(path, detail=True)
         except (FileNotFoundError, NotADirectoryError):
@@ -235,11 +239,11 @@ class Folder:
         return self._fs.isdir(path)
 
     def info(self, path: str) -> tuple[int, float]:
-        """Return (size, time of the last change); OSError where there is no file."""
+        """Return (size, modification time); OSError if there is no file."""
         return int(self._fs.info(path)["size"] or 0), file_time(self._fs, path)
 
     def _kind(self, path: str) -> str | None:
-        """Return what is at `path`, None where nothing is. fsspec's own `exists` takes every error for nothing."""
+        """Return the type of what is at `path`, or None. fsspec's own `exists` takes every error for absence."""
         try:
             kind: str = self._fs.info(path)["type"]
         except (FileNotFoundError, NotADirectoryError):
@@ -247,16 +251,16 @@ class Folder:
         return kind
 
     def _is_folder(self, entry: dict[str, Any]) -> bool:
-        if entry.get("islink"):  # a listing calls a link neither file nor folder
+        if entry.get("islink"):  # listings report a link as neither file nor folder
             return self._fs.isdir(entry["name"])
         return entry["type"] == "directory"
 
 
 class Roots:
-    """The roots of all sources by name, opened when first asked for.
+    """The roots of all sources by name, opened on first use.
 
     Raises:
-        UserError: two sources have one name, or a name is unknown.
+        UserError: two sources have the same name, or a name is unknown.
     """
 
     def __init__(self, sources: Iterable[SourceParams]) -> None:
@@ -264,7 +268,7 @@ class Roots:
         self._open: dict[str, Root] = {}
         for source in sources:
             if source.name in self._sources:
-                raise UserError(f"params.yaml names two sources '{source.name}'; give each its own name")
+                raise UserError(f"params.yaml has two sources '{source.name}'; give each its own name")
             self._sources[source.name] = source
 
     def __getitem__(self, source: str) -> Root:

@@ -1,4 +1,4 @@
-"""A photo and its mask, read together: what the stages after mask work on."""
+"""Segments: photos read together with their masks, for the stages after mask."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FRAME_COLUMNS = ("source", "path")
 
 
 def usable(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (frame_id, row) of the masks table where the quality is ok, in the table's order and not all at once."""
+    """Yield (frame_id, row) of the masks whose quality is ok, in the table's order, streaming the table."""
     columns = ["frame_id", "height", "width", "rle", "quality"]
     return ((row["frame_id"], row) for row in tables.rows(folder, "masks", columns) if row["quality"] == "ok")
 
@@ -35,12 +35,12 @@ def read_segment(roots: Roots, frame: dict[str, Any]) -> tuple[Image.Image, np.n
     """Return the photo [RGB] and the mask (bool [H, W]) of a frame row with its mask row under `extra`.
 
     Raises:
-        UserError: the photo is gone or broken since the mask stage read it.
+        UserError: the photo was removed or damaged after the mask stage read it.
     """
     try:
         image = decode_image(roots[frame["source"]].read(frame["path"]))
     except (DecodeError, FileNotFoundError) as error:
         name = roots[frame["source"]].name(frame["path"])
-        raise UserError(f"{name} cannot be read any more ({error}); run curate and mask again") from None
+        raise UserError(f"{name} can no longer be read ({error}); run curate and mask again") from None
     mask = frame["extra"]
     return image, tables.decode_mask(mask["rle"], mask["height"], mask["width"])

@@ -1,4 +1,4 @@
-"""How alike subjects are."""
+"""The similarity stage: how similar subjects are."""
 
 from runtime.stages import Stage
 

@@ -25,7 +25,7 @@ def drop_repeats(out: Path, curate: Path, params: SimilarityParams) -> None:
     frames = tables.read(curate, "frames", ["subject_id", "split"])
     test = set(pc.unique(frames.filter(pc.equal(frames["split"], "test"))["subject_id"]).to_pylist())
     found = repeats.same_subjects(ids, *alike(vectors, params), test)
-    reasons = {goes: ("same_subject", f"{stays} {cosine:.4f}") for goes, (stays, cosine) in found.items()}
+    reasons = {repeat: ("same_subject", f"{kept} {cosine:.4f}") for repeat, (kept, cosine) in found.items()}
     tables.move_to_rejects(out, "embeddings", "subject_id", reasons, "similarity")
 
 
@@ -47,7 +47,7 @@ def main(params: Params) -> None:
             run=run,
             shard_items=similarity.shard_subjects,
         )
-        torch.set_num_threads(run.threads)  # as in the workers: another number may round otherwise
+        torch.set_num_threads(run.threads)  # as in the workers: another number may round differently
         if similarity.same_subject is not None:
             drop_repeats(out, curate, similarity)
             driver.settle(summary, out, "embeddings")

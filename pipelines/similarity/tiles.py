@@ -1,4 +1,4 @@
-"""Cosines between subjects, cut into tiles: the M of MACL's scaling factors."""
+"""Cosines between subjects, split into tiles: the M of MACL's scaling factors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipelines.similarity.worker import SimilarityParams
 
 
 def prototypes(folder: Path) -> tuple[list[str], np.ndarray]:
-    """Return the subject ids of the embeddings table and their prototypes [N, d]: mean unit vectors, scaled to 1.
+    """Return the subject ids of the embeddings table and their prototypes [N, d]: normalised means of unit vectors.
 
     Memory holds one part of the table and the prototypes.
     """
     ids: list[str] = []
     done: list[np.ndarray] = []
-    last: np.ndarray | None = None  # of the last subject, which may go on in the next part
+    last: np.ndarray | None = None  # of the last subject, which may continue in the next part
     for part in tables.parts(folder, "embeddings"):
         table = tables.read_part(part, "embeddings", ["subject_id", "vector"])
         if not len(table):
@@ -29,7 +29,7 @@ def prototypes(folder: Path) -> tuple[list[str], np.ndarray]:
         runs = pc.run_end_encode(table["subject_id"].combine_chunks())
         names = runs.values.to_pylist()
         starts = np.concatenate([[0], runs.run_ends.to_numpy()[:-1]])
-        # In float64, so that the result is the same wherever the parts are cut.
+        # In float64, so that the result is the same wherever the parts end.
         totals = np.add.reduceat(unit(tables.stack_halves(table["vector"]).astype(np.float64)), starts, axis=0)
         if last is not None and ids[-1] == names[0]:
             totals[0] += last
@@ -50,7 +50,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def groups(count: int, size: int, seed: int) -> list[np.ndarray]:
-    """Return a seeded partition of 0..count-1 into groups of at most `size`, sizes equal up to one, each sorted."""
+    """Return a seeded partition of 0..count-1 into sorted groups of at most `size`, of equal sizes up to one."""
     if count == 0:
         return []
     order = np.random.default_rng(seed).permutation(count)
@@ -60,10 +60,10 @@ def groups(count: int, size: int, seed: int) -> list[np.ndarray]:
 def tiles(
     ids: Sequence[str], vectors: np.ndarray, params: SimilarityParams, overview: Overview | None = None
 ) -> Iterator[pa.Table]:
-    """Yield the rows of the similarity table, one at a time: all pairs inside each group, cut into tiles.
+    """Yield the rows of the similarity table, one at a time: all pairs within each group, split into tiles.
 
-    With N subjects, N <= group_size, that is the full matrix; otherwise N x group_size values instead of N^2. Time and
-    what is written are linear in N, memory holds the vectors and one tile. `overview` is shown every tile.
+    For N <= group_size subjects this is the full matrix, otherwise N x group_size values instead of N^2. Time and
+    output are linear in N; memory holds the vectors and one tile. `overview` is updated with every tile.
     """
     names = pa.array(ids, pa.string())
     for grouping in range(params.groupings):
@@ -79,7 +79,7 @@ def tiles(
 
 
 def alike(vectors: np.ndarray, params: SimilarityParams) -> tuple[np.ndarray, np.ndarray]:
-    """Return places [n, 2] and cosines [n] of the pairs of subjects that meet in a group and whose cosine is at least
+    """Return indices [n, 2] and cosines [n] of the pairs of subjects that share a group and whose cosine is at least
     `params.same_subject`, each pair once."""
     found: dict[tuple[int, int], float] = {}
     for grouping in range(params.groupings):
@@ -97,7 +97,7 @@ def alike(vectors: np.ndarray, params: SimilarityParams) -> tuple[np.ndarray, np
 def tile_row(
     tile_id: str, grouping: int, group: int, rows: pa.Array, columns: pa.Array, cosines: torch.Tensor
 ) -> pa.Table:
-    """Return a row of the similarity table; `cosines` [rows, columns] fp16 are not copied."""
+    """Return a row of the similarity table; `cosines` [rows, columns] fp16 is not copied."""
     values = [
         pa.array([tile_id]),
         pa.array([grouping], pa.int32()),
@@ -110,7 +110,7 @@ def tile_row(
 
 
 class Overview:
-    """What tiles say as they pass: the `count` most similar others of each subject, and the mean cosine."""
+    """Running statistics over tiles: the `count` most similar others of each subject, and the mean cosine."""
 
     def __init__(self, subjects: int, count: int) -> None:
         self.count = count
@@ -119,9 +119,9 @@ class Overview:
         self.tiles, self.pairs, self.total = 0, 0, 0.0
 
     def see(self, rows: np.ndarray, columns: np.ndarray, cosines: torch.Tensor) -> None:
-        """Take note of a tile: `cosines` [len(rows), len(columns)] of the subjects at those places.
+        """Add a tile: `cosines` [len(rows), len(columns)] of the subjects at those indices.
 
-        Rows and columns are the same or have nobody in common.
+        Rows and columns are identical or disjoint.
         """
         own = cosines.trace() if rows is columns else torch.zeros(())
         self.tiles += 1
@@ -131,10 +131,10 @@ class Overview:
             self.rank(torch.from_numpy(rows), torch.from_numpy(columns), cosines)
 
     def rank(self, rows: torch.Tensor, columns: torch.Tensor, cosines: torch.Tensor) -> None:
-        """Let the nearest of a tile take their places among those known; of equal cosines the first subject."""
+        """Merge the nearest of a tile into those known so far; of equal cosines the first subject wins."""
         best, place = cosines.topk(min(self.count + 1, len(columns)), dim=1)  # one more: a subject is its own nearest
         others = columns[place]
-        # A pair may meet again in another grouping.
+        # A pair may occur again in another grouping.
         known = (others[:, :, None] == self.others[rows][:, None, :]).any(-1) | (others == rows[:, None])
         all_best = torch.cat([self.cosines[rows], best.masked_fill(known, -torch.inf)], dim=1)
         all_others = torch.cat([self.others[rows], others.masked_fill(known, -1)], dim=1)
@@ -156,5 +156,5 @@ class Overview:
         return pa.Table.from_arrays(values, schema=tables.spec("neighbours").schema)
 
     def mean(self) -> float | None:
-        """Return the mean cosine between different subjects; None where no two met."""
+        """Return the mean cosine between different subjects; None if no two met."""
         return round(self.total / self.pairs, 4) if self.pairs else None

@@ -21,16 +21,16 @@ from runtime.params import Section
 
 
 class SimilarityParams(Section):
-    """What compares subjects, and how the comparison is cut into tiles."""
+    """Which encoder compares subjects, and how the comparison is split into tiles."""
 
     encoder: Kind  # clip, dino or siglip
     weights: Spec | None  # of that encoder; None: those of the backbones' variant
     margin: float  # white border around the subject's box, fraction of its longer side
-    group_size: int = Field(ge=1)  # subjects compared with one another; batches are drawn from one group
-    groupings: int = Field(ge=1)  # seeded partitions into groups; each is a table of its own
-    tile: int = Field(ge=1)  # subjects on a tile's side
-    neighbours: int = Field(ge=0)  # most similar subjects listed for each
-    same_subject: float | None  # cosine from which two subjects are one object, and one of them goes; None: none goes
+    group_size: int = Field(ge=1)  # subjects compared with one another; batches are sampled from one group
+    groupings: int = Field(ge=1)  # seeded partitions into groups, each with its own tiles
+    tile: int = Field(ge=1)  # subjects per side of a tile
+    neighbours: int = Field(ge=0)  # most similar subjects listed per subject
+    same_subject: float | None  # cosine from which two subjects are one object and one is dropped; None: keep all
     seed: int
     batch_size: int
     shard_subjects: int
@@ -43,7 +43,7 @@ class SimilarityParams(Section):
         return weights
 
     def spec(self, variant: str) -> Spec:
-        """Return where the encoder's weights lie."""
+        """Return the location of the encoder's weights."""
         if self.weights is not None:
             return self.weights
         named = load_variant(variant)
@@ -51,7 +51,7 @@ class SimilarityParams(Section):
 
 
 class SimilarityWorker:
-    """Embeds segmented subject photos; `decoders` threads make the next ones ready while the encoder computes."""
+    """Embeds segmented subject photos; `decoders` threads prepare the next ones while the encoder computes."""
 
     def __init__(
         self, params: SimilarityParams, variant: str, sources: Sequence[SourceParams], device: str, decoders: int = 0
@@ -62,7 +62,7 @@ class SimilarityWorker:
     def compute(self, payloads: Sequence[list[dict[str, Any]]]) -> list[Rows]:
         frames = [frame for payload in payloads for frame in payload]
         for source in {frame["source"] for frame in frames}:
-            self.roots[source]  # opened here, not by several threads at once
+            self.roots[source]  # opened here, not concurrently by several threads
         size = self.params.batch_size
         prepared = prefetch(self.prepare, frames, self.decoders, 2 * size)
         vectors = (v for batch in chunks(prepared, size) for v in self.encoder.embed(batch).cpu().numpy())
@@ -78,11 +78,11 @@ class SimilarityWorker:
         return [{"embeddings": [next(rows) for _ in payload]} for payload in payloads]
 
     def prepare(self, frame: dict[str, Any]) -> torch.Tensor:
-        """Return the subject on a white square, as the encoder reads it; for threads."""
+        """Return the subject on a white square, as the encoder's input; called by threads."""
         return self.encoder.prepare(on_white(*segments.read_segment(self.roots, frame), margin=self.params.margin))
 
 
 def chunks(items: Iterator[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
-    """Yield lists of `size` items, the last one shorter."""
+    """Yield lists of `size` items, the last one possibly shorter."""
     while chunk := list(islice(items, size)):
         yield chunk

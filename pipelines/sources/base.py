@@ -1,4 +1,4 @@
-"""What a source is: subjects, their photos, their prompts. Metadata only; no reader opens a photo."""
+"""Sources: subjects, their photos and their prompts. Metadata only; no reader opens a photo."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ATTRIBUTES = ("occluded", "truncated", "group_of", "depiction", "inside")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 CAPTIONS = "captions.csv"
 
-# What operating systems and archivers leave in folders, beside names that begin with a dot.
+# Files that operating systems and archivers leave in folders, besides those that begin with a dot.
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
@@ -35,11 +35,11 @@ class Pose:
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo of a subject, or why its metadata alone rules it out.
+    """A photo of a subject; `reject` is set if its metadata alone rules it out.
 
     path, mask_path: relative to the source's root. box: (x0, y0, x1, y1), fractions 0..1 of the photo's sides.
-    attributes: what annotators said of the box, of `ATTRIBUTES`. instances: boxes of the same class in the photo, this
-    one included; 0 where there are no annotations.
+    attributes: annotated attributes of the box, from `ATTRIBUTES`. instances: boxes of the same class in the photo,
+    including this one; 0 without annotations.
     reject: a key of `tables.REJECT_REASONS`, with the evidence in reject_detail.
     """
 
@@ -59,8 +59,8 @@ class Photo:
 class Subject:
     """A physical object and its photos, sorted by frame_id.
 
-    subject_id: the frame_ids without their last part. class_name: lower-case class noun; empty where nothing tells the
-    class, and then every photo is rejected. centre: of the object, in the world units of the poses.
+    subject_id: the frame_ids without their last part. class_name: lower-case class noun; empty if the class is unknown,
+    and then every photo is rejected. centre: of the object, in the world units of the poses.
     """
 
     subject_id: str
@@ -75,7 +75,7 @@ class Subject:
 class Prompt:
     """An evaluation prompt of a subject: a row of the prompts table.
 
-    prompt_id: position in the source's list. template: the prompt with `{class}` where the class noun stands.
+    prompt_id: position in the source's list. template: the prompt with `{class}` in place of the class noun.
     """
 
     subject_id: str
@@ -86,10 +86,10 @@ class Prompt:
 
 
 class Source(Protocol):
-    """A reader of one raw layout. Both iterators are sorted by id, part by part, and give the same items each time."""
+    """A reader of one raw layout. Both iterators are sorted by id, part by part, and yield the same items each time."""
 
     def subjects(self) -> Iterator[Subject]:
-        """Yield every subject. Each file in a photo folder is a photo of a subject: none is passed over."""
+        """Yield every subject. Each file in a photo folder is a photo of a subject; none is skipped."""
 
     def prompts(self) -> Iterator[Prompt]:
         """Yield the evaluation prompts; none for training sources."""
@@ -101,17 +101,17 @@ def class_noun(raw: str) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name ends like an image."""
+    """Whether a file name has the suffix of an image."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's: hidden, or litter of an operating system."""
+    """Whether a file or folder is hidden or litter of an operating system, not the user's."""
     return name.startswith(".") or name.lower() in _LITTER
 
 
 def named_frames(files: Iterable[str]) -> dict[str, str]:
-    """Return {last part of the frame_id: file name}, sorted: the stem, or the whole name where a stem is taken."""
+    """Return {last part of the frame_id: file name}, sorted: the stem, or the whole name if the stem is taken."""
     frames: dict[str, str] = {}
     for name in sorted(name for name in files if not is_hidden(name)):
         stem = PurePosixPath(name).stem
@@ -120,7 +120,7 @@ def named_frames(files: Iterable[str]) -> dict[str, str]:
 
 
 def not_an_image(frame_id: str, path: str) -> Photo:
-    """Return the reject of a file that lies among photos and is none."""
+    """Return the reject of a file among photos that is not an image."""
     suffix = PurePosixPath(path).suffix
     return Photo(frame_id, path, reject="not_an_image", reject_detail=f"suffix '{suffix}'")
 
@@ -129,7 +129,7 @@ def read_captions(root: Root) -> dict[str, str]:
     """Return {photo path: caption} of the optional `captions.csv` (columns path, caption) at the root.
 
     Raises:
-        UserError: a column is missing or a row is cut short.
+        UserError: a column is missing or a row is too short.
     """
     if not root.exists(CAPTIONS):
         return {}
@@ -143,10 +143,10 @@ def read_captions(root: Root) -> dict[str, str]:
 def csv_rows(root: Root, path: str, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, values of `columns`) of a CSV file with a header, row by row.
 
-    A column asked for as `Name?` may be absent and then reads as an empty cell.
+    A column written `Name?` is optional; if absent, its cells are empty.
 
     Raises:
-        UserError: a column is missing or a row is cut short; names file and line.
+        UserError: a column is missing or a row is too short; names file and line.
     """
     reader = csv.reader(root.lines(path))
     try:
@@ -158,11 +158,11 @@ def csv_rows(root: Root, path: str, columns: tuple[str, ...]) -> Iterator[tuple[
             if len(row) < len(header):
                 raise UserError(
                     f"{root.name(path)} line {reader.line_num} has {len(row)} of {len(header)} columns; "
-                    "complete the row or get the file again"
+                    "complete the row or replace the file"
                 )
             yield reader.line_num, [row[at] if at is not None else "" for at in wanted]
     except csv.Error as error:
-        raise UserError(f"{root.name(path)} line {reader.line_num} is not CSV ({error}); get the file again") from None
+        raise UserError(f"{root.name(path)} line {reader.line_num} is not CSV ({error}); replace the file") from None
 
 
 def _position(header: list[str], column: str, file: str) -> int | None:
@@ -172,4 +172,4 @@ def _position(header: list[str], column: str, file: str) -> int | None:
     if column.endswith("?"):
         return None
     found = ", ".join(header) or "nothing"
-    raise UserError(f"{file} has no column '{name}' (found: {found}); add it to the first line")
+    raise UserError(f"{file} has no column '{name}' (found: {found}); add it to the header line")

@@ -43,18 +43,17 @@ _POINT2D_BYTES = 24
 _TRACK_BYTES = 8
 
 
-# Mean squared sine of the angle between optical axes and their main direction, below which they count as parallel:
-# that of 5 degrees.
+# Optical axes count as parallel below this mean squared sine of the angle to their main direction: that of 5 degrees.
 _AXES_SPREAD = 0.0076
 
 
 class ColmapError(ValueError):
-    """A model file is cut off, malformed, or refers to what is not there."""
+    """A model file is truncated, malformed, or refers to something missing."""
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Intrinsics: parameters in COLMAP's order of that model, px."""
+    """Intrinsics: parameters in COLMAP's order for that model, px."""
 
     model: str
     width: int
@@ -85,7 +84,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Model:
-    """A sparse model. read_points: reads its points, which are most of its bytes and seldom needed."""
+    """A sparse model. read_points: reads its points, which are most of its bytes and rarely needed."""
 
     cameras: dict[int, Camera]
     images: tuple[Image, ...]
@@ -93,15 +92,15 @@ class Model:
 
     @property
     def points(self) -> np.ndarray:
-        """[N, 3] in world units, none where there is no file of them; ColmapError where it is cut off or malformed."""
+        """[N, 3] in world units, none if there is no file of them; ColmapError if it is truncated or malformed."""
         return self.read_points()
 
 
 def read_model(root: Root, folder: str) -> Model | None:
-    """Return the model in a folder, binary files before text files; None where there is none. Points may be absent.
+    """Return the model in a folder, binary files before text files; None if there is none. Points may be absent.
 
     Raises:
-        ColmapError: a file is cut off or malformed; names it.
+        ColmapError: a file is truncated or malformed; names it.
     """
     present = set(root.files(folder))
     for suffix, (read_cameras, read_images, read_points) in _READERS.items():
@@ -121,18 +120,18 @@ def poses(model: Model) -> dict[str, Pose]:
     """Return {image name: pose}.
 
     Raises:
-        ColmapError: an image names a camera that is not there, or its numbers are no pose.
+        ColmapError: an image names a missing camera, or its numbers are not a pose.
     """
     return {image.name: _pose(image, model.cameras) for image in model.images}
 
 
 def object_centre(cameras: Collection[Pose], points: Callable[[], np.ndarray]) -> tuple[float, float, float] | None:
-    """Return the centre of the object that the cameras look at, in world units, or None where nothing tells it.
+    """Return the centre of the object that the cameras look at, in world units, or None if it cannot be determined.
 
     It is the point nearest to all optical axes (least squares) if those differ enough and most cameras see it in front,
-    otherwise the component-wise median of the sparse points [N, 3], which are asked for only then. The median is drawn
-    to the background: of 5 real captures with masks it fell on the object in 20 % of the views of the worst, the axes'
-    point in every view of each.
+    otherwise the component-wise median of the sparse points [N, 3], which are read only then. The median is biased
+    towards the background: of 5 real captures with masks it fell on the object in 20 % of the views of the worst, the
+    axes' point in every view of each.
     """
     centre = _nearest_to_axes(cameras)
     if centre is None:
@@ -173,7 +172,7 @@ def images_from_binary(data: bytes) -> tuple[Image, ...]:
         at = end + 1 + _COUNT.size + points * _POINT2D_BYTES
         images.append(Image(name, (w, x, y, z), (tx, ty, tz), camera_id))
     if at > len(data):
-        raise ColmapError("the last image is cut off")
+        raise ColmapError("the last image is truncated")
     return tuple(images)
 
 
@@ -186,7 +185,7 @@ def points_from_binary(data: bytes) -> np.ndarray:
         at += _POINT.size + track * _TRACK_BYTES
         points.append((x, y, z))
     if at > len(data):
-        raise ColmapError("the last point is cut off")
+        raise ColmapError("the last point is truncated")
     return np.array(points, dtype=np.float64).reshape(-1, 3)
 
 
@@ -202,7 +201,7 @@ def cameras_from_text(data: bytes) -> dict[int, Camera]:
 
 
 def images_from_text(data: bytes) -> tuple[Image, ...]:
-    """Return the images of `images.txt` in the order of the file; each has a second line of 2-D points, maybe empty."""
+    """Return the images of `images.txt` in the order of the file; each has a second line, of 2-D points or empty."""
     images = []
     lines = iter(data.decode("utf-8").split("\n"))
     for line in lines:
@@ -240,12 +239,12 @@ def _read_file(root: Root, path: str, read: Callable[[bytes], T]) -> T:
     try:
         return read(root.read(path))
     except (ValueError, OverflowError, OSError, struct.error, DecodeError) as error:
-        raise ColmapError(f"{root.name(path)} is no readable COLMAP file: {error}") from None
+        raise ColmapError(f"{root.name(path)} is not a readable COLMAP file: {error}") from None
 
 
 def _nearest_to_axes(cameras: Collection[Pose]) -> np.ndarray | None:
     """Return the point x [3] that minimises the sum of squared distances to the optical axes: sum_i P_i (x - c_i) = 0,
-    P_i = I - d_i d_i^T, c_i the camera's place and d_i its viewing direction."""
+    P_i = I - d_i d_i^T, c_i the camera's position and d_i its viewing direction."""
     if not cameras:
         return None
     rotation = np.array([pose.rotation for pose in cameras]).reshape(-1, 3, 3)
@@ -266,9 +265,9 @@ def _pose(image: Image, cameras: dict[int, Camera]) -> Pose:
     try:
         rotation = Rotation.from_quat(image.quaternion, scalar_first=True).as_matrix()
     except ValueError as error:
-        raise ColmapError(f"image '{image.name}' has no rotation: {error}") from None
+        raise ColmapError(f"image '{image.name}' has no valid rotation: {error}") from None
     camera = cameras[image.camera_id]
     if not np.isfinite([*rotation.flat, *image.translation, *camera.focal, *camera.centre]).all():
-        raise ColmapError(f"image '{image.name}' or its camera has numbers that are not finite")
+        raise ColmapError(f"image '{image.name}' or its camera has non-finite numbers")
     rows = tuple(float(value) for value in rotation.reshape(-1))
     return Pose(rows, image.translation, camera.focal, camera.centre)  # type: ignore[arg-type]

@@ -1,13 +1,13 @@
 """DreamBench: `dataset/<subject>/NN.jpg` and `dataset/prompts_and_classes.txt` (repository google/dreambooth).
 
 The text file has a `Classes` block of `subject,class` lines and a `Prompts` block with up to two Python lists: object
-prompts and live-subject prompts. A subject whose class is in `LIVE_CLASSES` gets the live list where the file has one,
-every other subject the object list; that is the published division (21 objects, 9 live subjects).
+prompts and live-subject prompts. A subject whose class is in `LIVE_CLASSES` gets the live list if the file has one,
+every other subject the object list; that is the published split (21 objects, 9 live subjects).
 
 `{0}` (the unique token) is dropped and `{1}` (the class) becomes `{class}`: this method puts its pseudo-word after the
 class noun.
 
-The published prompts have no groups. A comment of one lower-case word behind a prompt (`..., # shape`) names its group;
+The published prompts have no groups. A comment of one lower-case word after a prompt (`..., # shape`) names its group;
 without one `prompt_group` decides.
 """
 
@@ -32,12 +32,12 @@ from pipelines.sources.base import (
 )
 from runtime.errors import UserError
 
-# The file does not say which subjects are live. Of the published classes the animals are; the toybox has a duck.
+# The file does not mark live subjects. Of the published classes these are the animals; the toybox has a duck.
 LIVE_CLASSES = frozenset({"cat", "dog", "duck"})
 FOLDER = "dataset"
 LISTING = f"{FOLDER}/prompts_and_classes.txt"
 
-# (group, what its prompts contain), tried in this order on the template in lower case.
+# (group, pattern of its prompts), tried in this order on the lower-case template.
 _GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("style", re.compile(r"\bstyle\b|\b(painting|sketch|drawing|watercolou?r|cartoon|neon|pixel art|mosaic|statue)\b")),
     ("style", re.compile(r"\bblack and white\b|\bphoto effect\b")),
@@ -64,7 +64,7 @@ class Template:
 
 @dataclass
 class Listing:
-    """What `prompts_and_classes.txt` says."""
+    """The content of `prompts_and_classes.txt`."""
 
     classes: dict[str, str] = field(default_factory=dict)
     objects: list[Template] = field(default_factory=list)
@@ -76,10 +76,10 @@ class Listing:
 
 
 class DreamBench:
-    """The reader of that layout.
+    """Reader of the DreamBench layout.
 
     Raises:
-        UserError: the root or the text file is missing or malformed, or file and folders name different subjects.
+        UserError: the root or the text file is missing or malformed, or file and folders list different subjects.
     """
 
     def __init__(self, params: SourceParams) -> None:
@@ -87,7 +87,7 @@ class DreamBench:
         self._root = Root(params.root)
 
     def subjects(self) -> Iterator[Subject]:
-        """Yield one subject a folder."""
+        """Yield one subject per folder."""
         classes = self._listing().classes
         captions = read_captions(self._root)
         folders = [name for name in self._root.folders(FOLDER) if not is_hidden(name)]
@@ -131,7 +131,7 @@ def parse_listing(lines: Iterable[str], file: str) -> Listing:
     """Return the content of `prompts_and_classes.txt`; `file` names it in errors.
 
     Raises:
-        UserError: a line fits nowhere, a prompt has no place for the class, or classes or prompts are missing.
+        UserError: a line belongs to no block, a prompt has no class placeholder, or classes or prompts are missing.
     """
     listing = Listing()
     block = ""
@@ -158,7 +158,7 @@ def parse_listing(lines: Iterable[str], file: str) -> Listing:
 def prompt_group(template: str) -> str:
     """Return the group of a prompt with `{class}`: style, accessory, shape, scene, property or plain.
 
-    Style, accessory and shape go by their words; of the rest, words behind the class noun make a scene, an adjective
+    Style, accessory and shape are found by keywords; otherwise, words after the class noun make a scene, an adjective
     before it a property (red, shiny, wet), and neither a plain prompt.
     """
     text = template.lower()
@@ -186,7 +186,7 @@ def _template(line: str, where: str) -> Template:
     text = " ".join(text.split())
     if text.count("{class}") != 1 or re.search(r"[{}]", text.replace("{class}", "")):
         raise UserError(
-            f"{where}: prompt {found['text']} must hold {{1}}, the class, once, and no braces but {{0}}; mend it"
+            f"{where}: prompt {found['text']} must contain {{1}}, the class, once, and no braces but {{0}}; fix it"
         )
     comment = (found["comment"] or "").strip()
     return Template(text, comment if _GROUP_WORD.fullmatch(comment) else prompt_group(text))

@@ -26,10 +26,10 @@ _MASK_SUFFIX = ".mask.png"
 
 
 class Folder:
-    """The reader of that layout.
+    """Reader of the folder layout.
 
     Raises:
-        UserError: the root is missing or empty, or a photo lies where no subject folder is.
+        UserError: the root is missing or empty, or a photo is not in a subject folder.
     """
 
     def __init__(self, params: SourceParams) -> None:
@@ -37,12 +37,12 @@ class Folder:
         self._root = Root(params.root)
 
     def subjects(self) -> Iterator[Subject]:
-        """Yield one subject a folder."""
+        """Yield one subject per folder."""
         captions = read_captions(self._root)
         self._refuse_loose_photos("")
         classes = [name for name in self._root.folders() if not is_hidden(name)]
         if not classes:
-            raise UserError(f"'{self._root.url}' holds no folders; put photos into <class noun>/<subject>/ there")
+            raise UserError(f"'{self._root.url}' has no folders; put photos into <class noun>/<subject>/ there")
         for class_folder in classes:
             self._refuse_loose_photos(class_folder)
             for subject in self._root.folders(class_folder):
@@ -77,4 +77,4 @@ class Folder:
         for name in self._root.files(folder):
             if is_image(name) and not is_hidden(name):
                 path = self._root.name(f"{folder}/{name}" if folder else name)
-                raise UserError(f"photo '{path}' lies in no subject folder; move it to <class noun>/<subject>/")
+                raise UserError(f"photo '{path}' is not in a subject folder; move it to <class noun>/<subject>/")

@@ -1,9 +1,9 @@
 """MVImgNet: `<class id>/<video id>/{images,masks,sparse/0}` and `mvimgnet_category.txt`.
 
-The set is published by class and as numbered parts, which overlap, with the masks in archives of their own; they may
-lie side by side, unpacked or not, `<archive>/<class id>/<video id>/...`: folders of the same class and video are one
-subject, whose frames, masks and sparse model each come from the first archive with them (unpacked ones first, then by
-name). Where a video folder of an archive holds pictures itself and no `images`, those are its masks.
+The set is published by class and as numbered parts, which overlap, with the masks in separate archives. All may be
+placed side by side, unpacked or not, as `<archive>/<class id>/<video id>/...`: folders of the same class and video are
+one subject. Its frames, masks and sparse model each come from the first archive that has them (unpacked ones first,
+then by name). If a video folder of an archive directly contains images and has no `images`, those are its masks.
 Layout: README of GAP-LAB-CUHK-SZ/MVImgNet and, for the masks, of luyues/MVImgNet2.0.
 """
 
@@ -37,7 +37,7 @@ Centre = tuple[float, float, float]
 
 
 class MVImgNet:
-    """The reader of that layout. A frame that the sparse model lacks has no pose.
+    """Reader of the MVImgNet layout. A frame missing from the sparse model has no pose.
 
     Raises:
         UserError: the root or category list is missing or malformed, or the list lacks a class id.
@@ -48,12 +48,12 @@ class MVImgNet:
         self._root = Root(params.root)
 
     def subjects(self) -> Iterator[Subject]:
-        """Yield one subject a video, by class id and video id in text order."""
+        """Yield one subject per video, sorted by class id and video id as text."""
         names = read_categories(self._root)
         captions = read_captions(self._root)
         videos = self._videos()
         if not videos:
-            raise UserError(f"'{self._root.url}' holds no <class id>/<video id>/ folders; unpack MVImgNet there")
+            raise UserError(f"'{self._root.url}' has no <class id>/<video id>/ folders; unpack MVImgNet there")
         for (class_id, video_id), folders in sorted(videos.items()):
             if class_id not in names:
                 raise UserError(
@@ -72,7 +72,7 @@ class MVImgNet:
         classes = [name for name in top if name.isdecimal()]
         unpacked = [name for name in top if not name.isdecimal()]
         for archive in [*unpacked, *sorted(self._root.archives().values())]:
-            if PurePosixPath(archive).name.isdecimal():  # the archive of a class, with a folder of its name inside
+            if PurePosixPath(archive).name.isdecimal():  # a class archive with a folder of its own name inside
                 classes.append(archive)
             else:
                 classes += [f"{archive}/{name}" for name in self._root.folders(archive) if name.isdecimal()]
@@ -98,13 +98,13 @@ class MVImgNet:
                 photos.append(not_an_image(frame_id, path))
                 continue
             stem = PurePosixPath(file).stem
-            mask = masks.get(f"{stem}.png", masks.get(f"{file}.png"))  # both names occur
+            mask = masks.get(f"{stem}.png", masks.get(f"{file}.png"))  # both naming schemes occur
             pose = poses.get(file, poses.get(stem))
             photos.append(Photo(frame_id, path, mask_path=mask, caption=captions.get(path), pose=pose))
         return Subject(subject_id, self._params.name, name, self._params.split, tuple(photos), centre)
 
     def _first_of_each(self, folders: list[str], kind: str) -> dict[str, str]:
-        """Return {file name: path} of the folders' `kind` subfolders."""
+        """Return {file name: path} over the folders' `kind` subfolders, each file from the first that has it."""
         paths: dict[str, str] = {}
         for folder in folders:
             for name in self._root.files(f"{folder}/{kind}"):
@@ -121,7 +121,7 @@ class MVImgNet:
                     by_name = {PurePosixPath(name).name: pose for name, pose in sorted(poses.items())}
                     by_stem = {PurePosixPath(name).stem: pose for name, pose in by_name.items()}
                     return by_stem | by_name, colmap.object_centre(poses.values(), model.read_points)
-            except colmap.ColmapError as error:  # the photos are good without poses
+            except colmap.ColmapError as error:  # the photos are usable without poses
                 _log.warning("%s: used without poses: %s", folder, error)
         return {}, None
 

@@ -1,11 +1,11 @@
 """Open Images V5 to V7: `<split>/<ImageID>.jpg`, CSV annotations, `<split>-masks/`.
 
-Every box is a subject of its own with one photo, for Open Images does not say which boxes show the same object. The
-subject is `<source>/<split>/<ImageID>/<BoxID>`, or ends with the number of the box in the photo where the segmentation
+Every box is a subject of its own with one photo, because Open Images does not say which boxes show the same object. The
+subject is `<source>/<split>/<ImageID>/<BoxID>`, or ends with the number of the box in the photo if the segmentation
 file lacks it; its photo is `<subject>/0`. A photo without boxes is the subject `<source>/<split>/<ImageID>`.
 
-Only splits whose photo folder exists are read. The photos and masks of a split may lie in several folders or archives,
-as they are published: `train_0`, `train_0.tar`, `train-masks-0.zip`. Files and columns:
+Only splits whose photo folder exists are read. The photos and masks of a split may be spread over several folders or
+archives, as they are published: `train_0`, `train_0.tar`, `train-masks-0.zip`. Files and columns:
 https://storage.googleapis.com/openimages/web/
 """
 
@@ -43,7 +43,7 @@ CLASS_FILES = (
 
 
 class OpenImages:
-    """The reader of that layout.
+    """Reader of the Open Images layout.
 
     Raises:
         UserError: the root, the class list, the boxes of a split or a column is missing, or a class is unknown.
@@ -54,10 +54,10 @@ class OpenImages:
         self._root = Root(params.root)
 
     def subjects(self) -> Iterator[Subject]:
-        """Yield a subject per box, per photo without box, and per photo that the boxes name but is not there."""
+        """Yield a subject per box, per photo without boxes, and per annotated photo that is missing."""
         folders = self._folders()
         if not folders:
-            raise UserError(f"'{self._root.url}' holds no folder train, validation or test; put the photos there")
+            raise UserError(f"'{self._root.url}' has no folder train, validation or test; put the photos there")
         classes = read_classes(self._root)
         captions = read_captions(self._root)
         for split, photo_folders in sorted(folders.items()):
@@ -76,7 +76,7 @@ class OpenImages:
         return folders
 
     def _places(self) -> list[tuple[str, str]]:
-        """Return (name, path) of the folders and archives at the root; an archive goes by its name without suffix."""
+        """Return (name, path) of the folders and archives at the root; archives are named without their suffix."""
         return [*((name, name) for name in self._root.folders()), *sorted(self._root.archives().items())]
 
     def _split(
@@ -116,7 +116,7 @@ class OpenImages:
             return classes[box.label]
         raise UserError(
             f"{self._root.name(box.where)} has the class '{box.label}', which the class descriptions lack; "
-            "get those of the same version"
+            "use those of the same version"
         )
 
     def _box_file(self, split: str) -> str:
@@ -127,7 +127,7 @@ class OpenImages:
         raise UserError(f"'{self._root.url}' has {split} photos but no boxes; put {names[-2]} or {names[-1]} there")
 
     def _mask_paths(self, split: str, photos: Mapping[str, int]) -> dict[str, str]:
-        """Return {MaskPath: path} of the mask files of photos; the archives may lie apart (`train-masks-0`)."""
+        """Return {MaskPath: path} of the mask files of photos; they may be in several archives (`train-masks-0`)."""
         paths: dict[str, str] = {}
         for place, folder in self._places():
             if re.fullmatch(rf"{split}-masks(-[0-9a-f])?", place):

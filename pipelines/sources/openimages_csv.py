@@ -1,4 +1,4 @@
-"""The annotation files of Open Images, held so that the 14.6 million boxes of its train split fit into memory."""
+"""The annotation files of Open Images, stored so that the 14.6 million boxes of its train split fit in memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipelines.photos.roots import Root
 from pipelines.sources.base import ATTRIBUTES, csv_rows
 
 _CORNERS = ("XMin", "YMin", "XMax", "YMax")
-# In the order of base.ATTRIBUTES; files cut down by others may lack them.
+# In the order of base.ATTRIBUTES; third-party subsets of the files may lack them.
 _ATTRIBUTE_COLUMNS = ("IsOccluded?", "IsTruncated?", "IsGroupOf?", "IsDepiction?", "IsInside?")
 _BOX_COLUMNS = ("ImageID", "LabelName", *_CORNERS, *_ATTRIBUTE_COLUMNS)
 _MASK_COLUMNS = ("ImageID", "LabelName", *(f"Box{corner}" for corner in _CORNERS), "BoxID", "MaskPath")
 
-# The box file and the mask file print the same box with their own rounding.
+# The box file and the mask file round the same box differently.
 _SAME_BOX = 1e-3
 
 _NO_MASK = ("", "")
@@ -28,8 +28,8 @@ _NO_MASK = ("", "")
 
 @dataclass(frozen=True)
 class Box:
-    """One row. corners: (x0, y0, x1, y1), NaN where no number stands; attributes: those present, of `ATTRIBUTES`;
-    where: file and line; mask: MaskPath."""
+    """One row. corners: (x0, y0, x1, y1), NaN if not a number; attributes: those present, from `ATTRIBUTES`; where:
+    file and line; mask: MaskPath."""
 
     label: str
     corners: tuple[float, float, float, float]
@@ -40,15 +40,15 @@ class Box:
 
     @property
     def valid(self) -> bool:
-        """Whether the box has an area and lies in the photo."""
+        """Whether the box has an area and is inside the photo."""
         x0, y0, x1, y1 = self.corners
         return 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
 
 
 class BoxRows:
-    """The rows of photos that exist, column by column, and the ids of photos that are named but do not exist.
+    """The rows of existing photos, column by column, and the ids of annotated photos that do not exist.
 
-    photos: number of each ImageID that exists. file: for messages.
+    photos: number of each existing ImageID. file: for messages.
     """
 
     def __init__(self, photos: Mapping[str, int], file: str) -> None:
@@ -71,7 +71,7 @@ class BoxRows:
         attributes: int = 0,
         mask: tuple[str, str] = _NO_MASK,
     ) -> None:
-        """Take a row. attributes: bit n for the n-th of `ATTRIBUTES`; mask: (BoxID, MaskPath)."""
+        """Add a row. attributes: bit n for the n-th of `ATTRIBUTES`; mask: (BoxID, MaskPath)."""
         if image_id not in self._photos:
             self.missing.add(image_id)
             return
@@ -83,7 +83,7 @@ class BoxRows:
         self._masks.append(mask)
 
     def of(self, image_id: str) -> list[Box]:
-        """Return the rows of a photo that exists, in the order of the file; call it after the last `add`."""
+        """Return the rows of an existing photo, in the order of the file; call after the last `add`."""
         order, photo = self._by_photo
         number = self._photos[image_id]
         first, end = np.searchsorted(photo, [number, number + 1])
@@ -103,10 +103,10 @@ class BoxRows:
 
 
 def read_boxes(root: Root, file: str, photos: Mapping[str, int]) -> BoxRows:
-    """Return the rows of `*-annotations-bbox.csv`; of the attributes, 1 is yes, 0 is no, -1 is unknown and taken as no.
+    """Return the rows of `*-annotations-bbox.csv`; attributes are 1 (yes), 0 (no) or -1 (unknown, taken as no).
 
     Raises:
-        UserError: a column is missing or a row is cut short.
+        UserError: a column is missing or a row is too short.
     """
     rows = BoxRows(photos, file)
     for line, (image_id, label, *values) in csv_rows(root, file, _BOX_COLUMNS):
@@ -116,10 +116,10 @@ def read_boxes(root: Root, file: str, photos: Mapping[str, int]) -> BoxRows:
 
 
 def read_masks(root: Root, file: str, photos: Mapping[str, int]) -> BoxRows:
-    """Return the rows of `*-annotations-object-segmentation.csv`, none when there is no such file.
+    """Return the rows of `*-annotations-object-segmentation.csv`, none if there is no such file.
 
     Raises:
-        UserError: a column is missing or a row is cut short.
+        UserError: a column is missing or a row is too short.
     """
     rows = BoxRows(photos, file)
     if root.exists(file):
@@ -129,10 +129,10 @@ def read_masks(root: Root, file: str, photos: Mapping[str, int]) -> BoxRows:
 
 
 def with_masks(boxes: Sequence[Box], masks: Sequence[Box]) -> dict[str, Box]:
-    """Return the boxes of a photo by BoxID or, where no mask tells it, by their number in the photo; sorted.
+    """Return the boxes of a photo by BoxID or, if no mask gives it, by their number in the photo; sorted.
 
-    A mask belongs to the nearest free box of its class whose corners agree; one that fits no box brings its own. Rows
-    that repeat a BoxID are one.
+    A mask is assigned to the nearest unassigned box of its class whose corners agree; one that fits no box adds its
+    own. Rows that repeat a BoxID count once.
     """
     named: dict[str, Box] = {}
     taken: set[int] = set()

@@ -1,6 +1,7 @@
-"""The Parquet tables: what each column means, and the one validated way to read and write them.
+"""The Parquet tables: their schema with the meaning of each column, and validated reading and writing.
 
-Others see the work of the data stages only through this package: `from pipelines import tables`, `tables.read(...)`.
+Other packages access the results of the data stages only through this one: `from pipelines import tables`,
+`tables.read(...)`.
 """
 
 from pipelines.tables.codecs import changes, count_by, decode_mask, encode_mask, halves, stack_halves

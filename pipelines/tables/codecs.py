@@ -1,4 +1,4 @@
-"""Columns that are more than they look: masks as run lengths, vectors as lists of fp16; questions to columns."""
+"""Column encodings (masks as run lengths, vectors as lists of fp16) and helpers on columns."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def stack_halves(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def changes(column: pa.ChunkedArray) -> np.ndarray:
-    """Return where a value differs from the one before it [rows], bool; True at the first."""
+    """Return where a value differs from the previous one [rows], bool; True at the first."""
     return np.append(True, pc.not_equal(column[1:], column[:-1]).to_numpy())
 
 

@@ -1,4 +1,4 @@
-"""The one validated way to read and write tables.
+"""Validated reading and writing of tables.
 
 A table is a folder of `part-00000.parquet` files, sorted by the table's keys across and within parts.
 """
@@ -19,26 +19,26 @@ from pipelines.tables.schema import TABLES
 from runtime.errors import UserError
 
 ROW_GROUP = 4096
-"""Small enough that a reader of one subject decodes little, large enough that Parquet's cost per group is hidden."""
+"""Small enough that a reader of one subject decodes little, large enough to amortise Parquet's cost per group."""
 PART_BYTES = 64 * 2**20
-"""Parts of this size keep a table of millions of rows in few files, each still quick to read whole."""
+"""Keeps a table of millions of rows in few files, each still quick to read as a whole."""
 
 
 class TableError(UserError):
-    """A Parquet file does not hold what its table says."""
+    """A table is missing or a Parquet file does not match its schema."""
 
 
 def from_rows(name: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
     """Return `rows` as a table sorted by its keys.
 
     Raises:
-        TableError: a column is missing, unknown, null where it may not be, or of another type.
+        TableError: a column is missing, unknown, null but not nullable, or of another type.
     """
     table_spec = TABLES[name]
     for row in rows:
         if row.keys() != table_spec.columns.keys():
             odd = sorted(row.keys() ^ table_spec.columns.keys())
-            raise TableError(f"table {name}: a row lacks or adds the columns {', '.join(odd)}; see pipelines/tables.py")
+            raise TableError(f"table {name}: a row lacks or adds the columns {', '.join(odd)}; see tables.TABLES")
     try:
         table = pa.Table.from_pylist(list(rows), schema=table_spec.schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -47,7 +47,7 @@ def from_rows(name: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
 
 
 def path_order(identifier: str) -> list[str]:
-    """Return the sort key of a path-like id: part by part, so that what is inside a subject sorts with the subject."""
+    """Return the sort key of a path-like id: part by part, so that the contents of a subject sort with it."""
     return identifier.split("/")
 
 
@@ -77,7 +77,7 @@ def check(name: str, table: pa.Table, origin: str) -> pa.Table:
 
 
 def no_nulls(name: str, table: pa.Table, origin: str) -> pa.Table:
-    """Return `table`, some or all columns of table `name`, if nulls are only where they may be."""
+    """Return `table`, some or all columns of table `name`, if only nullable columns have nulls."""
     for column in table.column_names:
         if not TABLES[name].columns[column].nullable and table[column].null_count:
             raise TableError(f"{origin}: column '{column}' has nulls; run the stage that writes '{name}' again")
@@ -85,12 +85,12 @@ def no_nulls(name: str, table: pa.Table, origin: str) -> pa.Table:
 
 
 def write_part(file: Path, name: str, table: pa.Table) -> None:
-    """Write `table` to `file` so that a reader sees all of it or nothing; same rows, same bytes."""
+    """Write `table` to `file` atomically; the same rows give the same bytes."""
     check(name, table, str(file))
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as stream:
-        whole = table.cast(TABLES[name].schema).combine_chunks()  # Parquet's pages would show how it was put together
+        whole = table.cast(TABLES[name].schema).combine_chunks()  # otherwise Parquet's pages depend on the chunks
         pq.write_table(whole, stream, row_group_size=ROW_GROUP, compression="zstd")
         stream.flush()
         os.fsync(stream.fileno())
@@ -99,7 +99,7 @@ def write_part(file: Path, name: str, table: pa.Table) -> None:
 
 @contextlib.contextmanager
 def replacing(folder: Path, name: str) -> Iterator[Callable[[int], Path]]:
-    """Give the path of part 0, 1, ... of a new table; left without an error, it takes the old one's place."""
+    """Yield a function from part number to path of a new table; on exit without an error, it replaces the old one."""
     temporary = folder / f".{name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -112,15 +112,15 @@ def replacing(folder: Path, name: str) -> Iterator[Callable[[int], Path]]:
 
 
 def write(folder: Path, name: str, table: pa.Table) -> None:
-    """Write a whole table as one part under `folder/name`, replacing what is there."""
+    """Write a whole table as one part under `folder/name`, replacing the old one."""
     with replacing(folder, name) as part:
         write_part(part(0), name, sort(name, table))
 
 
 def write_parts(folder: Path, name: str, pieces: Iterable[pa.Table]) -> int:
-    """Write a table of any length whose `pieces` come in key order, replacing what is there; memory holds one part.
+    """Write a table of any length from `pieces` in key order, replacing the old one; memory holds one part.
 
-    A part ends with the piece that fills it, so that the bytes depend on the pieces alone. Return the number of rows.
+    A part ends with the piece that fills it, so that the bytes depend only on the pieces. Return the number of rows.
     """
     total = number = size = 0
     empty = from_rows(name, [])
@@ -142,7 +142,7 @@ def parts(folder: Path, name: str) -> list[Path]:
     """Return the part files of a table, in order.
 
     Raises:
-        TableError: the table is not there.
+        TableError: the table does not exist.
     """
     found = sorted((folder / name).glob("part-*.parquet"))
     if not found:
@@ -151,7 +151,7 @@ def parts(folder: Path, name: str) -> list[Path]:
 
 
 def read_part(file: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return one part file, checked. `columns` limits what is read."""
+    """Return one part file, checked; only `columns`, if given."""
     with _opened(file, name) as parquet:
         table = parquet.read(columns=list(columns) if columns is not None else None)
     return no_nulls(name, table, str(file))
@@ -169,7 +169,7 @@ def read(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Ta
 def stream(
     folder: Path, name: str, columns: Sequence[str] | None = None, size: int = 16 * ROW_GROUP
 ) -> Iterator[pa.Table]:
-    """Yield a table `size` rows at a time, checked, in key order, for those who need not hold it whole."""
+    """Yield a table `size` rows at a time, checked, in key order, without holding it as a whole."""
     for file in parts(folder, name):
         with _opened(file, name) as parquet:
             for batch in parquet.iter_batches(batch_size=size, columns=list(columns) if columns is not None else None):
@@ -177,14 +177,14 @@ def stream(
 
 
 def rows(folder: Path, name: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a table as dictionaries, holding a row group of it at a time."""
+    """Yield the rows of a table as dictionaries, holding one row group at a time."""
     for piece in stream(folder, name, columns, ROW_GROUP):
         yield from piece.to_pylist()
 
 
 @contextlib.contextmanager
 def _opened(file: Path, name: str) -> Iterator[pq.ParquetFile]:
-    """Give a part file with its schema checked; what goes wrong while it is read names it."""
+    """Yield an open part file with its schema checked; errors while reading it name the file."""
     try:
         with pq.ParquetFile(file) as parquet:
             check(name, parquet.schema_arrow.empty_table(), str(file))
@@ -200,7 +200,7 @@ def count(folder: Path, name: str) -> int:
 
 
 def batches(folder: Path, name: str, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
-    """Yield `size` rows at a time of a table whose rows are large: a reader that stops early decodes no more."""
+    """Yield `size` rows at a time of a table with large rows; a reader that stops early decodes no more."""
     for part in parts(folder, name):
         read_part(part, name, [])
         with pq.ParquetFile(part) as parquet:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipelines.tables import files
 
 SHOWN = ("source", "path", "box")
-"""Columns by which the report shows a dropped photo."""
+"""Columns the report needs to show a dropped photo."""
 
 REJECT_REASONS: dict[str, str] = {
     # decided from metadata by a source reader
@@ -78,13 +78,13 @@ def move_to_rejects(folder: Path, name: str, key: str, reasons: Mapping[str, tup
     rejects = [files.read(folder, "rejects")]
     for part in files.parts(folder, name):
         table = files.read_part(part, name)
-        goes = pc.is_in(table[key], pa.array(list(reasons), pa.string()))
-        if pc.any(goes).as_py():
+        dropped = pc.is_in(table[key], pa.array(list(reasons), pa.string()))
+        if pc.any(dropped).as_py():
             columns = [c for c in dict.fromkeys((key, "frame_id", *SHOWN)) if c in table.column_names]
             rows = [
                 reject(row["frame_id"], stage, *reasons[row[key]], *(row.get(column) for column in SHOWN))
-                for row in table.filter(goes).select(columns).to_pylist()
+                for row in table.filter(dropped).select(columns).to_pylist()
             ]
             rejects.append(files.from_rows("rejects", rows))
-            files.write_part(part, name, table.filter(pc.invert(goes)))  # a new file: the shard keeps its own
+            files.write_part(part, name, table.filter(pc.invert(dropped)))  # a new file: the shard keeps its own
     files.write(folder, "rejects", pa.concat_tables(rejects))

@@ -1,4 +1,4 @@
-"""What the columns of every table mean."""
+"""The schema of every table, with the meaning of each column."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Print rows of a table, one field a line.
+"""Print rows of a table, one field per line.
 
 `customcontrast show masks --where quality=border --rows 3`
 """
@@ -17,17 +17,17 @@ from runtime.errors import UserError
 from runtime.text import text_table
 
 WIDTH = 88
-"""Characters of a value; longer ones are cut."""
+"""Maximum characters of a value; longer ones are truncated."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("table", nargs="?", help="name, or stage/name where stages share it; none: list all")
-    parser.add_argument("--rows", type=int, default=5, metavar="N", help="how many (default: %(default)s)")
-    parser.add_argument("--skip", type=int, default=0, metavar="N", help="rows to leave out first (default: 0)")
-    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only rows with this value")
+    parser.add_argument("table", nargs="?", help="name, or stage/name if several stages have it (default: list all)")
+    parser.add_argument("--rows", type=int, default=5, metavar="N", help="number of rows (default: %(default)s)")
+    parser.add_argument("--skip", type=int, default=0, metavar="N", help="rows to skip first (default: 0)")
+    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="rows with this value")
     parser.add_argument("--columns", metavar="A,B", help="only these columns, as a table")
-    parser.add_argument("--meaning", action="store_true", help="print what each column means instead of rows")
+    parser.add_argument("--meaning", action="store_true", help="print the meaning of each column instead of rows")
     parser.add_argument("--data", default="data", metavar="DIR", help="folder of the tables (default: %(default)s)")
 
 
@@ -39,7 +39,7 @@ def main(options: argparse.Namespace) -> None:
     """
     data = Path(options.data).expanduser()
     if options.rows < 1 or options.skip < 0:
-        raise UserError(f"--rows {options.rows} --skip {options.skip}: give at least 1 row, and skip 0 or more")
+        raise UserError(f"--rows {options.rows} --skip {options.skip}: rows must be at least 1 and skip at least 0")
     if options.table is None:
         rows = [(f"{folder.name}/{name}", tables.count(folder, name)) for folder, name in found(data)]
         if not rows:
@@ -70,16 +70,16 @@ def found(data: Path) -> Iterator[tuple[Path, str]]:
 
 
 def place(data: Path, asked: str) -> tuple[Path, str]:
-    """Return the folder and name of the table that is asked for.
+    """Return the folder and name of the requested table.
 
     Raises:
-        UserError: there is none, or several stages have one of that name.
+        UserError: there is none, or several stages have one of this name.
     """
     there = list(found(data))
     fits = [(folder, name) for folder, name in there if asked in (name, f"{folder.name}/{name}")]
     if not fits:
         hint = nearest(asked, [name for _, name in there])
-        raise UserError(f"{data} holds no table '{asked}'{hint or '; `customcontrast show` lists what there is'}")
+        raise UserError(f"{data} holds no table '{asked}'{hint or '; `customcontrast show` lists all tables'}")
     if len(fits) > 1:
         names = ", ".join(f"{folder.name}/{name}" for folder, name in fits)
         raise UserError(f"several stages have a table '{asked}'; name one of {names}")
@@ -87,7 +87,7 @@ def place(data: Path, asked: str) -> tuple[Path, str]:
 
 
 def chosen_columns(name: str, asked: str | None) -> list[str]:
-    """Return the columns of a table that are asked for; all where none is named.
+    """Return the requested columns of a table; all if none is named.
 
     Raises:
         UserError: there is no such column.
@@ -101,7 +101,7 @@ def chosen_columns(name: str, asked: str | None) -> list[str]:
 
 
 def matching(folder: Path, name: str, columns: list[str], where: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows that have every value asked for, written as `column=value`."""
+    """Yield the rows that match all conditions, each written as `column=value`."""
     wanted = {}
     for condition in where:
         column, equals, value = condition.partition("=")
@@ -114,7 +114,7 @@ def matching(folder: Path, name: str, columns: list[str], where: list[str]) -> I
 
 
 def text(value: Any) -> str:
-    """Return a value as one short line: bytes and long lists by their length."""
+    """Return a value as one short line; bytes and long lists show their length."""
     if value is None:
         return "-"
     if isinstance(value, bytes):
@@ -123,5 +123,5 @@ def text(value: Any) -> str:
         return f"[{', '.join(text(item) for item in value[:3])}, ... {len(value)} values]"
     if isinstance(value, list):
         return f"[{', '.join(map(text, value))}]"
-    said = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
-    return said if len(said) <= WIDTH else f"{said[: WIDTH - 3]}..."
+    line = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+    return line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..."

@@ -1,6 +1,6 @@
 """The embedded world: procedurally rendered subjects with known masks, identity, pose, background and captions.
 
-`world` names what can be seen, `render` draws it, `layouts` lays it on disk in the raw layouts of the real sets.
+`world` defines what can be seen, `render` renders it, `layouts` writes it to disk in the raw layouts of the real sets.
 """
 
 from runtime.stages import Stage

@@ -1,6 +1,6 @@
-"""What a subject can wear. An accessory is one distance function and one row of `ACCESSORIES`.
+"""Accessories a subject can wear. An accessory is one distance function and one row of `ACCESSORIES`.
 
-Each is drawn in its own frame: the anchor is the origin, the anchor's radius is 1, y up, front towards +z.
+Each is modelled in its own frame: the anchor is the origin, the anchor's radius is 1, y up, front towards +z.
 """
 
 import math
@@ -55,7 +55,7 @@ def glasses(p: Point) -> Parts:
 
 
 REACH = 1.85
-"""Radius of a sphere around the anchor that holds any accessory, in its own frame."""
+"""Radius of a sphere around the anchor that encloses any accessory, in its own frame."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Accessory:
 def fit(accessory: str, anchors: Anchors) -> tuple[float, float]:
     """Scale and height (<= 0) at which a dressed subject stays inside the unit sphere.
 
-    The smallest sphere around a point of the upright axis that holds the accessory's extents and the part of the
-    subject's unit sphere above its base, found on a grid.
+    A grid search finds the smallest sphere around a point of the vertical axis that encloses the accessory's extents
+    and the part of the subject's unit sphere above its base.
     """
     row = ACCESSORIES[accessory]
     x, y, z, radius = getattr(anchors, row.anchor)

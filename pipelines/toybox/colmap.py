@@ -1,4 +1,4 @@
-"""COLMAP's binary sparse models (https://colmap.github.io/format.html), written from exact poses and depths."""
+"""COLMAP's binary sparse models (https://colmap.github.io/format.html), written from exact poses and depth maps."""
 
 import struct
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from scipy.spatial.transform import Rotation
 
 PINHOLE = 1
 SEEN = 0.04
-"""A point is seen in a view when its depth differs from the view's by less, in radii of the enclosing sphere."""
+"""A point is visible in a view if their depths differ by less than this, in radii of the enclosing sphere."""
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One registered picture.
+    """One registered image.
 
-    rotation [3, 3], translation [3]: world to camera. rgb uint8 [H, W, 3]; depth float [H, W], 0 where no surface is.
+    rotation [3, 3], translation [3]: world to camera. rgb uint8 [H, W, 3]; depth float [H, W], 0 without a surface.
     """
 
     name: str
@@ -53,7 +53,7 @@ def surface_points(
     per_shot: int,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-    """Up to per_shot random surface points of every picture: positions [N, 3] and colours uint8 [N, 3]."""
+    """Up to per_shot random surface points of every image: positions [N, 3] and colours uint8 [N, 3]."""
     points, colours = [], []
     for shot in shots:
         rows, columns = np.nonzero(shot.depth > 0)
@@ -67,7 +67,7 @@ def surface_points(
 def observations(
     points: NDArray[np.float64], shot: Shot, k: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Indices of the points the picture shows, and where [M, 2] (pixels)."""
+    """Indices of the points visible in the image, and their positions [M, 2] (pixels)."""
     size_y, size_x = shot.depth.shape
     camera = points @ shot.rotation.T + shot.translation
     x = k[0, 0] * camera[:, 0] / camera[:, 2] + k[0, 2]
@@ -88,7 +88,7 @@ def write_model(
     rng: np.random.Generator,
     per_shot: int = 60,
 ) -> None:
-    """Write cameras.bin (one PINHOLE camera), images.bin and points3D.bin with tracks of at least two pictures."""
+    """Write cameras.bin (one PINHOLE camera), images.bin and points3D.bin with tracks of at least two images."""
     points, colours = surface_points(shots, k, per_shot, rng)
     found = [observations(points, shot, k) for shot in shots]
     tracks = np.bincount(np.concatenate([index for index, _ in found]), minlength=len(points))

@@ -1,9 +1,8 @@
-"""Arithmetic whose result does not depend on where an element lies in a tensor.
+"""Arithmetic whose result does not depend on an element's position in a tensor.
 
-A vectorised kernel and its scalar tail may round `sin` or `atan2` differently, so the same picture could differ by a
-bit between two batches. Everything here uses only operations that IEEE 754 rounds correctly (+ - * / sqrt,
-comparisons, floor), one torch operation each, so that nothing is fused or reduced in an order of the library's
-choice.
+A vectorised kernel and its scalar tail may round `sin` or `atan2` differently, so the same image could differ by a bit
+between two batches. Everything here uses only operations that IEEE 754 rounds correctly (+ - * / sqrt, comparisons,
+floor), one torch operation each, so that nothing is fused or reduced in an order chosen by the library.
 """
 
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ def fract(x: Tensor) -> Tensor:
 
 
 def smooth(x: Tensor, low: float, high: float) -> Tensor:
-    """Hermite step: 0 below `low`, 1 above `high` (the other way round if high < low)."""
+    """Hermite step: 0 below `low`, 1 above `high` (reversed if high < low)."""
     t = ((x - low) / (high - low)).clamp(0, 1)
     return t * t * (3 - 2 * t)
 
@@ -125,7 +124,7 @@ class Noise:
         return grid
 
     def grain(self, cells: int) -> Tensor:
-        """[B, H, W] in [0, 1]: blocky values, a lattice of at most cells x cells repeated over the picture."""
+        """[B, H, W] in [0, 1]: blocky values, a lattice of at most cells x cells repeated over the image."""
         pool = self._pool[:, : min(self._pool.shape[1], cells * cells)]
         n = pool.shape[1]
         at = torch.arange(self.size, device=pool.device)

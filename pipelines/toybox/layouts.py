@@ -1,7 +1,7 @@
 """The embedded world in the raw layouts of MVImgNet, Open Images and DreamBench.
 
-Each writer renders a list of items in batches and puts files under one folder; beside the real layout's files there is
-`captions.csv` (path, caption), an optional sidecar that readers use where it is present.
+Each writer renders a list of items in batches and writes files under one folder; besides the real layout's files there
+is `captions.csv` (path, caption), an optional sidecar that readers use if present.
 """
 
 import csv
@@ -34,16 +34,16 @@ from pipelines.toybox.world import (
 )
 
 BATCH = 240
-"""Pictures held in memory at once."""
+"""Images held in memory at once."""
 
 Progress = Callable[[int, int], None]
-"""Told (pictures done, pictures in all) after every batch."""
+"""Called with (images done, images in total) after every batch."""
 
 MVIMGNET, OPENIMAGES, DREAMBENCH = 1, 2, 3
 
 
 def generator(seed: int, layout: int, index: int) -> np.random.Generator:
-    """The random stream of one subject: a function of seed, layout and index alone, so that worlds of different sizes
+    """The random stream of one subject: it depends only on seed, layout and index, so that worlds of different sizes
     share their subjects."""
     return np.random.default_rng([seed, layout, index])
 
@@ -73,8 +73,8 @@ def _save_table(path: Path, header: str, rows: Iterable[Sequence[Any]]) -> None:
 Picture = tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.float32]]
 
 
-def _pictures(groups: Sequence[Sequence[Item]], size: int, progress: Progress) -> Iterator[tuple[int, list[Picture]]]:
-    """Render groups of items, whole groups at a time; yields (group number, its pictures)."""
+def _rendered(groups: Sequence[Sequence[Item]], size: int, progress: Progress) -> Iterator[tuple[int, list[Picture]]]:
+    """Render groups of items, whole groups at a time; yields (group number, its images)."""
     total, done, start = sum(map(len, groups)), 0, 0
     while start < len(groups):
         end, count = start, 0
@@ -96,7 +96,7 @@ def _pictures(groups: Sequence[Sequence[Item]], size: int, progress: Progress) -
 
 
 def capture(rng: np.random.Generator, views: int, scene_per_view: bool, subject: Subject) -> list[Item]:
-    """A walk around one subject: azimuths all around it with jitter, another elevation in every view."""
+    """A capture of one subject: jittered azimuths all around it, a different elevation in every view."""
     first, look = float(rng.uniform(0, 360)), sample_look(rng)
     heights = rng.permutation(np.linspace(9, 41, views))
     items: list[Item] = []
@@ -118,17 +118,17 @@ def write_mvimgnet(
     detail: Detail,
     progress: Progress,
 ) -> None:
-    """`<class id>/<video id>/{images,masks,sparse/0}` and mvimgnet_category.txt; never a held-out subject."""
+    """`<class id>/<video id>/{images,masks,sparse/0}` and mvimgnet_category.txt; no held-out subjects."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "mvimgnet_category.txt").write_bytes("".join(f"{i},{f}\r\n" for i, f in enumerate(FAMILIES)).encode())
     streams = [generator(seed, MVIMGNET, i) for i in range(subjects)]
     people = [sample_subject(rng, FAMILIES[i % len(FAMILIES)], kept=False) for i, rng in enumerate(streams)]
     groups = [capture(rng, views, scene_per_view, who) for rng, who in zip(streams, people, strict=True)]
     captions: list[tuple[str, str]] = []
-    for i, pictures in _pictures(groups, size, progress):
+    for i, rendered in _rendered(groups, size, progress):
         folder = f"{FAMILIES.index(people[i].family)}/{name_of(seed, MVIMGNET, i, 8)}"
         shots = []
-        for k, ((rgb, mask, depth), (who, view, look)) in enumerate(zip(pictures, groups[i], strict=True)):
+        for k, ((rgb, mask, depth), (who, view, look)) in enumerate(zip(rendered, groups[i], strict=True)):
             _save_jpeg(root / folder / f"images/{k:03d}.jpg", rgb)
             _save_mask(root / folder / f"masks/{k:03d}.png", mask)
             rotation, translation, _ = camera(view, size)
@@ -179,13 +179,13 @@ def _extremes(mask: NDArray[np.bool_]) -> tuple[list[str], list[str]]:
 
 
 def write_openimages(root: Path, seed: int, photos: int, size: int, detail: Detail, progress: Progress) -> None:
-    """The train split's photos, boxes and masks, each photo of a subject of its own; never a held-out subject."""
+    """The train split's photos, boxes and masks, each photo of a different subject; no held-out subjects."""
     streams = [generator(seed, OPENIMAGES, i) for i in range(photos)]
     items: list[Item] = []
     for rng in streams:
         items.append((sample_subject(rng, kept=False), sample_view(rng), sample_look(rng)))
     boxes, masks, images, captions = [], [], [], []
-    for i, [(rgb, mask, _)] in _pictures([[item] for item in items], size, progress):
+    for i, [(rgb, mask, _)] in _rendered([[item] for item in items], size, progress):
         image, box_id = (
             name_of(seed, OPENIMAGES, i, 16),
             name_of(seed, OPENIMAGES, i, 24)[16:],
@@ -217,8 +217,8 @@ def write_openimages(root: Path, seed: int, photos: int, size: int, detail: Deta
 
 
 def prompts(live: bool) -> list[str]:
-    """25 evaluation prompts; {0} is the unique token, {1} the class noun. Live subjects wear more, objects travel
-    more."""
+    """25 evaluation prompts; {0} is the unique token, {1} the class noun. Live subjects have more accessory and shape
+    prompts, objects more scene prompts."""
     places, worn, shapes = (10, 4, 5) if live else (12, 3, 4)
     return [
         *(f"a {{0}} {{1}} {SCENE_ROWS[scene].phrase}" for scene in SCENES[:places]),
@@ -251,8 +251,8 @@ def write_dreambench(
     people = [sample_subject(rng, family, kept=True) for rng, family in zip(streams, families, strict=True)]
     groups = [capture(rng, photos, True, who) for rng, who in zip(streams, people, strict=True)]
     captions: list[tuple[str, str]] = []
-    for i, pictures in _pictures(groups, size, progress):
-        for k, ((rgb, _, _), (who, _, look)) in enumerate(zip(pictures, groups[i], strict=True)):
+    for i, rendered in _rendered(groups, size, progress):
+        for k, ((rgb, _, _), (who, _, look)) in enumerate(zip(rendered, groups[i], strict=True)):
             path = f"dataset/{names[i]}/{k:02d}.jpg"
             _save_jpeg(root / path, rgb)
             captions.append((path, caption(who, look, detail=detail, rng=streams[i])))

@@ -1,7 +1,7 @@
 """Camera rays and sphere tracing.
 
-Sphere tracing (Hart, 1996) walks each ray by the distance to the nearest surface. The smallest distance met on the way,
-in pixels, also says how far outside the outline a ray passes; that is what antialiases the outline.
+Sphere tracing (Hart, 1996) advances each ray by the distance to the nearest surface. The smallest distance along the
+way, in pixels, is also how far outside the outline a ray passes; this antialiases the outline.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from torch import Tensor
 from pipelines.toybox.world import View
 
 FOCAL = 1.7
-"""Focal length as a multiple of the picture's side (a field of view of about 33 degrees)."""
+"""Focal length as a multiple of the image's side (a field of view of about 33 degrees)."""
 
 STEPS = 48
 HIT, STRIDE = 0.001, 0.005
-"""A ray has hit when it is nearer than HIT to a surface; no step is shorter than STRIDE, so that rays that graze a
-surface get on. In units of the enclosing sphere's radius: a pixel is about 0.04 wide at a size of 64."""
+"""A ray has hit when it is nearer than HIT to a surface; no step is shorter than STRIDE, so that grazing rays make
+progress. In units of the enclosing sphere's radius: a pixel is about 0.04 wide at a size of 64."""
 
 
 def camera(view: View, size: int = 64) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -45,9 +45,9 @@ def camera(view: View, size: int = 64) -> tuple[NDArray[np.float64], NDArray[np.
 
 @dataclass(frozen=True)
 class Rays:
-    """One ray a pixel. origin: three tensors [B, 1, 1]; direction: three tensors [B, H, W] of unit length.
+    """One ray per pixel. origin: three tensors [B, 1, 1]; direction: three tensors [B, H, W] of unit length.
 
-    slope [H, W]: depth gained per unit of ray, so that a pixel is `depth / focal` wide.
+    slope [H, W]: depth gained per unit length of ray, so that a pixel is `depth / focal` wide.
     """
 
     origin: tuple[Tensor, Tensor, Tensor]
@@ -72,8 +72,8 @@ def rays(views: list[View], size: int, device: torch.device | str) -> Rays:
 
 @dataclass(frozen=True)
 class Trace:
-    """Nearest approach of every ray. gap [B, H, W]: smallest distance (0: hit, large: never near); t: where on the
-    ray."""
+    """Nearest approach of every ray. gap [B, H, W]: smallest distance (0: hit, large: never near); t: its position
+    along the ray."""
 
     gap: Tensor
     t: Tensor
@@ -90,7 +90,7 @@ def trace(
 ) -> Trace:
     """March the rays that enter the sphere of radius `reach` around the origin.
 
-    distance(points, proportions) -> [N]; q: the images' proportions, tensors [B], handed to it ray by ray.
+    distance(points, proportions) -> [N]; q: the images' proportions, tensors [B], passed to it per ray.
     """
     b, h, w = lines.direction[0].shape
     (ox, oy, oz), (dx, dy, dz) = lines.origin, lines.direction

@@ -1,4 +1,4 @@
-"""Pictures of the embedded world: sphere-traced subjects before painted scenes, with exact masks, in torch alone.
+"""Images of the embedded world: sphere-traced subjects in front of procedural scenes, with exact masks, in torch only.
 
 The same item gives the same bytes in any batch (see `exact`); on a GPU the bytes may differ by rounding.
 """
@@ -33,14 +33,14 @@ __all__ = ["Item", "Rendered", "camera", "render"]
 
 Item = tuple[Subject, View, Look]
 CHUNK = 192
-"""Images drawn at once; keeps the working set in the processor's cache and bounds memory."""
+"""Images rendered at once; keeps the working set in the CPU cache and bounds memory."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A batch of pictures.
+    """A batch of images.
 
-    images: uint8 [B, H, W, 3], sRGB. masks: bool [B, H, W], the subject with what it wears. subject_masks: bool
+    images: uint8 [B, H, W, 3], sRGB. masks: bool [B, H, W], the subject with accessories. subject_masks: bool
     [B, H, W], the visible subject alone. parts: uint8 [B, H, W], part ids of `sdf`, 0 outside the mask. depth: float32
     [B, H, W], z in the camera's frame at the subject's surface (enclosing sphere's radius = 1), 0 outside the mask.
     """
@@ -53,14 +53,14 @@ class Rendered:
 
 
 def render(items: Sequence[Item], size: int = 64, device: torch.device | str = "cpu") -> Rendered:
-    """Draw every (subject, view, look) as a picture of size x size pixels."""
+    """Render every (subject, view, look) as an image of size x size pixels."""
     order = sorted(
         range(len(items)),
         key=lambda i: (items[i][2].shape or items[i][0].family, items[i][2].scene, i),
     )
     chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
     with torch.no_grad():
-        done = [_draw([items[i] for i in chunk], size, device) for chunk in chunks]
+        done = [_render_chunk([items[i] for i in chunk], size, device) for chunk in chunks]
     place = torch.tensor(order).argsort().to(device)
     return Rendered(*(torch.cat([d[k] for d in done])[place] for k in range(5)))
 
@@ -72,7 +72,7 @@ def _groups(keys: Sequence[str | None]) -> Iterator[tuple[str, list[int]]]:
 
 @dataclass(frozen=True)
 class _Solid:
-    """Something to trace: its parts in its own frame, and per image where that frame lies in the subject's world.
+    """An object to trace: its parts in its own frame, and per image the placement of that frame in the subject's world.
 
     rows: indices of the images it is in. centre: three tensors [n, 1, 1], scale [n, 1, 1], reach: radius of the
     enclosing sphere in its own frame. q: the four proportions, tensors [n].
@@ -86,7 +86,7 @@ class _Solid:
     q: tuple[Tensor, ...]
 
     def local(self, p: Point, image: Tensor) -> tuple[Point, tuple[Tensor, ...], Tensor]:
-        """Points [N] of the world in the solid's own frame, with the proportions and scale [N] of their images."""
+        """World points [N] in the solid's own frame, with the proportions and scale [N] of their images."""
         s = self.scale.reshape(-1)[image]
         x, y, z = ((a - c.reshape(-1)[image]) / s for a, c in zip(p, self.centre, strict=True))
         return (x, y, z), tuple(q[image] for q in self.q), s
@@ -96,13 +96,13 @@ class _Solid:
         return union(self.parts(p, q))
 
     def trace(self, lines: Rays) -> Trace:
-        """Where the rays of its images, given in the world, meet it; lengths are the world's."""
+        """Intersections with the rays of its images, given in world coordinates; lengths are in world units."""
         x, y, z = ((o - c) / self.scale for o, c in zip(lines.origin, self.centre, strict=True))
         found = trace(Rays((x, y, z), lines.direction, lines.slope), self.reach, self.distance, self.q)
         return Trace(found.gap * self.scale, found.t * self.scale)
 
     def normal(self, p: Point, q: tuple[Tensor, ...], step: float = 0.012) -> Point:
-        """The outward unit normal at points of its own frame, by differences over a tetrahedron's corners."""
+        """The outward unit normal at points of its own frame, by finite differences over a tetrahedron's corners."""
         nx, ny, nz = (torch.zeros_like(a) for a in p)
         for i, j, k in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
             d = self.distance((p[0] + i * step, p[1] + j * step, p[2] + k * step), q)
@@ -154,7 +154,7 @@ class _Layer:
 
 
 def _coverage(lines: Rays, found: Trace, size: int) -> Tensor:
-    """How much of each pixel the solid covers: 1 inside, at least 1/2 where the ray through its centre hits.
+    """Fraction of each pixel that the solid covers: 1 inside, at least 1/2 if the ray through its centre hits.
 
     Outside the outline it follows from the gap in pixels; just inside, from the largest gap among the four neighbours,
     which is at most one pixel more than its own.
@@ -253,7 +253,7 @@ def _albedo(items: list[Item], own: Point, part: Tensor, image: Tensor, pixel: T
 
 
 def _backgrounds(items: list[Item], noise_seeds: list[int], size: int, device: torch.device | str) -> Tensor:
-    """The painted scenes [B, 3, H, W]."""
+    """The scenes' backgrounds [B, 3, H, W]."""
     out = torch.empty(len(items), 3, size, size, device=device)
     at = (torch.arange(size, device=device) + 0.5) / size
     for name, rows in _groups([look.scene for _, _, look in items]):
@@ -271,7 +271,7 @@ def _backgrounds(items: list[Item], noise_seeds: list[int], size: int, device: t
 
 
 def _shadows(items: list[Item], solids: list[_Solid], lines: Rays) -> Tensor:
-    """How much light the ground loses [B, H, W]: contact shadow and a soft cast shadow."""
+    """Fraction of light lost on the ground [B, H, W]: a contact shadow and a soft cast shadow."""
     b, h, w = lines.direction[0].shape
     device = lines.slope.device
     shadow = torch.zeros(b, h, w, device=device)
@@ -315,8 +315,8 @@ def _shadows(items: list[Item], solids: list[_Solid], lines: Rays) -> Tensor:
     return shadow
 
 
-def _draw(items: list[Item], size: int, device: torch.device | str) -> tuple[Tensor, ...]:
-    """One chunk: images, masks, subject masks, parts, depth as in `Rendered`."""
+def _render_chunk(items: list[Item], size: int, device: torch.device | str) -> tuple[Tensor, ...]:
+    """Render one chunk: images, masks, subject masks, parts, depth as in `Rendered`."""
     lines = rays([view for _, view, _ in items], size, device)
     seeds = [look.seed for _, _, look in items]
     solids = list(_solids(items, device))

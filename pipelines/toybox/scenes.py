@@ -1,7 +1,7 @@
 """Backgrounds. A scene is one function and one row of `SCENES`.
 
-A function paints [B, 3, H, W] in sRGB from a `Stage`; everything random in it comes from the stage's noise, so that a
-scene depends on its seed and on nothing else in the batch.
+A function returns [B, 3, H, W] in sRGB for a `Stage`; all its randomness comes from the stage's noise, so that a scene
+depends only on its seed and on nothing else in the batch.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ BLANK = "white"
 
 @dataclass(frozen=True)
 class Stage:
-    """What a scene is painted on.
+    """The canvas of a scene.
 
     u, v: [1, H, W], from 0 at the left or top to 1. horizon: [B, 1, 1], the v of the horizon. noise: one stream per
     image.
@@ -36,7 +36,7 @@ class Stage:
         return ((self.v - self.horizon) / (1 - self.horizon)).clamp(0, 1)
 
     def below(self, offset: Tensor | float = 0.0) -> Tensor:
-        """[B, H, W] coverage of what lies below the horizon plus offset."""
+        """[B, H, W] coverage of the region below the horizon plus offset."""
         pixels = self.noise.size
         return ((self.v - self.horizon - offset) * pixels + 0.5).clamp(0, 1)
 
@@ -53,7 +53,7 @@ class Stage:
 
 
 def paint(*layers: tuple[Rgb | Tensor, Tensor] | Rgb | Tensor) -> Tensor:
-    """Colours laid over each other: the first is the ground, the others (colour, coverage [B, H, W])."""
+    """Composite layers: the first is the ground, the others are (colour, coverage [B, H, W])."""
     ground, *rest = layers
     assert not isinstance(ground, tuple) or not isinstance(ground[0], tuple)
     shape = next(layer[1] for layer in rest if isinstance(layer, tuple) and isinstance(layer[1], Tensor))
@@ -78,7 +78,7 @@ def ramp(top: Rgb, bottom: Rgb, w: Tensor) -> Tensor:
 
 
 def tone(image: Tensor, field: Tensor, amount: float) -> Tensor:
-    """image made lighter and darker by a field [B, H, W] in [0, 1]."""
+    """image lightened and darkened by a field [B, H, W] in [0, 1]."""
     return image * (1 + amount * (field - 0.5))[:, None]
 
 
@@ -324,10 +324,10 @@ def white(s: Stage) -> Tensor:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background and what it does to the subject.
+    """A background and its effect on the subject.
 
-    phrase: how captions name it. shadow: strength of the shadow on the ground (0: none). key, ambient: colours of the
-    light from its source and from everywhere. haze, veil: colour and share of what lies between subject and camera.
+    phrase: its name in captions. shadow: strength of the shadow on the ground (0: none). key, ambient: colours of the
+    key light and the ambient light. haze, veil: colour and opacity of the haze between subject and camera.
     """
 
     paint: Callable[[Stage], Tensor]

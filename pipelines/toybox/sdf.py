@@ -1,10 +1,10 @@
 """Signed distance functions of the ten families.
 
-A family is one function and one row of `FAMILIES`. Coordinates are the subject's own: y up, front towards +z, all of
-it inside the unit sphere. A point is three tensors [N]; `q` are the subject's four proportions in [0, 1], tensors
-[N]. A function returns its parts as (part id, distance [N]); their minimum is the distance of the family. Distances
-are exact or lower bounds of the true one (Lipschitz constant about 1), after
-https://iquilezles.org/articles/distfunctions (Quilez).
+A family is one function and one row of `FAMILIES`. Coordinates are the subject's own: y up, front towards +z, all of it
+inside the unit sphere. A point is three tensors [N]; `q` are the subject's four proportions in [0, 1], tensors [N]. A
+function returns its parts as (part id, distance [N]); their minimum is the distance of the family. Distances are exact
+or lower bounds of the true one (Lipschitz constant about 1), after https://iquilezles.org/articles/distfunctions
+(Quilez).
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ Parts = list[tuple[int, Tensor]]
 
 @dataclass(frozen=True)
 class Anchors:
-    """Where things touch a subject, in its coordinates.
+    """Where the ground and accessories touch a subject, in its coordinates.
 
-    base: y of the ground it stands on. top, neck, face: (x, y, z, radius) of what a hat rests on, of what a scarf is
+    base: y of the ground it stands on. top, neck, face: (x, y, z, radius) of where a hat rests, of what a scarf is
     wound around, and of the middle of a pair of glasses (there radius is half their width).
     """
 
@@ -313,7 +313,7 @@ def duck_anchors(q: tuple[float, ...]) -> Anchors:
 class Family:
     """A family of subjects: its parts, its anchors, and whether DreamBench would call it a live subject.
 
-    waist: height at which patterns begin; a two tone subject changes its colour about there.
+    waist: height at which patterns begin; a two tone subject changes colour near it.
     """
 
     parts: Callable[[Point, Proportions], Parts]

@@ -1,4 +1,4 @@
-"""Stage: the embedded world on disk, in the raw layouts of the real sets (`python -m pipelines.toybox.write`).
+"""Stage: the embedded world on disk, in the raw layouts of the real sets (`customcontrast toybox`).
 
 Reads params.yaml, section toybox. Writes <root>/mvimgnet, <root>/openimages, <root>/dreambench and <root>/world.json.
 """
@@ -23,34 +23,34 @@ MARKER = "world.json"
 
 
 class ToyboxParams(Section):
-    """What the embedded world holds."""
+    """Contents of the embedded world."""
 
     root: str
     """Folder of the world."""
     seed: int = Field(ge=0)
     """Same seed, same bytes."""
     size: int = Field(ge=16, le=1024)
-    """Side of every picture in pixels."""
+    """Side of every image in pixels."""
     mvimgnet_subjects: int = Field(ge=1)
-    """Subjects with many views; the families take turns."""
+    """Subjects with many views; the families alternate."""
     mvimgnet_views: int = Field(ge=2)
     """Views of each of them."""
     scene_per_view: bool
-    """Another background in every view. With one background a capture, an adapter learns to copy the reference's
+    """A different background in every view. With one background per capture, an adapter learns to copy the reference's
     background."""
     openimages_photos: int = Field(ge=1)
-    """Single photos, each of a subject of its own."""
+    """Single photos, each of a different subject."""
     dreambench_subjects: int = Field(ge=1)
     """Held-out subjects for evaluation; the first is a duck, the only live family."""
     dreambench_photos: int = Field(ge=1, le=100)
     """Photos of each of them."""
     caption_detail: Detail
-    """What captions.csv tells of the subject: noun, colour or full (colour and pattern). With noun, the look of the
-    subject can be learnt from the reference alone."""
+    """What captions.csv states about the subject: noun, colour or full (colour and pattern). With noun, the look of the
+    subject can only be learnt from the reference."""
 
 
 def fingerprint(params: ToyboxParams) -> str:
-    """Hash of the params (the root apart) and of this package's source: the name of the world's content."""
+    """Hash of the params (without the root) and of this package's source: identifies the world's content."""
     digest = hashlib.sha256(params.model_dump_json(exclude={"root"}).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
@@ -58,7 +58,7 @@ def fingerprint(params: ToyboxParams) -> str:
 
 
 def is_complete(root: Path, params: ToyboxParams) -> bool:
-    """Whether the folder holds the whole world of these params."""
+    """Whether the folder contains the complete world of these params."""
     marker = root / MARKER
     return marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint(params)
 
@@ -68,17 +68,17 @@ def write_world(
     params: ToyboxParams,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> bool:
-    """Write the world and return True, or return False where it is already there.
+    """Write the world and return True, or return False if it already exists.
 
-    progress(layout, pictures done, pictures in all). The world is made in a sibling folder and renamed when whole, so
-    the root never holds half of one. Raises UserError if the root holds something else than a world.
+    progress(layout, images done, images in total). The world is written to a sibling folder and renamed when complete,
+    so the root never holds a partial one. Raises UserError if the root holds anything but a world.
     """
     if is_complete(root, params):
         return False
     if root.exists() and any(root.iterdir()) and not (root / MARKER).is_file():
-        raise UserError(f"{root} holds files but no {MARKER}: not a toybox world; name another toybox.root.")
+        raise UserError(f"{root} holds files but no {MARKER}: not a toybox world; choose another toybox.root")
 
-    def told(layout: str) -> layouts.Progress:
+    def report(layout: str) -> layouts.Progress:
         return lambda done, total: progress(layout, done, total) if progress else None
 
     part, old = (
@@ -96,7 +96,7 @@ def write_world(
         p.scene_per_view,
         p.size,
         p.caption_detail,
-        told("mvimgnet"),
+        report("mvimgnet"),
     )
     layouts.write_openimages(
         part / "openimages",
@@ -104,7 +104,7 @@ def write_world(
         p.openimages_photos,
         p.size,
         p.caption_detail,
-        told("openimages"),
+        report("openimages"),
     )
     layouts.write_dreambench(
         part / "dreambench",
@@ -113,7 +113,7 @@ def write_world(
         p.dreambench_photos,
         p.size,
         p.caption_detail,
-        told("dreambench"),
+        report("dreambench"),
     )
     record = {
         "fingerprint": fingerprint(params),
@@ -131,7 +131,7 @@ def write_world(
 def main(params: Params) -> None:
     """Run the stage."""
     toybox = params.section("toybox", ToyboxParams)
-    torch.set_num_threads(1)  # the renderer's tensors are small: more threads only cost
+    torch.set_num_threads(1)  # the renderer's tensors are small: more threads are only overhead
     with tqdm(unit="image", disable=None) as bar:
 
         def progress(layout: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Picture styles. A style is one function and one row of `STYLES`; it turns a rendered photo into another picture."""
+"""Image styles. A style is one function and one row of `STYLES`; it restyles a rendered photo."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pipelines.toybox.exact import Noise, blur, mix, shift, smooth
 
 @dataclass(frozen=True)
 class Photo:
-    """rgb [B, 3, H, W] in [0, 1]; alpha [B, H, W] of the subject with what it wears; parts [B, H, W], 0 outside."""
+    """rgb [B, 3, H, W] in [0, 1]; alpha [B, H, W] of the subject with accessories; parts [B, H, W], 0 outside."""
 
     rgb: Tensor
     alpha: Tensor
@@ -62,7 +62,7 @@ def sketch(photo: Photo) -> Tensor:
 
 
 def cartoon(photo: Photo) -> Tensor:
-    """Flat saturated colours in few steps with a black outline."""
+    """Flat saturated colours in a few steps, with a black outline."""
     rgb = mix(luma(photo.rgb)[:, None], photo.rgb, torch.full_like(photo.rgb, 1.35)).clamp(0, 1)
     flat = torch.floor(blur(rgb) * 4.0 + 0.5) / 4.0
     inside = torch.floor(rgb * 5.0 + 0.5) / 5.0
@@ -71,7 +71,7 @@ def cartoon(photo: Photo) -> Tensor:
 
 
 def neon(photo: Photo) -> Tensor:
-    """Glowing outlines in the photo's colours on darkness."""
+    """Glowing outlines in the photo's colours on a dark ground."""
     rgb = photo.rgb
     top = torch.maximum(rgb[:, 0], torch.maximum(rgb[:, 1], rgb[:, 2]))[:, None]
     low = torch.minimum(rgb[:, 0], torch.minimum(rgb[:, 1], rgb[:, 2]))[:, None]
@@ -88,7 +88,7 @@ def monochrome(photo: Photo) -> Tensor:
 
 
 def pixel_art(photo: Photo) -> Tensor:
-    """Squares of two by two pixels in few colours."""
+    """Blocks of two by two pixels in few colours."""
     n = photo.rgb.shape[-1]
     even = torch.arange(n, device=photo.rgb.device) // 2 * 2
     odd = (even + 1).clamp(max=n - 1)
@@ -108,15 +108,15 @@ def watercolour(photo: Photo) -> Tensor:
     n = photo.noise.size
     at = (torch.arange(n, device=wash.device) + 0.5) / n - 0.5
     far = torch.sqrt(at[:, None] * at[:, None] + at[None, :] * at[None, :]) + 0.16 * (photo.noise.field(5) - 0.5)
-    bare = smooth(far, 0.46, 0.60) * (1 - photo.alpha)
-    return mix(wash, torch.ones_like(wash), bare[:, None])
+    paper = smooth(far, 0.46, 0.60) * (1 - photo.alpha)
+    return mix(wash, torch.ones_like(wash), paper[:, None])
 
 
 @dataclass(frozen=True)
 class Style:
-    """draw(photo) gives [B, 3, H, W]. phrase: what captions put before the subject's noun phrase.
+    """draw(photo) returns [B, 3, H, W]. phrase: what captions put before the subject's noun phrase.
 
-    coloured: whether the subject's colours can still be told.
+    coloured: whether the subject's colours can still be recognised.
     """
 
     draw: Callable[[Photo], Tensor]

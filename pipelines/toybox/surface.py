@@ -52,7 +52,7 @@ _DOTS = _directions(22)
 
 
 def dots(p: Point, scale: Tensor, phase: Tensor, pixel: Tensor) -> Tensor:
-    """Round spots seen from the subject's centre in 22 even directions."""
+    """Round spots in 22 evenly spread directions from the subject's centre."""
     far = length(*p) + 1e-9
     sine, cosine = wave(phase), wave(phase + 0.25)
     x, y, z = (
@@ -68,16 +68,16 @@ def dots(p: Point, scale: Tensor, phase: Tensor, pixel: Tensor) -> Tensor:
 
 
 def dipped(p: Point, scale: Tensor, phase: Tensor, pixel: Tensor) -> Tensor:
-    """All below the waist."""
+    """Everything below the waist."""
     return _edge(p[1] + 0.07 - 0.14 * scale, pixel)
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """paint(point, scale [N] in [0, 1], phase [N] in [0, 1), pixel [N]) gives the second colour's share [N] in [0, 1].
+    """paint(point, scale [N] in [0, 1], phase [N] in [0, 1), pixel [N]) is the second colour's share [N] in [0, 1].
 
     Points are measured from the family's waist. The main colour keeps the larger part of the surface, so that it can be
-    told from the second one.
+    distinguished from the second one.
 
     word: its adjective. noun: its plural noun in "a red ball with white ...", None where only the adjective is used.
     """

@@ -1,7 +1,7 @@
-"""What can be seen in the embedded world, and how it is said.
+"""What can be seen in the embedded world, and its captions.
 
-A picture is a subject (who), a view (from where) and a look (how: scene, style, shape, accessory). Every one of them is
-a frozen value, sampled from a numpy generator, so a picture is a pure function of three small records.
+An image is a subject (who), a view (from where) and a look (how: scene, style, shape, accessory). Each of them is a
+frozen value, sampled from a numpy generator, so an image is a pure function of three small records.
 """
 
 import colorsys
@@ -20,7 +20,7 @@ SCENES = tuple(name for name in scenes.SCENES if name != scenes.BLANK)
 STYLES = tuple(styles.STYLES)
 ACCESSORIES = tuple(accessories.ACCESSORIES)
 SHAPES = ("ball", "box", "can", "cone", "ring", "gem")
-"""Families whose shape another family's texture can be put on."""
+"""Families whose shape can take another family's texture."""
 
 HELD_OUT_SHARE = 8
 """One in this many combinations of family, main colour and pattern belongs to held-out subjects."""
@@ -56,9 +56,9 @@ class Subject:
 class View:
     """A pinhole camera on a sphere around the subject.
 
-    azimuth (0 looks at the front, +z; 90 stands at +x), elevation and roll in degrees. size: diameter of the sphere
-    that encloses the subject, as a fraction of the picture. position: offset of its centre from the picture's, as
-    fractions of the picture, right and down. light: azimuth and elevation, in degrees, of where the light comes from.
+    azimuth (0 looks at the front, +z; 90 is at +x), elevation and roll in degrees. size: diameter of the sphere
+    that encloses the subject, as a fraction of the image. position: offset of its centre from the image's, as fractions
+    of the image, right and down. light: azimuth and elevation of the light source, in degrees.
     """
 
     azimuth: float
@@ -81,9 +81,9 @@ class Look:
 
 
 def held_out(subject: Subject) -> bool:
-    """Whether the subject is kept for evaluation: one in eight combinations of family, main colour and pattern is.
+    """Whether the subject is reserved for evaluation: one in eight combinations of family, main colour and pattern is.
 
-    The combinations are spread evenly: every family, colour and pattern is among those kept and among the others.
+    The combinations are spread evenly: every family, colour and pattern occurs both among the reserved and the others.
     """
     places = FAMILIES.index(subject.family), COLOURS.index(subject.colours[0]), PATTERNS.index(subject.pattern)
     return (places[0] + 3 * places[1] + 5 * places[2]) % HELD_OUT_SHARE == 0
@@ -131,7 +131,7 @@ def _draw(rng: np.random.Generator, family: str | None) -> Subject:
 def sample_subject(rng: np.random.Generator, family: str | None = None, kept: bool | None = None) -> Subject:
     """A random individual, of the given family if any.
 
-    kept: True gives only held-out subjects, False only the others, None either.
+    kept: True gives only held-out subjects, False only the others, None any.
     """
     while True:
         subject = _draw(rng, family)
@@ -140,7 +140,7 @@ def sample_subject(rng: np.random.Generator, family: str | None = None, kept: bo
 
 
 def sample_view(rng: np.random.Generator, azimuth: float | None = None) -> View:
-    """A random view of the whole subject, never cut by the border; azimuth in degrees, random if None."""
+    """A random view of the whole subject, never cut off by the border; azimuth in degrees, random if None."""
     azimuth = float(rng.uniform(-180, 180)) if azimuth is None else azimuth
     size = float(rng.uniform(0.80, 0.98))
     room = (1 - size) / 2
@@ -168,9 +168,9 @@ def sample_look(
     accessory: float = 0.0,
     family: str | None = None,
 ) -> Look:
-    """A random look. style, shape, accessory: probabilities that the look has one (0: a photo of the bare subject).
+    """A random look. style, shape, accessory: probabilities that the look has one (0: a plain photo of the subject).
 
-    family: the subject's own, which is not offered as a shape.
+    family: the subject's own, which is excluded as a shape.
     """
     scene = scene or SCENES[rng.integers(len(SCENES))]
     chance, which = rng.random(3), rng.integers(0, 2**31, 3)
@@ -190,7 +190,7 @@ TEMPLATES = (
     "{style} {with_thing}{wearing} {scene}",
     "{scene}, {plain_style} {thing}{wearing}",
 )
-"""Caption variants; the first is the usual one. {plain_style} leaves out "a photo of"; {with_thing} names the pattern's
+"""Caption variants; the first is the default. {plain_style} leaves out "a photo of"; {with_thing} names the pattern's
 colour ("a red mug with white stripes")."""
 
 
@@ -205,7 +205,7 @@ def caption(
     detail: Detail = "full",
     rng: np.random.Generator | None = None,
 ) -> str:
-    """What is seen, in a small closed vocabulary; the family's name is always a word of its own.
+    """A caption in a small closed vocabulary; the family's name is always a separate word.
 
     variant: which template, modulo their number (drawn from `rng` if one is given). detail: "full" names main colour
     and pattern, "colour" only the colour, "noun" neither.
@@ -241,7 +241,7 @@ def _article_of(accessory: str) -> str:
 
 
 def undressed(look: Look) -> Look:
-    """The same scene as a photo of the bare subject in its own shape."""
+    """The same scene as a plain photo of the subject in its own shape."""
     return replace(look, style="photo", shape=None, accessory=None)
 
 
@@ -264,4 +264,4 @@ VOCABULARY: tuple[str, ...] = tuple(
         )
     )
 )
-"""Every word (and the comma) a caption can hold, sorted; captions are lower case."""
+"""Every word (and the comma) a caption can contain, sorted; captions are lower case."""

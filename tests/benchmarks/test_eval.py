@@ -41,7 +41,7 @@ def test_both_parts_are_measured_over_the_forward_passes_they_make(command, monk
     assert list(figures) == ["segment over forward", "score over forward"]
     for figure in figures.values():
         assert figure["value"] == 1 and figure["goal"] == 0.85
-        assert "4 pictures" in figure["detail"]
+        assert "4 images" in figure["detail"]
     turns = 2 * (1 + 1)  # both ways, after one that warms up
     assert [len(set(passes[:turns])), len(set(passes[turns:])), len(passes)] == [1, 1, 2 * turns] and min(passes) > 0
 

@@ -131,7 +131,7 @@ def test_results_of_different_data_share_no_page(matrix: ablation.Matrix, tmp_pa
         job.result.write_text(json.dumps(made))
     for run, data in (("cscl", "one"), ("macl", "other")):
         assert [result["run"] for result in ablation.current_results(matrix, data)] == [run]
-    with pytest.raises(UserError, match=r"(cscl-0 and macl-0|macl-0 and cscl-0) were trained on other data"):
+    with pytest.raises(UserError, match=r"(cscl-0 and macl-0|macl-0 and cscl-0) were trained on different data"):
         ablation.current_results(matrix, "a third")
     (tmp_path / "macl-0.json").unlink()
     assert [result["run"] for result in ablation.current_results(matrix, "a third")] == ["cscl"]
@@ -155,7 +155,7 @@ def test_comparison_with_no_run_is_refused(tmp_path, monkeypatch):
     tree["runs"]["both"]["against"] = "nothing"
     (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(tree))
     monkeypatch.setattr(ablation, "MATRIX", tmp_path / "ablation.yaml")
-    with pytest.raises(UserError, match="both is compared with 'nothing', which is no run"):
+    with pytest.raises(UserError, match="both is compared with 'nothing', which is not a run"):
         ablation.read_matrix()
 
 

@@ -33,5 +33,5 @@ def test_difference_is_in_8_bit_levels():
 
 def test_bad_options_are_one_sentence(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sharing", "--steps", "0"])
-    with pytest.raises(UserError, match="numbers from 1 up"):
+    with pytest.raises(UserError, match="must be at least 1"):
         sharing.main()

@@ -105,7 +105,7 @@ def test_file_holds_the_trained_parameters_and_the_fourier_code_alone(tiny_sd, t
 def test_another_base_model_is_refused_by_name(tiny_sd, tmp_path, name, revision):
     make_adapter(tiny_sd).save(tmp_path)
     wrong, right = (name, "tiny") if name != "tiny" else (revision, "0")
-    with pytest.raises(ModelError, match=f"was trained on .* '{right}' and '{wrong}' is loaded; load"):
+    with pytest.raises(ModelError, match=f"was trained on .* '{right}', but '{wrong}' is loaded; load"):
         Adapter.load(tmp_path, name, revision)
 
 
@@ -125,16 +125,16 @@ def break_json(folder, change) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: (f / "adapter.json").unlink(), "adapter.json: .*; name the folder of a trained adapter"),
-        (lambda f: (f / "adapter.json").write_text("{"), "is no adapter description"),
-        (lambda f: break_json(f, lambda t: t.update(format=2)), "format 2 is not 1"),
-        (lambda f: break_json(f, lambda t: t.pop("config")), "is no adapter description .*config"),
+        (lambda f: (f / "adapter.json").unlink(), "adapter.json: .*; pass the folder of a trained adapter"),
+        (lambda f: (f / "adapter.json").write_text("{"), "is not an adapter description"),
+        (lambda f: break_json(f, lambda t: t.update(format=2)), "format is 2, expected 1"),
+        (lambda f: break_json(f, lambda t: t.pop("config")), "is not an adapter description .*config"),
         (lambda f: break_json(f, lambda t: t["config"].update(colour=1)), "unknown key 'config.colour'"),
         (lambda f: break_json(f, lambda t: t["config"].pop("levels")), "is incomplete .*levels"),
-        (lambda f: break_json(f, lambda t: t["config"].update(width=32)), "does not fit adapter.json beside it"),
+        (lambda f: break_json(f, lambda t: t["config"].update(width=32)), "does not match the adapter.json beside it"),
         (lambda f: (f / "adapter.safetensors").unlink(), "adapter.safetensors: cannot be read"),
         (lambda f: (f / "adapter.safetensors").write_bytes(b"no"), "cannot be read as safetensors"),
-        (lambda f: save_file({"x": torch.ones(1)}, f / "adapter.safetensors"), "does not fit"),
+        (lambda f: save_file({"x": torch.ones(1)}, f / "adapter.safetensors"), "does not match"),
     ],
 )
 def test_damaged_adapter_is_one_sentence(tiny_sd, tmp_path, spoil, message):

@@ -222,7 +222,7 @@ def test_unet_without_text_is_one_sentence():
 
 def test_map_size_halves_and_rounds_up():
     assert [map_size(n, (7, 10)) for n in (70, 20, 6, 2, 1)] == [(7, 10), (4, 5), (2, 3), (1, 2), (1, 1)]
-    with pytest.raises(ModelError, match="64 pixels, which is no halving of the latent 6x6"):
+    with pytest.raises(ModelError, match="64 pixels, which is not a halving of the latent 6x6"):
         map_size(64, (6, 6))
 
 

@@ -130,9 +130,9 @@ def odd_unet(width: int):
     ("call", "message"),
     [
         (lambda a: ip_adapter_state(a, unet(20, block_out_channels=(16, 16))), "the adapter has 7 layers .*'tiny'"),
-        (lambda a: ip_adapter_state(a, unet(24)), "visual tokens have width 20 and .* 24"),
-        (lambda a: layer_numbers(odd_unet(20)), "down_blocks.1.* need blocks of attn1 and attn2"),
-        (lambda a: base_unet(a.config), "base model 'tiny' was found neither here .* with --base-model"),
+        (lambda a: ip_adapter_state(a, unet(24)), "visual tokens have width 20, but .* 24"),
+        (lambda a: layer_numbers(odd_unet(20)), "down_blocks.1.* needs blocks of attn1 and attn2"),
+        (lambda a: base_unet(a.config), "base model 'tiny' was found neither locally .* with --base-model"),
         (lambda a: base_unet(a.config, Path("nowhere")), "nowhere: cannot be read as a diffusers folder"),
         (lambda a: export.main(options("--adapter", "x", "--out", "kv.bin")), "must end in .safetensors"),
     ],

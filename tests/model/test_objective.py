@@ -203,7 +203,7 @@ def test_half_precision_backbone_trains_a_float32_adapter(tiny_sdxl):
     ("change", "switches", "message"),
     [
         ({}, {"textual": False, "tv_fusion": False}, "need the textual Q-Former; set cscl"),
-        ({"captions": ["a mug"]}, {}, "captions has 1 rows and latents 4"),
+        ({"captions": ["a mug"]}, {}, "captions has 1 rows, but latents has 4"),
         ({"class_nouns": ["cat"] * 4}, {}, "no class noun 'cat'"),
     ],
 )

@@ -54,7 +54,7 @@ def test_noun_is_found_as_whole_words_whatever_the_case():
 
 @pytest.mark.parametrize("caption", ["dogs in the snow", "", "a hotdog"])
 def test_caption_without_its_noun_is_one_sentence(caption):
-    with pytest.raises(ModelError, match="has no class noun 'dog' to put the pseudo-word after; write"):
+    with pytest.raises(ModelError, match="has no class noun 'dog' to insert the pseudo-word after; write"):
         noun_ends(caption, ["dog"])
 
 
@@ -67,7 +67,7 @@ def test_long_caption_keeps_its_noun_and_loses_its_end():
 
 
 def test_noun_beyond_the_encoder_s_length_is_one_sentence():
-    with pytest.raises(ModelError, match=r"class noun 'mug' and its pseudo-word need .* put the noun nearer"):
+    with pytest.raises(ModelError, match=r"class noun 'mug' and its pseudo-word need .* move the noun closer"):
         tokenize(tokenizer(), 24, "on a table " * 20 + "a mug", ["mug"], tokens=1)
 
 

@@ -109,10 +109,10 @@ def test_each_prompt_with_each_seed_is_the_picture_it_is_alone(workplace, capsys
     ("words", "settings", "message"),
     [
         (["--class-noun", "dog"], {"prompt": "mug, dog"}, "1 --reference and 2 --class-noun; give one"),
-        (["--out", "a.jpg"], {}, "a.jpg: the settings are kept in PNG"),
-        (["--seed", "1", "2"], {}, "a.png: 2 pictures need a folder; give its name"),
+        (["--out", "a.jpg"], {}, "a.jpg: the settings are stored in PNG"),
+        (["--seed", "1", "2"], {}, "a.png: 2 images need a folder; give its name"),
         (["--prompt", "nothing", "--out", "many"], {}, "caption 'nothing' has no class noun 'mug'"),
-        (["--adapter", "nowhere"], {}, "name the folder of a trained adapter"),
+        (["--adapter", "nowhere"], {}, "pass the folder of a trained adapter"),
         (["--mask", "nowhere.png"], {}, "nowhere.png: cannot be read as an image"),
         ([], {"prompt": "a dog"}, "caption 'a dog' has no class noun 'mug'"),
         ([], {"reference": "adapter/adapter.json"}, "adapter.json: cannot be read as an image"),

@@ -165,7 +165,7 @@ def test_installing_it_as_a_package_is_refused_in_one_sentence():
     from runtime import no_wheel
 
     for hook in (no_wheel.build_wheel, no_wheel.build_sdist, no_wheel.build_editable):
-        with pytest.raises(SystemExit, match="is an application to be cloned"):
+        with pytest.raises(SystemExit, match="is an application to clone"):
             hook("dist")
 
 

@@ -78,14 +78,14 @@ def test_free_mappings_are_in_the_repository_params():
         (GOOD.replace("3", "three"), [], [], "'demo.count' is 'three'"),
         ("other: {a: 1}\n", [], [], "no section 'demo'"),
         ("demo: [", [], [], "not valid YAML"),
-        ("- 1\n", [], [], "holds no sections"),
+        ("- 1\n", [], [], "has no sections"),
         (GOOD, [], ["demo.cuont=1"], "unknown key 'demo.cuont'"),
         (GOOD, [], ["demo.inner={lwo: 1}"], "unknown key 'demo.inner.lwo'"),
         ("demo: {}\n", [], ["demo.count=1"], "unknown key 'demo.count'"),
         (GOOD, [], ["demo.count"], "write KEY=VALUE"),
         (GOOD, [], ["demo.count={"], "the value is not YAML"),
         (GOOD, ["nowhere.yaml"], [], "nowhere.yaml does not exist"),
-        (GOOD, ["."], [], r"\. cannot be read \(Is a directory\); name a YAML file"),
+        (GOOD, ["."], [], r"\. cannot be read \(Is a directory\); pass a readable YAML file"),
     ],
 )
 def test_wrong_params_are_one_sentence(folder, text: str, files: list[str], settings: list[str], said: str):

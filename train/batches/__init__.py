@@ -1,1 +1,1 @@
-"""Which samples make a step: triplets, sampler, mixture, arrays, uncached photos, prefetching, validation."""
+"""Training samples: triplets, sampler, mixture, arrays, uncached photos, prefetching, validation."""

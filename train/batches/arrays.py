@@ -1,4 +1,4 @@
-"""The large columns of the training tables as memory-mapped arrays: rows in any order, one copy for all ranks."""
+"""Large columns of the training tables as memory-mapped arrays: random access, one copy for all ranks."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Arrays:
     """Rows in the order of their tables."""
 
     latents: np.ndarray | None
-    """[frames, C, h, w] fp16; None where encode.latents is off."""
+    """[frames, C, h, w] fp16; None if encode.latents is off."""
     masks: np.ndarray | None
     """[frames, h, w] uint8, 255 = all subject; None with `latents`."""
     hidden: np.ndarray | None
-    """[frames x augmentations, K, N, d] fp16; None where hidden states are off or over encode.max_gigabytes."""
+    """[frames x augmentations, K, N, d] fp16; None if hidden states are off or over encode.max_gigabytes."""
     cosines: np.ndarray
-    """[sum of the tiles' sizes] fp16: the values of all similarity tiles, one after the other."""
+    """[sum of the tiles' sizes] fp16: the values of all similarity tiles, concatenated."""
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Map the arrays that `write` left in `folder`."""
+        """Map the arrays that `write` stored in `folder`."""
         found: dict[str, Any] = {
             name: np.load(folder / f"{name}.npy", mmap_mode="r") if (folder / f"{name}.npy").exists() else None
             for name in cls.__annotations__
@@ -49,11 +49,11 @@ class Arrays:
 def write(data: Path, folder: Path) -> Path:
     """Write the arrays of the tables under `data` to `folder`, which appears only when complete, and return it.
 
-    Nothing is done where it exists. What other tables left beside it is removed: arrays take the disk of their tables.
+    Does nothing if it exists. Arrays of other tables beside it are removed: arrays take as much disk as their tables.
 
     Raises:
         UserError: rows of a table differ in shape.
-        OSError: the disk has no room for them.
+        OSError: the disk has no space for them.
     """
     if folder.exists():
         return folder
@@ -68,15 +68,15 @@ def write(data: Path, folder: Path) -> Path:
         fill_cosines(temporary / "cosines.npy", data / "similarity")
         sync(temporary)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # a full disk has room again
+        shutil.rmtree(temporary, ignore_errors=True)  # frees space on a full disk
         raise
     temporary.rename(folder)
     return folder
 
 
 def fill(file: Path, dtype: Any, folder: Path, table: str, column: str, axes: Sequence[str]) -> None:
-    """Write a list column as one array [rows, *axes], part by part, so that memory holds one part; nothing where the
-    table has no row."""
+    """Write a list column as one array [rows, *axes], part by part to keep only one in memory; nothing if the table is
+    empty."""
     rows = sum(len(part) for part in read_parts(folder, table, axes[:1]))
     shape: tuple[int, ...] | None = None
     array, row = None, 0
@@ -89,7 +89,7 @@ def fill(file: Path, dtype: Any, folder: Path, table: str, column: str, axes: Se
             values = chunk[column].flatten().to_numpy(zero_copy_only=False)
             if len(values) != len(chunk) * int(np.prod(shape)):
                 raise UserError(
-                    f"{folder / table}: '{column}' does not hold {' x '.join(axes)} values a row; run {folder.name}"
+                    f"{folder / table}: '{column}' does not have {' x '.join(axes)} values per row; run {folder.name}"
                     " again"
                 )
             array[row : row + len(chunk)] = values.reshape(-1, *shape)
@@ -99,7 +99,7 @@ def fill(file: Path, dtype: Any, folder: Path, table: str, column: str, axes: Se
 
 
 def fill_cosines(file: Path, folder: Path) -> None:
-    """Write the values of all tiles one after the other."""
+    """Write the values of all tiles, concatenated."""
     sizes = [
         pc.sum(pc.list_value_length(part["values"])).as_py() or 0
         for part in read_parts(folder, "similarity", ["values"])
@@ -115,21 +115,21 @@ def fill_cosines(file: Path, folder: Path) -> None:
 
 
 def new_array(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-    """An array file to fill. Its room on the disk is taken here: where a page that is written finds none, the kernel
-    kills the process without a word."""
+    """An array file to fill. Its disk space is allocated here: if writing a page found none, the kernel would kill the
+    process without a message."""
     array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
     if sys.platform == "linux":
         with file.open("rb+") as stream:
             try:
                 os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
             except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not every file system can
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not every file system supports it
                     raise
     return array
 
 
 def read_parts(folder: Path, table: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield the parts of a table that have rows."""
+    """Yield the nonempty parts of a table."""
     for part in tables.parts(folder, table):
         read = tables.read_part(part, table, columns)
         if len(read):
@@ -137,19 +137,19 @@ def read_parts(folder: Path, table: str, columns: Sequence[str]) -> Iterator[pa.
 
 
 def require_shape(folder: Path, table: str, rows: pa.RecordBatch, axes: Sequence[str], shape: Sequence[int]) -> None:
-    """Raise UserError that names the first row whose shape is another one."""
+    """Raise UserError naming the first row with a different shape."""
     for axis, size in zip(axes, shape, strict=True):
         odd = np.flatnonzero(rows[axis].to_numpy() != size)
         if len(odd):
             frame_id, found = rows["frame_id"][odd[0]].as_py(), rows[axis][odd[0]].as_py()
             raise UserError(
-                f"{folder / table}: '{frame_id}' has {axis} {found} and the rows before it {size}; run {folder.name}"
-                " again, so that one model made all rows"
+                f"{folder / table}: '{frame_id}' has {axis} {found}, but the rows before it have {size}; run"
+                f" {folder.name} again, so that one model makes all rows"
             )
 
 
 def sync(folder: Path) -> None:
-    """Flush the files of `folder` and its list of files to the disk."""
+    """Flush `folder`, its files and directory entries, to disk."""
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:

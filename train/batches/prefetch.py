@@ -1,4 +1,4 @@
-"""The batches of coming steps, read by threads while the device computes, and how long a step waited for its own."""
+"""Batches of upcoming steps, read by threads while the device computes, and the time steps waited for them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from train.batches.sampler import Sampler
 class Batches:
     """One rank's batches, step after step.
 
-    What a thread does (reading, decoding, augmenting, noise) is a function of the step, so batches are those of
-    `Sampler.batch`, bit for bit. Threads, not processes: the work lets go of Python's lock, and nothing is copied.
+    A thread's work (reading, decoding, augmenting, noise) is a function of the step, so batches equal those of
+    `Sampler.batch` bit for bit. Threads, not processes: the work releases the GIL, and nothing is copied.
     """
 
     def __init__(
         self, sampler: Sampler, rank: int, ranks: int, device: torch.device, *, ahead: int, steps: int
     ) -> None:
-        """`ahead` batches are read early, each by a thread of its own (0: when they are asked for), none of a step that
-        is not below `steps`."""
+        """Prefetch `ahead` batches, one thread each (0: read on request), never for steps from `steps` on."""
         self.sampler, self.rank, self.ranks, self.device = sampler, rank, ranks, device
         self.ahead, self.steps = ahead, steps
         self.waited = 0.0
@@ -35,11 +34,11 @@ class Batches:
         self._waiting: deque[tuple[int, Future[TrainingBatch]]] = deque()
 
     def take(self, step: int) -> TrainingBatch:
-        """The batch of `step` on the device; those of the steps after it are begun.
+        """The batch of `step` on the device; starts reading those of the steps after it.
 
-        An error of a thread is raised here, in its step, as it is.
+        An error in a thread is raised here unchanged, at its step.
         """
-        asked = time.perf_counter()
+        started = time.perf_counter()
         if self._pool is None:
             batch = self.read(step)
         else:
@@ -50,11 +49,11 @@ class Batches:
             while len(self._waiting) < self.ahead and step + len(self._waiting) + 1 < self.steps:
                 self.begin(step + len(self._waiting) + 1)
             batch = first.result()
-        self.waited += time.perf_counter() - asked
+        self.waited += time.perf_counter() - started
         return self.sampler.finish(batch, self.device)
 
     def read(self, step: int) -> TrainingBatch:
-        """The batch of a step in the CPU's memory; pinned for a GPU, so that copying it does not hold the step up."""
+        """The batch of a step in CPU memory; pinned for a GPU, so that the copy does not block the step."""
         batch = self.sampler.read(step, self.rank, self.ranks)
         if self.device.type != "cuda":
             return batch
@@ -64,23 +63,23 @@ class Batches:
         return replace(batch, **pinned)
 
     def start_thread(self) -> None:
-        """Pinned memory belongs to the thread's current GPU, which else is the first one for all ranks."""
+        """Select the rank's GPU: pinned memory belongs to the thread's current one, by default the first."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
     def begin(self, step: int) -> None:
-        """Give a step to a thread."""
+        """Submit a step to a thread."""
         assert self._pool is not None
         self._waiting.append((step, self._pool.submit(self.read, step)))
 
     def drop(self) -> None:
-        """Forget what is read ahead."""
+        """Discard prefetched batches."""
         for _, future in self._waiting:
             future.cancel()
         self._waiting.clear()
 
     def close(self) -> None:
-        """End the threads: at most the batches they are at are still read, and dropped."""
+        """Stop the threads; at most the batches in progress are still read, then discarded."""
         self.drop()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)

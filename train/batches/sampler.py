@@ -1,7 +1,7 @@
-"""Which samples make the batch of a step.
+"""The samples of each step's batch.
 
-Everything random is a function of (seed, step, place in the global batch), so that a run needs no data position in its
-checkpoints and draws the same samples on any number of ranks.
+All randomness is a function of (seed, step, place in the global batch), so checkpoints need no data position and any
+number of ranks draws the same samples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from train.batches.uncached import Photos
 from train.recipe import DropParams
 
 EPOCH, DRAW, NOISE = 1, 2, 3
-"""First words of the seeds, so that no two uses share a stream."""
+"""First elements of the seeds, so that no two uses share a stream."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Draw:
 
     grouping: int
     triplets: np.ndarray
-    """Rows of the TrainingSet, each of another subject, all of one group."""
+    """Rows of the TrainingSet, each of a different subject, all from one group."""
     reference_views: np.ndarray
     """Augmentation of each reference."""
     positive_views: np.ndarray
@@ -43,11 +43,11 @@ class Draw:
 
 
 class Sampler:
-    """Which samples make the global batch of a step.
+    """Chooses the samples of each step's global batch.
 
-    An epoch puts the subjects of each group in a random order and cuts them into batches; what is left over of a group
-    waits for the next epoch. With several groupings, epochs go round them. With a mixture, an epoch has a subject as
-    often as its source's share asks: see `train.batches.mixture`.
+    An epoch shuffles the subjects of each group and cuts them into batches; a group's remainder waits for the next
+    epoch. With several groupings, epochs cycle through them. With a mixture, a subject occurs in an epoch as often as
+    its source's share requires: see `train.batches.mixture`.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class Sampler:
         independent: bool,
         mixture: Mapping[str, float] | None = None,
     ) -> None:
-        """`timesteps` of the diffusion process; `independent`: positives get timesteps of their own; `mixture`: share
-        of the samples by source.
+        """`timesteps` of the diffusion process; `independent`: positives get their own timesteps; `mixture`: share of
+        the samples per source.
 
         Raises:
             UserError: no group has `batch` subjects, or the mixture does not fit the sources.
@@ -85,14 +85,14 @@ class Sampler:
         if not min(self.lengths, default=0):
             largest = max((len(group) for groups in self.groups for group in groups), default=0)
             raise UserError(
-                f"train.batch = {batch} needs as many different subjects in one similarity group, and the largest has"
+                f"train.batch = {batch} needs that many different subjects in one similarity group, but the largest has"
                 f" {largest}; lower train.batch, or add subjects"
             )
-        # Threads that read ahead ask for the next epoch while another still reads this one.
+        # Prefetching threads request the next epoch while others still read this one.
         self.epoch = lru_cache(maxsize=2)(self.draw_epoch)
 
     def epoch_of(self, step: int) -> tuple[int, int]:
-        """(epoch, batch in it) of a step."""
+        """(epoch, batch within the epoch) of a step."""
         rounds, rest = divmod(step, sum(self.lengths))
         for grouping, length in enumerate(self.lengths):
             if rest < length:
@@ -101,7 +101,7 @@ class Sampler:
         raise AssertionError
 
     def draw_epoch(self, epoch: int) -> np.ndarray:
-        """Subjects [batches, C] of an epoch; `epoch` keeps the last ones."""
+        """Subjects [batches, C] of an epoch; `epoch` caches the last ones."""
         rng = np.random.default_rng([self.seed, EPOCH, epoch])
         size, grouping = self.batch_size, epoch % len(self.groups)
         if self.portions is not None:
@@ -120,8 +120,8 @@ class Sampler:
         rng = np.random.default_rng([self.seed, DRAW, step])
         triplets = self.order[self.starts[places_] + rng.integers(self.counts[places_])]
         single = self.data.single[triplets]
-        # A plain reference, as at inference, and a placed positive; of a single photo any two augmentations, since the
-        # plain one would repeat the target's pose.
+        # A plain reference, as at inference, and a placed positive; for a single photo any two augmentations, since
+        # the plain one would repeat the target's pose.
         reference = np.where(single, rng.integers(views, size=count), 0)
         positive = (reference + rng.integers(1, views, size=count)) % views
         timesteps, others = rng.integers(self.timesteps, size=(2, count))
@@ -140,23 +140,23 @@ class Sampler:
         )
 
     def noise(self, step: int, place: int, shape: Sequence[int]) -> np.ndarray:
-        """Standard normal noise of one place of the global batch, float32."""
+        """Standard normal noise for one place in the global batch, float32."""
         return np.random.default_rng([self.seed, NOISE, step, place]).standard_normal(tuple(shape), dtype=np.float32)
 
     def batch(self, step: int, rank: int = 0, ranks: int = 1, device: torch.device | str = "cpu") -> TrainingBatch:
-        """The rows of the global batch of `step` that are `rank`'s, in order of place, loaded to `device`."""
+        """The rows of `step`'s global batch that belong to `rank`, in order of place, on `device`."""
         return self.finish(self.read(step, rank, ranks), device)
 
     def read(self, step: int, rank: int = 0, ranks: int = 1) -> TrainingBatch:
-        """`batch` as far as the CPU makes it: where the encoders' results are not cached, `reference` and `positive`
-        hold what the image encoder reads [B, 3, s, s], `latents` the pictures [B, H, W, 3]. For threads."""
+        """The CPU part of `batch`, safe in threads: where encoder outputs are not cached, `reference` and `positive`
+        hold the image encoder's input [B, 3, s, s], and `latents` the images [B, H, W, 3]."""
         data, draw = self.data, self.draw(step)
         size = self.batch_size // ranks
         mine = slice(rank * size, (rank + 1) * size)
         triplets = draw.triplets[mine]
         latents, masks = self.read_targets(data.target[triplets])
         reference, positive = self.read_views(triplets, draw.reference_views[mine], draw.positive_views[mine])
-        everybody = data.subjects[draw.triplets]
+        subjects = data.subjects[draw.triplets]
         noise = [self.noise(step, rank * size + place, data.latent_shape) for place in range(size)]
         return TrainingBatch(
             latents=tensor(latents),
@@ -165,8 +165,8 @@ class Sampler:
             class_nouns=data.class_names.take(pa.array(triplets)).to_pylist(),
             reference=reference,
             positive=positive,
-            similarity=tensor(data.similarity.between(draw.grouping, everybody[mine], everybody)),
-            subjects=tensor(everybody[mine].astype(np.int64)),
+            similarity=tensor(data.similarity.between(draw.grouping, subjects[mine], subjects)),
+            subjects=tensor(subjects[mine].astype(np.int64)),
             timesteps=tensor(draw.timesteps[mine]),
             noise=tensor(np.stack(noise)),
             drop_image=tensor(draw.drop_image[mine]),
@@ -175,7 +175,7 @@ class Sampler:
         )
 
     def read_targets(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Latents [B, C, h, w] float32, or pictures [B, H, W, 3] uint8, and masks [B, h, w] uint8 of targets."""
+        """Latents [B, C, h, w] float32, or images [B, H, W, 3] uint8, and masks [B, h, w] uint8 of targets."""
         arrays = self.data.arrays
         if arrays.latents is None or arrays.masks is None:
             return cast(Photos, self.data.photos).targets(rows)
@@ -192,7 +192,7 @@ class Sampler:
         return [photos.pixels(f, v, single) for f, v in zip(frames, views, strict=True)]
 
     def finish(self, batch: TrainingBatch, device: torch.device | str) -> TrainingBatch:
-        """What `read` gave, on `device`, and encoded where it is not cached."""
+        """Move the result of `read` to `device`, and encode what is not cached."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(batch).items()
@@ -208,5 +208,5 @@ class Sampler:
 
 
 def tensor(values: np.ndarray) -> torch.Tensor:
-    """Values as a tensor on the CPU."""
+    """Values as a CPU tensor."""
     return torch.from_numpy(np.ascontiguousarray(values))

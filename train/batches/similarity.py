@@ -1,4 +1,4 @@
-"""M, the real similarity between subjects, out of the tiles of the similarity table."""
+"""M, the real similarity between subjects, from the tiles of the similarity table."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class SubjectSimilarity:
 
     subject_ids: pa.Array
     groups: np.ndarray
-    """[groupings, subjects] group of each subject, -1 where it has none."""
+    """[groupings, subjects] group of each subject, -1 if none."""
     blocks: np.ndarray
-    """[groupings, subjects] which row of tiles of its group it is in."""
+    """[groupings, subjects] its row of tiles within the group."""
     positions: np.ndarray
     """[groupings, subjects] its place in that row of tiles."""
     tiles: dict[tuple[int, int, int, int], tuple[int, int]]
-    """(grouping, group, row block, column block) -> (where its values start, how many columns it has)."""
+    """(grouping, group, row block, column block) -> (start of its values, number of columns)."""
     cosines: np.ndarray
-    """Values of all tiles, one after the other."""
+    """Values of all tiles, concatenated."""
 
     @classmethod
     def read(cls, folder: Path, cosines: np.ndarray) -> SubjectSimilarity:
-        """Read the layout of the similarity table, whose values are `cosines`."""
+        """Read the layout of the similarity table; `cosines` are its values."""
         names = ["tile_id", "grouping", "group", "row_subjects", "column_subjects"]
         table = tables.read(folder, "similarity", names)
         widths = pc.list_value_length(table["column_subjects"]).to_pylist()
@@ -68,9 +68,9 @@ class SubjectSimilarity:
 
 
 def require_tiles(folder: Path, tiles: Collection[tuple[int, int, int, int]]) -> None:
-    """Raise UserError that names the first tile that a group lacks; else a step would miss it half-way.
+    """Raise UserError naming the first tile missing from a group, which would otherwise stop a run midway.
 
-    A group has a tile for each pair of its row blocks, (grouping, group, row block, column block).
+    A group has one tile per pair of its row blocks, (grouping, group, row block, column block).
     """
     last: dict[tuple[int, int], int] = {}
     for grouping, group, i, j in tiles:

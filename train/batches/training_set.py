@@ -1,4 +1,4 @@
-"""Training samples: triplets and where the columns of their photos lie in the arrays."""
+"""Training samples: triplets, and the array rows of their photos."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from train.batches.uncached import Photos
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Triplets whose three frames are encoded, one row each, and where their columns lie in the arrays."""
+    """Triplets whose three frames are encoded, one row each, and the array rows that hold their columns."""
 
     triplet_ids: pa.Array
     class_names: pa.Array
@@ -31,35 +31,35 @@ class TrainingSet:
     sources: list[str]
     """Names of the sources the triplets come from, sorted."""
     source_of: np.ndarray
-    """[subjects of `similarity`] index of each one's source in `sources`; 0 where a subject has no triplet."""
+    """[subjects of `similarity`] index of each subject's source in `sources`; 0 if it has no triplet."""
     reference: np.ndarray
-    """[n] frame: row // augmentations of `arrays.hidden`, or row of `photos` where there are none."""
+    """[n] frame: row // augmentations of `arrays.hidden`, or row of `photos` if that is None."""
     positive: np.ndarray
     """[n] as `reference`."""
     target: np.ndarray
-    """[n] row of `arrays.latents` and `arrays.masks`, or row of `photos` where there are none."""
+    """[n] row of `arrays.latents` and `arrays.masks`, or row of `photos` if they are None."""
     single: np.ndarray
     """[n] bool: the subject has one photo, so reference and positive are two augmentations of it."""
     augmentations: int
     similarity: SubjectSimilarity
     arrays: Arrays
     photos: Photos | None
-    """What is computed at each step because it is not cached."""
+    """Source of the inputs that are not cached but computed at each step."""
 
     @classmethod
     def read(cls, data: Path, arrays: Arrays, pairing: str, photos: Photos | None = None) -> TrainingSet:
-        """Read the tables under `data`, whose large columns are `arrays`; `photos` where one of them is not there.
+        """Read the tables under `data`, with their large columns in `arrays`; `photos` if one of those is missing.
 
         pairing: `triplet`, or `self`: reference and positive are the target's own frame.
 
         Raises:
-            UserError: there is no triplet, a photo of one is not encoded, its subject has no similarities,
+            UserError: there are no triplets, a triplet's photo is not encoded, its subject has no similarities,
                 augmentations are missing, or a caption lacks its class noun.
         """
         encode = data / "encode"
         triplets = tables.read(data / "pairs", "triplets").combine_chunks()
         if not len(triplets):
-            raise UserError(f"{data / 'pairs'} holds no triplet; add photos of split train to sources, and run pairs")
+            raise UserError(f"{data / 'pairs'} has no triplets; add photos of split train to sources and run pairs")
         encoded = tables.read(encode, "latents", ["frame_id"])["frame_id"]
         if photos is not None and arrays.latents is None:
             encoded = photos.frame_ids
@@ -112,10 +112,10 @@ class TrainingSet:
 
 
 def augmented_frames(folder: Path) -> tuple[pa.ChunkedArray, int]:
-    """Frame ids of the features table, one for each frame, and how many augmentations every frame has.
+    """Frame ids of the features table, one per frame, and the number of augmentations of every frame.
 
     Raises:
-        UserError: fewer than two, or not the same ones for every frame.
+        UserError: there are fewer than two, or they differ between frames.
     """
     table = tables.read(folder, "features", ["frame_id", "augmentation"])
     numbers = table["augmentation"].to_numpy()
@@ -128,33 +128,31 @@ def augmented_frames(folder: Path) -> tuple[pa.ChunkedArray, int]:
 
 
 def require_views(where: str, augmentations: int) -> None:
-    """Raise UserError where a photo has no other augmentation than the plain segment."""
+    """Raise UserError if photos have no augmentation other than the plain segment."""
     if augmentations == 1:
         raise UserError(
-            f"{where} holds plain segments only, and a positive is one placed at random; set encode.augmentations to 2"
+            f"{where} has only plain segments, but a positive is a randomly placed one; set encode.augmentations to 2"
             " or more and run encode again"
         )
 
 
 def require_known(role: str, rows: np.ndarray, triplets: pa.Table, data: Path) -> None:
-    """Raise UserError that names the first triplet whose photo or subject in this role is -1: unknown."""
+    """Raise UserError naming the first triplet whose photo or subject in this role is -1 (unknown)."""
     if (rows >= 0).all():
         return
     first = int(np.argmin(rows))
     name = triplets["triplet_id"][first].as_py()
-    count = f"{int((rows < 0).sum())} of {len(rows)} triplets"
+    found = f"{int((rows < 0).sum())} of {len(rows)} triplets (first: {name})"
     if role == "subjects":
-        raise UserError(
-            f"{count}, {name} the first, are of subjects without similarities; run similarity and pairs again"
-        )
+        raise UserError(f"{found} belong to subjects without similarities; run similarity and pairs again")
     raise UserError(
-        f"{count}, {name} the first, have a {role} that is not in the tables of {data / 'encode'}; run pairs and encode"
-        " again, see encode's rejects, and with train.pairing self let encode.inputs hold target"
+        f"{found} have a {role} that is not in the tables of {data / 'encode'}; run pairs and encode again, check"
+        " encode's rejects, and with train.pairing self include target in encode.inputs"
     )
 
 
 def captions_and_sources(folder: Path, targets: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
-    """Captions and sources of frames, in their order.
+    """Captions and sources of frames, in the order of `targets`.
 
     Raises:
         UserError: a frame is not in the frames table.
@@ -169,13 +167,13 @@ def captions_and_sources(folder: Path, targets: pa.ChunkedArray) -> tuple[pa.Arr
 
 
 def require_nouns(captions: pa.Array, nouns: pa.Array) -> None:
-    """Raise ModelError that names the first caption without its class noun; else it would stop the run half-way."""
+    """Raise ModelError naming the first caption without its class noun, which would otherwise stop the run midway."""
     for caption, noun in sorted(set(zip(captions.to_pylist(), nouns.to_pylist(), strict=True))):
         noun_ends(caption, [noun])
 
 
 def places(values: pa.ChunkedArray, known: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Where each of `values` stands in `known`, -1 where it does not."""
+    """Index of each of `values` in `known`, -1 if absent."""
     known = known.combine_chunks() if isinstance(known, pa.ChunkedArray) else known
     found = pc.index_in(values, value_set=known)
     return pc.fill_null(found, -1).to_numpy().astype(np.int64)

@@ -1,7 +1,6 @@
-"""Training without cached tables: photos are read and augmented at each step, and the frozen encoders run beside it.
+"""Training without cached tables: each step reads and augments photos and runs the frozen encoders.
 
-What encode would have written is computed again by the same code from the same seeds, so that the losses are those of
-cached tables.
+The same code and seeds as in encode recompute what it would have written, so the losses equal those of cached tables.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from runtime.params import Section
 
 
 class AugmentParams(Section):
-    """Of section encode, what says how a photo becomes the encoder's input; encode itself reads all of it."""
+    """The keys of section encode that define how a photo becomes the encoder's input; encode itself reads them all."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -45,7 +44,7 @@ class AugmentParams(Section):
 
 @dataclass(frozen=True)
 class Photos:
-    """The photos with usable masks, a row each in the order of the masks table, and the encoders that read them."""
+    """Photos with usable masks, one row each in the order of the masks table, and the encoders that read them."""
 
     frame_ids: pa.Array
     sources: pa.Array
@@ -56,9 +55,9 @@ class Photos:
     params: AugmentParams
     variant: Variant
     clip: Clip | None
-    """None where hidden states are cached."""
+    """None if hidden states are cached."""
     vae: Any
-    """None where latents are cached."""
+    """None if latents are cached."""
 
     @classmethod
     def open(
@@ -71,8 +70,8 @@ class Photos:
         hidden: bool,
         latents: bool,
     ) -> Self:
-        """Read the tables under `data` and load what is not cached: the image encoder for `hidden` states, the
-        autoencoder for `latents`."""
+        """Read the tables under `data` and load the encoders of what is not cached: the image encoder for `hidden`
+        states, the VAE for `latents`."""
         masks = tables.read(data / "mask", "masks", ["frame_id", "height", "width", "rle", "quality"])
         masks = masks.filter(pc.equal(masks["quality"], "ok")).combine_chunks()
         frames = tables.read(data / "curate", "frames", ["frame_id", "source", "path"])
@@ -83,7 +82,7 @@ class Photos:
         frames = frames.take(rows).combine_chunks()
         roots = Roots(sources)
         for source in pc.unique(frames["source"]).to_pylist():
-            roots[source]  # opened here, not by several threads at once
+            roots[source]  # opens it here, not in several threads at once
         return cls(
             frame_ids=masks["frame_id"].combine_chunks(),
             sources=frames["source"].combine_chunks(),
@@ -110,21 +109,21 @@ class Photos:
         return config.latent_channels, side, side
 
     def segment(self, row: int) -> tuple[Any, np.ndarray]:
-        """The photo [RGB] and the mask (bool [H, W]) of a row; raises UserError where the photo is gone or broken."""
+        """The photo (RGB) and the mask (bool [H, W]) of a row; raises UserError if the photo is missing or broken."""
         root, path = self.roots[self.sources[row].as_py()], self.paths[row].as_py()
         try:
             image = decode_image(root.read(path))
         except (DecodeError, FileNotFoundError) as error:
-            raise UserError(f"{root.name(path)} cannot be read any more ({error}); run curate again") from None
+            raise UserError(f"{root.name(path)} can no longer be read ({error}); run curate again") from None
         height, width, rle = (self.masks[name][row].as_py() for name in ("height", "width", "rle"))
         return image, tables.decode_mask(rle, height, width)
 
     def pixels(self, rows: np.ndarray, views: np.ndarray, single: np.ndarray) -> Tensor:
-        """Augmentation `views[i]` of photo `rows[i]` as the image encoder reads it [n, 3, s, s]; for threads."""
+        """Augmentation `views[i]` of photo `rows[i]` as image-encoder input [n, 3, s, s]; safe in threads."""
         prepared = []
         for row, view, alone in zip(rows.tolist(), views.tolist(), single.tolist(), strict=True):
             image, mask = self.segment(row)
-            picture = augmented(
+            view_image = augmented(
                 self.frame_ids[row].as_py(),
                 image,
                 mask,
@@ -136,11 +135,11 @@ class Photos:
                 scale=self.params.scale,
                 rotation=self.params.single_photo_rotation,
             )
-            prepared.append(cast(Clip, self.clip).preprocess(picture))
+            prepared.append(cast(Clip, self.clip).preprocess(view_image))
         return torch.stack(prepared)
 
     def targets(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The squares diffusion learns from [n, H, W, 3] uint8 and their masks [n, h, w] uint8; for threads."""
+        """Square crops to train diffusion on [n, H, W, 3] uint8, and their masks [n, h, w] uint8; safe in threads."""
         _, height, width = self.latent_shape
         crops = [square_crop(*self.segment(row), self.variant.resolution) for row in rows.tolist()]
         return np.stack([np.asarray(crop) for crop, _ in crops]), np.stack(
@@ -148,17 +147,17 @@ class Photos:
         )
 
     def hidden_states(self, pixels: Tensor) -> Tensor:
-        """Hidden states [n, K, N, d] of prepared photos, in one pass, rounded to fp16 as the features table is."""
+        """Hidden states [n, K, N, d] of preprocessed photos, in one pass, rounded to fp16 as in the features table."""
         ready: Any = replace(after_preparing(cast(Clip, self.clip)), batch_size=len(pixels))
         return ready.hidden_states(list(pixels), self.variant.image_encoder.layers).half()
 
-    def latents(self, pictures: Tensor) -> Tensor:
-        """Latents [n, C, h, w] float32 of pictures [n, H, W, 3], rounded to fp16 as the latents table is."""
-        return latents_of(self.vae, pictures.to(self.vae.device)).half().float()
+    def latents(self, images: Tensor) -> Tensor:
+        """Latents [n, C, h, w] float32 of images [n, H, W, 3], rounded to fp16 as in the latents table."""
+        return latents_of(self.vae, images.to(self.vae.device)).half().float()
 
 
 def image_tower(clip: Clip) -> Clip:
-    """`clip` without its text tower, which would only take memory."""
+    """`clip` without its text tower, which would only waste memory."""
     for name, child in clip.model.named_children():
         if name != "visual":
             child.to("meta")

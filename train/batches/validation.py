@@ -1,4 +1,4 @@
-"""Subjects that are held out of training, and the losses on them."""
+"""Subjects held out of training, and the validation losses on them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from train.batches.sampler import Sampler
 from train.batches.training_set import TrainingSet
 from train.recipe import DropParams, TrainParams
 
-# Every condition is there: a dropped one would only add noise.
+# All conditions are kept: dropping one would only add noise.
 COMPLETE = DropParams(image=0, text=0, both=0)
 
 
 def hold_out(data: TrainingSet, count: int, batch: int) -> tuple[TrainingSet, TrainingSet | None]:
-    """Part `data` into what is trained on and the triplets of `count` held-out subjects, None of 0.
+    """Split `data` into the training set and the triplets of `count` held-out subjects (None for 0).
 
-    They are those with the smallest hashes of their ids in the largest group of the first grouping, so that they can
-    be compared with each other, and that subjects which are added or taken away leave most of them what they were.
+    The held-out subjects are those with the smallest id hashes in the largest group of the first grouping, so that they
+    are comparable with each other and adding or removing subjects leaves most of them unchanged.
 
     Raises:
         UserError: they would be fewer than `batch`, more than the group has, or leave no batch to train on.
@@ -30,8 +30,8 @@ def hold_out(data: TrainingSet, count: int, batch: int) -> tuple[TrainingSet, Tr
         return data, None
     if count < batch:
         raise UserError(
-            f"train.validation.subjects = {count} are fewer than train.batch = {batch}, and contrastive losses with"
-            " fewer candidates do not compare; hold out at least as many, or 0"
+            f"train.validation.subjects = {count} is less than train.batch = {batch}, and contrastive losses with fewer"
+            " candidates are not comparable; hold out at least that many, or 0"
         )
     present = np.unique(data.subjects)
     groups = data.similarity.groups[0][present]
@@ -41,7 +41,7 @@ def hold_out(data: TrainingSet, count: int, batch: int) -> tuple[TrainingSet, Tr
     if len(group) < count or max([len(group) - count, *(-size for size, _ in others)]) < batch:
         raise UserError(
             f"train.validation.subjects = {count} and train.batch = {batch} need more subjects in one similarity group"
-            f" than the {len(group)} of the largest; lower one of them, set train.validation.subjects to 0, or add"
+            f" than the {len(group)} in the largest; lower one of them, set train.validation.subjects to 0, or add"
             " subjects"
         )
     ids = data.similarity.subject_ids.take(pa.array(group)).to_pylist()
@@ -55,15 +55,15 @@ def hold_out(data: TrainingSet, count: int, batch: int) -> tuple[TrainingSet, Tr
 
 
 def where(data: TrainingSet, kept: np.ndarray) -> TrainingSet:
-    """The triplets of `data` at which `kept` [n] is True."""
+    """The triplets of `data` where `kept` [n] is True."""
     columns = {name: getattr(data, name).filter(pa.array(kept)) for name in ("triplet_ids", "class_names", "captions")}
     rows = {name: getattr(data, name)[kept] for name in ("subjects", "reference", "positive", "target", "single")}
     return replace(data, **columns, **rows)
 
 
 def validation_batches(held_out: TrainingSet, params: TrainParams, timesteps: int) -> Sampler:
-    """Draws the `params.validation.batches` batches of validation: its steps 0, 1, ..., always the same samples, noise
-    and timesteps."""
+    """Sampler of the `params.validation.batches` validation batches: its steps 0, 1, ..., always the same samples,
+    noise and timesteps."""
     return Sampler(
         held_out,
         batch=params.batch,

@@ -1,1 +1,1 @@
-"""Ranks, the DeepSpeed engine, checkpoints, resuming, memory."""
+"""Ranks, the DeepSpeed engine, checkpoints, resuming, memory estimates."""

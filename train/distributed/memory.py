@@ -254,7 +254,9 @@ def size(count: int) -> str:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("--ranks", type=int, help="number of devices (default: train.ranks)")
-    parser.add_argument("--table", action="store_true", help="table of published models x size x ZeRO stage; try 8 ranks")
+    parser.add_argument(
+        "--table", action="store_true", help="published models x size x ZeRO stage, for 8 or more devices"
+    )
     shared_options(parser)
 
 

@@ -126,7 +126,7 @@ def number(name: str) -> int:
     """
     value = os.environ.get(name, "")
     if not value.isdigit():
-        raise UserError(f"{name} is '{value}'; start the ranks with customcontrast train, deepspeed or torchrun")
+        raise UserError(f"{name} is '{value}'; start the ranks with python -m train, deepspeed or torchrun")
     return int(value)
 
 

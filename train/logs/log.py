@@ -1,4 +1,4 @@
-"""What a run measures, as a function of its steps alone: a resumed run writes the same bytes."""
+"""Measurements of a run, as a function of its steps alone: a resumed run writes the same bytes."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from train.recipe import TrainParams
 
 LOSSES = ("diffusion", "cscl", "macl", "location", "total")
 ACCURACIES = ("cscl_accuracy", "macl_accuracy")
-# Of a step besides what the losses tell.
+# Logged per step besides the losses.
 OF_THE_UPDATE = ("learning_rate", "gradient_norm")
-# Share of the run over which the final losses are averaged: single steps differ by their timesteps.
+# Fraction of the run over which the final losses are averaged: single steps vary with their timesteps.
 TAIL = 0.1
 
 Row = list[Any]
-"""A step count (1 = after the first step), then a number for each column, None where there was nothing to measure."""
+"""A step count (1 = after the first step), then one number per column, None if there was nothing to measure."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Which quantities are read off the losses of a step."""
+    """Quantities measured from a step's losses."""
 
     timesteps: int
     """Of the diffusion process."""
     buckets: int
-    """Equal parts of the timesteps."""
+    """Number of equal ranges of timesteps."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Losses, accuracies, and L_diff of each bucket, named by its first and last timestep."""
+        """Losses, accuracies, and L_diff per bucket, named by its first and last timestep."""
         edges = [-(-self.timesteps * n // self.buckets) for n in range(self.buckets + 1)]
         buckets = [f"diffusion_{first}_{end - 1}" for first, end in itertools.pairwise(edges)]
         return (*LOSSES, *ACCURACIES, *buckets)
@@ -45,9 +45,9 @@ class Measures:
     def of(self, losses: Mapping[str, Tensor], timesteps: Tensor) -> Tensor:
         """[2, names] float64 of samples at `timesteps` [B]: numerators and denominators, both means over the samples.
 
-        The mean of either over ranks, micro-batches or steps of the same size is again one, so that one all-reduce
-        serves all, and the quotient is exact: a bucket's is the sum of its samples' L_diff over their number. A
-        quantity that was not measured has denominator 0.
+        Averaging either over ranks, micro-batches or steps of equal size gives such a mean again, so one all-reduce
+        suffices and the quotient is exact: a bucket's is the sum of its samples' L_diff over their number. A quantity
+        that was not measured has denominator 0.
         """
         one = losses["total"].new_ones((), dtype=torch.float64)
         plain = [losses[name].detach().to(one) for name in LOSSES]
@@ -65,7 +65,7 @@ class Measures:
 
 
 class Windows:
-    """Means of each `every` additions."""
+    """Column means over windows of `every` additions."""
 
     def __init__(self, columns: Sequence[str], every: int) -> None:
         self.columns, self.every = tuple(columns), every
@@ -79,23 +79,23 @@ class Windows:
             self.close(step)
 
     def close(self, step: int) -> None:
-        """End the window at this step."""
+        """Close the window at this step."""
         if self.window:
             self.rows.append([step + 1, *self.means()])
             self.window = []
 
     def means(self) -> list[float | None]:
-        """Of each column in the window that is not ended."""
+        """Column means of the open window."""
         numerators, denominators = np.array(self.window).sum(axis=0).tolist()
         return [a / b if b else None for a, b in zip(numerators, denominators, strict=True)]
 
     def latest(self) -> dict[str, float | None]:
-        """By column, the means of the window that is not ended, else of the last one."""
+        """Means of the open window, else of the last one, by column."""
         means = self.means() if self.window else self.rows[-1][1:] if self.rows else []
         return dict(zip(self.columns, means, strict=False))
 
     def ended(self, step: int) -> dict[str, Any] | None:
-        """The row that a window got when this 0-based step ended it, by column, else None."""
+        """The row of the window that this 0-based step closed, by column, or None."""
         return self.named(-1) if self.rows and self.rows[-1][0] == step + 1 else None
 
     def named(self, row: int) -> dict[str, Any]:
@@ -110,15 +110,15 @@ class Windows:
         return sum(found) / len(found) if found else None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """State for a checkpoint."""
         return {"rows": self.rows, "window": self.window}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state."""
+        """Restore a checkpoint's state."""
         self.rows, self.window = state["rows"], state["window"]
 
     def write(self, file: Path) -> None:
-        """Write the rows as CSV; what was not measured is an empty cell."""
+        """Write the rows as CSV; unmeasured values are empty cells."""
         with file.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(("step", *self.columns))
@@ -126,7 +126,7 @@ class Windows:
 
 
 class Record:
-    """What a run has measured so far: a row each `log_every` steps, and one each validation."""
+    """Measurements of a run so far: one row per `log_every` steps, and one per validation."""
 
     def __init__(self, params: TrainParams, measures: Measures) -> None:
         self.params = params
@@ -134,11 +134,11 @@ class Record:
         self.validation = Windows(measures.names, params.validation.batches)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """State for a checkpoint."""
         return self.training.state() | {"validation": self.validation.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state."""
+        """Restore a checkpoint's state."""
         self.training.restore(state)
         self.validation.restore(state["validation"])
 
@@ -158,8 +158,8 @@ class Record:
         self.validation.write(folder / "validation.csv")
 
     def warnings(self, step: int) -> list[str]:
-        """What has not moved, a sentence each: at the first window that ends at or after the share of the run where
-        this is looked at, and at no other, so that each is given once however often a run is resumed."""
+        """One sentence per plateau. They are checked only at the first window that ends at or after the fraction
+        `warnings.after` of the run, so each is given once however often a run is resumed."""
         deadline = self.params.warnings.after * self.params.steps
         rows = self.training.rows
         if not rows or rows[-1][0] != step + 1 or rows[-1][0] < deadline or (len(rows) > 1 and rows[-2][0] >= deadline):
@@ -167,7 +167,7 @@ class Record:
         return list(standstills(self.training, self.params))
 
     def table(self) -> list[str]:
-        """Lines of a table: each loss and accuracy in the first and last window, and in the last validation."""
+        """Lines of a table: each loss and accuracy in the first and last window, and the last validation."""
         lines = [f"{'':15}{'first':>11}{'last':>11}{'validation':>12}"]
         for name in (*LOSSES, *ACCURACIES):
             rows = (self.training.rows[:1], self.training.rows[-1:])
@@ -179,33 +179,33 @@ class Record:
 
 
 def standstills(log: Windows, params: TrainParams) -> Iterator[str]:
-    """A sentence for each quantity that the rows of `log` do not show to have moved.
+    """Yield a sentence for each quantity that is on a plateau according to the rows of `log`.
 
-    With `first` and `now` the means of the first and of the last `windows` rows, a quantity has moved where it has
-    covered at least the share `location` or `accuracy` of the way from `first` to its best value (-1 for the location
-    loss, 1 for an accuracy), or where it has at most that share left of the way that leads there from ignorance (0 for
-    the location loss, 1/C for an accuracy): what is learned within the first windows need not move any more. Losses
-    that are switched off are left out, and so is everything while there are fewer than twice as many rows.
+    With `first` and `now` the means of the first and last `windows` rows, a quantity has moved if it has covered at
+    least the fraction `location` or `accuracy` of the way from `first` to its best value (-1 for the location loss, 1
+    for an accuracy), or if at most that fraction remains of the way there from chance (0 for the location loss, 1/C for
+    an accuracy): what is learned within the first windows need not move any further. Losses that are switched off are
+    skipped, and so is everything while there are fewer than 2 `windows` rows.
     """
     rule, rows, objective = params.warnings, log.rows, params.objective
     if len(rows) < 2 * rule.windows:
         return
-    then, lately = rows[: rule.windows], rows[-rule.windows :]
+    early, recent = rows[: rule.windows], rows[-rule.windows :]
     chance = 1 / params.batch
     advice = "raise train.learning_rate or train.objective.contrastive_weight"
     watched = dict.fromkeys(ACCURACIES, (chance, 1.0, rule.accuracy, advice))
     if objective.location_weight > 0:
         watched["location"] = (0.0, -1.0, rule.location, "raise train.objective.location_weight")
-    for name, (ignorant, best, share, remedy) in watched.items():
-        first, now = log.mean(name, then), log.mean(name, lately)
+    for name, (baseline, best, share, remedy) in watched.items():
+        first, now = log.mean(name, early), log.mean(name, recent)
         if first is None or now is None:
             continue
         left = abs(best - now)
-        if left <= (1 - share) * abs(best - first) or left <= share * abs(best - ignorant):
+        if left <= (1 - share) * abs(best - first) or left <= share * abs(best - baseline):
             continue
         yield (
-            f"{name.replace('_', ' ')} has not moved: {first:.4g} up to step {then[-1][0]}, {now:.4g} up to step"
-            f" {lately[-1][0]} (best {best:g}, ignorance {ignorant:.3g}); {remedy}, or train longer"
+            f"{name.replace('_', ' ')} has not moved: {first:.4g} up to step {early[-1][0]}, {now:.4g} up to step"
+            f" {recent[-1][0]} (best {best:g}, chance {baseline:.3g}); {remedy}, or train longer"
         )
 
 
@@ -215,5 +215,5 @@ def rounded(value: float | None) -> float | None:
 
 
 def shown(value: float | None) -> str:
-    """Four significant digits; nothing where there is no value."""
+    """Four significant digits, or "" if there is no value."""
     return "" if value is None else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches: a bar or lines, `log.jsonl`, TensorBoard. None of it is an out of the stage."""
+"""Live progress of a run: a bar or log lines, `log.jsonl`, TensorBoard. None of it is an output of the stage."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ SPEED = ("samples_per_second", "waiting", "peak_memory")
 
 
 class Progress:
-    """A bar on a terminal, a plain line now and then elsewhere, and all that is measured in files of the run's folder.
+    """A bar on a terminal, otherwise a plain line now and then, and all measurements in files of the run's folder.
 
-    `log.jsonl` holds one object a line: of a window its columns, the samples per second of wall time, the share of
-    the time so far that went into waiting for batches and the most memory this rank has taken so far (bytes; resident
-    on the CPU, allocated on a GPU), of a validation its columns under `validation`, of a
-    sheet of pictures its file under `pictures`, of a warning its sentence under `warning`.
+    `log.jsonl` holds one object per line. For a window: its columns, samples per second of wall time, the fraction of
+    the time so far spent waiting for batches, and this rank's peak memory so far (bytes; resident on the CPU,
+    allocated on a GPU). For a validation: its columns under `validation`. For a sample sheet: its file under
+    `pictures`. For a warning: its sentence under `warning`.
     """
 
     def __init__(
         self, record: Record, start: int, folder: Path, device: torch.device, every: float = SECONDS_BETWEEN_LINES
     ) -> None:
-        """Go on from `start` steps: what was told of later ones, by a run that was killed, is cut off.
+        """Resume after `start` steps: log entries of later ones, left by a killed run, are cut off.
 
         Raises:
-            UserError: TensorBoard is asked for and not installed.
+            UserError: TensorBoard is enabled but not installed.
         """
         self.record, self.first, self.folder, self.device, self.every = record, start, folder, device, every
         self.params = record.params
         self.step = self.window = start
         self.waited = 0.0
-        """Seconds that the steps of this process waited for their batches."""
+        """Seconds this process's steps waited for their batches."""
         self.board = board(folder, start) if self.params.tensorboard else None
         write_text(folder / LOG, "".join(f"{line}\n" for line in lines_up_to(folder / LOG, start)))
         self.log = (folder / LOG).open("a", encoding="utf-8")
-        self.begun = self.last = self.last_window = time.monotonic()
+        self.started = self.last = self.last_window = time.monotonic()
         steps = self.params.steps
         self.bar = tqdm(total=steps, initial=start, desc="train", unit="step") if sys.stderr.isatty() else None
 
     def advance(self) -> None:
-        """Tell of the step that was just added to the record, and of the window and the validation it ended."""
+        """Report the step just added to the record, and the window and validation it closed."""
         self.step += 1
-        self.tell_row(self.record.training.ended(self.step - 1), self.record.validation.ended(self.step - 1))
+        self.log_row(self.record.training.ended(self.step - 1), self.record.validation.ended(self.step - 1))
         for sentence in self.record.warnings(self.step - 1):
             self.say(f"train: warning: {sentence}")
             self.note(warning=sentence)
@@ -72,7 +72,7 @@ class Progress:
             print(f"train: {steps}, {numbers}, {self.speed()}, {left} left", flush=True)
 
     def numbers(self) -> dict[str, str]:
-        """Total loss and accuracies of the window that is not ended yet, else of the last."""
+        """Total loss and accuracies of the open window, else of the last one."""
         window = self.record.training.latest()
         wanted = {"total": "total", "cscl_accuracy": "cscl", "macl_accuracy": "macl"}
         found = {label: window.get(name) for name, label in wanted.items()}
@@ -82,8 +82,8 @@ class Progress:
             if value is not None
         }
 
-    def tell_row(self, window: dict[str, Any] | None, validation: dict[str, Any] | None) -> None:
-        """Write what a window or a validation measured."""
+    def log_row(self, window: dict[str, Any] | None, validation: dict[str, Any] | None) -> None:
+        """Log the measurements of a window or a validation."""
         if window is not None:
             now = time.monotonic()
             samples = (self.step - self.window) * self.params.samples
@@ -100,7 +100,7 @@ class Progress:
             self.plot(validation, "validation ")
 
     def plot(self, values: dict[str, Any], prefix: str) -> None:
-        """Add the values that there are to TensorBoard."""
+        """Log the values that are not None to TensorBoard."""
         if self.board is not None:
             for name, value in values.items():
                 if name != "step" and value is not None:
@@ -108,34 +108,34 @@ class Progress:
                     self.board.add_scalar(f"{prefix}{group}/{name}", value, self.step)
 
     def note(self, **values: Any) -> None:
-        """Add a line to the log file."""
+        """Append a line to the log file."""
         self.log.write(json.dumps({"step": self.step, "time": round(time.time(), 1), **values}) + "\n")
         self.log.flush()
 
     def say(self, text: str) -> None:
-        """Print a line, above the bar where there is one."""
+        """Print a line, above the bar if there is one."""
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
         else:
             print(text, flush=True)
 
     def rate(self) -> float:
-        """Samples a second since this process began to train, all told."""
-        return max(self.step - self.first, 1) * self.params.samples / max(time.monotonic() - self.begun, 1e-9)
+        """Overall samples per second since this process began training."""
+        return max(self.step - self.first, 1) * self.params.samples / max(time.monotonic() - self.started, 1e-9)
 
     def waiting(self) -> float:
-        """Share of the time since then that went into waiting for batches."""
-        return self.waited / max(time.monotonic() - self.begun, 1e-9)
+        """Fraction of the time since then spent waiting for batches."""
+        return self.waited / max(time.monotonic() - self.started, 1e-9)
 
     def speed(self) -> str:
-        """Rate and waiting in words."""
+        """Rate and waiting as text."""
         return f"{self.rate():.1f} samples/s, {self.waiting():.1%} of the time waiting for data"
 
     def close(self) -> None:
-        """End the bar and the files, and say how it went."""
+        """Close the bar and the files, and print a summary."""
         if self.bar is not None:
             self.bar.close()
-        seconds, steps = time.monotonic() - self.begun, self.step - self.first
+        seconds, steps = time.monotonic() - self.started, self.step - self.first
         self.note(seconds=round(seconds, 1), waiting=round(self.waiting(), 4))
         self.log.close()
         if self.board is not None:
@@ -145,7 +145,7 @@ class Progress:
 
 
 def lines_up_to(file: Path, step: int) -> list[str]:
-    """The whole lines of a log about the first `step` steps; a kill may have cut the last one short."""
+    """Complete log lines about the first `step` steps; a kill may have truncated the last one."""
     if not file.exists():
         return []
     kept = []
@@ -159,7 +159,7 @@ def lines_up_to(file: Path, step: int) -> list[str]:
 
 
 def board(folder: Path, start: int) -> Any:
-    """A TensorBoard writer whose events after `start` steps, of a run that was killed, are hidden.
+    """A TensorBoard writer that hides events after `start` steps, left by a killed run.
 
     Raises:
         UserError: the package is not installed.
@@ -168,14 +168,14 @@ def board(folder: Path, start: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(
-            "train.tensorboard is true and the package tensorboard is not installed; install the extra `tensorboard`"
+            "train.tensorboard is true but the package tensorboard is not installed; install the extra `tensorboard`"
             " of this project, or set train.tensorboard to false"
         ) from None
     return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes this process has taken so far: allocated on a GPU, else resident."""
+    """Peak bytes of this process so far: allocated on a GPU, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

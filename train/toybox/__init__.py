@@ -1,1 +1,1 @@
-"""Trains the embedded world's small backbones, in the formats in which the large ones are published."""
+"""Trains the toybox's small backbones, in the published formats of the large ones."""

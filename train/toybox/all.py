@@ -1,7 +1,7 @@
-"""Retrains every small backbone and measures them: what `make toybox` runs.
+"""Retrains every small backbone and measures them all (`make toybox`).
 
-Each step is a command of its own that goes on where it stopped, so a killed run is started again with the same command;
-a step whose checkpoint is finished only exports. Two trainings of one thread keep two cores busier than one of two.
+Each step is a command of its own that resumes where it stopped, so the same command resumes a killed run; a step whose
+checkpoint is finished only exports. Two single-thread trainings keep two cores busier than one with two threads.
 """
 
 import subprocess
@@ -19,7 +19,7 @@ from runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Step:
-    """A command: what it makes, and the steps whose results it reads."""
+    """A command: the module to run, its product, and the steps whose results it reads."""
 
     module: str
     makes: str
@@ -27,22 +27,22 @@ class Step:
 
 
 STEPS: dict[str, Step] = {
-    "data": Step("train.toybox.lessons.data", "the pictures, drawn once"),
-    "vae": Step("train.toybox.models.vae", "pictures to latents and back", ("data",)),
-    "judge": Step("train.toybox.models.judge", "attributes of a picture, to measure the others by", ("data",)),
-    "text_to_image": Step("train.toybox.models.text_to_image", "pictures from captions", ("vae",)),
+    "data": Step("train.toybox.lessons.data", "training images, rendered once"),
+    "vae": Step("train.toybox.models.vae", "images to latents and back", ("data",)),
+    "judge": Step("train.toybox.models.judge", "attributes of an image, to measure the other models", ("data",)),
+    "text_to_image": Step("train.toybox.models.text_to_image", "images from captions", ("vae",)),
     "sam": Step("train.toybox.models.sam", "masks from boxes and points", ("vae",)),
-    "clip": Step("train.toybox.models.clip", "pictures and captions in one space", ("vae",)),
-    "dino": Step("train.toybox.models.dino", "which individual it is", ("data",)),
-    "reward": Step("train.toybox.models.reward", "how well a picture shows a caption", ("vae",)),
+    "clip": Step("train.toybox.models.clip", "images and captions in one embedding space", ("vae",)),
+    "dino": Step("train.toybox.models.dino", "features that tell individuals apart", ("data",)),
+    "reward": Step("train.toybox.models.reward", "how well an image matches a caption", ("vae",)),
     "detector": Step("train.toybox.models.detector", "boxes of class nouns", ("text_to_image", "judge")),
     "check": Step(
-        "train.toybox.check", "one line for each goal", ("text_to_image", "sam", "detector", "clip", "dino", "reward")
+        "train.toybox.check", "one line per goal", ("text_to_image", "sam", "detector", "clip", "dino", "reward")
     ),
 }
-"""In the order in which they start. The perception models also learn from pictures that the autoencoder decoded, the
-detector from painted ones. Text-to-image, the longest, does not wait for the judge, which begins before it, takes half
-as long and is only asked at its end."""
+"""In starting order. The perception models also learn from images decoded by the autoencoder, the detector from
+generated ones. Text-to-image, the longest step, does not wait for the judge, which starts before it, takes half as long
+and is only used at its end."""
 
 
 def run(name: str, threads: int) -> int:
@@ -53,9 +53,9 @@ def run(name: str, threads: int) -> int:
 
 
 def run_all(chosen: list[str], together: int, threads: int) -> int:
-    """Run the chosen steps, so many at once, each after those it needs; returns the first exit code that is not 0.
+    """Run the chosen steps, `together` at once, each after those it needs; returns the first nonzero exit code.
 
-    threads: of each step; one beside which nothing can run has those of all.
+    threads: per step; a step that must run alone gets the threads of all.
     """
     todo, running = [name for name in STEPS if name in chosen], dict[Future[int], str]()
     free = threading.BoundedSemaphore(together)
@@ -73,18 +73,20 @@ def run_all(chosen: list[str], together: int, threads: int) -> int:
                 free.release()
                 name, code = running.pop(future), future.result()
                 if code:
-                    print(f"{name} ended with code {code}; what still runs is waited for", file=sys.stderr)
+                    print(f"{name} exited with code {code}; waiting for running steps", file=sys.stderr)
                     wait(running)
                     return code
     return 0
 
 
 def main(words: Sequence[str]) -> None:
-    parser = Parser(description="Retrain the embedded world's small backbones and measure them.")
-    parser.add_argument("steps", nargs="*", default=list(STEPS), help=f"some of {', '.join(STEPS)}; all by default")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
+    parser = Parser(description="Retrain the toybox's small backbones and measure them.")
+    parser.add_argument("steps", nargs="*", default=list(STEPS), help=f"any of {', '.join(STEPS)} (default: all)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads per training")
     alone = torch.cuda.is_available()
-    parser.add_argument("--together", type=int, default=1 if alone else 2, help="trainings at once (%(default)s)")
+    parser.add_argument(
+        "--together", type=int, default=1 if alone else 2, help="trainings at once (default: %(default)s)"
+    )
     options = parser.parse_args(words)
     unknown = [step for step in options.steps if step not in STEPS]
     if unknown:

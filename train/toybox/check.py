@@ -1,4 +1,4 @@
-"""Measures every small backbone from its published folder: a line for each goal, exit code 1 where one is short."""
+"""Measures every small backbone from its published folder: prints one line per goal; exits 1 if a goal is missed."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +21,12 @@ from train.toybox.lessons.boxes import boxes_of, iou
 from train.toybox.models import clip, detector, dino, judge, paint, reward, sam, vae
 
 LIMIT = 60.0
-"""Megabytes that all weights together may weigh."""
+"""Maximum total size of all weights, in megabytes."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One goal: what was measured, what is wanted, what blind guessing and what a perfect picture reach."""
+    """One goal: the measurement and its target, beside blind guessing (chance) and a perfect image (ceiling)."""
 
     name: str
     measured: float
@@ -34,7 +34,7 @@ class Line:
     chance: float | None = None
     ceiling: float | None = None
     most: bool = False
-    """Whether the target is the most allowed and not the least."""
+    """Whether the target is a maximum rather than a minimum."""
 
     @property
     def ok(self) -> bool:
@@ -42,14 +42,14 @@ class Line:
 
     def __str__(self) -> str:
         ceiling, chance = ("-" if v is None else f"{v:.3f}" for v in (self.ceiling, self.chance))
-        verdict = "ok" if self.ok else "short"
+        verdict = "ok" if self.ok else "missed"
         return f"{self.name:32} {self.measured:8.3f} {self.target:8.3f} {ceiling:>8} {chance:>8}  {verdict}"
 
 
 HEAD = f"{'':32} {'measured':>8} {'target':>8} {'ceiling':>8} {'chance':>8}"
 
 PAINTED = {"family": 0.90, "colour": 0.85, "pattern": 0.75, "scene": 0.95, "style": 0.90, "dress": 0.80}
-"""Least shares of generated pictures in which the judge sees what the caption names."""
+"""Minimum fraction of generated images in which the judge sees the attribute that the caption names."""
 
 
 def size_lines() -> Iterator[Line]:
@@ -79,7 +79,7 @@ def sam_lines() -> Iterator[Line]:
 def clip_lines() -> Iterator[Line]:
     model = open_clip.create_model(f"local-dir:{clip.FOLDER}", require_pretrained=True).eval()
     found = clip.measure(model)
-    yield Line("clip picture of 100", found["picture_of_100"], 0.90, 0.01)
+    yield Line("clip image of 100", found["picture_of_100"], 0.90, 0.01)
     yield Line("clip caption of 100", found["caption_of_100"], 0.90, 0.01)
     yield Line("clip caption of 20, one scene", found["caption_of_20_same_scene"], 0.80, 0.05)
 
@@ -87,7 +87,7 @@ def clip_lines() -> Iterator[Line]:
 def dino_lines() -> Iterator[Line]:
     found = dino.measure(Dinov2Model.from_pretrained(dino.FOLDER, dtype=torch.float32).eval())
     yield Line("dino AUC, cut-outs", found["auc_cut_out"], 0.95, 0.5)
-    yield Line("dino AUC, whole pictures", found["auc_picture"], 0.95, 0.5)
+    yield Line("dino AUC, whole images", found["auc_picture"], 0.95, 0.5)
 
 
 def reward_lines() -> Iterator[Line]:
@@ -134,20 +134,20 @@ PARTS: dict[str, Callable[[], Iterator[Line]]] = {
 
 def main(words: Sequence[str]) -> None:
     parser = Parser(description="Measure the small backbones against their targets.")
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"some of {', '.join(PARTS)}; all by default")
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"any of {', '.join(PARTS)} (default: all)")
     chosen = parser.parse_args(words).parts
     unknown = [part for part in chosen if part not in PARTS]
     if unknown:
         raise UserError(f"there is no part '{unknown[0]}'; choose from {', '.join(PARTS)}")
     for name in ("pictures-test", "views-test"):
         data.prepare(data.SETS[name])
-    short = 0
+    missed = 0
     print(HEAD)
     for part in chosen:
         for line in PARTS[part]():
             print(line, flush=True)
-            short += not line.ok
-    sys.exit(1 if short else 0)
+            missed += not line.ok
+    sys.exit(1 if missed else 0)
 
 
 if __name__ == "__main__":

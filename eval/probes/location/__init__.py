@@ -9,6 +9,8 @@ STAGE = Stage(
     sections=("sources", "backbones", "generate", "location"),
     reads=("curate/frames", "generate/generations", "mask/masks", "train/adapter"),
     writes=("location_masks",),
-    options={"--adapter": {"metavar": "DIR", "help": "adapter that generated the images (default: <data>/train/adapter)"}},
+    options={
+        "--adapter": {"metavar": "DIR", "help": "adapter that generated the images (default: <data>/train/adapter)"}
+    },
     weights=("image_encoder", "diffusion"),
 )

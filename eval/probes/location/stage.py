@@ -79,8 +79,8 @@ def equal_steps(steps: Sequence[int], count: int) -> list[int]:
 
 
 def chosen(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Return `count` rows of the generations table, not cherry-picked: evenly spaced subjects, groups in turn, the first
-    image of each."""
+    """Return `count` rows of the generations table, not cherry-picked: evenly spaced subjects, groups in turn, first
+    images."""
     leave_out = (protocol.RECONSTRUCTION, protocol.PAIR)
     first = [row for row in rows if row["index"] == 0 and row["group"] not in leave_out]
     subjects = list(dict.fromkeys(row["subject_id"] for row in first))
@@ -106,7 +106,9 @@ def tasks(rows: Sequence[dict[str, Any]], subjects: Sequence[protocol.HeldOutSub
         members = list(group)
         missing = {row["reference"] for row in members} - set(photos)
         if missing:
-            raise UserError(f"generations were made from '{min(missing)}', which has no usable mask; run generate again")
+            raise UserError(
+                f"generations were made from '{min(missing)}', which has no usable mask; run generate again"
+            )
         work = [(row["class_name"], row, photos[row["reference"]]) for row in members]
         inputs = [
             [*(row[name] for name in PLACE), row["prompt"], row["seed"], photo.fingerprint] for _, row, photo in work

@@ -11,7 +11,7 @@ from runtime.errors import ModelError
 
 
 def check(config: AdapterConfig) -> None:
-    """Raise ModelError where the switches of the MFI encoder do not go together."""
+    """Raise ModelError if the MFI encoder's switches are inconsistent."""
     if config.tv_fusion and not config.textual:
         raise ModelError("adapter: tv_fusion needs the textual Q-Former; set textual too, or tv_fusion to false")
     if config.visual_scope not in ("all", "own"):

@@ -19,9 +19,9 @@ from model.methods.base import EncoderOutput
 KeysValues = tuple[Tensor, Tensor]
 
 QUERY_STD = 1.0
-"""Of a learned query at the start, as OpenFlamingo's latents [a reading]. Queries far smaller than what the first
-attention adds to them leave all tokens of an image alike, and TV fusion then makes one token of them: attention over
-equal keys has no gradient that could tell them apart."""
+"""Initial standard deviation of learned queries, as of OpenFlamingo's latents [a reading]. Queries far smaller than
+what the first attention adds to them leave all tokens of an image alike, and TV fusion then collapses them into one:
+attention over equal keys has no gradient that could separate them."""
 
 
 class FeatureProjection(nn.Module):
@@ -47,7 +47,7 @@ class PerceiverAttention(nn.Module):
     """PA(q, f) = softmax((LN(q) Wq)([LN(f), LN(q)] Wk)^T / sqrt(d_head)) ([LN(f), LN(q)] Wv) Wo (equation 2).
 
     Awadalla et al. 2023. The image part of keys and values is a function of f alone: `context` computes it once per
-    image, and any number of query sets use it.
+    image, and any number of query sets can use it.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -199,7 +199,7 @@ class MFIEncoder(nn.Module):
     """Image features and timestep -> S+ for the text encoder and V~ for the visual cross-attention.
 
     The rows of the paper's Table 3: `textual=False` visual Q-Former only, `textual=True, tv_fusion=False` both
-    Q-Formers, both True the whole encoder. Visual tokens leave through Linear + LayerNorm to `visual_width`, the UNet's
+    Q-Formers, both True the whole encoder. Visual tokens are mapped by Linear + LayerNorm to `visual_width`, the UNet's
     cross-attention width, so that K' and V' can start from the frozen W_k and W_v [a reading].
     """
 
@@ -233,7 +233,7 @@ class MFIEncoder(nn.Module):
         self.visual_head = nn.Sequential(nn.Linear(width, visual_width), nn.LayerNorm(visual_width))
 
     def forward(self, features: Tensor, timesteps: Tensor) -> EncoderOutput:
-        """features [B, K, N, d], timesteps [B] (one for each image) -> EncoderOutput without a T axis."""
+        """features [B, K, N, d], timesteps [B] (one per image) -> EncoderOutput without a T axis."""
         out = self._encode(features, timesteps[:, None], chunk=1)
         return EncoderOutput(
             v_cls=out.v_cls,
@@ -246,13 +246,13 @@ class MFIEncoder(nn.Module):
     def at_timesteps(self, features: Tensor, timesteps: Tensor, chunk: int = 16) -> EncoderOutput:
         """features [B, K, N, d] and timesteps [T], all of them for every image -> EncoderOutput with a T axis.
 
-        Everything that depends on the image alone is computed once. `chunk` timesteps run at a time, which bounds
+        Everything that depends only on the image is computed once. `chunk` timesteps run at a time, which bounds
         memory.
         """
         return self._encode(features, timesteps[None].expand(features.shape[0], -1), chunk)
 
     def s_plus(self, features: Tensor, timesteps: Tensor) -> tuple[Tensor, ...]:
-        """S+ alone, [B, L, n_t, d_text] per text encoder: what MACL needs of the positives. Needs a textual
+        """S+ only, [B, L, n_t, d_text] per text encoder, as MACL needs of the positives. Needs a textual
         Q-Former."""
         assert self.textual is not None
         contexts = self.textual.former.contexts(self.features(features))

@@ -17,7 +17,7 @@ from model.prompt import TextCondition, encode_captions
 
 @dataclass(frozen=True)
 class SubjectTokens:
-    """What the encoder makes of S subjects for T timesteps, before sampling starts."""
+    """The encoder's output for S subjects at T timesteps, computed before sampling starts."""
 
     s_plus: tuple[Tensor, ...] | None
     """One [S, T, L, n_t, d_text] per text encoder; None without a textual Q-Former."""
@@ -25,26 +25,26 @@ class SubjectTokens:
     """[S, T, m, visual width]; T is 1 without TV fusion, where they are the same at every timestep."""
 
     def visual_at(self, step: int) -> Tensor:
-        """[S, m, visual width] of a step."""
+        """[S, m, visual width] at a step."""
         return self.visual_tokens[:, step if self.visual_tokens.shape[1] > 1 else 0]
 
 
 class SubjectSampling:
-    """One guided pass of the UNet a step, under the S+ and the visual tokens of the step.
+    """One guided UNet pass per step, conditioned on the step's S+ and visual tokens.
 
-    Everything that depends on the references alone is computed before the first step. Without references it is the
+    Everything that depends only on the references is computed before the first step. Without references this is the
     base model's own sampling.
     """
 
     def __init__(self, adapter: Any, text_model: TextModel, unet_pass: UNetPass, call: Call) -> None:
-        """`adapter`: a `model.adapter.Adapter`; the others as `AdapterMethod.sampling` says."""
+        """`adapter`: a `model.adapter.Adapter`; the others as in `AdapterMethod.sampling`."""
         self.adapter, self.text_model, self.unet_pass, self.call = adapter, text_model, unet_pass, call
         self.tokens = None
         if call.features is not None:
             self.tokens = subject_tokens(adapter, *call.features, call.timesteps[:: call.text_every])
         self.location: Tensor | None = None
         self.texts: list[TextCondition] = []
-        """With pseudo-words, of the steps whose captions were encoded together."""
+        """Conditions with pseudo-words, of the steps whose captions were encoded together."""
 
     def predict(self, step: int, t: Tensor, latents: Tensor) -> Tensor:
         """The prediction for `latents` [images, C, h, w], after guidance."""
@@ -64,7 +64,7 @@ class SubjectSampling:
         return without + call.guidance_scale * (with_text - without)
 
     def text_at(self, step: int) -> TextCondition:
-        """The prompts' condition of a step, with pseudo-words where there are some."""
+        """The prompts' condition at a step, with pseudo-words if there are any."""
         call = self.call
         if self.tokens is None or self.tokens.s_plus is None:
             return call.plain
@@ -76,7 +76,7 @@ class SubjectSampling:
         return self.texts[place % chunk]
 
     def recorder(self, step: int) -> MapRecorder | None:
-        """What records the maps of a step; None where the next step does not use them."""
+        """Recorder of a step's maps, or None if the next step does not use them."""
         call = self.call
         if self.tokens is None or not call.location_masks or step + 1 >= len(call.timesteps):
             return None
@@ -84,7 +84,7 @@ class SubjectSampling:
         return MapRecorder(height * width) if call.timesteps[step + 1] < call.location_start else None
 
     def encode_pseudo_words(self, s_plus: Sequence[Tensor], steps: Sequence[int]) -> list[TextCondition]:
-        """The prompts with pseudo-words, L captions each, for several steps in one batch -> one condition a step."""
+        """The prompts with pseudo-words, L captions each, for several steps in one batch -> one condition per step."""
         prompts = list(self.call.prompts)
         span = slice(steps[0], steps[-1] + 1)
         every = encode_captions(
@@ -130,7 +130,7 @@ class SubjectSampling:
 def subject_tokens(adapter: Any, features: Tensor, counts: Sequence[int], timesteps: Tensor) -> SubjectTokens:
     """Features [photos, K, N, d] of subjects with `counts` photos each -> S+ and visual tokens of timesteps [T].
 
-    Of several photos the tokens are averaged [a reading].
+    The tokens of several photos are averaged [a reading].
     """
     out = adapter.mfi.at_timesteps(features, timesteps.to(features.device))
     tokens = out.visual_tokens if out.visual_tokens.ndim == 4 else out.visual_tokens[:, None]

@@ -28,12 +28,12 @@ def training_losses(
     """`diffusion`, `cscl`, `macl`, `location` and their weighted sum `total`, scalars in float32; a loss that is
     switched off is 0.
 
-    Told beside them, without gradient: `sample_diffusion` [B], L_diff of each sample, and for each contrastive loss
-    that is on its `cscl_accuracy` or `macl_accuracy`, see `contrastive_losses`.
+    Also returned, detached: `sample_diffusion` [B], L_diff of each sample, and for each contrastive loss that is on its
+    `cscl_accuracy` or `macl_accuracy`, see `contrastive_losses`.
 
-    `adapter` is the Adapter or an engine around it, called once; `adapter.install(diffusion.unet)` has been called
-    before. Contrastive negatives come from all ranks. Guidance dropout touches the diffusion and location losses
-    only: dropped conditions are left out (the visual branch's strength is 0, the caption plain), so the model without
+    `adapter` is the Adapter or an engine around it, called once; `adapter.install(diffusion.unet)` must have been
+    called before. Contrastive negatives come from all ranks. Guidance dropout affects only the diffusion and location
+    losses: dropped conditions are omitted (the visual branch's scale is 0, the caption plain), so the model without
     subject stays the frozen base model and needs no learned null [a reading].
     """
     check_batch(batch, adapter_config, config)
@@ -52,11 +52,11 @@ def training_losses(
 
 
 def contrastive_losses(out: AdapterOutput, batch: TrainingBatch, config: ObjectiveConfig) -> dict[str, Tensor]:
-    """CSCL on the CLS tokens and MACL on S+ over the global batch, and how often each finds its positive in it.
+    """CSCL on the CLS tokens and MACL on S+ over the global batch, and the retrieval accuracy of each.
 
-    `cscl_accuracy`: of v among all t and, where the loss is symmetric, of t among all v, their mean. `macl_accuracy`:
-    of the reference's S+ among all positives' at the same level, the mean over levels, by the similarity inside MACL
-    without its factor a_ik, which depends on the pair and would tell the subjects apart by itself.
+    `cscl_accuracy`: of v among all t and, if the loss is symmetric, of t among all v, averaged. `macl_accuracy`: of the
+    reference's S+ among all positives' at the same level, averaged over levels, by the similarity inside MACL without
+    its factor a_ik, which depends on the pair and would separate the subjects by itself.
     """
     zero = out.mfi.v_cls.new_zeros((), dtype=torch.float32)
     parts = {"cscl": zero, "macl": zero}
@@ -99,7 +99,7 @@ def contrastive_losses(out: AdapterOutput, batch: TrainingBatch, config: Objecti
 
 
 def appearance_vectors(s_plus: Sequence[Tensor]) -> Tensor:
-    """S+ per text encoder [B, L, n_t, d_text] -> [B, L, sum of n_t d_text], every token of length 1.
+    """S+ per text encoder [B, L, n_t, d_text] -> [B, L, sum of n_t d_text], every token scaled to length 1.
 
     The cosine of two such vectors is the mean of the tokens' cosines over tokens and text encoders [a reading; the
     paper's one token and one encoder leave no choice].

@@ -1,6 +1,6 @@
-"""IP-Adapter-plus (Ye et al. 2023), the baseline: a resampler and decoupled cross-attention, no pseudo-word.
+"""IP-Adapter-plus (Ye et al. 2023), the baseline: a resampler and decoupled cross-attention, no pseudo-words.
 
-It is trained and sampled as CustomContrast without the textual half: the contrastive losses are off.
+It is trained and sampled like CustomContrast without the textual half: the contrastive losses are off.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from runtime.errors import ModelError
 
 
 def check(config: AdapterConfig) -> None:
-    """Raise ModelError where a config asks for what only the MFI encoder has."""
+    """Raise ModelError if a config sets what only the MFI encoder has."""
     if config.textual or config.tv_fusion:
         raise ModelError("adapter: ip_adapter_plus has no textual Q-Former; set textual and tv_fusion to false")
     if config.visual_scope != "all":
-        raise ModelError("adapter: ip_adapter_plus has no token of a layer's own; set visual_scope to all")
+        raise ModelError("adapter: ip_adapter_plus has no tokens per layer; set visual_scope to all")
 
 
 def encoder(config: AdapterConfig) -> IPAdapterPlusEncoder:

@@ -1,4 +1,4 @@
-"""The baseline beside the MFI encoder: IP-Adapter-plus (Ye et al. 2023), of diffusers' own parts."""
+"""The baseline of the MFI encoder: IP-Adapter-plus (Ye et al. 2023), built from diffusers' own modules."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from model.methods.base import EncoderOutput
 
 
 class IPAdapterPlusEncoder(nn.Module):
-    """IP-Adapter-plus's resampler behind the interface of `mfi.MFIEncoder`: visual tokens alone, no pseudo-word.
+    """IP-Adapter-plus's resampler behind the interface of `mfi.MFIEncoder`: visual tokens only, no pseudo-words.
 
-    It reads one layer of the image encoder; with the K', V' of `adapter.Adapter` behind it, this is IP-Adapter-plus.
+    It reads one layer of the image encoder; followed by the K', V' of `adapter.Adapter`, this is IP-Adapter-plus.
     """
 
     def __init__(
@@ -30,8 +30,8 @@ class IPAdapterPlusEncoder(nn.Module):
         )
 
     def forward(self, features: Tensor, timesteps: Tensor) -> EncoderOutput:
-        """features [B, K, N, d] -> EncoderOutput without text. Of the features the last layer is read; the timesteps do
-        not matter."""
+        """features [B, K, N, d] -> EncoderOutput without text. Only the last layer of the features is read; the
+        timesteps are ignored."""
         tokens = self.resampler(features[:, -1].to(self.resampler.latents.dtype))
         return EncoderOutput(v_cls=tokens.mean(dim=1), v_tokens=tokens, t_cls=None, s_plus=None, visual_tokens=tokens)
 

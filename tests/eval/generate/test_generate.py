@@ -85,7 +85,7 @@ def test_a_subject_without_a_usable_mask_is_left_out_and_the_others_get_every_pr
 
 def test_a_reference_of_nobody_who_is_held_out_is_one_sentence(data, protocol_params):
     strange = protocol_params.model_copy(update={"references": {"duck": "bench/duck/00"}})
-    with pytest.raises(UserError, match=r"references names 'duck', which is no held-out subject; they are bench/duck"):
+    with pytest.raises(UserError, match=r"names 'duck', which is not a held-out subject; choose from bench/duck"):
         plan_of(data, strange)
 
 
@@ -169,7 +169,7 @@ def test_a_method_for_single_subjects_is_asked_for_no_pair(make, fakes, data):
 
 
 def test_what_a_method_draws_is_checked(make):
-    with pytest.raises(UserError, match="customcontrast drew 1 pictures for 2 prompts"):
+    with pytest.raises(UserError, match="customcontrast returned 1 images for 2 prompts"):
         make(lambda segments, names, prompts, seeds: [Image.new("RGB", (24, 24))])
     with pytest.raises(UserError, match="32x24 px; the protocol's are 24x24"):
         make(lambda segments, names, prompts, seeds: [Image.new("RGB", (32, 24))] * len(prompts))

@@ -130,7 +130,7 @@ def test_a_prompt_file_with_an_unknown_key_is_one_sentence(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("groups", "pairs", "message"),
     [
-        ("{photo: {any: ['a {class}']}}", "[]", "group 'photo' has a name that scores use"),
+        ("{photo: {any: ['a {class}']}}", "[]", "group 'photo' has a name that is reserved"),
         ("{pair: {any: ['a {class}']}}", "[]", "group 'pair'"),
         ("{style: {any: ['a {clas}']}}", "[]", "prompt 'a {clas}' must have {class}"),
         ("{style: {any: ['a toy']}}", "[]", "prompt 'a toy' must have {class}"),

@@ -88,7 +88,7 @@ def test_runs_of_different_photos_are_refused_though_their_settings_agree(make):
 def test_runs_measured_differently_are_refused(make):
     a = make("a", {"bench/duck": 0.1})
     b = make("b", {"bench/duck": 0.1}, measured={"encoders": {"dino": "x@2"}, "metrics": ["dino_i"]})
-    with pytest.raises(UserError, match=r"measured differently \(score\.encoders\.dino\)"):
+    with pytest.raises(UserError, match=r"scored differently \(score\.encoders\.dino\)"):
         compare.check_comparable(runs(a, b))
     compare.check_comparable(runs(a, a))
 
@@ -102,7 +102,7 @@ def test_a_run_without_scores_is_named(make, tmp_path):
 
 def test_scores_of_other_pictures_than_lie_there_are_refused(make):
     folder = make("a", {"bench/duck": 0.1}, measured={"id": "before"})
-    with pytest.raises(UserError, match=r"of other pictures \(before\) than lie there now .*run the score stage"):
+    with pytest.raises(UserError, match=r"of other images \(before\) than those there now .*run the score stage"):
         compare.read_run("a", folder)
 
 

@@ -70,7 +70,7 @@ def test_scores_above_real_photos_are_called_copying(page, full):
 
 
 def test_the_published_table_is_marked_as_another_run(page):
-    assert "Another run, other weights, another protocol, real photos." in page
+    assert "Published results: different runs, weights and protocol, on real photos." in page
     assert "0.325" in page
 
 
@@ -111,7 +111,7 @@ def test_oracles_alone_make_a_page(full, data):
 
 def test_the_page_says_how_far_both_kinds_of_masks_agree(page, full):
     assert "mean IoU 0.25, median 0.25" in page
-    assert "Over the 1 of 2 compared photos where both gave a mask" in page
+    assert "Over the 1 of 2 compared photos with both masks" in page
     (shown,) = data_sections.agreement(full)["sheet"]
     assert shown["frame_id"] == "bench/duck/00" and shown["image"] is not None
 
@@ -162,8 +162,8 @@ def test_each_score_stands_with_its_interval(page, full):
 
 def test_metrics_beside_the_published_columns_are_listed_by_part(full):
     rows = {(row["metric"], row["part"]): row["values"] for row in further(base.scored(full.data))["rows"]}
-    assert set(rows) == {("copy_paste", "rebuilding"), ("copy_paste", "editing"), ("clip_t", "rebuilding"),
-                         ("reward", "rebuilding")}  # fmt: skip
+    assert set(rows) == {("copy_paste", "reconstruction"), ("copy_paste", "editing"), ("clip_t", "reconstruction"),
+                         ("reward", "reconstruction")}  # fmt: skip
     assert rows["copy_paste", "editing"][0]["mean"] == 0.125
 
 
@@ -230,7 +230,8 @@ def test_location_maps_lie_over_the_picture_in_the_colours_of_their_values(full,
 
 def test_the_page_says_how_subjects_and_views_lie(page, full):
     shown = inside.views(full)
-    assert [row["name"] for row in shown["rows"]] == ["what the adapter reads", "S+, all levels", "S+, level 1 of 1"]
+    names = [row["name"] for row in shown["rows"]]
+    assert names == ["image features (adapter input)", "S+, all levels", "S+, level 1 of 1"]
     assert "silhouette 0.62" in page
 
 

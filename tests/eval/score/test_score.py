@@ -284,12 +284,12 @@ def test_a_picture_of_a_reference_that_lost_its_mask_is_an_error(scored, data):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"photo_quality": ["border"]}, "the list must hold ok"),
-        ({"metrics": ["clip_x"]}, r"score.metrics names 'clip_x'; it may hold reward, .*clip_t, clip_i, clip_i_whole"),
+        ({"photo_quality": ["border"]}, "the list must contain ok"),
+        ({"metrics": ["clip_x"]}, r"score.metrics names 'clip_x'; choose from reward, .*clip_t, clip_i, clip_i_whole"),
         ({"metrics": ["dino_t"]}, "score.metrics names 'dino_t'"),
-        ({"metrics": ["dino_s16_i"]}, "score.metrics names 'dino_s16_i'.*score.encoders adds encoders"),
-        ({"metrics": ["clip_t", "clip_t"]}, "metrics holds one twice"),
-        ({"encoders": {"clip": {"kind": "clip", "path": "weights/x"}}}, "not clip or dino"),
+        ({"metrics": ["dino_s16_i"]}, "score.metrics names 'dino_s16_i'.*or add an encoder to score.encoders"),
+        ({"metrics": ["clip_t", "clip_t"]}, "a metric is listed twice"),
+        ({"encoders": {"clip": {"kind": "clip", "path": "weights/x"}}}, "other than clip and dino"),
         ({"encoders": {"big": {"kind": "clip", "path": "laion/x"}}}, "needs `revision`"),
     ],
 )
@@ -301,7 +301,7 @@ def test_params_that_cannot_be_are_one_sentence(override, message):
 
 def test_a_metric_without_weights_is_one_sentence_before_anything_is_computed(tmp_path):
     toybox = load_variant("toybox")
-    with pytest.raises(UserError, match="'lpips', and the variant toybox names no weights of 'lpips'"):
+    with pytest.raises(UserError, match="'lpips', and the variant toybox has no weights for 'lpips'"):
         specs(params_with(), toybox)
     found = specs(params_with(metrics=["lpips", "reward", "dino_i"]), load_variant("sd15"))
     assert list(found) == ["lpips", "reward", "dino"]
@@ -328,7 +328,7 @@ def test_report_writes_metrics_and_a_plot_of_group_by_metric(scored, data, capsy
     assert lines[0] == "method,group,metric,value,low,high"
     assert any(line.startswith("customcontrast,scene,clip_i,0.") for line in lines)
     told = capsys.readouterr().out
-    assert "customcontrast: in 1 of 4 pictures the class noun was not found" in told
+    assert "customcontrast: class noun not found in 1 of 4 images" in told
     assert "bench/ring" in told
 
 

@@ -119,7 +119,7 @@ def test_convolutional_clip_embeds_but_has_no_hidden_states(tmp_path: Path, phot
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     clip = load_clip(ClipSpec(path=str(tmp_path)), "cpu", batch_size=4)
     assert clip.encode_image(photos[:1]).shape == (1, 16)
-    with pytest.raises(ModelError, match="hidden states need a VisionTransformer, this is a ModifiedResNet"):
+    with pytest.raises(ModelError, match="hidden states need a VisionTransformer, but this is a ModifiedResNet"):
         clip.hidden_states(photos, [0])
 
 

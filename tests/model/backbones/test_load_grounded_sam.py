@@ -140,7 +140,7 @@ def test_nothing_above_the_threshold_is_none(models: GroundedSam, photos: list[I
 
 @pytest.mark.parametrize("phrase", ["", " . "])
 def test_empty_phrase_is_refused(models: GroundedSam, photos: list[Image.Image], phrase: str) -> None:
-    with pytest.raises(ModelError, match="holds no word"):
+    with pytest.raises(ModelError, match="contains no word"):
         models.detect(photos[:1], [phrase])
 
 
@@ -149,7 +149,7 @@ def test_lists_of_different_length_are_refused(models: GroundedSam, photos: list
         models.detect(photos, ["mug"])
     with pytest.raises(ModelError, match="9 images and 0 boxes"):
         models.segment(photos, [])
-    with pytest.raises(ModelError, match=r"has 18 tokens and .* reads 16"):
+    with pytest.raises(ModelError, match=r"has 18 tokens, but .* reads at most 16"):
         models.detect(photos[:1], ["dog " * 15])
 
 

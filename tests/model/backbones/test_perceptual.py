@@ -79,10 +79,10 @@ def test_pictures_of_several_sizes_are_one_sentence(perceptual: Perceptual, squa
 def test_weights_missing_of_another_network_or_changed_are_one_sentence(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no such file or folder; download torchvision.models.AlexNet_Weights"):
         load_perceptual(LpipsSpec(path="weights/none.pth", net="alex"), "cpu")
-    with pytest.raises(ModelError, match="cannot be read as torchvision's weights of AlexNet"):
+    with pytest.raises(ModelError, match="cannot be read as torchvision's AlexNet weights"):
         load_perceptual(LpipsSpec(path=str(weights), net="alex"), "cpu")
     with pytest.raises(ModelError, match=r"SHA-256 is .*, expected 0000"):
         load_perceptual(LpipsSpec(path=str(weights), net="squeeze", sha256="0" * 64), "cpu")
     (tmp_path / "broken.pth").write_bytes(b"no weights")
-    with pytest.raises(ModelError, match=r"broken.pth: cannot be read as torchvision's weights of SqueezeNet1_1"):
+    with pytest.raises(ModelError, match=r"broken.pth: cannot be read as torchvision's SqueezeNet1_1 weights"):
         load_perceptual(LpipsSpec(path=str(tmp_path / "broken.pth"), net="squeeze"), "cpu")

@@ -300,9 +300,9 @@ def test_each_fault_of_a_folder_is_one_sentence(tmp_path: Path) -> None:
     assert "config.json" in message()
     state = {key: value.half() for key, value in write_own(tmp_path).state_dict().items()}
     save_file({key: value for key, value in state.items() if key != "head.0.bias"}, tmp_path / WEIGHTS)
-    assert "1 weights missing, first 'head.0.bias'" in message()
+    assert "1 missing weights, first 'head.0.bias'" in message()
     save_file(state | {"head.9.bias": torch.zeros(1)}, tmp_path / WEIGHTS)
-    assert "1 weights left over, first 'head.9.bias'" in message()
+    assert "1 unexpected weights, first 'head.9.bias'" in message()
     save_file(state | {"head.0.bias": torch.zeros(3)}, tmp_path / WEIGHTS)
     assert "'head.0.bias' is [3], expected [16]" in message()
     save_file(state, tmp_path / WEIGHTS)

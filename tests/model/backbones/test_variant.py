@@ -48,7 +48,7 @@ def test_toybox_needs_no_network() -> None:
 
 
 def test_unknown_variant_lists_the_known_ones() -> None:
-    with pytest.raises(ModelError, match=r"^unknown variant 'sd3'; known are sd15, sdxl, toybox, or give the path"):
+    with pytest.raises(ModelError, match=r"^unknown variant 'sd3'; choose one of sd15, sdxl, toybox, or give the path"):
         load_variant("sd3")
 
 
@@ -59,8 +59,8 @@ def test_variant_may_be_a_file_of_ones_own(tree: dict[str, Any], tmp_path: Path)
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("clip", {"path": "openai/clip"}, "clip: 'openai/clip' is no local path, and as a hub id it needs `revision`"),
-        ("dino", {"path": "facebook/dinov2-base", "revision": "main"}, "dino.revision: 'main' is no 40-hex commit"),
+        ("clip", {"path": "openai/clip"}, "clip: 'openai/clip' is not a local path, and a hub id needs `revision`"),
+        ("dino", {"path": "facebook/dinov2-base", "revision": "main"}, "dino.revision: 'main' is not a 40-hex commit"),
         ("dino", {"path": "weights/x", "depth": 3}, "dino.depth: Extra inputs are not permitted"),
         ("image_encoder", {"path": "weights/x"}, "image_encoder.layers: Field required"),
         ("image_encoder", {"path": "weights/x", "layers": [3, 3]}, r"image_encoder.layers: \[3, 3\] must be 0-based"),
@@ -77,7 +77,7 @@ def test_fault_names_file_and_key(tree: dict[str, Any], tmp_path: Path, key: str
 
 def test_broken_json_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text("{")
-    with pytest.raises(ModelError, match=r"^mine.json: no readable JSON"):
+    with pytest.raises(ModelError, match=r"^mine.json: not readable as JSON"):
         load_variant(str(tmp_path / "mine.json"))
 
 

@@ -68,7 +68,7 @@ def test_transparency_is_a_mask_only_where_there_is_some():
     ("call", "message"),
     [
         (lambda image, mask: on_white(image, mask & False, 0.1), "no subject pixel; segment"),
-        (lambda image, mask: on_white(image, mask[:-1], 0.1), "mask is 40x29 pixels and the photo 40x30"),
+        (lambda image, mask: on_white(image, mask[:-1], 0.1), "mask is 40x29 pixels, but the photo is 40x30"),
         (lambda image, mask: place_on_white(image, mask, 9, np.random.default_rng(0), (0.9, 0.5)), "not inside 0..1"),
         (lambda image, mask: square_crop(image, mask.T, 9), "mask is 30x40 pixels"),
     ],

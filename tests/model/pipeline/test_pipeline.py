@@ -264,7 +264,7 @@ def test_saved_pipeline_is_a_stock_folder_with_an_adapter(diffusion, tmp_path, w
     assert again.variant == variant
     half = type(ours).from_pretrained(tmp_path / "saved", torch_dtype=torch.bfloat16)
     assert half.unet.dtype == torch.bfloat16
-    with pytest.raises(ModelError, match="holds no folder 'adapter'; name an adapter's folder"):
+    with pytest.raises(ModelError, match="has no folder 'adapter'; pass an adapter's folder"):
         type(ours).from_pretrained(tmp_path)
 
 
@@ -380,12 +380,12 @@ def test_callback_gets_what_it_asks_for_and_may_change_the_latents(tiny_sd):
 def test_pipeline_class_follows_the_text_encoders():
     assert type(pipeline(tiny_sd())) is CustomContrastPipeline
     first = tiny_sd()
-    with pytest.raises(ModelError, match="CustomContrastXLPipeline has 2 text encoder"):
+    with pytest.raises(ModelError, match="CustomContrastXLPipeline takes 2 text encoder"):
         CustomContrastXLPipeline.from_diffusion(first, make_adapter(first))
 
 
 def test_another_image_encoder_is_refused_by_name(tiny_sd):
-    with pytest.raises(ModelError, match="trained on image encoder 'tiny-clip' and 'dino' is loaded"):
+    with pytest.raises(ModelError, match="trained on image encoder 'tiny-clip', but 'dino' is loaded"):
         build_pipeline(tiny_sd, make_adapter(tiny_sd), FakeClip("dino"))  # type: ignore[arg-type]
 
 
@@ -397,16 +397,16 @@ def test_another_image_encoder_is_refused_by_name(tiny_sd):
         (("a dog", make_features(1)[0], "dog"), {}, "3 references and 1"),
         (("a dog", make_features(1)[..., :5], "dog"), {}, "hidden states of 'tiny-clip'"),
         (("a dog", Image.new("RGB", (8, 8)), "dog"), {}, "no image encoder; pass one"),
-        (("a dog",), {"subjects": {"dog": Image.new("RGB", (8, 8))}}, "knows no Grounded SAM; give photos with"),
+        (("a dog",), {"subjects": {"dog": Image.new("RGB", (8, 8))}}, "no Grounded SAM is configured; pass photos"),
         (("a cat",), {"subjects": {"dog": Image.new("RGB", (8, 8))}}, "caption 'a cat' has no class noun 'dog'"),
         (("a dog", make_features(1), "dog"), {"subjects": {}}, "subjects and references were both given"),
         (("a dog",), {"subjects": {}}, "0 references and 0 class nouns"),
         (("a dog",), {"control_image": torch.zeros(1, 3, 16, 16)}, "give both or neither"),
-        (("a dog",), {"text_every": 0}, "text_every 0; give at least 1"),
+        (("a dog",), {"text_every": 0}, "text_every is 0; give at least 1"),
         (([],), {}, "no prompt"),
-        (("a dog",), {"height": 17}, "no multiple of 2"),
+        (("a dog",), {"height": 17}, "not a multiple of 2"),
         (("a dog",), {"num_inference_steps": 0}, "at least 1"),
-        (("a dog",), {"num_inference_steps": 1001}, "is 1001, and the base model was trained on 1000 timesteps"),
+        (("a dog",), {"num_inference_steps": 1001}, "is 1001, but the base model was trained on 1000 timesteps"),
         (("a dog", make_features(1), "dog"), {"subject_strength": -1.0}, "give 0"),
         (("a dog",), {"generator": [torch.Generator()] * 2}, "2 generators for 1 images"),
         (("a dog",), {"latents": torch.zeros(1, 4, 4, 4)}, "latents are"),

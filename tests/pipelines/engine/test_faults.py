@@ -292,7 +292,7 @@ def test_job_without_the_token_is_refused(cluster):
     command = [*SUBMIT, "--address", cluster.address, "--", "true"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
-    assert f"the cluster at {cluster.address} takes no job" in done.stderr and "Traceback" not in done.stderr
+    assert f"the cluster at {cluster.address} does not accept the job" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
@@ -312,7 +312,7 @@ def test_dvc_stage_ends_as_its_job_ends(cluster, tmp_path, command, code):
     process = dvc_stage(tmp_path, cluster, command)
     said, _ = process.communicate(timeout=PATIENCE)
     assert (process.returncode == 0) == (code == 0), said
-    assert ("is failed" in said) == (code != 0)
+    assert ("ended with status FAILED" in said) == (code != 0)
 
 
 @pytest.mark.slow
@@ -327,4 +327,4 @@ def test_dvc_stage_fails_when_its_job_is_stopped(cluster, tmp_path):
     assert cluster.run("job", "stop", f"--address={cluster.address}", job).returncode == 0
     said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
-    assert f"job {job} is stopped" in said
+    assert f"job {job} ended with status STOPPED" in said

@@ -193,7 +193,7 @@ def test_compressed_tar_is_refused_and_named_where_it_lies_at_a_root(tmp_path, c
         Root(str(tmp_path / "x.tar")).files()
     (tmp_path / "x.tar").rename(tmp_path / "train_0.tar.gz")
     assert Root(str(tmp_path)).archives() == {}
-    assert "train_0.tar.gz is left out" in caplog.text
+    assert "train_0.tar.gz is skipped" in caplog.text
 
 
 def test_archives_at_a_root_go_by_name_and_skip_a_folder_of_their_own_name(tmp_path):

@@ -35,7 +35,7 @@ def test_rows_of_the_embeddings_table_are_unit_vectors_of_the_chosen_encoder(sec
 def test_encoder_needs_weights_that_a_variant_or_the_params_name(section):
     with pytest.raises(UserError, match=r"similarity\.weights: no variant names a SigLIP, so give \{path, revision\}"):
         section("similarity", SimilarityParams, encoder="siglip")
-    with pytest.raises(UserError, match=r"similarity\.weights\.revision: 'main' is no 40-hex commit"):
+    with pytest.raises(UserError, match=r"similarity\.weights\.revision: 'main' is not a 40-hex commit"):
         weights = {"path": "google/siglip-base-patch16-224", "revision": "main"}
         section("similarity", SimilarityParams, encoder="siglip", weights=weights)
     with pytest.raises(UserError, match=r"similarity\.weights: .*needs `revision`"):

@@ -84,7 +84,7 @@ def test_prompt_groups(template, group):
         (CLASSES.replace("cat2,cat", "cat2,a,b"), "line 4"),
         (CLASSES + "cat2,dog\n", "line 7 lists 'cat2' again"),
         (CLASSES + "Object Prompts\na {0} {1} in the snow\n", "line 8 is 'a {0} {1} in the snow', not a prompt"),
-        (CLASSES + "Object Prompts\n'a cat in the snow'\n", "line 8: prompt 'a cat in the snow' must hold {1}"),
+        (CLASSES + "Object Prompts\n'a cat in the snow'\n", "line 8: prompt 'a cat in the snow' must contain {1}"),
         (CLASSES + "Object Prompts\n'a {0} {1} {2}'\n", "line 8"),
         (CLASSES + "Object Prompts\n'a {1} beside a {1}'\n", "line 8"),
         (CLASSES, "holds no object prompt"),

@@ -44,7 +44,7 @@ def test_subject_ids_begin_the_ids_of_their_photos(put, params):
 @pytest.mark.parametrize("path", ["1.jpg", "mug/1.jpg"])
 def test_photo_outside_a_subject_folder_is_named(put, params, path):
     put("mug/blue/1.jpg", path)
-    with pytest.raises(UserError, match=rf"{path}' lies in no subject folder; move it"):
+    with pytest.raises(UserError, match=rf"{path}' is not in a subject folder; move it"):
         list(open_source(params("folder")).subjects())
 
 

@@ -63,7 +63,7 @@ def test_meaning_is_that_of_the_schema(data: Path, capsys):
         (["embeddings", "--columns", "frame"], "no column 'frame', did you mean 'frame_id'"),
         (["embeddings", "--where", "subject_id"], "write COLUMN=VALUE"),
         (["embeddings", "--where", "subjct_id=s"], "no column 'subjct_id', did you mean 'subject_id'"),
-        (["embeddings", "--rows", "0"], "give at least 1 row"),
+        (["embeddings", "--rows", "0"], "rows must be at least 1"),
     ],
 )
 def test_what_is_not_there_is_one_sentence(data: Path, words: list[str], said: str):

@@ -50,7 +50,7 @@ def test_rows_of_another_shape_are_named(tmp_path: Path):
     rows = tables.read(world.data / "encode", "latents").to_pylist()
     rows[3]["height"] = 4
     tables.write(world.data / "encode", "latents", tables.from_rows("latents", rows))
-    with pytest.raises(UserError, match=f"'{rows[3]['frame_id']}' has height 4 and the rows before it 8"):
+    with pytest.raises(UserError, match=f"'{rows[3]['frame_id']}' has height 4, but the rows before it have 8"):
         arrays.write(world.data, tmp_path / "arrays" / "hash")
 
 

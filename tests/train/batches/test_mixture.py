@@ -48,7 +48,7 @@ def test_realised_shares_are_those_asked_for_within_the_rounding_and_no_subject_
     try:
         found = portions(groups, source_of, "abc", mixture, batch)
     except UserError as error:
-        assert "twice into a batch" in str(error)
+        assert "twice in a batch" in str(error)
         return
     everybody = np.bincount(source_of, minlength=3)
     total = sum(mixture.values())
@@ -106,9 +106,9 @@ def test_weight_0_leaves_a_source_out(samples: TrainingSet):
 @pytest.mark.parametrize(
     ("mixture", "message"),
     [
-        ({"turn": 1, "uno": 1}, "names source 'uno' and the triplets are of one, turn; correct its name"),
-        ({"turn": 1}, "says nothing of source 'one'; give it a weight, 0 leaves it out"),
-        ({"turn": 1, "one": 99}, "source 'one' has . subjects .* twice into a batch of 6; lower its weight"),
+        ({"turn": 1, "uno": 1}, "names source 'uno', but the triplets are from one, turn; correct its name"),
+        ({"turn": 1}, r"has no weight for source 'one'; add one \(0 leaves the source out\)"),
+        ({"turn": 1, "one": 99}, "source 'one' has . subjects .* twice in a batch of 6; lower its weight"),
     ],
 )
 def test_mixture_that_does_not_fit_is_one_sentence(samples: TrainingSet, mixture: dict[str, Any], message: str):

@@ -117,5 +117,5 @@ def test_positives_share_their_timestep_only_when_asked(samples: TrainingSet):
 
 
 def test_batch_larger_than_the_largest_group_is_refused(samples: TrainingSet):
-    with pytest.raises(UserError, match=r"train\.batch = 13 needs .* and the largest has 12"):
+    with pytest.raises(UserError, match=r"train\.batch = 13 needs .* but the largest has 12"):
         sampler(samples, batch=13)

@@ -78,21 +78,21 @@ def test_triplet_whose_photo_is_not_encoded_is_named_with_what_to_do(
     data = write_world(tmp_path / "data", views=4, single=0).data
     without(data / "encode", table, frame_id)
     said = sentence(data)
-    assert said.startswith(f"1 of 12 triplets, turn/1/s01/{number} the first, have a {role} that is not in the tables")
-    assert f"{data / 'encode'}; run pairs and encode again, see encode's rejects" in said
+    assert said.startswith(f"1 of 12 triplets (first: turn/1/s01/{number}) have a {role} that is not in the tables")
+    assert f"{data / 'encode'}; run pairs and encode again, check encode's rejects" in said
 
 
 def test_photo_of_several_roles_that_is_not_encoded_is_told_by_its_first(tmp_path: Path):
     data = write_world(tmp_path / "data", views=4, single=0, not_encoded="turn/1/s01/2").data
     # A reference once, before it is a positive and a target of others.
-    assert sentence(data).startswith("1 of 12 triplets, turn/1/s01/2 the first, have a reference that")
+    assert sentence(data).startswith("1 of 12 triplets (first: turn/1/s01/2) have a reference that")
 
 
 def test_triplet_whose_subject_has_no_similarities_is_named_with_what_to_do(tmp_path: Path):
     world = write_world(tmp_path / "data", views=4, single=0)
     write_similarity(world.data / "similarity", [name for name in world.subject_ids if not name.endswith("s02")])
     assert sentence(world.data) == (
-        "3 of 12 triplets, turn/2/s02/0 the first, are of subjects without similarities; run similarity and pairs again"
+        "3 of 12 triplets (first: turn/2/s02/0) belong to subjects without similarities; run similarity and pairs again"
     )
 
 
@@ -101,15 +101,15 @@ def test_self_pairing_without_hidden_states_of_targets_says_how_to_encode_them(t
     first, *_ = tables.rows(data / "pairs", "triplets")
     without(data / "encode", "features", first["target"])
     said = sentence(data, "self")
-    assert said.startswith(f"1 of 4 triplets, {first['triplet_id']} the first, have a reference that")
-    assert said.endswith("with train.pairing self let encode.inputs hold target")
+    assert said.startswith(f"1 of 4 triplets (first: {first['triplet_id']}) have a reference that")
+    assert said.endswith("with train.pairing self include target in encode.inputs")
 
 
 def test_no_triplet_is_one_sentence(tmp_path: Path):
     world = write_world(tmp_path / "data", views=2, single=0)
     tables.write(world.data / "pairs", "triplets", tables.from_rows("triplets", []))
     assert sentence(world.data) == (
-        f"{world.data / 'pairs'} holds no triplet; add photos of split train to sources, and run pairs"
+        f"{world.data / 'pairs'} has no triplets; add photos of split train to sources and run pairs"
     )
 
 

@@ -157,7 +157,7 @@ def test_photo_that_is_gone_is_one_sentence(world: Path):
     held = gone.read_bytes()
     gone.unlink()
     try:
-        with pytest.raises(UserError, match=rf"{gone.name} cannot be read any more .*; run curate again"):
+        with pytest.raises(UserError, match=rf"{gone.name} can no longer be read .*; run curate again"):
             for step in range(8):
                 bare.batch(step)
     finally:

@@ -74,7 +74,7 @@ def test_no_subject_is_held_out_when_none_is_asked_for(samples: TrainingSet):
 
 @pytest.mark.parametrize(
     ("count", "batch", "message"),
-    [(5, 6, r"subjects = 5 are fewer than train\.batch = 6"), (13, 6, "than the 12 of the largest")],
+    [(5, 6, r"subjects = 5 is less than train\.batch = 6"), (13, 6, "than the 12 in the largest")],
 )
 def test_numbers_that_do_not_go_together_are_one_sentence(samples: TrainingSet, count: int, batch: int, message: str):
     with pytest.raises(UserError, match=message):

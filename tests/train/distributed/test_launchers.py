@@ -84,7 +84,7 @@ def test_pipeline_killed_at_any_step_ends_with_the_same_bytes(
     second = repro(tmp_path)
     said, _ = second.communicate(timeout=240)
     assert second.returncode == 0, said
-    assert "goes on at step" in said
+    assert "resuming at step" in said
     assert content(data) == undisturbed[1]
 
 

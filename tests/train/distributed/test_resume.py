@@ -39,7 +39,7 @@ def test_checkpoint_of_another_run_is_refused_with_keys_and_values(tmp_path: Pat
     assert accept(folder, RECIPE, FOLLOW) == ""
     assert accept(folder / "step-000000003", RECIPE, FOLLOW) == ""
     with pytest.raises(
-        UserError, match=r"of another run: train\.seed is 0 there and 1 here; data is a there and b here"
+        UserError, match=r"belongs to another run: train\.seed is 0 there and 1 here; data is a there and b here"
     ):
         accept(folder, changed(data="b", train=RECIPE["train"] | {"seed": 1}), FOLLOW)
 
@@ -51,13 +51,13 @@ def test_other_ranks_are_accepted_only_when_asked_for_and_alone(tmp_path: Path):
         UserError, match=r"ranks is 2 cpu there and 1 cpu here; make them equal \(or give --other-ranks\)"
     ):
         accept(folder, changed(ranks=[1, "cpu"]), FOLLOW)
-    assert "not those of one run bit for bit" in accept(folder, changed(ranks=[1, "cpu"]), asked)
+    assert "not bit-identical to an uninterrupted run" in accept(folder, changed(ranks=[1, "cpu"]), asked)
     with pytest.raises(UserError, match="data is a there and b here; make them equal, or"):
         accept(folder, changed(ranks=[1, "cpu"], data="b"), asked)
 
 
 def test_folder_without_recipe_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match=r"holds no recipe\.json"):
+    with pytest.raises(UserError, match=r"contains no recipe\.json"):
         accept(tmp_path, RECIPE, FOLLOW)
 
 
@@ -106,7 +106,7 @@ def test_truncated_checkpoint_is_passed_over_with_a_line(start: Any):
     newest.write_bytes(newest.read_bytes()[:1000])
     codes, said = start()
     assert codes == [0, 0]
-    assert said.count("step-000000004 is damaged and is passed over") == 1 and "goes on at step 2 of 4" in said
+    assert said.count("step-000000004 is damaged; skipping it") == 1 and "resuming at step 2 of 4" in said
     assert [out.read_bytes() for out in outs] == before
 
 
@@ -121,7 +121,7 @@ def test_run_goes_on_with_other_ranks_when_asked_for(start: Any):
     run = runs(start)[0].parent
     codes, said = start("--resume", str(run / "step-000000002"), "--other-ranks", ranks=1)
     assert codes == [0], said
-    assert "made by ranks 2 cpu and is gone on from by 1 cpu" in said and "goes on at step 2 of 4" in said
+    assert "made by ranks 2 cpu and is resumed on 1 cpu" in said and "resuming at step 2 of 4" in said
 
 
 def test_named_checkpoints_that_are_all_damaged_stop_the_run(start: Any):
@@ -130,4 +130,4 @@ def test_named_checkpoints_that_are_all_damaged_stop_the_run(start: Any):
         file.write_bytes(b"")
     codes, said = start("--resume", str(run))
     assert codes == [1, 1]
-    assert said.count("error:") == 1 and "holds no sound checkpoint" in said and "Traceback" not in said
+    assert said.count("error:") == 1 and "has no intact checkpoint" in said and "Traceback" not in said

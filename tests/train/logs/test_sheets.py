@@ -113,7 +113,7 @@ def test_drawing_leaves_random_numbers_and_weights_alone_and_follows_the_weights
 def test_more_steps_than_the_process_has_are_refused_before_training(
     diffusion: Diffusion, adapter: Adapter, tmp_path: Path
 ):
-    with pytest.raises(UserError, match=r"train\.pictures\.steps is 1001, .* on 1000 timesteps; give at most as many"):
+    with pytest.raises(UserError, match=r"train\.pictures\.steps is 1001, .* 1000 timesteps; give at most that many"):
         sheets(diffusion, adapter, tmp_path, steps=1001)
 
 

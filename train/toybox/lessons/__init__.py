@@ -1,1 +1,1 @@
-"""What the small backbones learn from."""
+"""Training data of the small backbones."""

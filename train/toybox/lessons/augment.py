@@ -1,4 +1,4 @@
-"""What generated and compressed pictures look like to a network that has to cope with them."""
+"""Augmentations that make networks robust to generated and compressed images."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ def to_planes(images: Tensor) -> Tensor:
 
 
 def degrade(images: Tensor, rng: np.random.Generator, share: float = 0.5) -> Tensor:
-    """Blur, noise and a change of brightness and contrast, each on a random `share` of the pictures.
+    """Blur, noise and brightness and contrast jitter, each on a random `share` of the images.
 
     images: uint8 [B, H, W, 3]. Returns float32 [B, 3, H, W] in 0..255.
     """
@@ -37,10 +37,10 @@ def degrade(images: Tensor, rng: np.random.Generator, share: float = 0.5) -> Ten
 
 
 def on_white(images: Tensor, masks: Tensor, rng: np.random.Generator | None, margin: float = 0.1) -> Tensor:
-    """Subjects cut out on white and enlarged to fill a square, as `model.segment.on_white` does.
+    """Subjects cut out on white and enlarged to fill a square, as in `model.images.segment.on_white`.
 
-    images: uint8 [B, H, W, 3], masks: bool [B, H, W]. rng: moves and scales each square a little; None does not.
-    margin: white border as a share of the box's longer side. Returns float32 [B, 3, H, W] in 0..255.
+    images: uint8 [B, H, W, 3], masks: bool [B, H, W]. rng: jitters each square's position and scale; None: no jitter.
+    margin: white border as a fraction of the box's longer side. Returns float32 [B, 3, H, W] in 0..255.
     """
     ink = (255 - to_planes(images)) * masks[:, None]
     boxes = torch.from_numpy(boxes_of(masks.numpy()))

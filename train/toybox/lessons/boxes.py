@@ -16,7 +16,7 @@ def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 def jitter(boxes: NDArray[np.float32], share: float, side: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Move each corner by a normal of `share` of the box's side, within a picture of `side` pixels."""
+    """Move each corner by Gaussian noise, sigma `share` of the box's side, within an image of `side` pixels."""
     sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
     moved = boxes + rng.normal(0, share, boxes.shape) * sides
     return moved.clip(0, side).astype(np.float32)

@@ -1,7 +1,7 @@
-"""The pictures the small backbones learn from, rendered once into memory-mapped arrays.
+"""Training images of the small backbones, rendered once into memory-mapped arrays.
 
-A set is a folder of `.work/toybox-train`: `images.npy` uint8 [N, 64, 64, 3], `regions.npy` uint8 [N, 64, 64] and
-`attributes.npy` int16 [N, 7]. What a picture shows is a pure function of (set, index), so captions need no file.
+A set is a folder in `.work/toybox-train`: `images.npy` uint8 [N, 64, 64, 3], `regions.npy` uint8 [N, 64, 64] and
+`attributes.npy` int16 [N, 8]. An image's content is a pure function of (set, index), so captions need no file.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ from runtime.errors import UserError
 
 WORK = Path(".work/toybox-train")
 SIZE = 64
-"""Side of every picture, pixels."""
+"""Side of every image, pixels."""
 
 BLOCK = 480
-"""Pictures rendered between two marks of progress; a multiple of the renderer's own chunk."""
+"""Images rendered per unit of progress; a multiple of the renderer's own chunk."""
 
 BACKGROUND, SUBJECT, WORN = 0, 1, 2
-"""Values of `regions`: the subject is 1, what it wears is 2."""
+"""Values of `regions`: the subject is 1, its accessory 2."""
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "family": world.FAMILIES,
@@ -49,10 +49,10 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class SetSpec:
-    """What one set holds.
+    """Contents of one set.
 
-    views: pictures of each subject, consecutive in the arrays. held_out: only the subjects kept for evaluation, only
-    the others, or (None) both. style, shape, accessory: probabilities as in `world.sample_look`.
+    views: images per subject, consecutive in the arrays. held_out: only the subjects reserved for evaluation, only the
+    others, or (None) both. style, shape, accessory: probabilities as in `world.sample_look`.
     """
 
     name: str
@@ -68,7 +68,7 @@ class SetSpec:
         return self.subjects * self.views
 
     def item(self, index: int) -> Item:
-        """Subject, view and look of one picture; what is worn on the face is seen from the front."""
+        """Subject, view and look of one image; accessories worn on the face are seen from the front."""
         which, view = divmod(index, self.views)
         subject = world.sample_subject(np.random.default_rng([self.seed, which]), kept=self.held_out)
         rng = np.random.default_rng([self.seed, which, 1 + view])
@@ -109,11 +109,11 @@ class Pictures:
         return len(self.images)
 
     def column(self, name: str) -> NDArray[np.int16]:
-        """One attribute of every picture, int16 [N]."""
+        """One attribute of every image, int16 [N]."""
         return self.attributes[:, list(ATTRIBUTES).index(name)]
 
     def captions(self, index: int) -> list[str]:
-        """Every way to say what a picture shows: templates x details, details varying fastest."""
+        """Every caption of an image: templates x details, details varying fastest."""
         subject, _, look = self.spec.item(index)
         return [
             world.caption(subject, look, variant=variant, detail=cast(world.Detail, detail))
@@ -126,15 +126,15 @@ DETAILS = ("full", "colour", "noun")
 
 
 def open_set(name: str, work: Path = WORK) -> Pictures:
-    """Memory-map a set; raises UserError where it was not rendered to its end."""
+    """Memory-map a set; raises UserError if it is not fully rendered."""
     spec, folder = SETS[name], work / name
     done = folder / "set.json"
     if not done.exists():
-        raise UserError(f"{done} is missing; render the pictures with `python -m train.toybox.lessons.data`")
+        raise UserError(f"{done} is missing; render the images with `python -m train.toybox.lessons.data`")
     card = json.loads(done.read_text())
     if card["spec"] != asdict(spec):
         raise UserError(
-            f"{done} describes another set '{name}'; delete {folder} and run `python -m train.toybox.lessons.data`"
+            f"{done} describes a different set '{name}'; delete {folder} and run `python -m train.toybox.lessons.data`"
         )
     images, regions, attributes = (
         np.load(folder / f"{part}.npy", mmap_mode="r") for part in ("images", "regions", "attributes")
@@ -145,9 +145,9 @@ def open_set(name: str, work: Path = WORK) -> Pictures:
 def batch(
     sets: list[Pictures], count: int, rng: np.random.Generator, shares: Sequence[float] | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int16]]:
-    """Images, regions and attributes of random pictures of several sets, each mirrored or not.
+    """Images, regions and attributes of random images from several sets, mirrored at random.
 
-    shares: how likely a picture is of each set, summing to 1; by default all pictures are equally likely.
+    shares: probability of each set, summing to 1; by default all images are equally likely.
     """
     sizes = np.array([len(one) for one in sets])
     chosen = rng.multinomial(count, sizes / sizes.sum() if shares is None else shares)
@@ -163,13 +163,13 @@ def batch(
 
 
 def renderer_digest() -> str:
-    """SHA-256 of the renderer's sources, to tell by which version a set was drawn."""
+    """SHA-256 of the renderer's sources, to identify the version that rendered a set."""
     sources = sorted(Path(world.__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def attribute_row(item: Item) -> list[int]:
-    """The values of `ATTRIBUTES` for one picture."""
+    """The values of `ATTRIBUTES` for one image."""
     subject, _, look = item
     names = (
         subject.family,
@@ -185,10 +185,10 @@ def attribute_row(item: Item) -> list[int]:
 
 
 def visible(attributes: NDArray[np.int16]) -> NDArray[np.bool_]:
-    """Which attributes a picture shows, bool of the shape of `attributes` [N, len(ATTRIBUTES)].
+    """Which attributes an image shows, bool of the shape of `attributes` [N, len(ATTRIBUTES)].
 
-    A subject in another's shape hides its family, a sketch the colours and (two colours may be as bright as each other)
-    the pattern, a plain surface the second colour.
+    A subject in another's shape hides its family; a sketch hides the colours and the pattern (two colours may be
+    equally bright); a plain surface hides the second colour.
     """
     columns = {name: attributes[:, i] for i, name in enumerate(ATTRIBUTES)}
     coloured = np.array([style.coloured for style in styles.STYLES.values()])[columns["style"]]
@@ -205,16 +205,16 @@ def visible(attributes: NDArray[np.int16]) -> NDArray[np.bool_]:
 
 
 HIDDEN_PATTERN = 0.05
-"""A pattern that covers less of what is seen of the subject is hidden: behind a scarf, or on the side turned away."""
+"""A pattern covering a smaller fraction of the visible subject is hidden: behind a scarf, or on the far side."""
 
 DIFFERENT = 16
-"""Levels of 255 by which a pixel differs that shows the pattern's colour."""
+"""Minimum difference, in levels of 255, of a pixel that shows the pattern's colour."""
 
 
 def pattern_shares(pictures: Pictures, work: Path = WORK) -> NDArray[np.float32]:
-    """Share of the visible subject that the pattern covers in each picture, [N]: pixels that are others without it.
+    """Fraction of the visible subject that the pattern covers in each image, [N]: the pixels that change without it.
 
-    Drawn once, and kept beside the set.
+    Computed once and stored beside the set.
     """
     path = work / pictures.spec.name / "pattern_shares.npy"
     if not path.exists():
@@ -235,7 +235,7 @@ def pattern_shares(pictures: Pictures, work: Path = WORK) -> NDArray[np.float32]
 
 
 def seen(pictures: Pictures, work: Path = WORK) -> NDArray[np.bool_]:
-    """`visible` of a set's attributes, and of these the pattern and its colour only where the pattern is not hidden."""
+    """`visible` of a set's attributes, where a hidden pattern also hides the pattern and its colour."""
     shown = visible(np.asarray(pictures.attributes))
     names = list(ATTRIBUTES)
     patterned = pictures.column("pattern") != ATTRIBUTES["pattern"].index("plain")
@@ -245,15 +245,15 @@ def seen(pictures: Pictures, work: Path = WORK) -> NDArray[np.bool_]:
 
 
 def prepare(spec: SetSpec, work: Path = WORK, processes: int = 2) -> None:
-    """Render a set, going on where a killed run stopped; a finished set is left alone."""
+    """Render a set, resuming where a killed run stopped; a finished set is left as is."""
     folder = work / spec.name
     if (folder / "set.json").exists():
         card = json.loads((folder / "set.json").read_text())
         if card["spec"] == asdict(spec):
             if card["renderer"] != renderer_digest():
-                print(f"{spec.name}: kept, though pipelines/toybox changed since; delete {folder} to draw it anew")
+                print(f"{spec.name}: kept, although pipelines/toybox has changed; delete {folder} to render it again")
             return
-        raise UserError(f"{folder} holds another set '{spec.name}'; delete it and run again")
+        raise UserError(f"{folder} contains a different set '{spec.name}'; delete it and run again")
     (folder / "done").mkdir(parents=True, exist_ok=True)
     count = len(spec)
     shapes: dict[str, tuple[tuple[int, ...], type]] = {
@@ -270,7 +270,7 @@ def prepare(spec: SetSpec, work: Path = WORK, processes: int = 2) -> None:
     for finished, _ in enumerate(_each(jobs, 1 if device == "cuda" else processes), 1):
         if finished % 10 == 0 or finished == len(todo):
             rate = finished * BLOCK / (time.monotonic() - started)
-            print(f"{spec.name}: block {finished} of {len(todo)}, {rate:.0f} pictures/s", flush=True)
+            print(f"{spec.name}: block {finished} of {len(todo)}, {rate:.0f} images/s", flush=True)
     digest = hashlib.sha256(np.load(folder / "images.npy", mmap_mode="r").tobytes()).hexdigest()
     card = {"spec": asdict(spec), "sha256": digest, "renderer": renderer_digest()}
     temporary = folder / "set.json.tmp"
@@ -290,14 +290,14 @@ def _each(jobs: list[Job], processes: int) -> Iterator[None]:
 
 
 def _block(job: Job) -> None:
-    """Render one block into its place in the arrays, then mark it done."""
+    """Render one block into its slice of the arrays, then mark it done."""
     spec, start, folder, device = job
     rows = slice(start, min(start + BLOCK, len(spec)))
     items = [spec.item(index) for index in range(rows.start, rows.stop)]
-    drawn = render(items, SIZE, device)
-    regions = torch.where(drawn.subject_masks, SUBJECT, torch.where(drawn.masks, WORN, BACKGROUND)).to(torch.uint8)
+    result = render(items, SIZE, device)
+    regions = torch.where(result.subject_masks, SUBJECT, torch.where(result.masks, WORN, BACKGROUND)).to(torch.uint8)
     parts = {
-        "images": drawn.images.cpu().numpy(),
+        "images": result.images.cpu().numpy(),
         "regions": regions.cpu().numpy(),
         "attributes": np.array([attribute_row(item) for item in items], np.int16),
     }
@@ -309,8 +309,8 @@ def _block(job: Job) -> None:
 
 
 def main(words: Sequence[str]) -> None:
-    parser = Parser(description="Render the pictures the small backbones learn from.")
-    parser.add_argument("sets", nargs="*", default=list(SETS), help=f"some of {', '.join(SETS)}; all by default")
+    parser = Parser(description="Render the training images of the small backbones.")
+    parser.add_argument("sets", nargs="*", default=list(SETS), help=f"any of {', '.join(SETS)} (default: all)")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(words)
     for name in options.sets:

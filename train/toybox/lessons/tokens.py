@@ -1,4 +1,4 @@
-"""The captions' tokenizer: CLIP's byte-pair encoding, with merges that make every word of the world one token."""
+"""The caption tokenizer: CLIP's byte-pair encoding, with merges that make every word of the toybox one token."""
 
 import json
 from itertools import pairwise
@@ -9,22 +9,22 @@ from transformers import CLIPTokenizer
 from pipelines.toybox import world
 
 LENGTH = 32
-"""Tokens of a caption, start and end included."""
+"""Tokens per caption, including start and end."""
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 STOP = "</w>"
-"""What closes the last symbol of a word."""
+"""Suffix of a word's last symbol."""
 
 
 def byte_symbols() -> list[str]:
-    """The printable characters that stand for the 256 bytes (GPT-2's table, which CLIP uses), by order of the byte."""
+    """Printable characters that stand for the 256 bytes (GPT-2's table, used by CLIP), in byte order."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = iter(range(256, 512))
     return [chr(byte) if byte in plain else chr(next(spare)) for byte in range(256)]
 
 
 def merge(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Split one word into symbols: the pair of lowest rank is joined first, until no known pair is left."""
+    """Split a word into symbols: the pair of lowest rank is merged first, until no known pair is left."""
     symbols = [*word[:-1], word[-1] + STOP]
     while len(symbols) > 1:
         pairs = [(ranks[pair], i) for i, pair in enumerate(pairwise(symbols)) if pair in ranks]
@@ -38,8 +38,8 @@ def merge(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
 def merges_for(words: list[str]) -> list[tuple[str, str]]:
     """Merges that make each word one token.
 
-    Every word gets the merges it still lacks, behind all earlier ones; those come first in the encoding, so a later
-    merge never breaks an earlier word.
+    Each word adds the merges it still lacks after all earlier ones, which take precedence in encoding, so a later merge
+    never breaks an earlier word.
     """
     ranks: dict[tuple[str, str], int] = {}
     for word in words:
@@ -51,7 +51,7 @@ def merges_for(words: list[str]) -> list[tuple[str, str]]:
 
 
 def write_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Write `vocab.json`, `merges.txt` and the tokenizer's own files into `folder`; returns the tokenizer.
+    """Write `vocab.json`, `merges.txt` and the tokenizer's own files to `folder`; returns the tokenizer.
 
     The end token has the highest id: open_clip finds it by `argmax`.
     """

@@ -1,1 +1,1 @@
-"""How a small backbone is trained: loop, optimizer, cards."""
+"""Training of the small backbones: loop, optimizer, cards."""

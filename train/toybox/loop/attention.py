@@ -1,4 +1,4 @@
-"""Attention written out, for training on a CPU: there the fused kernel's backward pass takes most of a small step."""
+"""Unfused attention for training on a CPU, where the fused kernel's backward pass takes most of a small step."""
 
 import math
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def plain_attention(
 
 @contextmanager
 def plain_on_cpu(device: torch.device) -> Iterator[None]:
-    """Within, the libraries' calls of the fused attention come here if `device` is a CPU."""
+    """Inside, libraries' calls to fused attention use `plain_attention` if `device` is a CPU."""
     fused = F.scaled_dot_product_attention
     if device.type == "cpu":
         F.scaled_dot_product_attention = plain_attention

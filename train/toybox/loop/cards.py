@@ -1,4 +1,4 @@
-"""How trained weights leave: half precision, with a card that says what they come from and what they reach."""
+"""Export of trained weights: half precision, with a card of their provenance and measurements."""
 
 import json
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from train.toybox.loop import loop
 
 
 def half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Floating point tensors as float16, the others unchanged, all contiguous and on the CPU."""
+    """Floating-point tensors as float16, others unchanged, all contiguous and on the CPU."""
     return {
         name: (value.half() if value.is_floating_point() else value).cpu().contiguous() for name, value in state.items()
     }
 
 
 def save_half(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a float16 safetensors file, whole or not at all."""
+    """Write a float16 safetensors file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     save_file(half(state), temporary, metadata={"format": "pt"})
@@ -35,7 +35,7 @@ def write(
     sets: list[data.Pictures],
     measured: Mapping[str, float],
 ) -> None:
-    """Write the card of one backbone; `measured` are its figures on held-out subjects."""
+    """Write the card of one backbone; `measured`: its figures on held-out subjects."""
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     last = (run / "log.jsonl").read_text().splitlines()[-1:]
     card = {
@@ -54,5 +54,5 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     for file in folder.rglob("*.safetensors"):
-        file.chmod(0o644)  # safetensors writes for the owner alone
+        file.chmod(0o644)  # safetensors makes files readable by the owner only
     print(f"{folder}: " + ", ".join(f"{key} {value}" for key, value in measured.items()))

@@ -1,7 +1,7 @@
 """One resumable training loop for every small backbone.
 
-Batch, noise and dropout of a step are functions of (seed, step), so a checkpoint holds weights, their average and the
-optimizer's state, and a run that was killed ends with the same weights as one that was not.
+Batch, noise and dropout of a step are functions of (seed, step), so a checkpoint only needs the weights, their average
+and the optimizer state, and a killed and resumed run ends with the same weights as an uninterrupted one.
 """
 
 import json
@@ -24,20 +24,20 @@ from train.toybox.loop.attention import plain_on_cpu
 from train.toybox.loop.muon import Muon
 
 Loss = Callable[["Draw"], tuple[Tensor, dict[str, float]]]
-"""Computes one step's loss (scalar) and what else is worth logging."""
+"""Computes one step's loss (scalar) and further values to log."""
 
 Precision = Literal["float32", "bfloat16", "autocast"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast.
+    """Training hyperparameters.
 
-    steps: of the whole schedule. batch: pictures of a step. lr: peak of a cosine that ends at `floor` of it, after
-    `warmup` steps. average: decay of the moving average of the weights. clip: largest norm of the gradient. precision:
+    steps: of the whole schedule. batch: images per step. lr: peak, after `warmup` steps, of a cosine that ends at the
+    fraction `floor` of it. average: decay of the weights' moving average. clip: maximum gradient norm. precision:
     bfloat16 keeps float32 masters and computes in bfloat16 throughout; autocast leaves the choice to torch; both mean
-    float32 where `fast_dtype` says so. muon: whether matrices and kernels are trained by Muon (Jordan et al. 2024),
-    scaled to AdamW's rates, which then has only the rest. every: minutes between checkpoints.
+    float32 if `fast_dtype` returns it. muon: train matrices and kernels by Muon (Jordan et al. 2024), scaled to AdamW's
+    learning rates, and only the rest by AdamW. log: steps averaged in a log entry. every: minutes between checkpoints.
     """
 
     steps: int
@@ -65,7 +65,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Draw:
-    """What one step gets: how many pictures it has; its randomness, a numpy and a torch generator on the CPU; and the
+    """Inputs of one step: its number of images, its randomness (a numpy and a torch generator on the CPU), and the
     device and dtype to compute in."""
 
     step: int
@@ -77,7 +77,7 @@ class Draw:
 
     @classmethod
     def at(cls, recipe: Recipe, step: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Self:
-        """Also seeds torch's global generator, which dropout draws from."""
+        """The inputs of a step; also seeds torch's global generator, used by dropout."""
         seed = (recipe.seed << 32) + step
         torch.manual_seed(seed)
         noise = torch.Generator().manual_seed(seed)
@@ -94,7 +94,7 @@ class Masters:
 
     @torch.no_grad()
     def take_gradients(self, clip: float) -> Tensor:
-        """Move the network's gradients to the masters, clipped; returns their norm."""
+        """Move the network's gradients to the masters and clip them; returns their norm."""
         for name, p in self.live.items():
             master = self.value[name]
             master.grad = torch.zeros_like(master) if p.grad is None else p.grad.float().reshape(master.shape)
@@ -113,27 +113,27 @@ class Masters:
 
 
 def best_device() -> torch.device:
-    """The GPU where there is one."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16, but float32 on a CPU without instructions for it: emulated, a step takes twenty times as long."""
+    """bfloat16, or float32 on a CPU without bfloat16 instructions, where emulation makes a step 20 times slower."""
     if device.type == "cpu" and not torch.cpu.get_capabilities().get("avx512_bf16", False):
         return torch.float32
     return torch.bfloat16
 
 
 def fit(network: nn.Module, loss: Loss, recipe: Recipe, run: Path, minutes: float | None = None) -> bool:
-    """Train `network` in place up to `recipe.steps`, or for so many minutes; on return it holds the averaged weights.
+    """Train `network` in place up to `recipe.steps` or for `minutes`; on return it holds the averaged weights.
 
     With 0 minutes nothing is trained or written: the network gets the averaged weights of the last checkpoint.
 
-    run: folder of `checkpoint.pt`, from which a run goes on, and `log.jsonl`. Returns whether the schedule is finished.
+    run: folder of `checkpoint.pt`, to resume from, and `log.jsonl`. Returns whether the schedule is finished.
     """
     run.mkdir(parents=True, exist_ok=True)
     device = best_device()
-    # Channels last is how a CPU's (and a tensor core's) convolutions compute: 1.1 to 1.3 times the steps a second.
+    # Convolutions on CPUs (and tensor cores) are channels-last natively: 1.1 to 1.3 times the steps per second.
     network.to(device).to(memory_format=torch.channels_last).train()
     masters = Masters(network)
     fast = fast_dtype(device)
@@ -143,7 +143,7 @@ def fit(network: nn.Module, loss: Loss, recipe: Recipe, run: Path, minutes: floa
     optimizers = build_optimizers(network, masters, recipe)
     step, spent = _restore(run / "checkpoint.pt", masters, optimizers)
     masters.give(masters.value)
-    begun = saved = time.monotonic()
+    started = saved = time.monotonic()
     first, sums = step, dict[str, float]()
     with plain_on_cpu(device), _Progress(run, step, recipe.steps) as progress:
         while step < recipe.steps and minutes != 0:
@@ -163,11 +163,11 @@ def fit(network: nn.Module, loss: Loss, recipe: Recipe, run: Path, minutes: floa
             now = time.monotonic()
             if step % recipe.log == 0:
                 means = {key: total / (step - first) for key, total in sums.items()}
-                progress.note(step, means, spent + now - begun)
+                progress.note(step, means, spent + now - started)
                 first, sums = step, {}
-            over = minutes is not None and now - begun >= minutes * 60
+            over = minutes is not None and now - started >= minutes * 60
             if over or step == recipe.steps or now - saved >= recipe.every * 60:
-                _store(run / "checkpoint.pt", step, spent + now - begun, masters, optimizers)
+                _store(run / "checkpoint.pt", step, spent + now - started, masters, optimizers)
                 saved = now
             if over:
                 break
@@ -179,7 +179,7 @@ def fit(network: nn.Module, loss: Loss, recipe: Recipe, run: Path, minutes: floa
 
 
 def build_optimizers(network: nn.Module, masters: Masters, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW, with weight decay on matrices only; with `recipe.muon`, Muon for all matrices but embeddings."""
+    """AdamW with weight decay on matrices only; with `recipe.muon`, Muon for all matrices except embeddings."""
     embeddings = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
     matrices = [name for name, p in masters.value.items() if p.ndim == 2]
     turned = [name for name in matrices if recipe.muon and id(masters.live[name]) not in embeddings]
@@ -192,7 +192,7 @@ def build_optimizers(network: nn.Module, masters: Masters, recipe: Recipe) -> li
     ]
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)]
     if turned:
-        # Orthogonalised in the dtype that the machine is fast at: the result is rough by design.
+        # Orthogonalise in the machine's fast dtype: the result is approximate by design.
         dtype = fast_dtype(next(network.parameters()).device)
         found.append(Muon([masters.value[name] for name in turned], recipe.lr, recipe.weight_decay, dtype))
     return found
@@ -215,7 +215,7 @@ def _store(path: Path, step: int, seconds: float, masters: Masters, optimizers: 
 
 
 def _restore(path: Path, masters: Masters, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
-    """Step and seconds spent of the checkpoint, (0, 0) where there is none."""
+    """Load the checkpoint; returns its step and seconds spent, or (0, 0) if there is none."""
     if not path.exists():
         return 0, 0.0
     device = next(iter(masters.value.values())).device
@@ -229,7 +229,7 @@ def _restore(path: Path, masters: Masters, optimizers: list[torch.optim.Optimize
 
 
 class _Progress:
-    """A bar on a terminal, a line now and then elsewhere, and every note in `log.jsonl`."""
+    """A bar on a terminal, otherwise a line now and then, and every note in `log.jsonl`."""
 
     def __init__(self, run: Path, step: int, steps: int) -> None:
         self.name, self.steps = run.name, steps
@@ -259,15 +259,15 @@ class _Progress:
 
 
 def options(description: str, recipe: Recipe, words: Iterable[str]) -> tuple[Recipe, float | None]:
-    """Read `--steps` and `--minutes` of a training command."""
+    """Parse the options of a training command; returns the recipe and the minutes."""
     parser = Parser(description=description)
-    parser.add_argument("--steps", type=int, default=recipe.steps, help="length of the schedule (%(default)s)")
+    parser.add_argument("--steps", type=int, default=recipe.steps, help="length of the schedule (default: %(default)s)")
     parser.add_argument(
         "--minutes",
         type=float,
-        help="stop after this long; the same command resumes; 0 only exports the last checkpoint",
+        help="stop after this many; the same command resumes; 0 only exports the last checkpoint",
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1: two trainings share two cores best)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1 is best for two trainings on two cores)")
     chosen = parser.parse_args(list(words))
     torch.set_num_threads(chosen.threads)
     return replace(recipe, steps=chosen.steps), chosen.minutes

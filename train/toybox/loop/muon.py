@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024) for any machine: torch's own orthogonalises in bfloat16, which most CPUs only emulate."""
+"""Muon (Jordan et al. 2024) in any dtype: torch's own orthogonalises in bfloat16, which most CPUs only emulate."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor
 def orthogonalised(
     matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float, dtype: torch.dtype
 ) -> Tensor:
-    """Matrices [B, m, n] with their singular values brought near 1 by quintic Newton-Schulz steps, in `dtype`."""
+    """Matrices [B, m, n] with singular values brought near 1 by quintic Newton-Schulz steps, in `dtype`."""
     a, b, c = coefficients
     x = matrices.to(dtype)
     upright = x.shape[1] > x.shape[2]
@@ -24,8 +24,8 @@ def orthogonalised(
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, which computes in `dtype`, all matrices of one shape in
-    one go; its state is interchangeable with torch's."""
+    """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, computing in `dtype` and batching matrices of the same
+    shape; its state is interchangeable with torch's."""
 
     def __init__(self, params: list[Tensor], lr: float, weight_decay: float, dtype: torch.dtype) -> None:
         super().__init__(params, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
@@ -39,12 +39,12 @@ class Muon(torch.optim.Muon):
             gradients: list[Tensor] = []
             buffers: list[Tensor] = []
             self._init_group(group, params, gradients, buffers)
-            momentum, alike = group["momentum"], defaultdict[torch.Size, list[int]](list)
+            momentum, same_shape = group["momentum"], defaultdict[torch.Size, list[int]](list)
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
             updates = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's
             for i, param in enumerate(params):
-                alike[param.shape].append(i)
-            for shape, places in alike.items():
+                same_shape[param.shape].append(i)
+            for shape, places in same_shape.items():
                 turned = orthogonalised(
                     torch.stack([updates[i] for i in places]),
                     cast(tuple[float, float, float], group["ns_coefficients"]),

@@ -1,1 +1,1 @@
-"""The small backbones, a module each: built, trained, exported, measured."""
+"""The small backbones, one module each: build, train, export, measure."""

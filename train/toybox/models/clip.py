@@ -1,4 +1,4 @@
-"""Trains the small CLIP with open_clip's own classes: pictures and captions into one space."""
+"""Trains the small CLIP with open_clip's own classes: images and captions in one embedding space."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ from train.toybox.models import vae
 from train.toybox.models.text_to_image import words_of
 
 BATCH, WHITE, GROUP = 96, 24, 12
-"""Pictures with captions, cut-outs without, and how many pictures in a row share their scene."""
+"""Images with captions, cut-outs without, and the number of consecutive images that share a scene."""
 
 RECIPE = loop.Recipe(
     steps=1500,
@@ -41,10 +41,10 @@ SAID = {"full": 0.7, "colour": 0.2, "noun": 0.1}
 NAMED: dict[str, tuple[str, ...]] = {"full": ("family", "colour", "pattern", "scene", "style", "dress", "shape")}
 NAMED["colour"] = tuple(name for name in NAMED["full"] if name != "pattern")
 NAMED["noun"] = tuple(name for name in NAMED["colour"] if name != "colour")
-"""Attributes that a caption of each detail speaks of."""
+"""Attributes named by a caption of each level of detail."""
 
 HIDDEN, WHOLE = 0.5, 0.25
-"""Share of patches left out in training, for speed (Li et al. 2023, FLIP); last share of the steps, which see all."""
+"""Fraction of patches dropped in training, for speed (Li et al. 2023, FLIP); final fraction of steps without drops."""
 
 FOLDER = Path("weights/toybox/clip")
 RUN = data.WORK / "runs" / "clip"
@@ -76,9 +76,9 @@ def model_config(words: int) -> dict[str, Any]:
 
 
 class Taught(nn.Module):
-    """CLIP with linear heads that name the attributes, which exist only in training.
+    """CLIP with training-only linear heads that classify the attributes.
 
-    The contrastive loss alone is content with telling scenes apart; the heads make family, colour and pattern count.
+    The contrastive loss alone is satisfied by telling scenes apart; the heads make family, colour and pattern count.
     """
 
     def __init__(self, words: int) -> None:
@@ -88,7 +88,7 @@ class Taught(nn.Module):
 
 
 def agree(attributes: Tensor, details: list[str]) -> Tensor:
-    """Whether caption j is also true of picture i, bool [B, B]; attributes [B, len(ATTRIBUTES)]."""
+    """Whether caption j is also true of image i, bool [B, B]; attributes [B, len(ATTRIBUTES)]."""
     same = attributes[:, None] == attributes[None]
     columns = list(data.ATTRIBUTES)
     needed = torch.tensor([[name in NAMED[detail] for name in columns] for detail in details])
@@ -96,7 +96,7 @@ def agree(attributes: Tensor, details: list[str]) -> Tensor:
 
 
 def contrast(images: Tensor, texts: Tensor, scale: Tensor, true: Tensor) -> Tensor:
-    """CLIP's symmetric loss; other captions that are true of a picture count neither for nor against it."""
+    """CLIP's symmetric loss; other captions that are true of an image are ignored."""
     logits = scale * F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     logits = logits.masked_fill(true & ~own, -1e4)
@@ -107,7 +107,7 @@ def contrast(images: Tensor, texts: Tensor, scale: Tensor, true: Tensor) -> Tens
 def rows_by_scene(
     scenes: NDArray[np.int16], rng: np.random.Generator, where: list[NDArray[np.int64]]
 ) -> NDArray[np.int64]:
-    """BATCH picture indices, GROUP in a row from one scene."""
+    """BATCH image indices, in runs of GROUP from one scene."""
     chosen = rng.integers(0, len(where), BATCH // GROUP)
     return np.concatenate([where[scene][rng.integers(0, len(where[scene]), GROUP)] for scene in chosen])
 
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str]) -> None:
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
         rows = rows_by_scene(scenes, draw.rng, where)
         detail = draw.rng.choice(len(SAID), BATCH, p=list(SAID.values()))
-        said = words[rows, draw.rng.integers(0, words.shape[1], BATCH), detail]
+        ids = words[rows, draw.rng.integers(0, words.shape[1], BATCH), detail]
         images, regions, shown = data.batch([views], WHITE, draw.rng)
         captioned = pictures.images[rows]
         again = (rows < len(decoded)) & (draw.rng.random(BATCH) < 0.5)
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str]) -> None:
         asked = torch.from_numpy(np.where(data.visible(attributes), attributes, -100).astype(np.int64)).to(draw.device)
         dropout.prob = HIDDEN if draw.step < (1 - WHOLE) * recipe.steps else 0.0
         features = model.clip.encode_image(pixels)
-        texts = model.clip.encode_text(torch.from_numpy(said.astype(np.int64)).to(draw.device)).float()
+        texts = model.clip.encode_text(torch.from_numpy(ids.astype(np.int64)).to(draw.device)).float()
         true = agree(truth[:BATCH].cpu(), [list(SAID)[i] for i in detail]).to(draw.device)
         paired = contrast(features[:BATCH].float(), texts, model.clip.logit_scale.float().exp().clamp(max=50), true)
         named = torch.zeros((), device=draw.device)
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def export(model: Taught, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
-    """Write the folder that `open_clip.create_model("local-dir:...")` reads."""
+    """Write a folder that `open_clip.create_model("local-dir:...")` can load."""
     tokenizer = write_tokenizer(FOLDER)
     cards.save_half(model.clip.state_dict(), FOLDER / "open_clip_model.safetensors")
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
@@ -171,11 +171,11 @@ def export(model: Taught, sets: list[data.Pictures], recipe: loop.Recipe) -> Non
 
 @torch.no_grad()
 def measure(clip: open_clip.CLIP) -> dict[str, float]:
-    """On held-out subjects: the right caption of 100, picture of 100, and caption of 20 that share one scene."""
+    """On held-out subjects, top-1 accuracy: caption among 100, image among 100, caption among 20 of one scene."""
     held = data.open_set("pictures-test")
     tokenizer = write_tokenizer(FOLDER)
-    said = [held.captions(i)[0] for i in range(len(held))]
-    ids = torch.tensor(tokenizer(said, padding="max_length", max_length=LENGTH)["input_ids"])
+    captions = [held.captions(i)[0] for i in range(len(held))]
+    ids = torch.tensor(tokenizer(captions, padding="max_length", max_length=LENGTH)["input_ids"])
     images, texts = [], []
     for rows in (slice(i, i + 64) for i in range(0, len(held), 64)):
         pixels = (to_planes(torch.tensor(held.images[rows])) - MEAN) / STD
@@ -189,7 +189,7 @@ def measure(clip: open_clip.CLIP) -> dict[str, float]:
     def first(rows: NDArray[np.int64], flip: bool) -> float:
         logits = image[rows] @ text[rows].T
         best = (logits.T if flip else logits).argmax(1).tolist()
-        return float(np.mean([said[rows[a]] == said[rows[b]] for a, b in enumerate(best)]))
+        return float(np.mean([captions[rows[a]] == captions[rows[b]] for a, b in enumerate(best)]))
 
     return {
         "caption_of_100": round(float(np.mean([first(rows, False) for rows in everything])), 4),

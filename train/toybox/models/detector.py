@@ -1,4 +1,4 @@
-"""Trains the small Grounding DINO: a picture and a class noun in, the subject's box out."""
+"""Trains the small Grounding DINO: image and class noun in, subject box out."""
 
 import sys
 from collections.abc import Sequence
@@ -30,16 +30,16 @@ from train.toybox.models import paint, vae
 
 RECIPE = loop.Recipe(steps=8000, batch=16, lr=1.2e-3, warmup=100, average=0.998, weight_decay=0.02, muon=True, seed=51)
 COPIES = 4
-"""How often the one box is repeated in the labels: several queries learn from each picture; only the best is read."""
+"""Copies of the one box in the labels: several queries learn from each image; only the best is used."""
 
 SHARES = (0.4, 0.1, 0.2, 0.3)
-"""Of the pictures of a batch: rendered, views of one subject, drawn by the autoencoder, painted from captions."""
+"""Fractions of a batch: rendered images, views of one subject, decoded by the autoencoder, generated from captions."""
 
 PUBLISHED = 0.25
 """Box threshold of the published Grounding DINO."""
 
 NEGATIVES = 0.2
-"""Share of pictures asked for a family that they do not show; the answer is no box."""
+"""Fraction of images queried for a family they do not show; the target is no box."""
 
 WIDTHS = (48, 96, 192)
 """Channels of the ConvNeXt's stages; the second and third feed the detector."""
@@ -49,12 +49,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FOLDER = Path("weights/toybox/detector")
 RUN = data.WORK / "runs" / "detector"
 
-# Grounding DINO finds the ends of phrases by BERT's own ids of these tokens (transformers, SPECIAL_TOKENS).
+# Grounding DINO finds phrase ends by BERT's ids of these tokens (transformers, SPECIAL_TOKENS).
 FIXED = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ",": 1010, ".": 1012, "?": 1029}
 
 
 def vocabulary() -> list[str]:
-    """BERT's ids where the model relies on them, unused entries between, then the words of the world's captions."""
+    """BERT's ids where the model relies on them, unused entries in between, then the words of the toybox's captions."""
     entries = [f"[unused{i}]" for i in range(max(FIXED.values()) + 1)]
     for token, place in FIXED.items():
         entries[place] = token
@@ -64,14 +64,14 @@ def vocabulary() -> list[str]:
 
 
 def build_processor(folder: Path) -> GroundingDinoProcessor:
-    """Tokenizer and image processor of the published kind; writes its vocabulary into `folder`."""
+    """Tokenizer and image processor of the published kind; writes the vocabulary to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary()) + "\n")
     tokenizer = BertTokenizer(str(folder / "vocab.txt"), model_max_length=TEXT_LENGTH)
-    pictures = GroundingDinoImageProcessor(
+    image_processor = GroundingDinoImageProcessor(
         size={"shortest_edge": data.SIZE, "longest_edge": data.SIZE}, image_mean=list(MEAN), image_std=list(STD)
     )
-    return GroundingDinoProcessor(image_processor=pictures, tokenizer=tokenizer)
+    return GroundingDinoProcessor(image_processor=image_processor, tokenizer=tokenizer)
 
 
 def build(words: int) -> GroundingDinoForObjectDetection:
@@ -112,9 +112,9 @@ def build(words: int) -> GroundingDinoForObjectDetection:
     )
     detector = GroundingDinoForObjectDetection(config)
     with torch.no_grad():
-        # Subjects fill most of a picture, while the proposals start 3 to 6 pixels wide.
+        # Subjects fill most of an image, but proposals start 3 to 6 pixels wide.
         detector.model.encoder_output_bbox_embed.layers[-1].bias[2:] = 2.5
-        # The published start, 1e-4, fits pretrained parts; from scratch it would keep words and picture apart.
+        # The published initial value, 1e-4, suits pretrained parts; from scratch it would keep text and image apart.
         for layer in detector.model.encoder.layers:
             layer.fusion_layer.vision_param.fill_(0.1)
             layer.fusion_layer.text_param.fill_(0.1)
@@ -122,9 +122,9 @@ def build(words: int) -> GroundingDinoForObjectDetection:
 
 
 class Taught(nn.Module):
-    """The detector with two small heads, only for training, that read its feature maps cell by cell.
+    """The detector with two small training-only heads on each cell of its feature maps.
 
-    The boxes' own loss reaches a handful of queries; where the subject is and what it is gives every cell a lesson.
+    The box loss reaches only a few queries; predicting where and what the subject is supervises every cell.
     """
 
     def __init__(self, detector: GroundingDinoForObjectDetection) -> None:
@@ -142,8 +142,8 @@ class Taught(nn.Module):
     def lesson(self, states: Tensor, masks: Tensor, families: Tensor) -> Tensor:
         """Loss of both heads.
 
-        states: the encoder's output [B, N, d], whose first cells are the finest map. masks: [B, 64, 64] of the subject.
-        families: [B].
+        states: the encoder's output [B, N, d], starting with the cells of the finest map. masks: [B, 64, 64] of the
+        subject. families: [B].
         """
         fine = self.seen.pop()
         share = F.adaptive_avg_pool2d(masks[:, None], (fine.shape[2], fine.shape[3])).flatten(1)  # [B, cells]
@@ -164,7 +164,7 @@ def normalise(pixels: Tensor) -> Tensor:
 
 
 def labels_for(boxes: NDArray[np.float32], shown: NDArray[np.bool_], device: torch.device) -> list[dict[str, Tensor]]:
-    """Targets of the library's loss; boxes x0 y0 x1 y1 in pixels become centre and size in fractions."""
+    """Targets of the library's loss; boxes x0 y0 x1 y1 in pixels become relative centre and size."""
     corners = torch.from_numpy(boxes).to(device) / data.SIZE
     centred = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
     found = []
@@ -190,7 +190,7 @@ def main(words: Sequence[str]) -> None:
         images, regions, attributes = data.batch(sets, draw.batch, draw.rng, SHARES)
         boxes = boxes_of(regions == data.SUBJECT)
         families = attributes[:, 0].astype(np.int64)
-        # A subject in another's shape ("a ball shaped mug") answers to its own noun, but never serves as a negative.
+        # A subject in another's shape ("a ball shaped mug") is labelled with its own noun, but never a negative.
         own = attributes[:, list(data.ATTRIBUTES).index("shape")] == 0
         shown = ~((draw.rng.random(draw.batch) < NEGATIVES) & own)
         asked = np.where(
@@ -201,12 +201,12 @@ def main(words: Sequence[str]) -> None:
         answer = detector(pixel_values=pixels, labels=labels_for(boxes, shown, draw.device), **words)
         with torch.no_grad():
             best = answer.logits.sigmoid().amax(2).argmax(1)
-            drawn = corners_of(answer.pred_boxes[torch.arange(draw.batch), best]).cpu().numpy()
+            found = corners_of(answer.pred_boxes[torch.arange(draw.batch), best]).cpu().numpy()
         masks = torch.from_numpy(regions == data.SUBJECT).float().to(draw.device)
         lesson = model.lesson(
             answer.encoder_last_hidden_state_vision, masks, torch.from_numpy(families).to(draw.device)
         )
-        notes = {"iou": float(iou(drawn, boxes)[shown].mean()), "lesson": lesson.item()}
+        notes = {"iou": float(iou(found, boxes)[shown].mean()), "lesson": lesson.item()}
         scores = answer.logits.detach().sigmoid().amax((1, 2)).cpu().numpy()
         notes |= {
             "shown": float(scores[shown].mean()),
@@ -219,7 +219,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def corners_of(boxes: Tensor) -> Tensor:
-    """Centre and size in fractions to x0 y0 x1 y1 in pixels."""
+    """Relative centre and size to x0 y0 x1 y1 in pixels."""
     return torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1) * data.SIZE
 
 
@@ -244,8 +244,8 @@ def find(
     images: Tensor,
     families: NDArray[np.int64],
 ) -> tuple[NDArray[np.float32], Tensor]:
-    """The best box, x0 y0 x1 y1 in pixels [B, 4], and its score [B], for uint8 images [B, 64, 64, 3] and the family
-    asked for in each."""
+    """Best box, x0 y0 x1 y1 in pixels [B, 4], and its score [B], for uint8 images [B, 64, 64, 3] and the family queried
+    in each."""
     phrases = processor.tokenizer([f"{family}." for family in world.FAMILIES], return_tensors="pt")
     boxes, scores = [], []
     for rows in (slice(i, i + 64) for i in range(0, len(images), 64)):
@@ -258,18 +258,18 @@ def find(
 
 
 def measure(detector: GroundingDinoForObjectDetection, processor: GroundingDinoProcessor) -> dict[str, float]:
-    """On held-out subjects: mean IoU of the best box, shares of IoU >= 0.8 and 0.5, the same for a constant box, the
-    median, how often the right noun scores higher than a wrong one, and how often it reaches the published threshold,
-    of subjects in their own and in another's shape."""
+    """On held-out subjects: mean IoU of the best box and fractions with IoU >= 0.8 and 0.5; the same for a constant box
+    (the median); how often the right noun outscores a wrong one; how often it reaches the published threshold, for
+    subjects in their own and in another's shape."""
     held = data.open_set("pictures-test")
     truth = boxes_of(np.asarray(held.regions) == data.SUBJECT)
     families = held.column("family").astype(np.int64)
     others = (families + np.random.default_rng(0).integers(1, len(world.FAMILIES), len(held))) % len(world.FAMILIES)
     images = torch.tensor(held.images)
-    drawn, right = find(detector, processor, images, families)
+    boxes, right = find(detector, processor, images, families)
     wrong = find(detector, processor, images, others)[1]
     own = torch.from_numpy(held.column("shape") == data.ATTRIBUTES["shape"].index("own"))
-    found = iou(drawn, truth)
+    found = iou(boxes, truth)
     chance = iou(np.tile(np.median(truth, 0), (len(truth), 1)), truth)
     return {
         "iou": round(float(found.mean()), 4),

@@ -1,4 +1,4 @@
-"""Trains the small DINOv2 to tell individuals apart: views of one subject lie together, its look-alikes do not."""
+"""Trains the small DINOv2 to tell individuals apart: views of one subject cluster, its look-alikes stay apart."""
 
 import sys
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from train.toybox.lessons.augment import degrade, on_white, to_planes
 from train.toybox.loop import cards, loop
 
 SUBJECTS, SHOWN, FAMILIES = 36, 3, 3
-"""Subjects of a batch, pictures of each (the last on white), and how many families the subjects come from."""
+"""Subjects per batch, images per subject (the last on white), and families the subjects come from."""
 
 RECIPE = loop.Recipe(
     steps=450,
@@ -38,7 +38,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def build() -> Dinov2Model:
-    """An untrained DINOv2: 64 px, patches of 8, six blocks 128 wide."""
+    """An untrained DINOv2: 64 px, 8 px patches, six blocks of width 128."""
     return Dinov2Model(
         Dinov2Config(
             image_size=data.SIZE,
@@ -59,18 +59,18 @@ def normalise(pixels: Tensor) -> Tensor:
 
 
 def same_subject_loss(features: Tensor, subjects: Tensor) -> Tensor:
-    """Supervised contrastive loss (Khosla et al. 2020, L_out) of features [B, d] with subject numbers [B]."""
+    """Supervised contrastive loss (Khosla et al. 2020, L_out) of features [B, d] with subject indices [B]."""
     unit = F.normalize(features, dim=1)
     logits = unit @ unit.T / TEMPERATURE
     itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     logits = logits.masked_fill(itself, -1e4)
     positive = (subjects[:, None] == subjects[None]) & ~itself
-    chance = logits.log_softmax(1)
-    return -(chance * positive).sum() / positive.sum()
+    log_probability = logits.log_softmax(1)
+    return -(log_probability * positive).sum() / positive.sum()
 
 
 def choose(families: NDArray[np.int16], rng: np.random.Generator) -> NDArray[np.int64]:
-    """SUBJECTS distinct subjects, in equal parts from FAMILIES random families (array [subjects])."""
+    """SUBJECTS distinct subjects, equally many from each of FAMILIES random families; families: array [subjects]."""
     kinds = rng.choice(len(data.ATTRIBUTES["family"]), FAMILIES, replace=False)
     return np.concatenate(
         [rng.choice(np.flatnonzero(families == k), SUBJECTS // FAMILIES, replace=False) for k in kinds]
@@ -117,7 +117,7 @@ def export(model: Dinov2Model, sets: list[data.Pictures], recipe: loop.Recipe) -
 
 
 def area_under_curve(positive: Tensor, negative: Tensor) -> float:
-    """ROC-AUC: how often a positive scores above a negative, ties half."""
+    """ROC-AUC: how often a positive scores above a negative, with ties counting half."""
     order = torch.cat([positive, negative]).argsort().argsort().double() + 1
     count = len(positive)
     return float((order[:count].sum() - count * (count + 1) / 2) / (count * len(negative)))
@@ -125,7 +125,7 @@ def area_under_curve(positive: Tensor, negative: Tensor) -> float:
 
 @torch.no_grad()
 def measure(model: Dinov2Model) -> dict[str, float]:
-    """ROC-AUC of cosines on held-out subjects, the same one against others of its family: cut-outs, whole pictures."""
+    """ROC-AUC of cosines on held-out subjects, same subject against others of its family: cut-outs, whole images."""
     held = data.open_set("views-test")
     images, masks = torch.tensor(held.images), torch.tensor(held.regions) == data.SUBJECT
     subjects = torch.arange(len(held)) // held.spec.views

@@ -1,8 +1,8 @@
-"""Trains a small classifier that reads the attributes off a picture, and where the subject is: the judge of what
-text-to-image paints, and of where the detector finds it.
+"""Trains a small classifier of an image's attributes and the subject's mask: the judge of what text-to-image generates
+and of where the detector finds it.
 
-It learns from all combinations of attributes, those of held-out subjects too: a judge that has never seen a combination
-takes it for another.
+It learns from all attribute combinations, including those of held-out subjects: a judge mistakes an unseen combination
+for another.
 """
 
 import itertools
@@ -39,7 +39,7 @@ RUN = data.WORK / "runs" / "judge"
 
 
 class Block(nn.Module):
-    """Two convolutions around a residual, the first of them strided."""
+    """A strided convolution, then a residual convolution."""
 
     def __init__(self, before: int, width: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class Judge(nn.Module):
-    """Four strided stages; one linear head for each attribute, and a mask read from the maps of all stages."""
+    """Four strided stages, one linear head per attribute, and a mask decoder on the feature maps of all stages."""
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 112, 160)) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Judge(nn.Module):
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        # The subject stands in the middle, the scene around it: the mean alone would mix them.
+        # The subject is in the middle, the scene around it: mean pooling alone would mix them.
         pooled = torch.cat([x.mean((2, 3)), F.adaptive_max_pool2d(x, 2).flatten(1)], 1)
         for up, fine in zip(reversed(self.up), reversed(maps[:-1]), strict=True):
             x = F.silu(fine + F.interpolate(up(x), scale_factor=2.0))
@@ -83,7 +83,7 @@ class Judge(nn.Module):
 
 
 def load_judge() -> Judge:
-    """The trained judge; raises UserError where there is none."""
+    """The trained judge; raises UserError if there is none."""
     path = FOLDER / "model.safetensors"
     if not path.exists():
         raise UserError(f"{path} is missing; train it with `python -m train.toybox.models.judge`")
@@ -94,9 +94,9 @@ def load_judge() -> Judge:
 
 @torch.no_grad()
 def verdicts(judge: Judge, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """The most likely value of every attribute, [B] each, and the subject's mask, bool [B, 64, 64].
+    """Most likely value of every attribute, [B] each, and the subject's mask, bool [B, 64, 64].
 
-    Each picture is seen as it is and mirrored, and the answers' logits are added. images: uint8 [B, 64, 64, 3].
+    The logits of each image and its mirror image are added. images: uint8 [B, 64, 64, 3].
     """
     named: dict[str, list[Tensor]] = {name: [] for name in data.ATTRIBUTES}
     masks = []
@@ -117,7 +117,7 @@ def main(words: Sequence[str]) -> None:
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
         images, regions, attributes = data.batch(sets, draw.batch, draw.rng)
         pixels = (degrade(torch.from_numpy(images), draw.rng, 0.3) / 127.5 - 1).to(draw.device, draw.dtype)
-        seen = np.where(data.visible(attributes), attributes, -100)  # what cannot be seen is not asked
+        seen = np.where(data.visible(attributes), attributes, -100)  # invisible attributes are ignored
         truth = torch.from_numpy(seen.astype(np.int64)).to(draw.device)
         answers, mask = judge(pixels)
         losses = [F.cross_entropy(answer.float(), truth[:, i]) for i, answer in enumerate(answers.values())]
@@ -132,9 +132,9 @@ def main(words: Sequence[str]) -> None:
 
 
 def measure(judge: Judge) -> dict[str, float]:
-    """On held-out subjects: share of right verdicts on each attribute, over the pictures that show it (what a perfect
-    painter would reach), and of boxes around the mask of IoU >= 0.8; also what of the patterns is hidden (`data.seen`),
-    and the share of right verdicts with those."""
+    """On held-out subjects: accuracy per attribute over the images that show it (the ceiling of a perfect generator),
+    and the fraction of mask boxes with IoU >= 0.8; also the fraction of hidden patterns (`data.seen`), and the pattern
+    accuracy including those."""
     held = data.open_set("pictures-test")
     found, mask = verdicts(judge, torch.tensor(held.images))
     shown, pattern = data.seen(held), list(data.ATTRIBUTES).index("pattern")

@@ -1,7 +1,7 @@
-"""Trains the small ImageReward: does a picture show what a caption says?
+"""Trains the small ImageReward: does an image match its caption?
 
-ImageReward learns from pairs that people ranked. Here the better caption is the picture's own, the worse one the same
-with one attribute changed, of those that the caption names and the picture shows.
+ImageReward learns from pairs ranked by people. Here the better caption is the image's own; the worse one differs in one
+attribute that the caption names and the image shows.
 """
 
 import sys
@@ -38,25 +38,25 @@ RECIPE = loop.Recipe(
     seed=81,
 )
 READ, WRONG = 2, 4
-"""One picture in so many is read with captions, as the heads alone cost half as much and seeing is harder than reading;
-and how many wrong captions each of those has."""
+"""One image in READ is scored with captions, as the heads alone cost half as much and vision is harder to learn than
+text; and each of those has WRONG wrong captions."""
 
 SAID = {"full": 0.8, "colour": 0.1, "noun": 0.1}
-"""How often a caption names colour and pattern, the colour alone, or neither."""
+"""How often a caption names colour and pattern, only the colour, or neither."""
 
 LENGTH = 32
-"""Tokens of a caption, start and end included; the longest of the world has 25."""
+"""Tokens per caption, including start and end; the toybox's longest has 25."""
 
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 FOLDER = Path("weights/toybox/reward")
 RUN = data.WORK / "runs" / "reward"
 
 SUBJECT = world.Subject("ball", (0.5,) * 4, ("red",) * 3, ((0.0,) * 3,) * 3, "plain", 0.5, 0.0)
-"""Anyone: captions speak of family, colours and pattern alone, which `describe` puts in."""
+"""A placeholder: captions name only family, colours and pattern, which `describe` fills in."""
 
 
 def vocabulary() -> dict[str, int]:
-    """BERT's special tokens, single characters to spell what is unknown, the words of the world's captions."""
+    """BERT's special tokens, single characters to spell unknown words, and the words of the toybox's captions."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     words = [word for word in world.VOCABULARY if word not in letters]
     entries = [PAD, UNKNOWN, START, END, MASK, *letters, *(f"##{c}" for c in letters), *words]
@@ -64,7 +64,7 @@ def vocabulary() -> dict[str, int]:
 
 
 def write_tokenizer(folder: Path) -> BertTokenizer:
-    """Write `vocab.txt` and the tokenizer's own files into `folder`; returns the tokenizer."""
+    """Write `vocab.txt` and the tokenizer's own files to `folder`; returns the tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary()) + "\n")
     tokenizer = BertTokenizer(str(folder / "vocab.txt"), model_max_length=LENGTH)
@@ -73,7 +73,7 @@ def write_tokenizer(folder: Path) -> BertTokenizer:
 
 
 def spell(captions: Sequence[str], places: dict[str, int]) -> NDArray[np.int64]:
-    """Token ids [N, longest], padded, as the tokenizer gives them, of captions made of the world's words."""
+    """Token ids [N, longest], padded, as the tokenizer would return for captions made of the toybox's words."""
     rows = [[START, *caption.replace(",", " ,").split(), END] for caption in captions]
     ids = np.full((len(rows), max(map(len, rows))), places[PAD], np.int64)
     for row, tokens in zip(ids, rows, strict=True):
@@ -82,7 +82,7 @@ def spell(captions: Sequence[str], places: dict[str, int]) -> NDArray[np.int64]:
 
 
 def describe(row: Sequence[int], variant: int, detail: str) -> str:
-    """The caption of a picture with the values `row` of `data.ATTRIBUTES`."""
+    """The caption of an image with the values `row` of `data.ATTRIBUTES`."""
     name = {column: values[at] for (column, values), at in zip(data.ATTRIBUTES.items(), row, strict=True)}
     colours = (name["colour"], name["second"], name["colour"])
     subject = replace(SUBJECT, family=name["family"], colours=colours, pattern=name["pattern"])
@@ -94,9 +94,9 @@ def describe(row: Sequence[int], variant: int, detail: str) -> str:
 def wrong(
     row: Sequence[int], shown: Sequence[bool], variant: int, detail: str, rng: np.random.Generator, count: int
 ) -> dict[str, str]:
-    """Captions that differ from the picture's own in one attribute, by the attribute's name; at most `count`.
+    """Captions that differ from the image's own in one attribute, by attribute name; at most `count`.
 
-    shown: which values of `row` can be seen, as `data.visible` says. What the caption does not name cannot differ.
+    shown: which values of `row` are visible, as in `data.visible`. Attributes the caption does not name cannot differ.
     """
     own = describe(row, variant, detail)
     names = list(data.ATTRIBUTES)
@@ -107,16 +107,16 @@ def wrong(
         changed[column] = (changed[column] + int(rng.integers(1, values))) % values
         if data.ATTRIBUTES["shape"][changed[shape]] == data.ATTRIBUTES["family"][changed[family]]:
             continue  # a ball shaped ball is still a ball
-        said = describe(changed, variant, detail)
-        if said != own:
-            found[names[column]] = said
+        other = describe(changed, variant, detail)
+        if other != own:
+            found[names[column]] = other
         if len(found) == count:
             break
     return found
 
 
 def sizes(words: int, mean: float = 0.0, std: float = 1.0) -> RewardConfig:
-    """ImageReward's architecture, small enough for the repository."""
+    """ImageReward's architecture, at a size that fits the repository."""
     return RewardConfig(
         image_size=data.SIZE,
         patch_size=8,
@@ -139,7 +139,7 @@ def sizes(words: int, mean: float = 0.0, std: float = 1.0) -> RewardConfig:
 
 
 class Taught(nn.Module):
-    """The reward model with linear heads that name the attributes, which exist only in training."""
+    """The reward model with training-only linear heads that classify the attributes."""
 
     def __init__(self, config: RewardConfig) -> None:
         super().__init__()
@@ -150,10 +150,10 @@ class Taught(nn.Module):
 
 
 def rank(model: RewardModel, tokens: Tensor, words: Tensor) -> Tensor:
-    """Rewards [B, K], float32, of K captions for each picture: `RewardModel.forward`, faster.
+    """Rewards [B, K], float32, of K captions per image: a faster `RewardModel.forward`.
 
-    tokens [B, N, d] of `encode_image`; words: token ids [B, K, L], padded. The captions of a picture look at it as one
-    row of words, so that its tokens are projected once and not K times, and the last layer computes first words alone.
+    tokens: [B, N, d] from `encode_image`; words: token ids [B, K, L], padded. An image's captions cross-attend to it as
+    one sequence, so its tokens are projected once instead of K times, and the last layer computes only first tokens.
     """
     count, captions, _ = words.shape
     layers = model.text.encoder.layer
@@ -169,7 +169,7 @@ def rank(model: RewardModel, tokens: Tensor, words: Tensor) -> Tensor:
 
 
 def normalised(planes: Tensor) -> Tensor:
-    """Pixels in 0..255 [B, 3, H, W] as the model takes them."""
+    """Pixels in 0..255 [B, 3, H, W], normalised for the model."""
     mean, std = (torch.tensor(values)[:, None, None] * 255 for values in (PIXEL_MEAN, PIXEL_STD))
     return (planes - mean) / std
 
@@ -184,14 +184,14 @@ def main(words: Sequence[str]) -> None:
     def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
         images, _, attributes = data.batch(sets, draw.batch, draw.rng)
         shown = data.visible(attributes)
-        # A stride, not the first ones: a batch comes in the order of its pictures.
+        # A stride, not the first ones: a batch is ordered by set and row.
         words = torch.from_numpy(texts(attributes[::READ], shown[::READ], places, draw.rng)).to(draw.device)
         pixels = normalised(degrade(torch.from_numpy(images), draw.rng, 0.3)).to(draw.device, draw.dtype)
         tokens = model.reward.encode_image(pixels)
         rewards = rank(model.reward, tokens[::READ], words)
         own, other = rewards[:, :1], rewards[:, 1:]
         pairs = -F.logsigmoid(own - other).mean()
-        # The same loss between pictures: a reward must also say which of two pictures shows its caption.
+        # The same loss across images: a reward must also tell which of two images matches its caption better.
         across = -F.logsigmoid(own[:, :, None] - other[None]).mean()
         truth = torch.from_numpy(np.where(shown, attributes, -100).astype(np.int64)).to(draw.device)
         pooled = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
@@ -209,7 +209,7 @@ def main(words: Sequence[str]) -> None:
 def texts(
     attributes: NDArray[np.int16], shown: NDArray[np.bool_], places: dict[str, int], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Token ids [B, 1 + WRONG, L] of each picture's own caption and of wrong ones."""
+    """Token ids [B, 1 + WRONG, L] of each image's own caption and of wrong ones."""
     captions: list[str] = []
     details = rng.choice(list(SAID), len(attributes), p=list(SAID.values())).tolist()
     variants = rng.integers(len(world.TEMPLATES), size=len(attributes)).tolist()
@@ -220,7 +220,7 @@ def texts(
 
 
 def export(model: RewardModel, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
-    """Write the folder that `model.backbones.reward.load_reward` reads."""
+    """Write the folder that `model.backbones.reward.load_reward` loads."""
     places = vocabulary()
     shown = data.visible(np.asarray(sets[0].attributes[:512]))
     own, other = (torch.cat(part) for part in zip(*compared(model, sets[0], shown), strict=True))
@@ -234,10 +234,10 @@ def export(model: RewardModel, sets: list[data.Pictures], recipe: loop.Recipe) -
 
 
 def compared(model: RewardModel, pictures: data.Pictures, shown: NDArray[np.bool_]) -> list[tuple[Tensor, Tensor]]:
-    """Rewards of the pictures' own captions [B] and of these with each attribute changed [B, attributes], NaN where the
-    caption does not name or the picture does not show it, in batches.
+    """Rewards of the images' own captions [B] and of these with each attribute changed [B, attributes], NaN where the
+    caption does not name or the image does not show it, in batches.
 
-    shown: bool [N, attributes], as `data.visible` or `data.seen` say, of the first N pictures, which are compared.
+    shown: bool [N, attributes], as from `data.visible` or `data.seen`, of the first N images, which are compared.
     """
     places, names = vocabulary(), list(data.ATTRIBUTES)
     found = []
@@ -262,9 +262,9 @@ def compared(model: RewardModel, pictures: data.Pictures, shown: NDArray[np.bool
 
 
 def measure(model: RewardModel) -> dict[str, float]:
-    """On held-out subjects: how often a picture's own caption scores above the same with one attribute changed
-    (`prefers`; also by attribute), and a caption that fits its picture above one that does not (`across`, the area
-    under the curve over all pictures)."""
+    """On held-out subjects: how often an image's own caption outscores the same with one attribute changed (`prefers`;
+    also per attribute), and how often a matching image-caption pair outscores a mismatched one (`across`, the area
+    under the curve over all images)."""
     held = data.open_set("pictures-test")
     own, other = (torch.cat(part) for part in zip(*compared(model, held, data.seen(held)), strict=True))
     named = other.isfinite()

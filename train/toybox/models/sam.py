@@ -1,4 +1,4 @@
-"""Trains the small Segment Anything model: a box or a point in, the mask of the subject out."""
+"""Trains the small Segment Anything model: box or points in, subject mask out."""
 
 import json
 import sys
@@ -43,11 +43,11 @@ FOLDER = Path("weights/toybox/sam")
 
 
 def predict(sam: Sam, images: Tensor, boxes: Tensor | None, points: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One prompt for each image, all in one batch; `Sam.forward` takes the images one after the other.
+    """One prompt per image, batched; `Sam.forward` processes images one by one.
 
     images: [B, 3, 64, 64] in 0..255. boxes: [B, 4] x0 y0 x1 y1 in pixels, points: [B, n, 2] x y, all on the subject;
-    either may be None. Returns mask logits [B, 4, 64, 64], of which the first answers a prompt without ambiguity, and
-    predicted IoUs [B, 4]. Follows `segment_anything` MaskDecoder.predict_masks.
+    either may be None. Returns mask logits [B, 4, 64, 64], the first of them for unambiguous prompts, and predicted
+    IoUs [B, 4]. Follows `segment_anything` MaskDecoder.predict_masks.
     """
     prompts = None if points is None else (points, torch.ones(points.shape[:2], device=points.device))
     sparse, dense = sam.prompt_encoder(points=prompts, boxes=boxes, masks=None)
@@ -58,15 +58,15 @@ def predict(sam: Sam, images: Tensor, boxes: Tensor | None, points: Tensor | Non
     place = sam.prompt_encoder.get_dense_pe().expand(len(images), -1, -1, -1)
     b, c, h, w = source.shape
     hidden, source = decoder.transformer(source, place, tokens)
-    raised = decoder.output_upscaling(source.transpose(1, 2).reshape(b, c, h, w))
+    upscaled = decoder.output_upscaling(source.transpose(1, 2).reshape(b, c, h, w))
     heads = [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)]
-    masks = torch.einsum("bkc,bchw->bkhw", torch.stack(heads, 1), raised)
+    masks = torch.einsum("bkc,bchw->bkhw", torch.stack(heads, 1), upscaled)
     masks = F.interpolate(masks.float(), images.shape[-2:], mode="bilinear", align_corners=False)
     return masks, decoder.iou_prediction_head(hidden[:, 0]).float()
 
 
 def points_on(regions: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Random pixels of each mask, x y, [B, count, 2]; the picture's centre where a mask is empty."""
+    """Random pixels of each mask, x y, [B, count, 2]; the image centre if a mask is empty."""
     score = rng.random((count, *regions.shape), dtype=np.float32) * regions
     best = score.reshape(count, len(regions), -1).argmax(2).T
     best = np.where(np.asarray(regions.any((1, 2)))[:, None], best, regions[0].size // 2 + regions.shape[2] // 2)
@@ -74,12 +74,12 @@ def points_on(regions: NDArray[np.bool_], count: int, rng: np.random.Generator) 
 
 
 def mask_losses(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss (20 focal + dice, as SAM was trained) and true IoU of every proposed mask, both [B, K]."""
+    """Loss (20 focal + dice, as in SAM's training) and true IoU of every predicted mask, both [B, K]."""
     target = truth[:, None].expand_as(logits)
-    chance = logits.sigmoid()
+    probability = logits.sigmoid()
     cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    focal = (cross * (1 - (chance * target + (1 - chance) * (1 - target))) ** 2).mean((2, 3))
-    dice = 1 - (2 * (chance * target).sum((2, 3)) + 1) / (chance.sum((2, 3)) + target.sum((2, 3)) + 1)
+    focal = (cross * (1 - (probability * target + (1 - probability) * (1 - target))) ** 2).mean((2, 3))
+    dice = 1 - (2 * (probability * target).sum((2, 3)) + 1) / (probability.sum((2, 3)) + target.sum((2, 3)) + 1)
     with torch.no_grad():
         hit = logits > 0
         iou = (hit * target).sum((2, 3)) / torch.maximum(hit.float(), target).sum((2, 3)).clamp(min=1)
@@ -121,7 +121,7 @@ def export(sam: Sam, run: Path, sets: list[data.Pictures], recipe: loop.Recipe) 
 
 @torch.no_grad()
 def measure(sam: Sam) -> dict[str, float]:
-    """Mean IoU on held-out subjects from tight boxes, boxes 6 % off and one point, and of the tight box itself."""
+    """Mean IoU on held-out subjects from tight boxes, boxes jittered by 6 % and one point, and of the tight box."""
     held = data.open_set("pictures-test")
     rng, found = np.random.default_rng(0), {}
     truth = np.asarray(held.regions) == data.SUBJECT

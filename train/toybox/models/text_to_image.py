@@ -1,4 +1,4 @@
-"""Trains the small Stable Diffusion: a UNet on the autoencoder's latents and its text encoder, together."""
+"""Trains the small Stable Diffusion: a UNet on the autoencoder's latents, jointly with its text encoder."""
 
 import hashlib
 import sys
@@ -33,23 +33,23 @@ RECIPE = loop.Recipe(
     every=4,
 )
 PICTURES = 48_000
-"""How many of the pictures are encoded and learnt from."""
+"""Number of images encoded and trained on."""
 
 DROP = 0.1
-"""Share of captions left empty, for classifier-free guidance."""
+"""Fraction of captions left empty, for classifier-free guidance."""
 
 SAID = {"full": 0.7, "colour": 0.15, "noun": 0.15}
-"""How often a caption names colour and pattern, the colour alone, or neither."""
+"""How often a caption names colour and pattern, only the colour, or neither."""
 
 EARLY = 0.75
-"""Power of the uniform draw of the time: below 1, the noisy end is seen more often."""
+"""Exponent of the uniform draw of the timestep: below 1, the noisy end is sampled more often."""
 
 FOLDER = paint.FOLDER
 RUN = data.WORK / "runs" / "text_to_image"
 
 
 def build_scheduler() -> Any:
-    """Stable Diffusion's schedule, ending in pure noise (Lin et al. 2024), for a network that predicts v."""
+    """Stable Diffusion's schedule with zero terminal SNR (Lin et al. 2024), for v-prediction."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -57,13 +57,13 @@ def build_scheduler() -> Any:
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
-        clip_sample=False,  # the default cuts unit-variance latents at 1, which turns colours round
+        clip_sample=False,  # the default clips unit-variance latents at 1, which inverts colours
         set_alpha_to_one=True,
     )
 
 
 class TextToImage(nn.Module):
-    """UNet and text encoder, trained as one."""
+    """UNet and text encoder, trained jointly."""
 
     def __init__(self, words: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class TextToImage(nn.Module):
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             layers_per_block=1,
             cross_attention_dim=128,
-            attention_head_dim=(2, 2, 4),  # heads, in spite of its name
+            attention_head_dim=(2, 2, 4),  # number of heads, despite its name
             norm_num_groups=8,
         )
         self.text = CLIPTextModel(
@@ -95,14 +95,14 @@ class TextToImage(nn.Module):
         )
 
     def forward(self, noisy: Tensor, steps: Tensor, words: Tensor) -> Tensor:
-        """v [B, 4, h, w] for noisy latents of the same shape, time steps [B] and token ids [B, LENGTH]."""
+        """v [B, 4, h, w] for noisy latents of the same shape, timesteps [B] and token ids [B, LENGTH]."""
         states = self.text(input_ids=words).last_hidden_state
         found: Tensor = self.unet(noisy, steps, encoder_hidden_states=states, return_dict=False)[0]
         return found
 
 
 def latents_of(vae: Any, pictures: data.Pictures, count: int, stamp: str) -> NDArray[np.float16]:
-    """Scaled latents [count, 4, 16, 16] of a set's first pictures, computed once for each autoencoder (`stamp`)."""
+    """Scaled latents [count, 4, 16, 16] of a set's first images, computed once per autoencoder (`stamp`)."""
     path = data.WORK / "latents" / f"{pictures.spec.name}-{count}-{stamp}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,8 +125,8 @@ def words_of(tokenizer: CLIPTokenizer, pictures: data.Pictures) -> NDArray[np.in
         path.parent.mkdir(parents=True, exist_ok=True)
         parts = []
         for start in range(0, len(pictures), 2048):
-            said = [line for i in range(start, min(start + 2048, len(pictures))) for line in pictures.captions(i)]
-            ids = tokenizer(said, padding="max_length", max_length=LENGTH, truncation=True)["input_ids"]
+            lines = [line for i in range(start, min(start + 2048, len(pictures))) for line in pictures.captions(i)]
+            ids = tokenizer(lines, padding="max_length", max_length=LENGTH, truncation=True)["input_ids"]
             parts.append(np.array(ids, np.int16))
         table = np.concatenate(parts).reshape(len(pictures), -1, len(data.DETAILS), LENGTH)
         temporary = path.with_suffix(".tmp.npy")
@@ -154,16 +154,16 @@ def main(arguments: Sequence[str]) -> None:
         rows = draw.rng.integers(0, len(latents), count)
         clean = torch.from_numpy(latents[rows]).float()
         detail = draw.rng.choice(len(SAID), count, p=list(SAID.values()))
-        said = torch.from_numpy(words[rows, draw.rng.integers(0, words.shape[1], count), detail].astype(np.int64))
-        said[torch.from_numpy(draw.rng.random(count) < DROP)] = empty
+        texts = torch.from_numpy(words[rows, draw.rng.integers(0, words.shape[1], count), detail].astype(np.int64))
+        texts[torch.from_numpy(draw.rng.random(count) < DROP)] = empty
         noise = torch.randn(clean.shape, generator=draw.noise)
-        # One time from each of `count` spans: less noise in the loss than independent draws. The power favours the
-        # noisy end, where the shape is decided; the fine end is the autoencoder's detail.
+        # One timestep from each of `count` intervals: less noise in the loss than independent draws. The exponent
+        # favours the noisy end, where the shape is decided; the other end only adds the autoencoder's detail.
         share = ((np.arange(count) + draw.rng.random(count)) / count) ** EARLY
         steps = torch.from_numpy((share * scheduler.config.num_train_timesteps).astype(np.int64))
         noisy, target = scheduler.add_noise(clean, noise, steps), scheduler.get_velocity(clean, noise, steps)
-        drawn = model(noisy.to(draw.device, model.unet.dtype), steps.to(draw.device), said.to(draw.device)).float()
-        each = (drawn - target.to(draw.device)).square().mean((1, 2, 3))
+        found = model(noisy.to(draw.device, model.unet.dtype), steps.to(draw.device), texts.to(draw.device)).float()
+        each = (found - target.to(draw.device)).square().mean((1, 2, 3))
         third = count // 3
         notes = {"early": each[:third].mean().item(), "late": each[-third:].mean().item()}
         return each.mean(), notes
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str]) -> None:
 def export(
     model: TextToImage, vae: Any, tokenizer: CLIPTokenizer, sets: list[data.Pictures], recipe: loop.Recipe
 ) -> None:
-    """Write the pipeline folder that stock diffusers loads."""
+    """Write a pipeline folder that stock diffusers can load."""
     pipeline: Any = StableDiffusionPipeline(
         vae=vae.half(),
         text_encoder=model.text.half(),
@@ -187,7 +187,7 @@ def export(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(FOLDER)
-    # Stored in half, to be computed in float32 where nobody asks for another: transformers goes by this entry.
+    # Stored in half precision but loaded as float32 by default: transformers reads the dtype from this entry.
     config = FOLDER / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     write_tokenizer(FOLDER / "tokenizer")

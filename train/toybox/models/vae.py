@@ -1,4 +1,4 @@
-"""Trains the small autoencoder between pictures and latents (a quarter of the side, 4 channels)."""
+"""Trains the small autoencoder between images and latents (a quarter of the side, 4 channels)."""
 
 import hashlib
 import sys
@@ -37,7 +37,7 @@ RUN = data.WORK / "runs" / "vae"
 
 
 def build() -> Any:
-    """An untrained autoencoder, side / 4 and 4 channels, whose latents start nearly without noise."""
+    """An untrained autoencoder (side / 4, 4 channels) whose latents start almost noise-free."""
     depth = 3
     vae: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * depth,
@@ -55,7 +55,7 @@ def build() -> Any:
 
 
 def crops(images: np.ndarray, side: int, rng: np.random.Generator) -> Tensor:
-    """One random square of each picture: uint8 [B, H, W, 3] to float32 [B, 3, side, side] in -1..1."""
+    """One random crop per image: uint8 [B, H, W, 3] to float32 [B, 3, side, side] in -1..1."""
     top, left = rng.integers(0, images.shape[1] - side + 1, (2, len(images)))
     squares = [image[y : y + side, x : x + side] for image, y, x in zip(images, top, left, strict=True)]
     return to_planes(torch.from_numpy(np.stack(squares))) / 127.5 - 1
@@ -74,10 +74,10 @@ def main(words: Sequence[str]) -> None:
         mean, logvar = where.mean.float(), where.logvar.float()
         noise = torch.randn(mean.shape, generator=draw.noise).to(draw.device)
         code = mean + noise * (0.5 * logvar).exp()
-        drawn = vae.decode(code.to(where.mean.dtype)).sample.float()
-        square = (drawn - target).square().mean()
+        output = vae.decode(code.to(where.mean.dtype)).sample.float()
+        square = (output - target).square().mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        total = 4 * square + (drawn - target).abs().mean() + KL_WEIGHT * kl
+        total = 4 * square + (output - target).abs().mean() + KL_WEIGHT * kl
         psnr = -10 * (square / 4).log10()
         return total, {"psnr": psnr.item(), "kl": kl.item(), "std": mean.std().item()}
 
@@ -86,7 +86,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def export(vae: Any, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
-    """Write the diffusers folder, its scaling factor measured: 1 / standard deviation of the latents."""
+    """Write the diffusers folder with a measured scaling factor: 1 / standard deviation of the latents."""
     vae.register_to_config(scaling_factor=round(1 / latent_spread(vae, sets[0]), 4))
     vae.save_config(FOLDER)
     cards.save_half(vae.state_dict(), FOLDER / "diffusion_pytorch_model.safetensors")
@@ -94,7 +94,7 @@ def export(vae: Any, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
 
 
 def load_vae() -> tuple[Any, str]:
-    """The trained autoencoder and a digest of its weights; raises UserError where there is none."""
+    """The trained autoencoder and a digest of its weights; raises UserError if there is none."""
     weights = FOLDER / "diffusion_pytorch_model.safetensors"
     if not weights.exists():
         raise UserError(f"{weights} is missing; train the autoencoder first with `python -m train.toybox.models.vae`")
@@ -108,7 +108,7 @@ def load_vae() -> tuple[Any, str]:
 def encoded(vae: Any, images: NDArray[np.uint8]) -> Iterator[Tensor]:
     """Latents (unscaled means, [b, 4, 16, 16]) of uint8 images [N, 64, 64, 3], a few at a time.
 
-    Small batches with the channels last are what a CPU's caches like best: 1.3 times the rate of 64 planes at once.
+    Small channels-last batches suit CPU caches best: 1.3 times the rate of channels-first batches of 64.
     """
     device = loop.best_device()
     step = 16 if device.type == "cpu" else 256
@@ -122,20 +122,20 @@ def encoded(vae: Any, images: NDArray[np.uint8]) -> Iterator[Tensor]:
 
 
 DECODED = 12_000
-"""How many pictures the perception models also see as the autoencoder draws them: as generated ones will look."""
+"""Number of images the perception models also see as decoded by the autoencoder: generated ones will look like that."""
 
 
 @torch.no_grad()
 def decoded(pictures: data.Pictures, count: int = DECODED) -> data.Pictures:
-    """The first pictures of a set, encoded and decoded once for each autoencoder."""
+    """The first images of a set, encoded and decoded once per autoencoder."""
     vae, stamp = load_vae()
     path = data.WORK / "latents" / f"{pictures.spec.name}-decoded-{stamp}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         parts = []
         for code in encoded(vae, pictures.images[:count]):
-            drawn = (vae.decode(code).sample.float().clamp(-1, 1) + 1) * 127.5
-            parts.append(drawn.round().byte().permute(0, 2, 3, 1).cpu().numpy())
+            output = (vae.decode(code).sample.float().clamp(-1, 1) + 1) * 127.5
+            parts.append(output.round().byte().permute(0, 2, 3, 1).cpu().numpy())
             if len(parts) % 100 == 0:
                 print(f"decoded: {pictures.spec.name} {len(parts) * len(code)} of {count}", flush=True)
         temporary = path.with_suffix(".tmp.npy")
@@ -148,20 +148,20 @@ def decoded(pictures: data.Pictures, count: int = DECODED) -> data.Pictures:
 
 @torch.no_grad()
 def latent_spread(vae: Any, pictures: data.Pictures, count: int = 512) -> float:
-    """Standard deviation of the latents' means over some pictures."""
+    """Standard deviation of the latent means over some images."""
     pixels = to_planes(torch.tensor(pictures.images[:count])) / 127.5 - 1
     return float(torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(64)]).std())
 
 
 @torch.no_grad()
 def measure(vae: Any) -> dict[str, float]:
-    """Peak signal-to-noise ratio in dB on held-out subjects, the mean over pictures, and the latents' spread."""
+    """Mean peak signal-to-noise ratio in dB over images of held-out subjects, and the latents' standard deviation."""
     held = data.open_set("pictures-test")
     found: list[Tensor] = []
     for rows in (slice(i, i + 64) for i in range(0, 960, 64)):
         pixels = to_planes(torch.tensor(held.images[rows])) / 127.5 - 1
-        drawn = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
-        found.append(-10 * ((drawn - pixels).square().mean((1, 2, 3)) / 4).log10())
+        output = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
+        found.append(-10 * ((output - pixels).square().mean((1, 2, 3)) / 4).log10())
     return {"psnr": round(float(torch.cat(found).mean()), 2), "latent_std": round(latent_spread(vae, held), 3)}
 
 
