@@ -35,7 +35,7 @@ class Line:
 
     def __str__(self) -> str:
         goal = "-" if self.goal is None else f"{'<=' if self.most else '>='} {self.goal:g}"
-        verdict = "" if self.goal is None else "miss" if self.short else "ok"
+        verdict = "" if self.goal is None else "short" if self.short else "ok"
         return f"{self.name:34} {self.value:10.3f}  {goal:>9}  {verdict:5}  {self.detail}".rstrip()
 
 
