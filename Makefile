@@ -1,5 +1,5 @@
-# `make repro` runs everything, from photos to the report; `make test` runs the tests. Both first set up .venv, including
-# the command `customcontrast`.
+# `make repro` runs everything, from photos to the report; `make test` runs the tests. Both first set up .venv with the
+# command `customcontrast`.
 # The first interpreter found that is 3.11 or 3.12.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -54,11 +54,12 @@ toybox: .venv/installed
 toybox-check: .venv/installed
 	$(BIN)/python -m train.toybox.check
 
-# Overhead of the data stages over the work itself, against goals; PARTS="decode tile" or OPTIONS="--repeats 3" for less.
+# Overhead of the data stages over the work itself, against goals; for less, PARTS="decode tile" or
+# OPTIONS="--repeats 3".
 bench-data: .venv/installed
 	$(BIN)/customcontrast bench data $(PARTS) $(OPTIONS)
 
-# Cost of the adapter compared with diffusers' IP-Adapter-plus and the plain model, against goals; PARTS and OPTIONS likewise.
+# Cost of the adapter over diffusers' IP-Adapter-plus and the plain model, against goals; PARTS and OPTIONS likewise.
 bench-model: .venv/installed
 	$(BIN)/customcontrast bench model $(PARTS) $(OPTIONS)
 

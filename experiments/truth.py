@@ -25,7 +25,7 @@ from pipelines.toybox.render import Item, render
 from pipelines.toybox.scenes import BLANK, SCENES
 from pipelines.toybox.stage import ToyboxParams
 from pipelines.toybox.styles import STYLES
-from pipelines.toybox.world import FAMILIES, SHAPES, Look, Subject, View, sample_subject
+from pipelines.toybox.world import FAMILIES, SHAPES, Look, Toy, View, sample_subject
 from runtime.cli import Parser, guarded, read_params, shared_options
 from runtime.files import write_json
 from train.toybox.lessons.data import ATTRIBUTES
@@ -53,11 +53,11 @@ class Answer:
     shape: str | None
 
 
-def people(params: ToyboxParams) -> dict[str, tuple[Subject, list[Item]]]:
+def people(params: ToyboxParams) -> dict[str, tuple[Toy, list[Item]]]:
     """Name of each evaluation subject -> the subject and its photos in order, as `layouts.write_dreambench` samples."""
     objects = [family for family in FAMILIES if family != "duck"]
     order = ["duck", *generator(params.seed, DREAMBENCH, 0).permutation(objects).tolist()]
-    found: dict[str, tuple[Subject, list[Item]]] = {}
+    found: dict[str, tuple[Toy, list[Item]]] = {}
     for index in range(params.dreambench_subjects):
         family, turn = order[index % len(order)], index // len(order)
         rng = generator(params.seed, DREAMBENCH, index + 1)
@@ -79,7 +79,7 @@ def asked(prompt: str) -> Answer:
     return Answer(*(found[0] if found else None for found in (scenes, styles, worn, shapes)))
 
 
-def attributes(rows: Sequence[Mapping[str, Any]], subjects: Mapping[str, Subject], judge: Judge) -> dict[str, Any]:
+def attributes(rows: Sequence[Mapping[str, Any]], subjects: Mapping[str, Toy], judge: Judge) -> dict[str, Any]:
     """Fraction of images in which the judge sees each expected attribute; None if no image asks for it.
 
     rows: of the generations table. `kept`: family, colour and pattern of the subject, over the images whose prompt
@@ -133,7 +133,7 @@ def nearest_azimuth(cut: np.ndarray, renders: np.ndarray) -> float:
     return float(AZIMUTHS[distance.min(axis=0).argmin()])
 
 
-def renders_of(subject: Subject) -> np.ndarray:
+def renders_of(subject: Toy) -> np.ndarray:
     """Cut-outs of the plain subject from all directions, [len(ELEVATIONS), len(AZIMUTHS), SIDE, SIDE, 3]."""
     views = [View(float(azimuth), elevation) for elevation in ELEVATIONS for azimuth in AZIMUTHS]
     rendered = render([(subject, view, Look(BLANK)) for view in views])
@@ -162,7 +162,7 @@ def leakage(read: Iterable[tuple[str, float, float]], azimuths: Mapping[str, Seq
 
 
 def poses(
-    rows: Sequence[Mapping[str, Any]], world: Mapping[str, tuple[Subject, list[Item]]], judge: Judge
+    rows: Sequence[Mapping[str, Any]], world: Mapping[str, tuple[Toy, list[Item]]], judge: Judge
 ) -> dict[str, Any]:
     """`leakage` over the subjects whose pose can be read from their own photos; all None if there are none."""
     renders: dict[str, np.ndarray] = {}

@@ -35,7 +35,7 @@ def location_map(maps: Iterable[AttentionMaps], size: tuple[int, int]) -> Tensor
 
 
 def min_max(maps: Tensor) -> Tensor:
-    """Each map [..., h, w] rescaled to 0..1. A flat one has no location and becomes 1 everywhere."""
+    """Each map [..., h, w] rescaled to 0..1. A flat one carries no location and becomes 1 everywhere."""
     low = maps.amin(dim=(-2, -1), keepdim=True)
     span = maps.amax(dim=(-2, -1), keepdim=True) - low
     flat = span < 1e-6

@@ -29,7 +29,7 @@ def diffusion_target(
     latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor, prediction_type: str
 ) -> Tensor:
     """Regression target of the UNet, [B, C, h, w]: the noise (`epsilon`), v = sqrt(a_t) noise - sqrt(1 - a_t) z
-    (`v_prediction`) or z itself (`sample`), as the base model's scheduler sets."""
+    (`v_prediction`) or z itself (`sample`), as set by the base model's scheduler."""
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "sample":
@@ -184,7 +184,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def rank_offset(rows: int) -> int:
-    """Index of this rank's first of `rows` in the result of `gather_rows`."""
+    """Index of this rank's first row in the result of `gather_rows`, for `rows` rows per rank."""
     return dist.get_rank() * rows if dist.is_available() and dist.is_initialized() else 0
 
 

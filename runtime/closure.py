@@ -62,7 +62,7 @@ def imports(file: Path) -> tuple[str, ...]:
 
 
 def _imports(node: ast.AST) -> Iterator[str]:
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
         for other in node.orelse:
             yield from _imports(other)
         return

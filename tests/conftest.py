@@ -14,10 +14,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     data stages, which share a Ray, and all others, so that ranks and Ray have a core each."""
     for item in items:
         room = item.path.relative_to(REPOSITORY / "tests").parts[0]
-        if item.get_closest_marker("slow"):
-            group = "ray" if room == "pipelines" else "processes"
-        else:
-            group = str(item.path)
+        slow = item.get_closest_marker("slow")
+        group = ("ray" if room == "pipelines" else "processes") if slow else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -1,4 +1,4 @@
-"""The walls of the house: who may import whom, what a stage declares, what dvc.yaml promises, how large a room may be."""
+"""The walls of the house: who may import whom, what a stage declares, what dvc.yaml lists, how large a room may be."""
 
 from __future__ import annotations
 

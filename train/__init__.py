@@ -1,4 +1,4 @@
-"""The adapter, trained with DeepSpeed ZeRO around a frozen backbone."""
+"""Trains the adapter with DeepSpeed ZeRO around a frozen backbone."""
 
 from runtime.stages import Stage
 
@@ -20,7 +20,7 @@ STAGE = Stage(
     plots=("losses.csv", "validation.csv"),
     options={
         "--resume": {"metavar": "FOLDER", "help": "resume the run in this folder"},
-        "--other-ranks": {"action": "store_true", "help": "with --resume: the run had another number of ranks"},
+        "--other-ranks": {"action": "store_true", "help": "with --resume: the run had a different number of ranks"},
     },
     weights=("image_encoder", "diffusion"),
 )

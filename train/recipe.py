@@ -27,7 +27,7 @@ TABLES = {
 
 
 class ModelParams(Section):
-    """Adapter sizes and switches; see `model.adapter.AdapterConfig`."""
+    """Adapter sizes and switches; see `model.methods.config.AdapterConfig`."""
 
     encoder: Literal["mfi", "ip_adapter_plus"]
     width: int

@@ -16,12 +16,12 @@ import torch
 from benchmarks.data.engine import engine, workers
 from benchmarks.data.others import others
 from benchmarks.data.scale import scale
-from benchmarks.data.setting import Setting, Sizes
+from benchmarks.data.setting import DataSetting, Sizes
 from benchmarks.data.stages import decode, embed, mask, tile
 from benchmarks.measure import Line, chosen_parts, measured, report
 from runtime.cli import read_params, shared_options
 
-PARTS: dict[str, Callable[[Setting], Iterator[Line]]] = {
+PARTS: dict[str, Callable[[DataSetting], Iterator[Line]]] = {
     part.__name__: part for part in (decode, mask, embed, tile, engine, workers, others, scale)
 }
 
@@ -60,7 +60,7 @@ def main(options: argparse.Namespace) -> int:
     chosen = chosen_parts(options.parts, PARTS)
     sizes = Sizes(**{name: getattr(options, name) for name in Sizes.model_fields})
     sizes.work.mkdir(parents=True, exist_ok=True)
-    setting = Setting.of(sizes, read_params(options))
+    setting = DataSetting.of(sizes, read_params(options))
     torch.set_num_threads(setting.run.threads)  # as in the stages' workers: the other cores decode
     lines = measured(line for part in chosen for line in PARTS[part](setting))
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "device": setting.run.torch_device()}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import photos
-from benchmarks.data.setting import Setting
+from benchmarks.data.setting import DataSetting
 from benchmarks.measure import Line
 from pipelines import tables
 from pipelines.curate.stage import CurateWorker, SubjectItem, unpack
@@ -66,7 +66,7 @@ def run(work: Path, settings: RunParams, worker: Callable[[], Worker], items: An
     )
 
 
-def engine(setting: Setting) -> Iterator[Line]:
+def engine(setting: DataSetting) -> Iterator[Line]:
     """Overhead per shard in seconds: writing, fsync, rename, dispatch and merge."""
     work, count = setting.sizes.work / "engine", setting.sizes.shards
     one = setting.run.model_copy(update={"workers": 1})
@@ -88,7 +88,7 @@ def idle_items(count: int) -> Iterator[Item]:
         yield Item(name, "", (f"{name}/0",), f"{name}/0")
 
 
-def workers(setting: Setting) -> Iterator[Line]:
+def workers(setting: DataSetting) -> Iterator[Line]:
     """Photos/s of two workers over one, while all workers are busy."""
     source, work = photos.source(setting), setting.sizes.work / "workers"
     items = subject_items(photos.subjects(source, setting.sizes.photos))

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.data import engine, photos
-from benchmarks.data.setting import Setting
+from benchmarks.data.setting import DataSetting
 from benchmarks.measure import Line
 from pipelines.curate import filters
 from pipelines.curate.stage import CurateParams, CurateWorker
@@ -29,7 +29,7 @@ SHARD = 64  # files per shard, where shards are written
 THREADS = 4  # reading ahead of a decoding process
 
 
-def others(setting: Setting) -> Iterator[Line]:
+def others(setting: DataSetting) -> Iterator[Line]:
     """Photos/s of this repository and of alternatives; Ray is already running, starting other pools is timed."""
     source = photos.source(setting)
     chosen = photos.subjects(source, setting.sizes.photos)

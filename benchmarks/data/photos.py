@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from benchmarks.data.setting import Setting
+from benchmarks.data.setting import DataSetting
 from pipelines.photos.roots import SourceParams
 from pipelines.sources import Subject, open_source
 
@@ -15,7 +15,7 @@ VIEWS = 8
 QUALITY = 90  # JPEG quality, as in phone photos and MVImgNet's frames
 
 
-def source(setting: Setting) -> SourceParams:
+def source(setting: DataSetting) -> SourceParams:
     """Return the photos of parts that decode: `sizes.source`, or synthetic ones of `sizes.side` px."""
     sizes = setting.sizes
     if sizes.source is not None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.data.setting import Setting
+from benchmarks.data.setting import DataSetting
 from benchmarks.measure import Line
 from pipelines import tables
 from pipelines.curate import duplicates
@@ -101,7 +101,7 @@ def items(rows: int) -> Iterator[Item]:
         yield Item(subject_id, "", tuple(f"{subject_id}/{view:03d}" for view in range(count)), (subject_id, count))
 
 
-def scale(setting: Setting) -> Iterator[Line]:
+def scale(setting: DataSetting) -> Iterator[Line]:
     """Rows/s and peak memory of the driver, for each number of rows."""
     rates = []
     for rows in setting.sizes.rows:

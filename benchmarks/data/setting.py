@@ -27,7 +27,7 @@ class Sizes(Section):
 
 
 @dataclass(frozen=True)
-class Setting:
+class DataSetting:
     """Inputs of a part: sizes, and the stages' own params."""
 
     sizes: Sizes
@@ -40,7 +40,7 @@ class Setting:
     similarity: SimilarityParams
 
     @classmethod
-    def of(cls, sizes: Sizes, params: Params) -> Setting:
+    def of(cls, sizes: Sizes, params: Params) -> DataSetting:
         """Return the setting of a command line."""
         return cls(
             sizes,

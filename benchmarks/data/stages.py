@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import forwards
 from benchmarks.data import photos
-from benchmarks.data.setting import Setting
+from benchmarks.data.setting import DataSetting
 from benchmarks.measure import Line, ratio
 from model.backbones.variant import load_variant
 from pipelines.curate.stage import CurateWorker, pack
@@ -21,7 +21,7 @@ from pipelines.similarity.stage import SimilarityWorker
 from pipelines.similarity.tiles import groups, tiles
 
 
-def decode(setting: Setting) -> Iterator[Line]:
+def decode(setting: DataSetting) -> Iterator[Line]:
     """The curate stage's worker vs reading and decoding the same files."""
     source = photos.source(setting)
     chosen = photos.subjects(source, setting.sizes.photos)
@@ -37,7 +37,7 @@ def decode(setting: Setting) -> Iterator[Line]:
     yield ratio("decode+filter over decode", lambda: worker.compute(payloads), plain, len(paths), "photo", 0.8, repeats)
 
 
-def mask(setting: Setting) -> Iterator[Line]:
+def mask(setting: DataSetting) -> Iterator[Line]:
     """The mask stage's worker, with Grounded SAM on all photos, vs its forward passes."""
     source, frames = at_resolution(setting)
     params = setting.mask.model_copy(update={"method": "grounded_sam"})
@@ -46,7 +46,7 @@ def mask(setting: Setting) -> Iterator[Line]:
     yield over_forwards("mask over forward", worker, frames, params.shard_subjects, setting)
 
 
-def embed(setting: Setting) -> Iterator[Line]:
+def embed(setting: DataSetting) -> Iterator[Line]:
     """The similarity stage's worker vs its forward passes."""
     source, frames = at_resolution(setting)
     params = setting.mask.model_copy(update={"method": "annotated", "compare": 0.0})
@@ -60,7 +60,7 @@ def embed(setting: Setting) -> Iterator[Line]:
     yield over_forwards("embed over forward", worker, segmented, setting.similarity.shard_subjects, setting)
 
 
-def at_resolution(setting: Setting) -> tuple[SourceParams, list[list[dict[str, Any]]]]:
+def at_resolution(setting: DataSetting) -> tuple[SourceParams, list[list[dict[str, Any]]]]:
     """Return photos at the native resolution of the variant, and their frame rows by subject."""
     side = load_variant(setting.variant).resolution
     source = photos.drawn(setting.sizes.work, setting.sizes.model_photos, (side, side))
@@ -71,7 +71,7 @@ def at_resolution(setting: Setting) -> tuple[SourceParams, list[list[dict[str, A
 
 
 def over_forwards(
-    name: str, worker: Worker, payloads: Sequence[list[dict[str, Any]]], shard: int, setting: Setting
+    name: str, worker: Worker, payloads: Sequence[list[dict[str, Any]]], shard: int, setting: DataSetting
 ) -> Line:
     """Return the throughput of a worker, called per shard as by the engine, over that of its forward passes alone."""
 
@@ -85,7 +85,7 @@ def over_forwards(
     return ratio(name, work, lambda: forwards.replay(calls), count, "photo", 0.85, setting.sizes.repeats)
 
 
-def tile(setting: Setting) -> Iterator[Line]:
+def tile(setting: DataSetting) -> Iterator[Line]:
     """The rows of the similarity table vs torch.mm of the same blocks."""
     sizes, params = setting.sizes, setting.similarity
     ids, vectors = similar_subjects(sizes.subjects, sizes.width)

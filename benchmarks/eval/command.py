@@ -33,7 +33,7 @@ PHOTOS = 5  # per subject, the average in DreamBench
 
 
 @dataclass(frozen=True)
-class Setting:
+class EvalSetting:
     """Settings and sizes of the measurements."""
 
     params: ScoreParams
@@ -51,7 +51,7 @@ class Setting:
     repeats: int
 
 
-def segment(setting: Setting) -> Iterator[Line]:
+def segment(setting: EvalSetting) -> Iterator[Line]:
     """Grounded SAM on generated images, each of which gets a box."""
     finder, made = finder_of(setting), [rows for _, rows in world(setting)]
 
@@ -62,7 +62,7 @@ def segment(setting: Setting) -> Iterator[Line]:
     yield over_forwards("segment over forward", work, sum(map(len, made)), setting)
 
 
-def score(setting: Setting) -> Iterator[Line]:
+def score(setting: EvalSetting) -> Iterator[Line]:
     """All metrics of the generated images and of both oracles."""
     finder, everything = finder_of(setting), world(setting)
     subjects, made = [subject for subject, _ in everything], [rows for _, rows in everything]
@@ -81,13 +81,13 @@ def score_all(scorer: Scorer, todo: list[ScoringWork]) -> None:
             scorer((work, name))
 
 
-def finder_of(setting: Setting) -> SubjectFinder:
+def finder_of(setting: EvalSetting) -> SubjectFinder:
     """Return the score stage's segmenter without a detection threshold, so that SAM runs on every image."""
     params, run = setting.params.model_copy(update={"min_detection": 0.0}), setting.run
     return load_finder(params, setting.variant, run.torch_device(), run.decoders)
 
 
-def world(setting: Setting) -> list[tuple[Any, list[Row]]]:
+def world(setting: EvalSetting) -> list[tuple[Any, list[Row]]]:
     """Return subjects with their generations."""
     subjects = [pictures.subject(number, PHOTOS, setting.side, setting.folder) for number in range(setting.subjects)]
     return [
@@ -95,14 +95,14 @@ def world(setting: Setting) -> list[tuple[Any, list[Row]]]:
     ]
 
 
-def over_forwards(name: str, work: Callable[[], None], count: int, setting: Setting) -> Line:
+def over_forwards(name: str, work: Callable[[], None], count: int, setting: EvalSetting) -> Line:
     """Return the throughput of `work` over that of its forward passes alone."""
     work()  # loads the models
     calls = forwards.record(work)
     return ratio(name, work, lambda: forwards.replay(calls), count, "image", GOAL, setting.repeats)
 
 
-PARTS: dict[str, Callable[[Setting], Iterator[Line]]] = {"segment": segment, "score": score}
+PARTS: dict[str, Callable[[EvalSetting], Iterator[Line]]] = {"segment": segment, "score": score}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +132,7 @@ def main(options: argparse.Namespace) -> int:
             raise UserError(f"--{name} is {value}; give at least 1")
     torch.set_num_threads(params.threads)  # as in the stage: the other cores decode
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(params, run, variant, Path(folder), side=options.side or variant.resolution, **sizes)
+        setting = EvalSetting(params, run, variant, Path(folder), side=options.side or variant.resolution, **sizes)
         lines = measured(line for part in chosen for line in PARTS[part](setting))
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "device": run.torch_device()}
     asked = {"parts": chosen, "variant": variant.name, "metrics": list(params.metrics), "side": setting.side, **sizes}

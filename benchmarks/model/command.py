@@ -19,12 +19,12 @@ import torch
 
 from benchmarks.measure import Line, measured, report
 from benchmarks.model.infer import infer
-from benchmarks.model.setting import DTYPES, Checkpointing, Setting
+from benchmarks.model.setting import DTYPES, Checkpointing, ModelSetting
 from benchmarks.model.train import train
 from model.dry.shapes import SHAPES, Shapes
 from runtime.errors import ModelError
 
-Part = Callable[[str, Shapes, Setting], Iterator[Line]]
+Part = Callable[[str, Shapes, ModelSetting], Iterator[Line]]
 PARTS: dict[str, tuple[Part, int]] = {
     "infer": (infer, 0),
     "train": (train, 0),
@@ -61,14 +61,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, default=Path(".work/bench/model.json"), help="default: %(default)s")
 
 
-def setting_of(options: argparse.Namespace) -> Setting:
+def setting_of(options: argparse.Namespace) -> ModelSetting:
     """Return the setting of a command line; raises ModelError for a size below 1."""
     found = torch.cuda.is_available()
     device = torch.device(options.device if options.device != "auto" else "cuda" if found else "cpu")
     gpu = device.type == "cuda"
     if gpu and not found:
         raise ModelError("--device is cuda, but no GPU was found; use --device cpu")
-    setting = Setting(
+    setting = ModelSetting(
         steps=options.steps or (50 if gpu else 2),
         text_every=options.text_every,
         repeats=options.repeats or (5 if gpu else 3),

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Line, cost
-from benchmarks.model.setting import Setting, build_adapter, hidden_states, ip_adapter_plus, latent_side, twin
+from benchmarks.model.setting import ModelSetting, build_adapter, hidden_states, ip_adapter_plus, latent_side, twin
 from model.dry.build import build_diffusion, frozen
 from model.dry.memory import GB, MB, free_bytes, imagined, peak_bytes, weight_bytes
 from model.dry.shapes import Shapes
@@ -21,7 +21,7 @@ TERA = 1e12
 PROMPT, NOUN = "a red mug on a table in the snow", "mug"
 
 
-def infer(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
+def infer(name: str, shapes: Shapes, setting: ModelSetting) -> Iterator[Line]:
     """FLOPs and time per sampling step, including S+ of all steps and captions, excluding decoding; peak memory."""
     ways = (("ours", ""), ("shared", f", text_every {setting.text_every}"))
     counted = operations(shapes, setting)
@@ -44,7 +44,7 @@ def infer(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
         yield Line(f"{name} memory over {key}", peaks["ours"] / peaks[key], most=True, detail=detail)
 
 
-def operations(shapes: Shapes, setting: Setting) -> dict[str, float]:
+def operations(shapes: Shapes, setting: ModelSetting) -> dict[str, float]:
     """Floating point operations per sampling step of each way to sample; the mean over `text_every` steps.
 
     Counts matrix products, convolutions and attention on fake tensors: the relative times if every operation took
@@ -60,7 +60,7 @@ def operations(shapes: Shapes, setting: Setting) -> dict[str, float]:
     return found
 
 
-def samplers(shapes: Shapes, setting: Setting) -> dict[str, Callable[[], Any]]:
+def samplers(shapes: Shapes, setting: ModelSetting) -> dict[str, Callable[[], Any]]:
     """The ways to sample the same number of latents: ours, ours with shared S+, and the two others."""
     diffusion = build_diffusion(shapes, setting.dtype, setting.device)
     ours = build_pipeline(diffusion, frozen(build_adapter(shapes, diffusion)))
@@ -89,7 +89,7 @@ def samplers(shapes: Shapes, setting: Setting) -> dict[str, Callable[[], Any]]:
     }
 
 
-def needed_bytes(shapes: Shapes, setting: Setting) -> int:
+def needed_bytes(shapes: Shapes, setting: ModelSetting) -> int:
     """Approximate memory of `samplers`: all weights, and twice a plain UNet call with guidance, to cover adapters."""
     cpu = torch.device("cpu")
     with imagined(), torch.no_grad():

@@ -26,7 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Setting:
+class ModelSetting:
     """Settings of a part; the fields are options of the command."""
 
     steps: int
@@ -117,13 +117,13 @@ def ip_adapter_plus(shapes: Shapes, unet: Any) -> tuple[Any, list[nn.Parameter]]
     return other, [p for module in trained for p in module.parameters()]
 
 
-def hidden_states(shapes: Shapes, setting: Setting, rows: int) -> Tensor:
+def hidden_states(shapes: Shapes, setting: ModelSetting, rows: int) -> Tensor:
     """Random hidden states in the shape of an image encoder's, [rows, K, N, d]."""
     tokens = (shapes.vision["image_size"] // shapes.vision["patch_size"]) ** 2 + 1
     size = (rows, shapes.layers, tokens, shapes.vision["hidden_size"])
     return torch.randn(size, device=setting.device, dtype=setting.dtype)
 
 
-def latent_side(shapes: Shapes, setting: Setting) -> int:
+def latent_side(shapes: Shapes, setting: ModelSetting) -> int:
     """Side of a latent."""
     return setting.side(shapes) // 2 ** (len(shapes.vae["block_out_channels"]) - 1)

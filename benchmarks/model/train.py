@@ -15,7 +15,7 @@ from benchmarks.measure import Line, cost
 from benchmarks.model.infer import NOUN, PROMPT, TERA, too_large
 from benchmarks.model.setting import (
     Checkpointing,
-    Setting,
+    ModelSetting,
     build_adapter,
     build_vision,
     hidden_states,
@@ -66,7 +66,7 @@ class Step:
             self.optimizer.zero_grad()
 
 
-Maker = Callable[[Shapes, Setting, Diffusion], Step]
+Maker = Callable[[Shapes, ModelSetting, Diffusion], Step]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Weight:
     """Saved for backward."""
 
     @classmethod
-    def of(cls, make: Maker, shapes: Shapes, setting: Setting) -> Weight:
+    def of(cls, make: Maker, shapes: Shapes, setting: ModelSetting) -> Weight:
         """The weight of the step that `make` builds."""
         cpu = torch.device("cpu")
         setting = replace(setting, device=cpu, compile=False)  # fake tensors cannot be compiled
@@ -103,7 +103,7 @@ class Weight:
         return self.frozen + self.trained + self.moving
 
 
-def train(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
+def train(name: str, shapes: Shapes, setting: ModelSetting) -> Iterator[Line]:
     """FLOPs, time and memory of a training step, the effect of the options, and its memory on a 24 GB card."""
     own, *others = (operations(make, shapes, setting) for make in (our_step, plus_step, bare_step))
     for other, what in zip(others, ("ip-adapter", "bare UNet"), strict=True):
@@ -123,7 +123,7 @@ def train(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
     yield from card(name, shapes, setting)
 
 
-def operations(make: Maker, shapes: Shapes, setting: Setting) -> int:
+def operations(make: Maker, shapes: Shapes, setting: ModelSetting) -> int:
     """Floating point operations of forward and backward, recomputation included: matrix products, convolutions and
     attention, counted on fake tensors."""
     setting = replace(setting, device=torch.device("cpu"), compile=False)
@@ -134,7 +134,7 @@ def operations(make: Maker, shapes: Shapes, setting: Setting) -> int:
     return counted.get_total_flops()
 
 
-def compare(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
+def compare(name: str, shapes: Shapes, setting: ModelSetting) -> Iterator[Line]:
     """Our step vs the two others, on the same frozen weights."""
     diffusion = build_diffusion(shapes, setting.dtype, setting.device)
     ours, plus, plain = (make(shapes, setting, diffusion) for make in (our_step, plus_step, bare_step))
@@ -147,7 +147,7 @@ def compare(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
         yield memory(f"{name} memory over ip-adapter", own, other, "at the peak", 1.15)
 
 
-def activation_bytes(step: Step, setting: Setting) -> int:
+def activation_bytes(step: Step, setting: ModelSetting) -> int:
     """Peak of forward and backward beyond weights and gradients, as reported by the device."""
     step.both_ways()  # allocates the gradients
     return peak_bytes(step.both_ways, setting.device)
@@ -158,7 +158,7 @@ def memory(name: str, own: int, other: int, what: str, goal: float | None = None
     return Line(name, own / other, goal, most=True, detail=f"{own / MB:.1f} of {other / MB:.1f} MB {what}")
 
 
-def effects(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
+def effects(name: str, shapes: Shapes, setting: ModelSetting) -> Iterator[Line]:
     """Our step vs the same without each chosen option: gradient checkpointing, torch.compile, half precision.
 
     Memory saved by torch.compile is not reported, as bytes are counted on fake tensors, which it cannot compile.
@@ -183,7 +183,7 @@ def effects(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
             yield memory(f"{name} {what} memory", own.total, plain.total, "with weights and AdamW's state")
 
 
-def card(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
+def card(name: str, shapes: Shapes, setting: ModelSetting) -> Iterator[Line]:
     """GB of a step in bfloat16 with one sample, up to 512 px, on fake tensors, with and without checkpointing."""
     side = min(512, shapes.size)
     small = replace(setting, size=side, batch=1, dtype=torch.bfloat16)
@@ -195,7 +195,7 @@ def card(name: str, shapes: Shapes, setting: Setting) -> Iterator[Line]:
         yield Line(f"{name} GB, {side} px{word}", weight.total / GB, CARD, most=True, detail=detail)
 
 
-def our_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
+def our_step(shapes: Shapes, setting: ModelSetting, diffusion: Diffusion) -> Step:
     """A step with all four losses, from cached latents and hidden states."""
     unet: Any = diffusion.unet
     adapter = build_adapter(shapes, diffusion)
@@ -232,7 +232,7 @@ def our_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
     return Step.of(loss, [unet, *diffusion.text_encoders, adapter])
 
 
-def plus_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
+def plus_step(shapes: Shapes, setting: ModelSetting, diffusion: Diffusion) -> Step:
     """The step of IP-Adapter-plus's own script (tutorial_train_plus.py), which encodes images in the step."""
     unet, _ = ip_adapter_plus(shapes, diffusion.unet)
     if setting.gradient_checkpointing == "all":
@@ -257,7 +257,7 @@ def plus_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
     return Step.of(loss, [unet, *diffusion.text_encoders, vae, vision])
 
 
-def bare_step(shapes: Shapes, setting: Setting, diffusion: Diffusion) -> Step:
+def bare_step(shapes: Shapes, setting: ModelSetting, diffusion: Diffusion) -> Step:
     """Forward and backward of the UNet alone. The gradient is taken for the text states: like an adapter's, it reaches
     back to the first cross-attention."""
     unet = twin(diffusion.unet)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from benchmarks.measure import Line, chosen_parts, measured, report
 from benchmarks.train.parts import checkpoint, encoders, loop, memory, ranks
-from benchmarks.train.setting import Setting, setting_of
+from benchmarks.train.setting import TrainSetting, setting_of
 from runtime.cli import read_params, shared_options
 from runtime.errors import UserError
 
-PARTS: dict[str, Callable[[Setting], Iterator[Line]]] = {
+PARTS: dict[str, Callable[[TrainSetting], Iterator[Line]]] = {
     part.__name__: part for part in (loop, memory, checkpoint, encoders, ranks)
 }
 

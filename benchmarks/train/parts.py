@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.measure import Line, cost, ratio
-from benchmarks.train.setting import Setting
+from benchmarks.train.setting import TrainSetting
 from model.dry.memory import MB
 from model.methods.registry import method_of
 from runtime.errors import UserError
@@ -51,7 +51,7 @@ class Turn:
         self.waited += trainer.batches.waited
 
 
-def loop(setting: Setting) -> Iterator[Line]:
+def loop(setting: TrainSetting) -> Iterator[Line]:
     """The trainer vs forward, backward and AdamW of the model alone, on one batch already on the device."""
     ours = Turn(setting.trainer())
     plain = plain_steps(setting, ours.trainer)
@@ -61,7 +61,7 @@ def loop(setting: Setting) -> Iterator[Line]:
     yield Line("share of waiting for data", ours.waited / ours.took, 0.05, most=True, detail=detail)
 
 
-def plain_steps(setting: Setting, trainer: Trainer) -> Callable[[], None]:
+def plain_steps(setting: TrainSetting, trainer: Trainer) -> Callable[[], None]:
     """The same number of steps of the model alone, with a separate backbone and adapter."""
     from model.backbones.diffusion import load_diffusion
     from model.prompt import checkpoint_text
@@ -100,7 +100,7 @@ def waited(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def memory(setting: Setting) -> Iterator[Line]:
+def memory(setting: TrainSetting) -> Iterator[Line]:
     """Peak memory of a step vs the estimate printed before the run."""
     gc.collect()
     known = storages()
@@ -144,7 +144,7 @@ def storages() -> dict[int, int]:
     return found
 
 
-def checkpoint(setting: Setting) -> Iterator[Line]:
+def checkpoint(setting: TrainSetting) -> Iterator[Line]:
     """Time and size of a checkpoint, and the fraction of the run spent saving."""
     from train.distributed.checkpoint import STATE, Checkpoints
 
@@ -174,7 +174,7 @@ def checkpoint(setting: Setting) -> Iterator[Line]:
     shutil.rmtree(folder)
 
 
-def encoders(setting: Setting) -> Iterator[Line]:
+def encoders(setting: TrainSetting) -> Iterator[Line]:
     """Training that reads photos and runs the frozen encoders itself vs training from cached tables."""
     cached, uncached = Turn(setting.trainer()), Turn(setting.trainer(uncached=True))
     mine, theirs = zip(*turns([uncached, cached], setting.repeats), strict=True)
@@ -184,7 +184,7 @@ def encoders(setting: Setting) -> Iterator[Line]:
     )
 
 
-def ranks(setting: Setting) -> Iterator[Line]:
+def ranks(setting: TrainSetting) -> Iterator[Line]:
     """Samples/s of two ranks over one, in whole runs through the launcher."""
     if setting.ranks.device.type == "cuda" and torch.cuda.device_count() < 2:
         return
@@ -202,7 +202,7 @@ def ranks(setting: Setting) -> Iterator[Line]:
     yield Line("two ranks over one", two / one, detail=f"{two:.1f} and {one:.1f} samples/s, {os.cpu_count()} cores")
 
 
-def launched(setting: Setting, data: Path, count: int) -> float:
+def launched(setting: TrainSetting, data: Path, count: int) -> float:
     """Samples/s of a run with `count` ranks, as the run reports it."""
     work = setting.work / "runs"
     shutil.rmtree(work, ignore_errors=True)

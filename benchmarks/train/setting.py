@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # DeepSpeed reads its device from the environment on import
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainSetting:
     """Inputs of a part."""
 
     all: Params
@@ -62,7 +62,7 @@ class Setting:
 
 
 @contextmanager
-def setting_of(params: Params, steps: int, repeats: int, work: Path) -> Iterator[Setting]:
+def setting_of(params: Params, steps: int, repeats: int, work: Path) -> Iterator[TrainSetting]:
     """The setting of a command line; this process is the only rank."""
     import torch.distributed as dist
 
@@ -72,7 +72,7 @@ def setting_of(params: Params, steps: int, repeats: int, work: Path) -> Iterator
     os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
     os.environ.update({"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(free_port())})
     try:
-        yield Setting(
+        yield TrainSetting(
             all=params,
             params=train.model_copy(update={"ranks": 1, "accumulation": 1, "steps": steps}),
             model=params.section("model", ModelParams),

@@ -50,7 +50,7 @@ def tokenizer(vocabulary: int, length: int) -> CLIPTokenizer:
 
 
 def frozen(module: Any) -> Any:
-    """`module` in eval mode with gradients disabled. It is not moved: weights without data cannot be."""
+    """`module` in eval mode with gradients disabled. It is not moved: tensors without data cannot be."""
     return module.eval().requires_grad_(False)
 
 

@@ -51,7 +51,7 @@ def augmented(
 
 
 def encode_latents(vae: Any, images: Sequence[Image.Image], batch_size: int, device: str | torch.device) -> np.ndarray:
-    """Latents [B, C, h, w] of square RGB images, as of `latents_of`, in batches."""
+    """Latents [B, C, h, w] of square RGB images, by `latents_of` in batches."""
     rows = [
         latents_of(vae, torch.from_numpy(np.stack([np.asarray(image) for image in batch])).to(device))[:count].cpu()
         for batch, count in fixed_batches(images, batch_size)

@@ -64,7 +64,7 @@ class Call:
     timesteps: Tensor
     """[T], of the scheduler."""
     plain: TextCondition
-    """Of the plain prompts, one row each."""
+    """Condition of the plain prompts, one row each."""
     negative: TextCondition | None
     """Unconditional or negative side of guidance, one row per prompt; None without guidance."""
     guidance_scale: float

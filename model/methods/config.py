@@ -34,7 +34,7 @@ class AdapterConfig:
     text_widths: tuple[int, ...]
     """Embedding width of each text encoder: one (SD 1.5) or two (SDXL)."""
     encoder: Literal["mfi", "ip_adapter_plus"] = "mfi"
-    """Reader of the image features: the MFI encoder, or the baseline's resampler, which has no text tokens."""
+    """Encoder of the image features: the MFI encoder, or the baseline's resampler, which has no text tokens."""
     width: int = 768
     """Width of the MFI encoder."""
     heads: int = 12
@@ -50,8 +50,8 @@ class AdapterConfig:
     tv_fusion: bool = True
     """TV fusion; off with `textual`: row 1 of Table 3."""
     visual_scope: Literal["all", "own"] = "all"
-    """Refined visual tokens a layer sees: all of V~, or only its own level's. With a single own token a layer's
-    visual softmax is 1 everywhere, and K' learns nothing."""
+    """Refined visual tokens a layer sees: all of V~, or only its own level's. With a single token of its own,
+    a layer's visual softmax is 1 everywhere, and K' learns nothing."""
     rescale: bool = True
     """Give S+ tokens the norm of the class noun's embedding [a reading, NeTI]."""
     fourier_pairs: int = 1024

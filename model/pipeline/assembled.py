@@ -1,4 +1,4 @@
-"""Building and saving a pipeline: around loaded components, around a loaded pipeline, from a folder, into one."""
+"""Building and saving a pipeline: around loaded components, around a loaded pipeline, from and to a folder."""
 
 from __future__ import annotations
 

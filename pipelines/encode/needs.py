@@ -65,7 +65,7 @@ def among(values: pa.ChunkedArray, others: pa.ChunkedArray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class RowSizes:
     """Bytes per row."""
 
     latent: int
@@ -74,7 +74,7 @@ class Sizes:
     """One augmentation's hidden states (fp16)."""
 
 
-def sizes(variant: Variant) -> Sizes:
+def sizes(variant: Variant) -> RowSizes:
     """Return the bytes per row, from the models' configurations: nothing is loaded, and only these files are fetched.
 
     Raises:
@@ -91,17 +91,17 @@ def sizes(variant: Variant) -> Sizes:
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         side = variant.resolution // 2 ** (len(vae["block_out_channels"]) - 1)
         channels = vae["latent_channels"]
-    return Sizes(latent=side**2 * (2 * channels + 1), hidden=2 * len(spec.layers) * tokens * vision.width)
+    return RowSizes(latent=side**2 * (2 * channels + 1), hidden=2 * len(spec.layers) * tokens * vision.width)
 
 
-def within_budget(params: EncodeParams, row: Sizes, needed: Needed) -> EncodeParams:
+def within_budget(params: EncodeParams, row: RowSizes, needed: Needed) -> EncodeParams:
     """Print the maximum size of the tables, and return `params` without what is not written."""
     targets, inputs = int(needed.target.sum()), int(needed.input.sum())
     latents = targets * row.latent / 1e9
     hidden = inputs * params.augmentations * row.hidden / 1e9
     line = f"encode: latents of {targets} targets x {row.latent / 1e3:.1f} KB = {latents:.2f} GB"
     print(line if params.latents else f"{line}, switched off by encode.latents")
-    line = f"encode: hidden states of {inputs} references and positives x {params.augmentations} augmentations"
+    line = f"encode: hidden states of {inputs} inputs x {params.augmentations} augmentations"
     line = f"{line} x {row.hidden / 1e3:.1f} KB = {hidden:.2f} GB"
     fits = hidden <= params.max_gigabytes
     if not params.hidden_states:
@@ -115,7 +115,7 @@ def within_budget(params: EncodeParams, row: Sizes, needed: Needed) -> EncodePar
     return params.model_copy(update={"hidden_states": params.hidden_states and fits})
 
 
-def photos_in_shard(params: EncodeParams, row: Sizes) -> int:
+def photos_in_shard(params: EncodeParams, row: RowSizes) -> int:
     """Return how many photos' hidden states fit in one shard."""
     values = row.hidden // np.dtype(np.float16).itemsize
     return max(MOST_VALUES // (params.augmentations * values), 1)

@@ -71,7 +71,7 @@ class EncodeWorker:
         frames = [frame for payload in payloads for frame in payload]
         for source in {frame["source"] for frame in frames}:
             self.roots[source]  # opened here, not concurrently by several threads
-        latents, features = Batches(self.params.batch_size), Batches(self.params.batch_size)
+        latents, features = Backlog(self.params.batch_size), Backlog(self.params.batch_size)
         prepared = prefetch(self.prepare, frames, self.decoders, 2 * self.params.batch_size)
         for rows, frame, views in zip(places, frames, prepared, strict=True):
             if views.crop is not None:
@@ -147,7 +147,7 @@ def feature_row(frame_id: str, augmentation: int, states: np.ndarray) -> dict[st
     }
 
 
-class Batches:
+class Backlog:
     """Buffers items until they fill a batch."""
 
     def __init__(self, size: int) -> None:

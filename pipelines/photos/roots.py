@@ -64,7 +64,7 @@ class Root:
         try:
             self._fs, base = fsspec.core.url_to_fs(url if place is None else place)
             base = base.rstrip("/")
-            self._tree: Folder | Archive = Folder(self._fs)
+            self._tree: FolderTree | Archive = FolderTree(self._fs)
             found = self._tree.isdir(base)
             inside = None if found else self._archive_in(base)
         except Exception as error:  # every remote file system has its own exceptions
@@ -100,7 +100,7 @@ class Root:
         """
         try:
             tree, full = self._place(path)
-            raw = tree.open(full) if isinstance(tree, Folder) else io.BytesIO(tree.read(full))
+            raw = tree.open(full) if isinstance(tree, FolderTree) else io.BytesIO(tree.read(full))
             with io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
                 yield from stream
         except UnicodeDecodeError as error:
@@ -167,7 +167,7 @@ class Root:
             return tree.entries(full)
 
     @contextlib.contextmanager
-    def _reaching(self, path: str) -> Iterator[tuple[Folder | Archive, str]]:
+    def _reaching(self, path: str) -> Iterator[tuple[FolderTree | Archive, str]]:
         """Yield the tree that contains `path` and the path in it; separate permanent errors from temporary ones."""
         try:
             yield self._place(path)
@@ -183,10 +183,10 @@ class Root:
                 "same command again, finished work is kept"
             ) from None
 
-    def _place(self, path: str) -> tuple[Folder | Archive, str]:
+    def _place(self, path: str) -> tuple[FolderTree | Archive, str]:
         """Return the tree that contains `path`, and the path in it."""
         head, _, rest = path.partition("/")
-        if head.lower().endswith(SUFFIXES) and isinstance(self._tree, Folder):
+        if head.lower().endswith(SUFFIXES) and isinstance(self._tree, FolderTree):
             if head not in self._archives and self._tree.isfile(f"{self._base}/{head}"):
                 self._archives.setdefault(head, Archive(self._fs, f"{self._base}/{head}", self.name(head)))
             if head in self._archives:
@@ -203,7 +203,7 @@ class Root:
         return None
 
 
-class Folder:
+class FolderTree:
     """A folder tree on any file system that fsspec supports; paths are that file system's own."""
 
     def __init__(self, fs: Any) -> None:

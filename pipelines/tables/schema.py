@@ -199,13 +199,14 @@ TABLES: dict[str, TableSpec] = {
         row="a generated picture; one of a pair has a row for each of its two subjects, the picture in both",
         keys=("method", "subject_id", "group", "prompt_id", "index"),
         columns={
-            "method": Column(_text, "that made it: a name of eval/methods.py, or package.module:function"),
+            "method": Column(_text, "that made it: a name of eval/generate/methods.py, or package.module:function"),
             "subject_id": _subject_id,
             "class_name": _class_name,
             "partner": Column(_text, "subject_id of the other subject of a pair", nullable=True),
             "prompt_id": Column(
                 _i32,
-                "of the prompts table or eval/prompts.yaml; -1 for the reconstruction prompt; 10000 and up: of a pair",
+                "of the prompts table or eval/protocol/prompts.yaml; "
+                "-1 for the reconstruction prompt; 10000 and up: of a pair",
             ),
             "group": Column(
                 _text, "the prompt's group; reconstruction for 'a photo of a <class>'; pair for two subjects"

@@ -26,7 +26,7 @@ from pipelines.toybox.world import (
     SHAPES,
     STYLES,
     Detail,
-    Subject,
+    Toy,
     caption,
     sample_look,
     sample_subject,
@@ -95,7 +95,7 @@ def _rendered(groups: Sequence[Sequence[Item]], size: int, progress: Progress) -
         progress(done, total)
 
 
-def capture(rng: np.random.Generator, views: int, scene_per_view: bool, subject: Subject) -> list[Item]:
+def capture(rng: np.random.Generator, views: int, scene_per_view: bool, subject: Toy) -> list[Item]:
     """A capture of one subject: jittered azimuths all around it, a different elevation in every view."""
     first, look = float(rng.uniform(0, 360)), sample_look(rng)
     heights = rng.permutation(np.linspace(9, 41, views))

@@ -14,7 +14,7 @@ from pipelines.toybox import exact
 from pipelines.toybox.accessories import ACCESSORIES, REACH, fit
 from pipelines.toybox.exact import Noise, mix
 from pipelines.toybox.march import FOCAL, Rays, Trace, camera, rays, trace
-from pipelines.toybox.scenes import BLANK, SCENES, Stage
+from pipelines.toybox.scenes import BLANK, SCENES, Backdrop
 from pipelines.toybox.sdf import (
     DETAIL,
     FAMILIES,
@@ -25,13 +25,13 @@ from pipelines.toybox.sdf import (
     nearest,
     union,
 )
-from pipelines.toybox.styles import STYLES, Photo
+from pipelines.toybox.styles import STYLES, StyledRender
 from pipelines.toybox.surface import PATTERNS
-from pipelines.toybox.world import Look, Subject, View
+from pipelines.toybox.world import Look, Toy, View
 
 __all__ = ["Item", "Rendered", "camera", "render"]
 
-Item = tuple[Subject, View, Look]
+Item = tuple[Toy, View, Look]
 CHUNK = 192
 """Images rendered at once; keeps the working set in the CPU cache and bounds memory."""
 
@@ -114,11 +114,11 @@ def _column(values: Sequence[float], device: torch.device | str) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
-def _anchors(subject: Subject, look: Look) -> Anchors:
+def _anchors(subject: Toy, look: Look) -> Anchors:
     return FAMILIES[look.shape or subject.family].anchors(subject.proportions)
 
 
-def _fit(subject: Subject, look: Look) -> tuple[float, float]:
+def _fit(subject: Toy, look: Look) -> tuple[float, float]:
     """Scale and height of the subject's frame in the world."""
     return fit(look.accessory, _anchors(subject, look)) if look.accessory else (1.0, 0.0)
 
@@ -260,7 +260,7 @@ def _backgrounds(items: list[Item], noise_seeds: list[int], size: int, device: t
         noise = Noise([noise_seeds[i] for i in rows], size, device)
         level = _column([0.40 - 0.006 * (items[i][1].elevation - 20) for i in rows], device)
         horizon = (level + noise.number(-0.06, 0.06)).clamp(0.16, 0.48)
-        stage = Stage(
+        stage = Backdrop(
             at[None, None, :].expand(1, size, size),
             at[None, :, None].expand(1, size, size),
             horizon,
@@ -349,7 +349,7 @@ def _render_chunk(items: list[Item], size: int, device: torch.device | str) -> t
     rgb = rgb.clamp(0, 1)
     for name, rows in _groups([look.style if look.style != "photo" else None for _, _, look in items]):
         noise = Noise([seeds[i] + 1 for i in rows], size, device)
-        rgb[rows] = STYLES[name].draw(Photo(rgb[rows], alpha[rows], parts[rows], noise)).clamp(0, 1)
+        rgb[rows] = STYLES[name].draw(StyledRender(rgb[rows], alpha[rows], parts[rows], noise)).clamp(0, 1)
     images = torch.floor(rgb * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     depth = torch.where(mask, near * lines.slope, torch.zeros_like(near))
     return images, mask, mask & (parts < WORN), parts, depth

@@ -18,7 +18,7 @@ BLANK = "white"
 
 
 @dataclass(frozen=True)
-class Stage:
+class Backdrop:
     """The canvas of a scene.
 
     u, v: [1, H, W], from 0 at the left or top to 1. horizon: [B, 1, 1], the v of the horizon. noise: one stream per
@@ -82,7 +82,7 @@ def tone(image: Tensor, field: Tensor, amount: float) -> Tensor:
     return image * (1 + amount * (field - 0.5))[:, None]
 
 
-def beach(s: Stage) -> Tensor:
+def beach(s: Backdrop) -> Tensor:
     shore = s.horizon + s.noise.number(0.12, 0.20)
     line = shore + 0.04 * (s.noise.field(1, 4) - 0.5)
     sky = ramp((0.36, 0.68, 0.96), (0.80, 0.92, 1.0), (s.v / (s.horizon + 0.01)).clamp(0, 1))
@@ -106,7 +106,7 @@ def beach(s: Stage) -> Tensor:
     )
 
 
-def snow(s: Stage) -> Tensor:
+def snow(s: Backdrop) -> Tensor:
     hills = s.horizon - 0.10 + 0.16 * (s.noise.field(1, 3) - 0.5)
     sky = ramp((0.62, 0.74, 0.88), (0.84, 0.90, 0.96), (s.v / (s.horizon + 0.01)).clamp(0, 1))
     far = tone(ramp((0.78, 0.85, 0.94), (0.86, 0.92, 0.98), s.v / 0.5), s.noise.field(6), 0.08)
@@ -123,7 +123,7 @@ def snow(s: Stage) -> Tensor:
     return paint(out, ((1.0, 1.0, 1.0), flakes))
 
 
-def grass(s: Stage) -> Tensor:
+def grass(s: Backdrop) -> Tensor:
     sky = ramp((0.45, 0.74, 0.98), (0.82, 0.93, 1.0), (s.v / (s.horizon + 0.01)).clamp(0, 1))
     cloud = smooth(s.noise.field(5, 3), 0.55, 0.8)
     field = ramp((0.44, 0.72, 0.24), (0.22, 0.56, 0.13), s.depth)
@@ -132,7 +132,7 @@ def grass(s: Stage) -> Tensor:
     return paint(sky, ((1.0, 1.0, 1.0), cloud), (field, s.below()), ((1.0, 0.95, 0.35), flowers))
 
 
-def brick(s: Stage) -> Tensor:
+def brick(s: Backdrop) -> Tensor:
     rows = torch.floor(s.noise.number(7, 10))
     y = s.v * rows + s.noise.number()
     row = torch.floor(y)
@@ -155,7 +155,7 @@ def brick(s: Stage) -> Tensor:
     return paint(wall, (path, s.below(0.28)))
 
 
-def night(s: Stage) -> Tensor:
+def night(s: Backdrop) -> Tensor:
     sky = ramp((0.05, 0.07, 0.22), (0.16, 0.20, 0.42), (s.v / (s.horizon + 0.01)).clamp(0, 1))
     stars = (s.noise.grain(40) > 0.965).float() * (0.4 + 0.6 * s.noise.grain(39))
     u, v = s.noise.number(0.1, 0.9), s.noise.number(0.06, 0.14)
@@ -169,7 +169,7 @@ def night(s: Stage) -> Tensor:
     )
 
 
-def desert(s: Stage) -> Tensor:
+def desert(s: Backdrop) -> Tensor:
     sky = ramp((0.42, 0.70, 0.92), (0.98, 0.90, 0.72), (s.v / (s.horizon + 0.01)).clamp(0, 1))
     sun = s.disc(s.noise.number(0.1, 0.9), s.horizon * 0.35, 0.06, 2.0)
     dune = s.horizon - 0.02 + 0.20 * (s.noise.field(1, 3) - 0.5)
@@ -189,7 +189,7 @@ def desert(s: Stage) -> Tensor:
     return paint(out, ((0.20, 0.48, 0.24), (stem + arms).clamp(0, 1)))
 
 
-def water(s: Stage) -> Tensor:
+def water(s: Backdrop) -> Tensor:
     sea = ramp((0.16, 0.66, 0.82), (0.02, 0.24, 0.50), s.v + 0 * s.horizon)
     lean = s.u + 0.45 * s.v * (s.noise.number() - 0.5) * 2
     rays = smooth(wave(lean * s.noise.number(2.5, 4.0) + s.noise.number()), 0.2, 1.0) * (1 - s.v).clamp(0, 1) * 0.45
@@ -211,7 +211,7 @@ def water(s: Stage) -> Tensor:
     return out
 
 
-def forest(s: Stage) -> Tensor:
+def forest(s: Backdrop) -> Tensor:
     leaves = tone(
         ramp((0.10, 0.30, 0.12), (0.34, 0.52, 0.20), s.noise.field(7)),
         s.noise.grain(40),
@@ -237,7 +237,7 @@ def forest(s: Stage) -> Tensor:
     return paint(ground, (out, 1 - s.below(0.02)))
 
 
-def city(s: Stage) -> Tensor:
+def city(s: Backdrop) -> Tensor:
     out = (
         ramp(
             (0.58, 0.72, 0.88),
@@ -270,7 +270,7 @@ def city(s: Stage) -> Tensor:
     return paint(out, ((0.95, 0.93, 0.85), dash.float()))
 
 
-def table(s: Stage) -> Tensor:
+def table(s: Backdrop) -> Tensor:
     hue = s.noise.number()[:, None]
     wall = mix(solid((0.86, 0.80, 0.70), s.v), solid((0.62, 0.74, 0.76), s.v), hue) + 0 * s.v[:, None]
     wall = tone(wall, s.noise.field(2), 0.14)
@@ -284,7 +284,7 @@ def table(s: Stage) -> Tensor:
     return paint(wall, (wood, s.below(0.10)), ((0.36, 0.20, 0.10), edge * 0.7))
 
 
-def sunset(s: Stage) -> Tensor:
+def sunset(s: Backdrop) -> Tensor:
     w = (s.v / (s.horizon + 0.05)).clamp(0, 1)
     low = s.horizon + 0.05
     sky = torch.where(
@@ -307,7 +307,7 @@ def sunset(s: Stage) -> Tensor:
     )
 
 
-def studio(s: Stage) -> Tensor:
+def studio(s: Backdrop) -> Tensor:
     a, b = s.noise.number()[:, None], s.noise.number(0.72, 0.86)[:, None]
     third = torch.tensor([0.0, 1 / 3, 2 / 3], device=s.v.device)[None, :, None, None]
     tint = b + 0.10 * wave(a + third)
@@ -318,7 +318,7 @@ def studio(s: Stage) -> Tensor:
     return out + 0.10 * spot[:, None]
 
 
-def white(s: Stage) -> Tensor:
+def white(s: Backdrop) -> Tensor:
     return solid((1.0, 1.0, 1.0), s.v) + 0 * (s.v + s.horizon)[:, None]
 
 
@@ -330,7 +330,7 @@ class Scene:
     key light and the ambient light. haze, veil: colour and opacity of the haze between subject and camera.
     """
 
-    paint: Callable[[Stage], Tensor]
+    paint: Callable[[Backdrop], Tensor]
     phrase: str
     shadow: float = 0.55
     key: Rgb = (1.0, 0.97, 0.92)

@@ -10,7 +10,7 @@ from pipelines.toybox.exact import Noise, blur, mix, shift, smooth
 
 
 @dataclass(frozen=True)
-class Photo:
+class StyledRender:
     """rgb [B, 3, H, W] in [0, 1]; alpha [B, H, W] of the subject with accessories; parts [B, H, W], 0 outside."""
 
     rgb: Tensor
@@ -29,13 +29,13 @@ def _slope(x: Tensor) -> Tensor:
     return torch.maximum((x - shift(x, 0, 1)).abs(), (x - shift(x, 1, 0)).abs())
 
 
-def outline(photo: Photo) -> Tensor:
+def outline(photo: StyledRender) -> Tensor:
     """[B, H, W] in [0, 1]: the subject's silhouette and the borders between its parts."""
     inner = ((photo.parts != shift(photo.parts, 0, 1)) | (photo.parts != shift(photo.parts, 1, 0))).float()
     return torch.maximum(smooth(_slope(photo.alpha), 0.10, 0.45), 0.7 * inner * (photo.alpha > 0.5))
 
 
-def colour_edges(photo: Photo) -> Tensor:
+def colour_edges(photo: StyledRender) -> Tensor:
     """[B, H, W] in [0, 1]: where the colour changes."""
     rgb = photo.rgb
     return smooth(
@@ -45,11 +45,11 @@ def colour_edges(photo: Photo) -> Tensor:
     )
 
 
-def plain_photo(photo: Photo) -> Tensor:
+def plain_photo(photo: StyledRender) -> Tensor:
     return photo.rgb
 
 
-def sketch(photo: Photo) -> Tensor:
+def sketch(photo: StyledRender) -> Tensor:
     """Pencil on paper: dark outlines, hatching where the photo is dark."""
     grey, n = luma(photo.rgb), photo.noise.size
     at = torch.arange(n, device=grey.device)
@@ -61,7 +61,7 @@ def sketch(photo: Photo) -> Tensor:
     return torch.stack([grey, grey * 0.99, grey * 0.96], 1)
 
 
-def cartoon(photo: Photo) -> Tensor:
+def cartoon(photo: StyledRender) -> Tensor:
     """Flat saturated colours in a few steps, with a black outline."""
     rgb = mix(luma(photo.rgb)[:, None], photo.rgb, torch.full_like(photo.rgb, 1.35)).clamp(0, 1)
     flat = torch.floor(blur(rgb) * 4.0 + 0.5) / 4.0
@@ -70,7 +70,7 @@ def cartoon(photo: Photo) -> Tensor:
     return flat * (1 - outline(photo))[:, None]
 
 
-def neon(photo: Photo) -> Tensor:
+def neon(photo: StyledRender) -> Tensor:
     """Glowing outlines in the photo's colours on a dark ground."""
     rgb = photo.rgb
     top = torch.maximum(rgb[:, 0], torch.maximum(rgb[:, 1], rgb[:, 2]))[:, None]
@@ -82,12 +82,12 @@ def neon(photo: Photo) -> Tensor:
     return body * 0.8 + light + 1.1 * blur(light, 2) + torch.tensor([0.02, 0.0, 0.05], device=rgb.device)[:, None, None]
 
 
-def monochrome(photo: Photo) -> Tensor:
+def monochrome(photo: StyledRender) -> Tensor:
     grey = ((luma(photo.rgb) - 0.5) * 1.12 + 0.5)[:, None]
     return torch.cat([grey, grey, grey], 1)
 
 
-def pixel_art(photo: Photo) -> Tensor:
+def pixel_art(photo: StyledRender) -> Tensor:
     """Blocks of two by two pixels in few colours."""
     n = photo.rgb.shape[-1]
     even = torch.arange(n, device=photo.rgb.device) // 2 * 2
@@ -99,7 +99,7 @@ def pixel_art(photo: Photo) -> Tensor:
     return torch.floor(mean * 5 + 0.5) / 5 * (1 - 0.8 * (line > 0.6).float())[:, None]
 
 
-def watercolour(photo: Photo) -> Tensor:
+def watercolour(photo: StyledRender) -> Tensor:
     """Pale washes on white paper, darker where a wash dries at its border; the paper stays white in the corners."""
     wash = mix(blur(photo.rgb, 2), blur(photo.rgb), photo.alpha[:, None])
     wash = 1 - (1 - wash) * (0.62 + 0.35 * photo.noise.field(6))[:, None]
@@ -119,7 +119,7 @@ class Style:
     coloured: whether the subject's colours can still be recognised.
     """
 
-    draw: Callable[[Photo], Tensor]
+    draw: Callable[[StyledRender], Tensor]
     phrase: str
     coloured: bool = True
 

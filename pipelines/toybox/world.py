@@ -30,7 +30,7 @@ Rgb = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Subject:
+class Toy:
     """One individual.
 
     proportions: four numbers in [0, 1], read by the family's distance function. colours: names of the main colour, of
@@ -80,7 +80,7 @@ class Look:
     seed: int = 0
 
 
-def held_out(subject: Subject) -> bool:
+def held_out(subject: Toy) -> bool:
     """Whether the subject is reserved for evaluation: one in eight combinations of family, main colour and pattern is.
 
     The combinations are spread evenly: every family, colour and pattern occurs both among the reserved and the others.
@@ -105,7 +105,7 @@ def _contrast(a: str, b: str) -> float:
     return float(np.sqrt(((x - y) ** 2 * (0.9, 1.6, 0.5)).sum()))
 
 
-def _draw(rng: np.random.Generator, family: str | None) -> Subject:
+def _draw(rng: np.random.Generator, family: str | None) -> Toy:
     family = family or FAMILIES[rng.integers(len(FAMILIES))]
     main = COLOURS[rng.integers(len(COLOURS))]
     others = [c for c in COLOURS if _contrast(main, c) > 0.6]
@@ -117,7 +117,7 @@ def _draw(rng: np.random.Generator, family: str | None) -> Subject:
     names = (main, second, third)
     a, b, c, d, scale, phase = (round(float(v), 4) for v in rng.random(6))
     rgb = (_jitter(main, rng), _jitter(second, rng), _jitter(third, rng))
-    return Subject(
+    return Toy(
         family,
         (a, b, c, d),
         names,
@@ -128,7 +128,7 @@ def _draw(rng: np.random.Generator, family: str | None) -> Subject:
     )
 
 
-def sample_subject(rng: np.random.Generator, family: str | None = None, kept: bool | None = None) -> Subject:
+def sample_subject(rng: np.random.Generator, family: str | None = None, kept: bool | None = None) -> Toy:
     """A random individual, of the given family if any.
 
     kept: True gives only held-out subjects, False only the others, None any.
@@ -199,7 +199,7 @@ def _article(words: str) -> str:
 
 
 def caption(
-    subject: Subject,
+    subject: Toy,
     look: Look,
     variant: int = 0,
     detail: Detail = "full",

@@ -15,7 +15,7 @@ T = TypeVar("T", bound=Section)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever needs Ray is slow."""
+    """Mark every test that uses Ray as slow."""
     for item in items:
         if "ray_started" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
@@ -37,7 +37,7 @@ def ray_started() -> Iterator[None]:
     """Ray with four CPUs, left running between stages: starting it takes longer than most tests that use it."""
     from pipelines.engine import cluster
 
-    with pytest.MonkeyPatch.context() as patch:  # Ray's workers find the modules of tests as pytest does
+    with pytest.MonkeyPatch.context() as patch:  # so that Ray's workers can import from tests
         patch.setenv("PYTHONPATH", str(ROOT))
         assert cluster.connect(on_cpus(".work", workers=4))
     yield

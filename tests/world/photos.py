@@ -1,4 +1,4 @@
-"""Photos that a test makes up, and the bytes of image files."""
+"""Synthetic photos and the bytes of image files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def blocks(seed: int = 0, width: int = 120, height: int = 90) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """The file of an image."""
+    """The bytes of an image file."""
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that declares a size and ends where its pixels would begin."""
+    """A PNG header for a size, truncated before the pixels."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
     return head + struct.pack(">I", 1000) + b"IDAT"

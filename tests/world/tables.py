@@ -1,4 +1,4 @@
-"""Whole rows of the tables, of which a test sets the columns it is about."""
+"""Complete rows of the tables, with defaults for the columns that a test does not set."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipelines import tables
 
 MASK = np.zeros((72, 96), dtype=bool)
 MASK[12:60, 20:50] = True
-"""The mask of `mask` where none is given."""
+"""Default pixels of `mask`."""
 
 
 def frame(frame_id: str, **columns: Any) -> dict[str, Any]:
-    """A row of the frames table: a training photo of a mug without a pose; its subject is the id without its end."""
+    """A row of the frames table: a training photo of a mug without a pose, of the subject that the id begins with."""
     row = dict.fromkeys(tables.spec("frames").columns)
     row |= {"frame_id": frame_id, "subject_id": frame_id.rpartition("/")[0], "source": "s", "class_name": "mug"}
     row |= {"caption": "a mug", "caption_origin": "template", "noun_start": 2, "noun_end": 5, "split": "train"}
@@ -25,7 +25,7 @@ def frame(frame_id: str, **columns: Any) -> dict[str, Any]:
 
 
 def mask(frame_id: str, pixels: np.ndarray = MASK, **columns: Any) -> dict[str, Any]:
-    """A row of the masks table: an annotated mask of good quality."""
+    """A row of the masks table: an annotated mask with quality ok."""
     height, width = pixels.shape
     row = {"frame_id": frame_id, "phrase": "mug", "method": "annotated", "box": [0.0, 0.0, 1.0, 1.0], "score": 1.0}
     row |= {"height": height, "width": width, "rle": tables.encode_mask(pixels), "mask_score": 1.0}
@@ -33,7 +33,7 @@ def mask(frame_id: str, pixels: np.ndarray = MASK, **columns: Any) -> dict[str, 
 
 
 def triplet(triplet_id: str, reference: str, positive: str, target: str, **columns: Any) -> dict[str, Any]:
-    """A row of the triplets table, chosen by the photos' order."""
+    """A row of the triplets table, selected by frame order."""
     row: dict[str, Any] = {"triplet_id": triplet_id, "subject_id": triplet_id.rpartition("/")[0], "class_name": "mug"}
     row |= {"reference": reference, "positive": positive, "target": target, "method": "order"}
     return row | {"reference_target_angle": None, "reference_positive_angle": None} | columns
@@ -45,5 +45,5 @@ def embedding(frame_id: str, vector: Sequence[float] | np.ndarray) -> dict[str, 
 
 
 def write(folder: Path, name: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as a whole table."""
+    """Write rows as a table with one part."""
     tables.write(folder, name, tables.from_rows(name, list(rows)))

@@ -29,7 +29,7 @@ class Portion:
     places: list[int]
 
     def batches(self, size: int, rng: np.random.Generator) -> np.ndarray:
-        """Subjects [batches, size] of an epoch, none twice in a row: the counts of a source's subjects differ by at
+        """Subjects [batches, size] of an epoch, none twice in a batch: the counts of a source's subjects differ by at
         most one, and which subjects get the extra one is drawn again each epoch."""
         counts = [
             share_out(count, len(subjects), rng) for subjects, count in zip(self.members, self.places, strict=True)

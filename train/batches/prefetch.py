@@ -1,4 +1,4 @@
-"""Batches of upcoming steps, read by threads while the device computes, and the time steps waited for them."""
+"""Batches of upcoming steps, read by threads while the device computes, and how long steps waited for them."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from runtime.params import Section
 
 
 class AugmentParams(Section):
-    """The keys of section encode that define how a photo becomes the encoder's input; encode itself reads them all."""
+    """The keys of section encode that define the image encoder's input from a photo; encode reads the whole section."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

@@ -72,7 +72,7 @@ class Checkpoints:
                 (temporary / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
                 sync(temporary)
             except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)  # frees space on a full disk; intact ones stay
+                shutil.rmtree(temporary, ignore_errors=True)  # frees space on a full disk
                 raise
             temporary.rename(final)
             sync(self.folder)

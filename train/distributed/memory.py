@@ -214,7 +214,7 @@ TEXT_SIZES = (
 
 
 def settings(file: Path) -> dict[str, Any]:
-    """A config without the library's private entries."""
+    """A config without the library's own entries, which start with an underscore."""
     return {key: value for key, value in json.loads(file.read_text(encoding="utf-8")).items() if key[0] != "_"}
 
 

@@ -75,7 +75,7 @@ def accept(folder: Path, recipe: dict[str, Any], options: ResumeOptions) -> str:
 
 
 def unfinished(work: Path, folder: Path, recipe: dict[str, Any]) -> str:
-    """One line about the newest other run in `work` with checkpoints that did not finish, or "" if there is none."""
+    """One line about the newest other run in `work` that has checkpoints but did not finish, or ""."""
     others = [file.parent for file in work.glob(f"*/{RECIPE}") if file.parent != folder]
     started = [run for run in others if any(run.glob("step-*")) and not last_step(run)]
     if not started:

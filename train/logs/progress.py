@@ -124,7 +124,7 @@ class Progress:
         return max(self.step - self.first, 1) * self.params.samples / max(time.monotonic() - self.started, 1e-9)
 
     def waiting(self) -> float:
-        """Fraction of the time since then spent waiting for batches."""
+        """Fraction of this process's training time spent waiting for batches."""
         return self.waited / max(time.monotonic() - self.started, 1e-9)
 
     def speed(self) -> str:

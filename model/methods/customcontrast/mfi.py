@@ -19,7 +19,7 @@ from model.methods.base import EncoderOutput
 KeysValues = tuple[Tensor, Tensor]
 
 QUERY_STD = 1.0
-"""Initial standard deviation of learned queries, as of OpenFlamingo's latents [a reading]. Queries far smaller than
+"""Initial standard deviation of learned queries, as for OpenFlamingo's latents [a reading]. Queries far smaller than
 what the first attention adds to them leave all tokens of an image alike, and TV fusion then collapses them into one:
 attention over equal keys has no gradient that could separate them."""
 

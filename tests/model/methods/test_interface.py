@@ -1,4 +1,4 @@
-"""What a method may do: passes of its own, keys by step and image, no visual branch; the pipeline and trainer follow."""
+"""What a method may do: passes of its own, keys by step and image, no visual branch; the pipeline follows."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from model.backbones.variant import load_variant
 from model.images.inputs import encode_latents, shrink
 from model.images.segment import on_white, square_crop
 from pipelines import tables
-from pipelines.encode.needs import Needed, Sizes, photos_in_shard, sizes, within_budget
+from pipelines.encode.needs import Needed, RowSizes, photos_in_shard, sizes, within_budget
 from pipelines.encode.worker import EncodeParams, EncodeWorker
 from pipelines.photos.roots import SourceParams
 from runtime.errors import ModelError
@@ -133,7 +133,7 @@ def test_features_row_holds_the_chosen_layers(worker):
 
 @pytest.fixture
 def chosen(tmp_path):
-    """Folders of the triplets and the masks tables: two triplets, and masks of more photos than they hold."""
+    """Folders of the triplets and masks tables: two triplets, and masks of further photos."""
     ids, unusable = ("s/a/0", "s/a/1", "s/a/2", "s/a/3", "s/a/4", "s/b/0"), "s/a/3"
     write(tmp_path / "mask", "masks", [mask(i, quality="border" if i == unusable else "ok") for i in ids])
     single = triplet("s/b/000", "s/b/0", "s/b/0", "s/b/0", method="augment")
@@ -189,10 +189,10 @@ def test_targets_get_latents_and_inputs_hidden_states(decoders, section, photos)
 def test_hidden_states_of_a_shard_can_be_counted_in_32_bits(section):
     """ViT-H: three layers of 257 tokens of 1280 values."""
     values = 3 * 257 * 1280
-    params, row = section("encode", EncodeParams, augmentations=3), Sizes(latent=0, hidden=2 * values)
+    params, row = section("encode", EncodeParams, augmentations=3), RowSizes(latent=0, hidden=2 * values)
     most = photos_in_shard(params, row)
     assert most * 3 * values < 2**31 <= (most + 1) * 3 * values
-    assert photos_in_shard(params, Sizes(latent=0, hidden=2**40)) == 1
+    assert photos_in_shard(params, RowSizes(latent=0, hidden=2**40)) == 1
 
 
 @pytest.mark.parametrize("name", ["latents", "hidden_states"])
@@ -227,7 +227,7 @@ def test_sizes_of_published_models_are_about_those_of_the_architecture(tmp_path)
     paths = {"image_encoder": str(tmp_path / "clip"), "diffusion": str(tmp_path / "sd")}
     changed = {name: getattr(variant, name).model_copy(update={"path": path}) for name, path in paths.items()}
     told = sizes(variant.model_copy(update=changed))
-    assert told == Sizes(latent=64 * 64 * (2 * 4 + 1), hidden=2 * 3 * 257 * 1280)
+    assert told == RowSizes(latent=64 * 64 * (2 * 4 + 1), hidden=2 * 3 * 257 * 1280)
     (tmp_path / "clip" / "open_clip_config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"clip: cannot be read as an open_clip folder") as caught:
         sizes(variant.model_copy(update=changed))
@@ -237,12 +237,12 @@ def test_sizes_of_published_models_are_about_those_of_the_architecture(tmp_path)
 def test_sizes_are_told_and_hidden_states_above_the_budget_are_left_out(section, capsys):
     place = np.arange(1000)
     needed = Needed(target=place < 400, input=place >= 100, single=place < 0)
-    row = Sizes(latent=36_864, hidden=1_973_760)
+    row = RowSizes(latent=36_864, hidden=1_973_760)
     within, above = (section("encode", EncodeParams, augmentations=2, max_gigabytes=limit) for limit in (4, 3.5))
     assert within_budget(within, row, needed) == within
     told = capsys.readouterr().out
     assert "latents of 400 targets x 36.9 KB = 0.01 GB" in told
-    assert "hidden states of 900 references and positives x 2 augmentations x 1973.8 KB = 3.55 GB\n" in told
+    assert "hidden states of 900 inputs x 2 augmentations x 1973.8 KB = 3.55 GB\n" in told
     assert within_budget(above, row, needed) == above.model_copy(update={"hidden_states": False})
     assert "= 3.55 GB, left out: more than encode.max_gigabytes = 3.5; " in capsys.readouterr().out
     off = section("encode", EncodeParams, latents=False, hidden_states=False)

@@ -1,4 +1,4 @@
-"""Whoever changes a line of code gets the rows that depend on it computed again, and no others."""
+"""A changed line of code recomputes the rows that depend on it, and no others."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from runtime.stages import stages
 from tests.world.photos import blocks
 
 STAGES = {name: stage for name, stage in stages().items() if name in ("curate", "mask", "similarity", "encode")}
-"""Those whose shards wait in the work folder for a run of the same code; `pairs` makes all its rows in each run."""
+"""The stages that reuse finished shards; `pairs` recomputes all its rows in every run."""
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the code, which is what the stages' identities are made of until the test ends."""
+    """A copy of the code that the stages' code digests are computed from during the test."""
     copy_code(tmp_path / "checkout")
     monkeypatch.setattr(closure, "ROOT", tmp_path / "checkout")
     closure.imports.cache_clear()
@@ -32,7 +32,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def copy_code(folder: Path) -> None:
-    """Copy every room."""
+    """Copy all rooms."""
     for room in ROOMS:
         shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
 
@@ -48,7 +48,7 @@ def codes() -> dict[str, str]:
 
 
 def affected(file: Path) -> set[str]:
-    """The stages whose code is another one after a line of `file` has changed."""
+    """The stages whose code digest changes with a line of `file`."""
     before = codes()
     append(file, "LIMIT = 1")
     after = codes()
@@ -62,7 +62,7 @@ def affected(file: Path) -> set[str]:
         ("pipelines/tables/codecs.py", "curate mask similarity encode"),
         ("pipelines/photos/segments.py", "similarity encode"),
         ("pipelines/curate/filters.py", "curate"),
-        ("pipelines/curate/captioner.py", "curate"),  # imported where it is asked for
+        ("pipelines/curate/captioner.py", "curate"),  # imported inside a function
         ("pipelines/sources/colmap.py", "curate"),
         ("pipelines/mask/quality.py", "mask"),
         ("pipelines/similarity/worker.py", "similarity"),
@@ -71,7 +71,7 @@ def affected(file: Path) -> set[str]:
         ("model/backbones/grounded_sam.py", "mask"),
         ("model/backbones/encoders.py", "similarity encode"),
         ("pipelines/engine/actors.py", ""),
-        ("pipelines/curate/duplicates.py", ""),  # works on the whole table, in each run
+        ("pipelines/curate/duplicates.py", ""),  # runs on the whole table in every run
         ("pipelines/pairs/triplets.py", ""),
         ("model/export.py", ""),
         ("train/trainer.py", ""),
@@ -81,7 +81,7 @@ def test_line_changes_the_code_of_the_stages_whose_rows_depend_on_it_and_of_no_o
     assert affected(checkout / module) == set(names.split())
 
 
-def test_module_that_a_worker_comes_to_import_belongs_to_its_code(checkout):
+def test_module_newly_imported_by_a_worker_counts_as_its_code(checkout):
     helper, worker = checkout / "pipelines" / "mask" / "edges.py", checkout / "pipelines" / "mask" / "worker.py"
     helper.write_text("WIDTH = 1\n")
     assert affected(helper) == set()
@@ -92,7 +92,7 @@ def test_module_that_a_worker_comes_to_import_belongs_to_its_code(checkout):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_code_of_a_stage_holds_every_module_that_its_worker_loads(name):
-    """What Python itself says, in a fresh process."""
+    """Compared with sys.modules in a fresh process."""
     rows = STAGES[name].rows
     show = "print(*(m.__file__ for m in list(sys.modules.values()) if getattr(m, '__file__', None)), sep='\\n')"
     command = [sys.executable, "-c", f"import sys\nimport {rows}\n{show}"]
@@ -104,7 +104,7 @@ def test_code_of_a_stage_holds_every_module_that_its_worker_loads(name):
 
 @pytest.fixture
 def curate(tmp_path: Path) -> Callable[[], str]:
-    """Runs the stage `curate` of a checkout of the test's own on nine photos, and returns what it says."""
+    """Runs the curate stage of a copied checkout on nine photos and returns its output."""
     for number in range(9):
         file = tmp_path / "photos" / "mug" / f"{number // 3}" / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -128,8 +128,8 @@ def curate(tmp_path: Path) -> Callable[[], str]:
 
 
 @pytest.mark.slow
-def test_run_with_another_decoder_takes_no_row_of_the_run_before(curate, tmp_path):
-    """A decoder that turns light into dark: every hash is another one, and none is of a finished shard."""
+def test_run_with_a_changed_decoder_reuses_no_row_of_the_run_before(curate, tmp_path):
+    """The changed decoder inverts photos, so all hashes differ; none comes from a finished shard."""
 
     def hashes() -> list[bytes]:
         return [row["phash"] for row in tables.rows(tmp_path / "curate", "frames")]
@@ -138,11 +138,11 @@ def test_run_with_another_decoder_takes_no_row_of_the_run_before(curate, tmp_pat
     first = hashes()
     said = curate()
     assert len(first) == 9 and hashes() == first
-    assert " items in " not in said and ", 0 done before;" not in said, "nothing has changed, and nothing is computed"
-    darker = (
+    assert " items in " not in said and ", 0 done before;" not in said, "an unchanged run computes nothing"
+    inverted = (
         "def _grey(image: Image.Image) -> Image.Image:\n    return _rgb(image).convert('L').point(lambda v: 255 - v)"
     )
-    append(tmp_path / "checkout" / "pipelines" / "photos" / "decode.py", darker)
+    append(tmp_path / "checkout" / "pipelines" / "photos" / "decode.py", inverted)
     said = curate()
     assert "curate: 3 items in " in said and ", 0 done before;" in said
     assert len(hashes()) == 9 and not set(hashes()) & set(first)

@@ -1,4 +1,4 @@
-"""The pairs stage: triplets of photos that may be used, and what encode makes of them."""
+"""The pairs stage: triplets of usable photos, and what encode computes for them."""
 
 from __future__ import annotations
 
@@ -55,11 +55,12 @@ def write_photos(
     rejected: Iterable[str] = (),
     **columns: Any,
 ) -> None:
-    """Tables of photos whose masks are ok, but for those in `quality`; None stands for no mask.
+    """Write the tables that pairs reads.
 
     Args:
+        quality: of masks that are not ok; None means that there is no mask.
         rejected: photos of subjects that similarity rejected as repeats.
-        columns: of all frames; a function of the frame_id may stand for a value.
+        columns: values for all frames, or functions from frame_id to a value.
     """
     flags = {frame_id: (quality or {}).get(frame_id, "ok") for frame_id in ids}
     frames = [frame(i, **{name: v(i) if callable(v) else v for name, v in columns.items()}) for i in flags]
@@ -73,7 +74,7 @@ def triplets(folder: Path) -> list[dict[str, Any]]:
 
 
 def photos_of(rows: Iterable[dict[str, Any]], roles: Iterable[str] = ROLES) -> set[str]:
-    """The photos that have one of these roles in the triplets."""
+    """The photos with one of these roles in the triplets."""
     chosen = tuple(roles)
     return {row[role] for row in rows for role in chosen}
 
@@ -89,7 +90,7 @@ def test_subject_with_a_bad_mask_keeps_all_its_triplets_made_of_its_other_frames
     assert metrics["not_usable"] == {"border": 1}
     write_photos(tmp_path, [i for i in whole + hit if i != "s/b/2"])
     run()
-    assert triplets(tmp_path) == found, "as if curate had never kept that frame"
+    assert triplets(tmp_path) == found, "the same as without that frame"
 
 
 def test_photos_that_similarity_rejected_are_in_no_triplet(run, tmp_path):
@@ -117,7 +118,7 @@ def test_photos_of_the_test_split_are_in_no_triplet_and_counted_nowhere(run, tmp
 
 
 def test_metrics_count_photos_by_reason_and_subjects_by_what_is_left_of_them(run, tmp_path, capsys):
-    """b has one photo of three left, c none of two; d has a single one, and so has e, a bad one."""
+    """b keeps one photo of three, c none of two; d and e have one photo each, and e's mask is bad."""
     ids = [*views("s/a", 5), *views("s/b", 3), *views("s/c", 2), *views("s/d", 1), *views("s/e", 1), *views("s/f", 2)]
     flags = {"s/a/0": "border", "s/b/0": "small", "s/b/1": None, "s/c/0": "border", "s/c/1": "border", "s/e/0": "large"}
     write_photos(tmp_path, ids, flags, rejected=views("s/f", 2))
@@ -140,10 +141,10 @@ def test_metrics_count_photos_by_reason_and_subjects_by_what_is_left_of_them(run
     assert augmented == {"s/b", "s/d"}
 
 
-def test_classes_are_balanced_over_the_subjects_that_may_be_used(run, tmp_path):
-    """Of 9 mugs 3 may be used, and of 3 pens 1: two classes of 4 subjects share, so that one has 16 triplets at most.
+def test_classes_are_balanced_over_usable_subjects(run, tmp_path):
+    """3 of 9 mugs and 1 of 3 pens are usable: with 4 subjects in 2 classes, a class gets at most 16 triplets.
 
-    Over all 12 subjects a class could have 48, and no mug would lose a triplet.
+    Balanced over all 12 subjects, a class could have 48, and every mug would keep its 8.
     """
     mugs, pens = [f"s/mug{n}" for n in range(9)], [f"s/pen{n}" for n in range(3)]
     bad = {*mugs[3:], *pens[1:]}
@@ -188,7 +189,7 @@ def test_same_tables_make_the_same_bytes(run, tmp_path):
 
 @pytest.fixture
 def encoded(run, section, tmp_path) -> Callable[..., dict[str, list[dict[str, Any]]]]:
-    """`encoded(inputs=...)`: the rows that encode makes of three subjects, a triplet of each; some masks are bad."""
+    """`encoded(inputs=...)`: encode's rows for three subjects with a triplet each; some of their masks are bad."""
     ids = [*views("s/a", 9), *views("s/b", 3), *views("s/c", 1)]
     for number, frame_id in enumerate(ids):
         file = tmp_path / "photos" / f"{frame_id}.png"
@@ -209,7 +210,7 @@ def encoded(run, section, tmp_path) -> Callable[..., dict[str, list[dict[str, An
     return encode
 
 
-def test_encode_makes_latents_and_hidden_states_of_exactly_the_photos_of_the_triplets(encoded, section, tmp_path):
+def test_encode_computes_latents_and_hidden_states_of_exactly_the_photos_of_the_triplets(encoded, section, tmp_path):
     rows, chosen = encoded(inputs=ROLES), triplets(tmp_path)
     assert [row["frame_id"] for row in rows["latents"]] == sorted(photos_of(chosen, ["target"]))
     found = Counter(row["frame_id"] for row in rows["features"])
@@ -220,7 +221,7 @@ def test_encode_makes_latents_and_hidden_states_of_exactly_the_photos_of_the_tri
 def test_photos_that_are_targets_only_have_no_hidden_states_where_inputs_leave_targets_out(encoded, tmp_path):
     whole, rows, chosen = encoded(inputs=ROLES), encoded(inputs=ROLES[:2]), triplets(tmp_path)
     inputs, targets = photos_of(chosen, ROLES[:2]), photos_of(chosen, ["target"])
-    assert targets - inputs, "some photo is a target and nothing else"
+    assert targets - inputs, "some photo is only a target"
     assert {row["frame_id"] for row in rows["features"]} == inputs
     assert {row["frame_id"] for row in rows["latents"]} == targets
     same = [row for row in whole["features"] if row["frame_id"] in inputs]
@@ -229,7 +230,7 @@ def test_photos_that_are_targets_only_have_no_hidden_states_where_inputs_leave_t
 
 
 def test_subject_left_with_one_photo_is_augmented_as_a_single_one(encoded, tmp_path):
-    """Its turns and flips stand in for other views: another picture than one placed at random."""
+    """It is rotated and flipped in place of other views."""
     single = {row["reference"] for row in triplets(tmp_path) if row["method"] == "augment"}
     assert single == {"s/b/2", "s/c/0"}
     turned = {(row["frame_id"], row["augmentation"]): row["hidden"] for row in encoded()["features"]}

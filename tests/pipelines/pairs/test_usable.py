@@ -1,4 +1,4 @@
-"""Which photos may be used: those of the training split with a good mask, if similarity has not rejected them."""
+"""Usable photos: training split, mask of quality ok, not rejected by similarity."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.world.tables import frame, mask, write
 COLUMNS = ("frame_id", "subject_id")
 STAGES = ("curate", "mask", "similarity")
 
-# In the order of tables "s/a/9" comes before "s/a-1/0", as text it comes after.
+# Tables sort "s/a/9" before "s/a-1/0", strings the other way round.
 ids = st.builds("s/{}/{}".format, st.sampled_from(("a", "a-1", "b", "b/c")), st.integers(0, 9))
 photos = st.fixed_dictionaries(
     {
@@ -31,7 +31,7 @@ cuts = st.integers(1, 30)
 
 
 def write_photos(folder: Path, some: dict[str, dict]) -> None:
-    """Tables of photos: by frame_id, its split, the quality of its mask and why similarity rejected it, if it did."""
+    """Write the three tables for photos given by frame_id with split, mask quality and similarity's reject reason."""
     write(folder / "curate", "frames", [frame(i, split=photo["split"]) for i, photo in some.items()])
     write(folder / "mask", "masks", [mask(i, quality=p["quality"]) for i, p in some.items() if p["quality"]])
     rejects = [tables.reject(i, "similarity", p["reject"]) for i, p in some.items() if p["reject"]]
@@ -39,7 +39,7 @@ def write_photos(folder: Path, some: dict[str, dict]) -> None:
 
 
 def cut_into_parts(folder: Path, name: str, rows: int) -> None:
-    """Write a table again, `rows` of it in each part."""
+    """Rewrite a table with `rows` rows per part."""
     whole = tables.read(folder, name)
     with tables.replacing(folder, name) as part:
         for number, at in enumerate(range(0, max(len(whole), 1), rows)):
@@ -47,13 +47,13 @@ def cut_into_parts(folder: Path, name: str, rows: int) -> None:
 
 
 def reading(patch: pytest.MonkeyPatch, sizes: dict[str, int]) -> None:
-    """Let tables be read so many rows at a time, by name."""
+    """Make `tables.stream` yield this many rows at a time, by table."""
     stream = tables.stream
     patch.setattr(tables, "stream", lambda folder, name, columns: stream(folder, name, columns, sizes[name]))
 
 
 def used(folder: Path, columns: tuple[str, ...] = COLUMNS) -> tuple[list[dict], Counter[str]]:
-    """The rows of the photos that may be used, and how many may not, by reason."""
+    """Rows of the usable photos, and the number of unusable ones by reason."""
     reasons: Counter[str] = Counter()
     found: list[pa.Table] = list(training_frames(*(folder / stage for stage in STAGES), columns, reasons))
     assert all(len(stretch) and stretch.column_names == list(columns) for stretch in found)
@@ -61,7 +61,7 @@ def used(folder: Path, columns: tuple[str, ...] = COLUMNS) -> tuple[list[dict], 
 
 
 def one_by_one(some: dict[str, dict]) -> tuple[list[dict], Counter[str]]:
-    """The same by the rule written out plainly."""
+    """The same, with the rule written out plainly."""
     rows, reasons = [], Counter[str]()
     for frame_id in sorted(some, key=tables.path_order):
         photo = some[frame_id]
@@ -76,7 +76,7 @@ def one_by_one(some: dict[str, dict]) -> tuple[list[dict], Counter[str]]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(ids, photos, max_size=30), cuts, cuts, cuts, cuts, cuts)
-def test_photos_that_may_be_used_are_those_of_the_rule_however_the_tables_are_cut(
+def test_usable_photos_follow_the_rule_however_the_tables_are_cut(
     tmp_path_factory, some, frames_part, masks_part, rejects_part, frames_read, masks_read
 ):
     folder = tmp_path_factory.mktemp("tables")
@@ -93,7 +93,7 @@ def test_photos_that_may_be_used_are_those_of_the_rule_however_the_tables_are_cu
 
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
 def test_masks_of_photos_that_are_no_frames_do_no_harm(tmp_path, monkeypatch, size):
-    """Tables of a run before, of which curate has dropped some photos since."""
+    """Masks of an earlier run, before curate dropped some photos."""
     some = {f"s/{subject}/{n}": {"split": "train", "quality": "ok", "reject": None} for subject in "abc" for n in "012"}
     gone = ("s/a/0", "s/b/0", "s/b/1", "s/b/2", "s/c/2")
     write_photos(tmp_path, some)
@@ -103,14 +103,14 @@ def test_masks_of_photos_that_are_no_frames_do_no_harm(tmp_path, monkeypatch, si
     assert [row["frame_id"] for row in rows] == ["s/a/1", "s/a/2", "s/c/0", "s/c/1"] and not reasons
 
 
-def test_column_is_given_once_and_in_the_order_asked_for(tmp_path):
+def test_columns_come_once_and_in_the_requested_order(tmp_path):
     write_photos(tmp_path, {"s/a/0": {"split": "train", "quality": "ok", "reject": None}})
     (row,), _ = used(tmp_path, ("split", "class_name", "frame_id"))
     assert row == {"split": "train", "class_name": "mug", "frame_id": "s/a/0"}
 
 
 def test_masks_are_read_no_further_than_the_frames_at_hand(tmp_path, monkeypatch):
-    """What is held does not grow with the tables."""
+    """Memory does not grow with the tables."""
     some = {f"s/{n:02d}/0": {"split": "train", "quality": "ok", "reject": None} for n in range(40)}
     write_photos(tmp_path, some)
     stream, drawn = tables.stream, Counter[str]()

@@ -36,7 +36,7 @@ def added() -> Iterator[dict[str, str]]:
 def test_every_row_of_the_document_renders(added: dict[str, str]) -> None:
     rng = np.random.default_rng(0)
     subject, view = world.sample_subject(rng, "ball"), View(20.0, 20.0)
-    bottle = world.Subject(added["family"], *list(vars(subject).values())[1:])
+    bottle = world.Toy(added["family"], *list(vars(subject).values())[1:])
     looks = [
         Look("grass"),
         Look(added["scene"]),

@@ -235,7 +235,7 @@ def pattern_shares(pictures: Pictures, work: Path = WORK) -> NDArray[np.float32]
 
 
 def seen(pictures: Pictures, work: Path = WORK) -> NDArray[np.bool_]:
-    """`visible` of a set's attributes, where a hidden pattern also hides the pattern and its colour."""
+    """`visible` of a set's attributes, without the pattern and its colour where the pattern is hidden."""
     shown = visible(np.asarray(pictures.attributes))
     names = list(ATTRIBUTES)
     patterned = pictures.column("pattern") != ATTRIBUTES["pattern"].index("plain")

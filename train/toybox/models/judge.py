@@ -1,5 +1,5 @@
-"""Trains a small classifier of an image's attributes and the subject's mask: the judge of what text-to-image generates
-and of where the detector finds it.
+"""Trains a small model that predicts an image's attributes and the subject's mask, to judge text-to-image's images and
+the detector's boxes.
 
 It learns from all attribute combinations, including those of held-out subjects: a judge mistakes an unseen combination
 for another.

@@ -52,7 +52,7 @@ def captions(count: int, seed: int, held_out: bool) -> tuple[list[str], NDArray[
 
 
 def prompts(count: int) -> tuple[list[str], dict[str, Tensor], dict[str, Tensor]]:
-    """Captions of held-out subjects, each one's attributes, and whether it names them (and an image can show them)."""
+    """Captions of held-out subjects, their attributes, and whether each is named (and visible in an image), [count]."""
     texts, table = captions(count, seed=7, held_out=True)
     named = data.visible(table)
     named[:, list(data.ATTRIBUTES).index("dress")] &= table[:, list(data.ATTRIBUTES).index("dress")] > 0

@@ -51,7 +51,7 @@ PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 FOLDER = Path("weights/toybox/reward")
 RUN = data.WORK / "runs" / "reward"
 
-SUBJECT = world.Subject("ball", (0.5,) * 4, ("red",) * 3, ((0.0,) * 3,) * 3, "plain", 0.5, 0.0)
+SUBJECT = world.Toy("ball", (0.5,) * 4, ("red",) * 3, ((0.0,) * 3,) * 3, "plain", 0.5, 0.0)
 """A placeholder: captions name only family, colours and pattern, which `describe` fills in."""
 
 
