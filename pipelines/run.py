@@ -46,7 +46,8 @@ def main(options: argparse.Namespace) -> int:
         UserError: the root cannot be opened, or the tables would replace the pipeline's own.
     """
     Root(options.root)  # fails before any stage starts
-    if Path(options.data) == Path("data"):
+    params = read_params(options)
+    if params.data == Path("data"):
         raise UserError("--data data holds the pipeline's own tables; name another folder, such as --data data/photos")
     root = options.root if "://" in options.root else str(Path(options.root).expanduser().resolve())
     source = {
@@ -55,9 +56,9 @@ def main(options: argparse.Namespace) -> int:
         "root": root,
         "split": options.split,
     }
-    overlay = Path(options.data) / "sources.yaml"
+    overlay = params.data / "sources.yaml"
     write_text(overlay, yaml.safe_dump({"sources": [source]}, sort_keys=False))
-    words = [*read_params(options).words(), "--params", str(overlay)]
+    words = [*params.words(), "--params", str(overlay)]
     stages = options.stages or (STAGES if options.split == "train" else STAGES[:3])
     for stage in stages:
         command = [sys.executable, "-m", f"pipelines.{stage}", *words]

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pydantic
-import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import YAMLError
 
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
 
 PARAMS_FILE = Path("params.yaml")
 FREE_MAPPINGS = ("train.mixture", "generate.protocol.references", "score.encoders")
@@ -37,6 +39,12 @@ class RunParams(Section):
     gpus_per_worker: float = Field(ge=0)  # share of a GPU each actor reserves; only used on cuda
     restarts: int = Field(ge=0)  # how often a dead actor is restarted before the run gives up
     work: str  # folder of finished shards and checkpoints; outside DVC's outs, safe to delete
+
+    @field_validator("work")
+    @classmethod
+    def work_is_below_home(cls, work: str) -> str:
+        """Expand `~` in a local path; a URL stays as it is."""
+        return work if "://" in work else str(Path(work).expanduser())
 
     def torch_device(self) -> str:
         """`cpu` or `cuda`; `auto` is resolved on the calling machine."""
@@ -74,13 +82,13 @@ class Params:
         """
         tree = read_yaml(PARAMS_FILE)
         for file in files:
-            overlay(tree, read_yaml(Path(file)), file)
+            overlay(tree, read_yaml(Path(file).expanduser()), file)
         for setting in settings:
             overlay(tree, _setting(setting), "--set")
         words = ["--data", data]
         words += [word for file in files for word in ("--params", file)]
         words += [word for setting in settings for word in ("--set", setting)]
-        return cls(tree, Path(data), words)
+        return cls(tree, Path(data).expanduser(), words)
 
     def section(self, name: str, model: type[T]) -> T:
         """Return a section as `model` (any type pydantic can validate).
@@ -133,16 +141,28 @@ def read_yaml(file: Path) -> dict[str, Any]:
         UserError: the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = parse_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file} does not exist; run from the repository root or pass another file") from None
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); pass a readable YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    except DuplicateKeyError as error:
+        place = f"{file}, line {error.problem_mark.line + 1}"
+        raise UserError(f"{place}: {(error.problem or '').split(' with value')[0]}; remove one of the two") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{file} has no sections; expected a mapping such as the repository's params.yaml")
     return tree
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what YAML 1.2 text says. DVC reads params.yaml by the same rules: `1e-3` is a number, a key is given once.
+
+    Raises:
+        ruamel.yaml.error.YAMLError: it is not YAML, or a key is given twice.
+    """
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def overlay(tree: dict[str, Any], patch: dict[str, Any], origin: str, prefix: str = "") -> None:
@@ -169,9 +189,9 @@ def _setting(setting: str) -> dict[str, Any]:
     if not equals:
         raise UserError(f"--set {setting}: write KEY=VALUE, as in train.steps=100")
     try:
-        patch: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {setting}: the value is not YAML ({' '.join(str(error).split())[:120]})") from None
+        patch: Any = parse_yaml(value)
+    except YAMLError as error:
+        raise UserError(f"--set {setting}: the value is not YAML ({one_line(error)[:120]})") from None
     for part in reversed(key.split(".")):
         patch = {part: patch}
     found: dict[str, Any] = patch
@@ -184,8 +204,6 @@ def lay_over(files: Sequence[str]) -> None:
     Raises:
         UserError: as `Params.read`.
     """
-    from ruamel.yaml import YAML  # keeps comments, which PyYAML drops
-
     read_yaml(PARAMS_FILE)
     with_comments = YAML()
     with_comments.preserve_quotes = True
@@ -193,7 +211,7 @@ def lay_over(files: Sequence[str]) -> None:
     with_comments.indent(mapping=2, sequence=4, offset=2)
     tree = with_comments.load(PARAMS_FILE)
     for file in files:
-        overlay(tree, read_yaml(Path(file)), file)
+        overlay(tree, read_yaml(Path(file).expanduser()), file)
     with PARAMS_FILE.open("w", encoding="utf-8") as stream:
         with_comments.dump(tree, stream)
 

@@ -95,6 +95,32 @@ def test_wrong_params_are_one_sentence(folder, text: str, files: list[str], sett
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("010", 10), ("yes", "yes"), ("3:30", "3:30")])
+def test_numbers_are_read_as_dvc_reads_them(folder, text: str, value: Any):
+    """DVC reads params.yaml as YAML 1.2; by the older rules 010 is 8, `yes` is true and 1e-3 a string."""
+    from dvc.utils.serialize import load_yaml
+
+    here = folder(f"demo: {{count: {text}}}\n")
+    assert Params.read().tree()["demo"]["count"] == value == load_yaml(str(here / "params.yaml"))["demo"]["count"]
+    folder("demo: {count: 0}\n")
+    assert Params.read(settings=[f"demo.count={text}"]).tree()["demo"]["count"] == value
+
+
+def test_a_key_given_twice_is_refused_with_its_line(folder):
+    folder("demo:\n  count: 3\n  other: 1\n  count: 7\n")
+    with pytest.raises(UserError, match=r"params.yaml, line 4: found duplicate key \"count\"; remove one of the two"):
+        Params.read()
+
+
+def test_home_is_expanded_in_every_path(folder, monkeypatch):
+    here = folder("run: {workers: 1, threads: 1, decoders: 0, device: cpu, gpus_per_worker: 0, restarts: 0, work: w}\n")
+    monkeypatch.setenv("HOME", str(here))
+    (here / "more.yaml").write_text("run: {workers: 2}\n")
+    found = Params.read(["~/more.yaml"], ["run.work=~/scratch"], "~/tables")
+    assert (found.run.workers, found.run.work, found.data) == (2, str(here / "scratch"), here / "tables")
+    assert Params.read(settings=["run.work=memory://w"]).run.work == "memory://w"
+
+
 @pytest.mark.parametrize(
     "setting", ["workers=0", "threads=0", "threads=-1", "device=gpu", "gpus_per_worker=-1", "restarts=-1"]
 )

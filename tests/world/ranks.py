@@ -11,7 +11,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["train.trainer", "train.run", "torch._dynamo", "deepspeed.runtime.zero.stage3"])
+SERVER.set_forkserver_preload(["tests.world.preload"])
 
 
 def run_ranks(

@@ -250,7 +250,9 @@ def test_dreambench_as_published_is_3000_pictures_of_30_subjects(real_data, prot
     mask = {"quality": "ok", "rle": b""}
     subjects = [
         protocol.HeldOutSubject(
-            s.subject_id, s.class_name, tuple(protocol.HeldOutPhoto(p.frame_id, s.source, p.path, "", mask) for p in s.photos)
+            s.subject_id,
+            s.class_name,
+            tuple(protocol.HeldOutPhoto(p.frame_id, s.source, p.path, "", mask) for p in s.photos),
         )
         for s in source.subjects()
     ]
