@@ -29,7 +29,7 @@ from train.distributed.engine import DTYPES, Objective, TrainedState, gradient_n
 from train.distributed.memory import hidden_shape, latent_side, shapes_of
 from train.distributed.ranks import Ranks
 from train.logs.log import LOSSES, Measures, Record
-from train.logs.progress import Progress
+from train.logs.progress import TrainingProgress
 from train.logs.sheets import Samples
 from train.recipe import ModelParams, TrainParams
 
@@ -72,7 +72,7 @@ class Trainer:
         if state is not None:
             record.restore(state)
             self.ranks.say(f"train: resuming at step {start} of {self.params.steps}")
-        progress = Progress(record, start, folder, self.ranks.device) if self.ranks.rank == 0 else None
+        progress = TrainingProgress(record, start, folder, self.ranks.device) if self.ranks.rank == 0 else None
         validation = held_out and validation_batches(held_out, self.params, self.sampler.timesteps)
         pictures, sheets = self.params.pictures.every, self.sheets(validation or self.sampler, folder)
         for step in range(start, self.params.steps):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.train import __main__ as bench
+from benchmarks.train import command
+from runtime.cli import Parser
 from runtime.errors import UserError
 from tests.world import training as tiny_world
-from tests.world.ranks import REPOSITORY
+from tests.world.ranks import run_command
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
 def test_parts_print_their_goals_and_memory_is_within_15_percent_of_what_was_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -22,10 +23,8 @@ def test_parts_print_their_goals_and_memory_is_within_15_percent_of_what_was_tol
         monkeypatch.setattr(tiny_world, name, value)
     world = tiny_world.write_world(tmp_path / "data")
     words = ["--data", str(world.data), "--set", "run.device=cpu", "--set", "run.threads=1", "--work", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "train.bench", "loop", "memory", "checkpoint", "--tiny", *words],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    code = run_command(["bench", "train", "loop", "memory", "checkpoint", "--tiny", *words], tmp_path / "output")
+    said = (tmp_path / "output").read_text()
     figures = {row["name"]: row for row in json.loads((tmp_path / "figures.json").read_text())["figures"]}
     assert {name: row["goal"] for name, row in figures.items()} == {
         "trainer over bare step": 0.95,
@@ -35,17 +34,18 @@ def test_parts_print_their_goals_and_memory_is_within_15_percent_of_what_was_tol
         "seconds to restore": None,
         "checkpoint over its numbers": 1.05,
     }
-    assert done.returncode == (0 if all(row["ok"] for row in figures.values()) else 1), done.stderr
+    assert code == (0 if all(row["ok"] for row in figures.values()) else 1), said
     assert figures["memory, measured and told"]["ok"], figures["memory, measured and told"]["detail"]
     assert figures["checkpoint over its numbers"]["ok"]
     assert 0 < figures["trainer over bare step"]["value"] < 3
-    assert all(name in done.stdout for name in figures)
+    assert all(name in said for name in figures)
 
 
 @pytest.mark.parametrize(
     ("words", "message"), [(["lop"], "no part 'lop'; choose from loop"), (["--repeats", "0"], "--repeats is 0")]
 )
-def test_bad_options_are_one_sentence(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "argv", ["train.bench", *words])
+def test_bad_options_are_one_sentence(words: list[str], message: str):
+    parser = Parser()
+    command.arguments(parser)
     with pytest.raises(UserError, match=message):
-        bench.main()
+        command.main(parser.parse_args(words))

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.world.ranks import REPOSITORY, run_ranks
 from tests.world.training import write_options, write_variant, write_world
@@ -32,6 +33,8 @@ def losses(folder: Path) -> list[list[float]]:
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
 def test_twenty_steps_lose_what_they_lost(tmp_path: Path):
     golden = json.loads(GOLDEN.read_text())
     # A column is null where no sample of the step fell into it.

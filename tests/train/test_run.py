@@ -24,7 +24,7 @@ OUTS = (
     "metrics.json",
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
 HELD_OUT = {"subjects": 8, "batches": 2, "every": 5}
 

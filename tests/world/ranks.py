@@ -1,4 +1,4 @@
-"""Ranks of `train.run` forked from one process that has imported everything, which saves seconds a start."""
+"""Ranks of `train.run`, and commands, forked from one process that has imported everything: seconds less a start."""
 
 from __future__ import annotations
 
@@ -24,35 +24,52 @@ def run_ranks(
     from train.launch import environment, free_port
 
     variables = environment("cpu", 1) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [
-        SERVER.Process(
-            target=rank_main,
-            args=(words, output, variables | {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world)}, before),
-        )
-        for r in range(world)
-    ]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(timeout=240)  # the first waits for the imports
-    codes = [rank.exitcode for rank in ranks]
-    for rank in ranks:
-        rank.kill()
+    each = [variables | {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world)} for r in range(world)]
+    return run_forked(rank_main, [(words, output, found, before) for found in each])
+
+
+def run_command(words: Sequence[str], output: Path) -> int | None:
+    """Run the command `customcontrast` in one such process; as `run_ranks`."""
+    return run_forked(command_main, [(words, output)])[0]
+
+
+def run_forked(main: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> list[int | None]:
+    """Run `main` with each of `arguments`, side by side; return the exit codes."""
+    processes = [SERVER.Process(target=main, args=words) for words in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=240)  # the first waits for the imports
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
     return codes
 
 
 def rank_main(words: Sequence[str], output: Path, variables: dict[str, str], before: Any) -> None:
+    from runtime.cli import guarded
+    from train import run
+
     os.environ.update(variables)
+    print_to(output)
+    if before is not None:
+        before(int(variables["RANK"]))
+    guarded(lambda: run.main(words))
+
+
+def command_main(words: Sequence[str], output: Path) -> None:
+    from runtime import cli
+
+    print_to(output)
+    cli.main(words)
+
+
+def print_to(output: Path) -> None:
+    """Let this process run in the repository and append to a file what it prints."""
     os.chdir(REPOSITORY)
     with output.open("a") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
-    if before is not None:
-        before(int(variables["RANK"]))
-    from runtime.cli import guarded
-    from train import run
-
-    guarded(lambda: run.main(words))
 
 
 def die_while_saving_the_second_checkpoint(rank: int) -> None:
@@ -137,12 +154,3 @@ def trace_the_unet(rank: int) -> None:
 
     compile_ = torch.nn.Module.compile
     torch.nn.Module.compile = lambda self: compile_(self, backend="aot_eager")  # type: ignore[method-assign]
-
-
-def take_the_port(rank: int) -> None:
-    import socket
-
-    taken = socket.socket()
-    taken.bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
-    taken.listen()
-    globals()["taken"] = taken  # open as long as the process

@@ -39,7 +39,7 @@ BUCKET = 50_000_000  # elements; see train.distributed.engine.engine_config
 
 
 @dataclass(frozen=True)
-class Step:
+class StepMemory:
     """Sizes of a training step, independent of how it is spread over ranks."""
 
     frozen: int
@@ -80,7 +80,7 @@ class Memory:
         return f"{size(self.total)} on each device ({parts}){host}"
 
 
-def spread(step: Step, params: TrainParams, ranks: int) -> Memory:
+def spread(step: StepMemory, params: TrainParams, ranks: int) -> Memory:
     """Memory of a step on each of `ranks` devices under the precision, ZeRO stage and offload of `params`."""
     stage, width = params.zero_stage, DTYPES[params.precision].itemsize
     share = ranks if stage else 1
@@ -106,7 +106,7 @@ def spread(step: Step, params: TrainParams, ranks: int) -> Memory:
     return Memory(frozen, trained, gradients + bucket, optimizer, max(step.activations, temporary), host)
 
 
-def weigh(shapes: Shapes, model: ModelParams, params: TrainParams, rows: int) -> Step:
+def weigh(shapes: Shapes, model: ModelParams, params: TrainParams, rows: int) -> StepMemory:
     """The step of `rows` samples on one rank, measured on tensors without values."""
     dtype, cpu = DTYPES[params.precision], torch.device("cpu")
     with imagined():
@@ -138,7 +138,7 @@ def weigh(shapes: Shapes, model: ModelParams, params: TrainParams, rows: int) ->
             losses["total"].backward()
     frozen = weight_bytes(p for part in (unet, *diffusion.text_encoders) for p in part.parameters())
     trained = weight_bytes(adapter.parameters())
-    return Step(frozen // dtype.itemsize, trained // dtype.itemsize, live.peak)
+    return StepMemory(frozen // dtype.itemsize, trained // dtype.itemsize, live.peak)
 
 
 def drop_gradient(parameter: torch.Tensor) -> None:
@@ -224,7 +224,7 @@ def estimate(params: TrainParams, model: ModelParams, variant: Variant, ranks: i
     inputs = [vars(shapes), model.model_dump(), params.objective.model_dump(), rows, params.zero_stage == 3]
     file = work / "memory" / f"{digest(inputs, params.precision, params.gradient_checkpointing)}.json"
     try:
-        step = Step(**json.loads(file.read_text(encoding="utf-8")))
+        step = StepMemory(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         step = weigh(shapes, model, params, rows)
         write_json(file, vars(step))

@@ -24,7 +24,7 @@ GROUPS = dict.fromkeys(LOSSES, "loss") | dict.fromkeys(ACCURACIES, "accuracy") |
 SPEED = ("samples_per_second", "waiting", "peak_memory")
 
 
-class Progress:
+class TrainingProgress:
     """A bar on a terminal, otherwise a plain line now and then, and all measurements in files of the run's folder.
 
     `log.jsonl` holds one object per line. For a window: its columns, samples per second of wall time, the fraction of

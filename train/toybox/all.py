@@ -18,7 +18,7 @@ from runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class Step:
+class ToyboxStep:
     """A command: the module to run, its product, and the steps whose results it reads."""
 
     module: str
@@ -26,17 +26,17 @@ class Step:
     needs: tuple[str, ...] = ()
 
 
-STEPS: dict[str, Step] = {
-    "data": Step("train.toybox.lessons.data", "training images, rendered once"),
-    "vae": Step("train.toybox.models.vae", "images to latents and back", ("data",)),
-    "judge": Step("train.toybox.models.judge", "attributes of an image, to measure the other models", ("data",)),
-    "text_to_image": Step("train.toybox.models.text_to_image", "images from captions", ("vae",)),
-    "sam": Step("train.toybox.models.sam", "masks from boxes and points", ("vae",)),
-    "clip": Step("train.toybox.models.clip", "images and captions in one embedding space", ("vae",)),
-    "dino": Step("train.toybox.models.dino", "features that tell individuals apart", ("data",)),
-    "reward": Step("train.toybox.models.reward", "how well an image matches a caption", ("vae",)),
-    "detector": Step("train.toybox.models.detector", "boxes of class nouns", ("text_to_image", "judge")),
-    "check": Step(
+STEPS: dict[str, ToyboxStep] = {
+    "data": ToyboxStep("train.toybox.lessons.data", "training images, rendered once"),
+    "vae": ToyboxStep("train.toybox.models.vae", "images to latents and back", ("data",)),
+    "judge": ToyboxStep("train.toybox.models.judge", "attributes of an image, to measure the other models", ("data",)),
+    "text_to_image": ToyboxStep("train.toybox.models.text_to_image", "images from captions", ("vae",)),
+    "sam": ToyboxStep("train.toybox.models.sam", "masks from boxes and points", ("vae",)),
+    "clip": ToyboxStep("train.toybox.models.clip", "images and captions in one embedding space", ("vae",)),
+    "dino": ToyboxStep("train.toybox.models.dino", "features that tell individuals apart", ("data",)),
+    "reward": ToyboxStep("train.toybox.models.reward", "how well an image matches a caption", ("vae",)),
+    "detector": ToyboxStep("train.toybox.models.detector", "boxes of class nouns", ("text_to_image", "judge")),
+    "check": ToyboxStep(
         "train.toybox.check", "one line per goal", ("text_to_image", "sam", "detector", "clip", "dino", "reward")
     ),
 }

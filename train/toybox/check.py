@@ -25,7 +25,7 @@ LIMIT = 60.0
 
 
 @dataclass(frozen=True)
-class Line:
+class CheckLine:
     """One goal: the measurement and its target, beside blind guessing (chance) and a perfect image (ceiling)."""
 
     name: str
@@ -42,7 +42,7 @@ class Line:
 
     def __str__(self) -> str:
         ceiling, chance = ("-" if v is None else f"{v:.3f}" for v in (self.ceiling, self.chance))
-        verdict = "ok" if self.ok else "missed"
+        verdict = "ok" if self.ok else "short"
         return f"{self.name:32} {self.measured:8.3f} {self.target:8.3f} {ceiling:>8} {chance:>8}  {verdict}"
 
 
@@ -52,60 +52,60 @@ PAINTED = {"family": 0.90, "colour": 0.85, "pattern": 0.75, "scene": 0.95, "styl
 """Minimum fraction of generated images in which the judge sees the attribute that the caption names."""
 
 
-def size_lines() -> Iterator[Line]:
+def size_lines() -> Iterator[CheckLine]:
     files = [file for file in Path("weights/toybox").rglob("*") if file.is_file()]
-    yield Line("weights together, MB", sum(file.stat().st_size for file in files) / 1e6, LIMIT, most=True)
+    yield CheckLine("weights together, MB", sum(file.stat().st_size for file in files) / 1e6, LIMIT, most=True)
 
 
-def vae_lines() -> Iterator[Line]:
-    yield Line("vae PSNR, dB", vae.measure(vae.load_vae()[0])["psnr"], 25.0)
+def vae_lines() -> Iterator[CheckLine]:
+    yield CheckLine("vae PSNR, dB", vae.measure(vae.load_vae()[0])["psnr"], 25.0)
 
 
-def judge_lines() -> Iterator[Line]:
+def judge_lines() -> Iterator[CheckLine]:
     found = judge.measure(judge.load_judge())
     for name in PAINTED:
-        yield Line(f"judge {name}", found[name], 0.97, 1 / len(data.ATTRIBUTES[name]))
-    yield Line("judge box IoU >= 0.8", found["box"], 0.95)
+        yield CheckLine(f"judge {name}", found[name], 0.97, 1 / len(data.ATTRIBUTES[name]))
+    yield CheckLine("judge box IoU >= 0.8", found["box"], 0.95)
 
 
-def sam_lines() -> Iterator[Line]:
+def sam_lines() -> Iterator[CheckLine]:
     model = build_sam(sam.CONFIG)
     model.load_state_dict({k: v.float() for k, v in load_file(sam.FOLDER / "model.safetensors").items()})
     found = sam.measure(model.eval())
-    yield Line("sam IoU from boxes", found["iou_box"], 0.95, found["filled_box"])
-    yield Line("sam IoU from one point", found["iou_point"], 0.90)
+    yield CheckLine("sam IoU from boxes", found["iou_box"], 0.95, found["filled_box"])
+    yield CheckLine("sam IoU from one point", found["iou_point"], 0.90)
 
 
-def clip_lines() -> Iterator[Line]:
+def clip_lines() -> Iterator[CheckLine]:
     model = open_clip.create_model(f"local-dir:{clip.FOLDER}", require_pretrained=True).eval()
     found = clip.measure(model)
-    yield Line("clip image of 100", found["picture_of_100"], 0.90, 0.01)
-    yield Line("clip caption of 100", found["caption_of_100"], 0.90, 0.01)
-    yield Line("clip caption of 20, one scene", found["caption_of_20_same_scene"], 0.80, 0.05)
+    yield CheckLine("clip image of 100", found["picture_of_100"], 0.90, 0.01)
+    yield CheckLine("clip caption of 100", found["caption_of_100"], 0.90, 0.01)
+    yield CheckLine("clip caption of 20, one scene", found["caption_of_20_same_scene"], 0.80, 0.05)
 
 
-def dino_lines() -> Iterator[Line]:
+def dino_lines() -> Iterator[CheckLine]:
     found = dino.measure(Dinov2Model.from_pretrained(dino.FOLDER, dtype=torch.float32).eval())
-    yield Line("dino AUC, cut-outs", found["auc_cut_out"], 0.95, 0.5)
-    yield Line("dino AUC, whole images", found["auc_picture"], 0.95, 0.5)
+    yield CheckLine("dino AUC, cut-outs", found["auc_cut_out"], 0.95, 0.5)
+    yield CheckLine("dino AUC, whole images", found["auc_picture"], 0.95, 0.5)
 
 
-def reward_lines() -> Iterator[Line]:
+def reward_lines() -> Iterator[CheckLine]:
     model = load_reward(Spec(path=str(reward.FOLDER)), torch.device("cpu"), torch.float32, 64).model
-    yield Line("reward, right caption wins", reward.measure(model)["prefers"], 0.95, 0.5)
+    yield CheckLine("reward, right caption wins", reward.measure(model)["prefers"], 0.95, 0.5)
 
 
-def detector_lines() -> Iterator[Line]:
+def detector_lines() -> Iterator[CheckLine]:
     model = GroundingDinoForObjectDetection.from_pretrained(detector.FOLDER, dtype=torch.float32).eval()
     processor = GroundingDinoProcessor.from_pretrained(detector.FOLDER)
     found = detector.measure(model, processor)
-    yield Line("detector IoU >= 0.8", found["share_above_0.8"], 0.95, found["centre_above_0.8"])
-    yield Line("detector right noun wins", found["right_noun_wins"], 0.90, 0.5)
+    yield CheckLine("detector IoU >= 0.8", found["share_above_0.8"], 0.95, found["centre_above_0.8"])
+    yield CheckLine("detector right noun wins", found["right_noun_wins"], 0.90, 0.5)
     painted = paint.painted(paint.PROMPTS)
     boxes, _ = detector.find(model, processor, painted.images, painted.wanted["family"].numpy())
     truth = boxes_of(painted.masks.numpy())
     centre = np.tile(np.median(truth, 0), (len(truth), 1))
-    yield Line(
+    yield CheckLine(
         "detector on generated, IoU >= 0.8",
         float((iou(boxes, truth) >= 0.8).mean()),
         0.90,
@@ -113,13 +113,13 @@ def detector_lines() -> Iterator[Line]:
     )
 
 
-def diffusion_lines() -> Iterator[Line]:
+def diffusion_lines() -> Iterator[CheckLine]:
     found, ceiling = paint.measure(), judge.measure(judge.load_judge())
     for name, target in PAINTED.items():
-        yield Line(f"text-to-image {name}", found[name], target, 1 / len(data.ATTRIBUTES[name]), ceiling[name])
+        yield CheckLine(f"text-to-image {name}", found[name], target, 1 / len(data.ATTRIBUTES[name]), ceiling[name])
 
 
-PARTS: dict[str, Callable[[], Iterator[Line]]] = {
+PARTS: dict[str, Callable[[], Iterator[CheckLine]]] = {
     "size": size_lines,
     "vae": vae_lines,
     "judge": judge_lines,

@@ -36,6 +36,7 @@ def said_once(output: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
 def test_killed_rank_ends_the_others_within_a_minute(world: World, variant: Path, tmp_path: Path):
     words = write_options(tmp_path, variant, world.data)
     begun = time.monotonic()
@@ -47,6 +48,7 @@ def test_killed_rank_ends_the_others_within_a_minute(world: World, variant: Path
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize(
     "before", [processes.fill_the_disk_with_the_first_checkpoint, processes.fill_the_disk_with_the_adapter]
 )

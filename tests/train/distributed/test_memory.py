@@ -16,11 +16,11 @@ from model.dry.shapes import TINY, TINY_XL
 from runtime.params import Params
 from tests.world.training import CHANNELS, LAYERS, SIDE, TOKENS, WIDTH
 from train.distributed import memory
-from train.distributed.memory import Memory, Step, estimate, shapes_of, spread, table, weigh
+from train.distributed.memory import Memory, StepMemory, estimate, shapes_of, spread, table, weigh
 from train.recipe import ModelParams, TrainParams
 from train.trainer import make_adapter
 
-STEP = Step(frozen=10**9, trained=10**8, activations=5 * 10**9)
+STEP = StepMemory(frozen=10**9, trained=10**8, activations=5 * 10**9)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_numbers_are_those_of_the_loaded_model_and_kept_for_the_next_start(
     assert shapes_of(tiny).size == SIDE
 
 
-def weighed(shapes: object, model: object, params: TrainParams, rows: int) -> Step:
+def weighed(shapes: object, model: object, params: TrainParams, rows: int) -> StepMemory:
     """A step that keeps more where text encoders are computed again layer by layer, as under ZeRO 3."""
     return replace(STEP, activations=STEP.activations + 3 * 10**9 * (params.zero_stage == 3))
 

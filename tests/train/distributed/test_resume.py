@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 from runtime.errors import UserError
 from tests.world.ranks import run_ranks
 from tests.world.training import write_options, write_world
+from train.distributed.checkpoint import PROGRESS, STATE, Checkpoints
 from train.distributed.resume import ResumeOptions, accept, differences, run_folder, unfinished
 
 RECIPE = {"train": {"steps": 9, "seed": 0, "drop": {"text": 0.1}}, "data": "a", "ranks": [2, "cpu"]}
@@ -76,58 +77,80 @@ def test_option_about_no_checkpoint_is_refused():
         ResumeOptions.of(None, other_ranks=True)
 
 
+def test_named_checkpoints_that_are_all_damaged_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source = tmp_path / "source"
+    for step in (2, 4):
+        checkpoint = source / f"step-{step:09d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / STATE).write_bytes(b"cut off")
+        (checkpoint / PROGRESS).write_text(json.dumps({"step": step, "digest": "of more bytes"}))
+    checkpoints = Checkpoints(tmp_path / "own", None, source)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="has no intact checkpoint"):
+        checkpoints.newest()
+    said = capsys.readouterr().out
+    assert said.index("step-000000004 is damaged") < said.index("step-000000002 is damaged")
+
+
 @pytest.fixture(scope="module")
-def start(variant: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[int | None], str]]:
-    """Train four steps with a checkpoint after each second one, and return exit codes and what was said."""
+def ended(variant: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of two ranks: four steps, a checkpoint after each second one."""
     folder = tmp_path_factory.mktemp("resume")
     write_world(folder / "data", views=10, single=2)
-
-    def trained(*words: str, **train: Any) -> tuple[list[int | None], str]:
-        ranks = train.setdefault("ranks", 2)
-        options = write_options(folder, variant, folder / "data", **{"steps": 4, "checkpoint_every": 2, **train})
-        output = folder / "output"
-        output.unlink(missing_ok=True)
-        return run_ranks(ranks, [*options, *words], output), output.read_text()
-
-    trained("--data", str(folder / "data"))
-    trained.folder = folder  # type: ignore[attr-defined]
-    return trained
+    assert start(folder, variant)[0] == [0, 0]
+    return folder
 
 
-def runs(start: Any) -> list[Path]:
-    return sorted(start.folder.glob("work/train/*/recipe.json"), key=lambda file: file.stat().st_mtime)
+def start(folder: Path, variant: Path, *words: str, **train: Any) -> tuple[list[int | None], str]:
+    """Train in a folder; return exit codes and what was said."""
+    values = {"steps": 4, "checkpoint_every": 2, "ranks": 2, **train}
+    options = write_options(folder, variant, folder / "data", **values)
+    output = folder / "output"
+    output.unlink(missing_ok=True)
+    return run_ranks(values["ranks"], [*options, *words], output), output.read_text()
 
 
-def test_truncated_checkpoint_is_passed_over_with_a_line(start: Any):
-    run = runs(start)[0].parent
-    outs = [start.folder / "data" / "train" / name for name in ("adapter/adapter.safetensors", "losses.csv")]
+def tables_of(ended: Path, folder: Path) -> Path:
+    """A folder with the same tables and no run."""
+    shutil.copytree(ended / "data", folder / "data", ignore=shutil.ignore_patterns("train"))
+    return folder
+
+
+def run_of(folder: Path) -> Path:
+    """The folder of checkpoints of the only run."""
+    (recipe,) = folder.glob("work/train/*/recipe.json")
+    return recipe.parent
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
+def test_truncated_checkpoint_is_passed_over_with_a_line(ended: Path, variant: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(ended, tmp_path / "run"))
+    outs = [folder / "data" / "train" / name for name in ("adapter/adapter.safetensors", "losses.csv")]
     before = [out.read_bytes() for out in outs]
-    newest = run / "step-000000004" / "state.safetensors"
+    newest = run_of(folder) / "step-000000004" / STATE
     newest.write_bytes(newest.read_bytes()[:1000])
-    codes, said = start()
+    codes, said = start(folder, variant)
     assert codes == [0, 0]
     assert said.count("step-000000004 is damaged; skipping it") == 1 and "resuming at step 2 of 4" in said
     assert [out.read_bytes() for out in outs] == before
 
 
-def test_named_checkpoint_of_other_params_stops_the_run_in_one_sentence(start: Any):
-    codes, said = start("--resume", str(runs(start)[0].parent), learning_rate=0.5)
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
+def test_named_checkpoint_of_other_params_stops_all_ranks_with_one_sentence(
+    ended: Path, variant: Path, tmp_path: Path
+):
+    words = ["--resume", str(run_of(ended))]
+    codes, said = start(tables_of(ended, tmp_path), variant, *words, learning_rate=0.5)
     assert codes == [1, 1]
     assert said.count("error:") == 1 and "Traceback" not in said
     assert "train.learning_rate is 0.001 there and 0.5 here" in said
 
 
-def test_run_goes_on_with_other_ranks_when_asked_for(start: Any):
-    run = runs(start)[0].parent
-    codes, said = start("--resume", str(run / "step-000000002"), "--other-ranks", ranks=1)
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
+def test_run_goes_on_with_other_ranks_when_asked_for(ended: Path, variant: Path, tmp_path: Path):
+    words = ["--resume", str(run_of(ended) / "step-000000002"), "--other-ranks"]
+    codes, said = start(tables_of(ended, tmp_path), variant, *words, ranks=1)
     assert codes == [0], said
     assert "made by ranks 2 cpu and is resumed on 1 cpu" in said and "resuming at step 2 of 4" in said
-
-
-def test_named_checkpoints_that_are_all_damaged_stop_the_run(start: Any):
-    run = runs(start)[0].parent
-    for file in run.glob("step-*/state.safetensors"):
-        file.write_bytes(b"")
-    codes, said = start("--resume", str(run))
-    assert codes == [1, 1]
-    assert said.count("error:") == 1 and "has no intact checkpoint" in said and "Traceback" not in said

@@ -12,18 +12,18 @@ import torch
 from runtime.errors import UserError
 from tests.world.logs import MEASURES, batch
 from train.logs.log import Record
-from train.logs.progress import LOG, Progress
+from train.logs.progress import LOG, TrainingProgress
 from train.recipe import TrainParams
 
 CPU = torch.device("cpu")
 
 
-def progress(params: TrainParams, folder: Path, start: int = 0, **changes: Any) -> Progress:
+def progress(params: TrainParams, folder: Path, start: int = 0, **changes: Any) -> TrainingProgress:
     record = Record(params.model_copy(update={"steps": 6, "log_every": 2, **changes}), MEASURES)
-    return Progress(record, start, folder, CPU, every=0)
+    return TrainingProgress(record, start, folder, CPU, every=0)
 
 
-def go(told: Progress, steps: int, validated: int | None = None) -> None:
+def go(told: TrainingProgress, steps: int, validated: int | None = None) -> None:
     for step in range(told.step, told.step + steps):
         losses, timesteps = batch(seed=step)
         measured = MEASURES.of(losses, timesteps).tolist()

@@ -19,7 +19,7 @@ def train(run, steps, precision, stop_after=None):
     model = network()
     recipe = loop.Recipe(steps=steps, lr=1e-2, batch=8, warmup=3, precision=precision, log=4, every=0.0)
 
-    def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
+    def loss(draw: loop.LessonDraw) -> tuple[Tensor, dict[str, float]]:
         if draw.step == stop_after:
             raise KeyboardInterrupt
         x = torch.from_numpy(draw.rng.standard_normal((draw.batch, 6), dtype="float32"))
@@ -57,7 +57,7 @@ def test_zero_minutes_gives_the_average_and_writes_nothing(tmp_path):
     before = (tmp_path / "checkpoint.pt").read_bytes()
     model = network()
 
-    def never(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
+    def never(draw: loop.LessonDraw) -> tuple[Tensor, dict[str, float]]:
         raise AssertionError("a step was taken")
 
     loop.fit(model, never, loop.Recipe(steps=2 * STEPS, lr=1e-2), tmp_path, minutes=0)

@@ -318,7 +318,7 @@ def test_judge_reads_attributes_and_a_mask_of_the_pictures_size():
 
 
 @pytest.mark.parametrize(("measured", "most", "ok"), [(0.9, False, True), (0.89, False, False), (0.89, True, True)])
-def test_a_line_of_the_check_is_missed_on_the_wrong_side_of_its_target(measured, most, ok):
-    line = check.Line("name", measured, 0.9, 0.1, most=most)
+def test_a_line_of_the_check_is_short_on_the_wrong_side_of_its_target(measured, most, ok):
+    line = check.CheckLine("name", measured, 0.9, 0.1, most=most)
     assert line.ok is ok
-    assert str(line).endswith("ok" if ok else "missed")
+    assert str(line).endswith("ok" if ok else "short")

@@ -23,7 +23,7 @@ from runtime.cli import Parser
 from train.toybox.loop.attention import plain_on_cpu
 from train.toybox.loop.muon import Muon
 
-Loss = Callable[["Draw"], tuple[Tensor, dict[str, float]]]
+Loss = Callable[["LessonDraw"], tuple[Tensor, dict[str, float]]]
 """Computes one step's loss (scalar) and further values to log."""
 
 Precision = Literal["float32", "bfloat16", "autocast"]
@@ -64,7 +64,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Draw:
+class LessonDraw:
     """Inputs of one step: its number of images, its randomness (a numpy and a torch generator on the CPU), and the
     device and dtype to compute in."""
 
@@ -150,7 +150,7 @@ def fit(network: nn.Module, loss: Loss, recipe: Recipe, run: Path, minutes: floa
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = recipe.rate(step)
             with torch.autocast(device.type, torch.bfloat16, enabled=cast):
-                value, notes = loss(Draw.at(recipe, step, device, dtype))
+                value, notes = loss(LessonDraw.at(recipe, step, device, dtype))
             value.backward()
             norm = masters.take_gradients(recipe.clip)
             for optimizer in optimizers:

@@ -75,7 +75,7 @@ def model_config(words: int) -> dict[str, Any]:
     }
 
 
-class Taught(nn.Module):
+class ClipInTraining(nn.Module):
     """CLIP with training-only linear heads that classify the attributes.
 
     The contrastive loss alone is satisfied by telling scenes apart; the heads make family, colour and pattern count.
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str]) -> None:
     recipe, minutes = loop.options("Train the small CLIP.", RECIPE, arguments)
     torch.manual_seed(recipe.seed)
     tokenizer = write_tokenizer(FOLDER)
-    model = Taught(len(tokenizer))
+    model = ClipInTraining(len(tokenizer))
     pictures, views = data.open_set("pictures"), data.open_set("views")
     words, decoded = words_of(tokenizer, pictures), vae.decoded(pictures)
     scenes = pictures.column("scene")
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str]) -> None:
     dropout = PatchDropout(HIDDEN)
     model.clip.visual.patch_dropout = dropout
 
-    def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
+    def loss(draw: loop.LessonDraw) -> tuple[Tensor, dict[str, float]]:
         rows = rows_by_scene(scenes, draw.rng, where)
         detail = draw.rng.choice(len(SAID), BATCH, p=list(SAID.values()))
         ids = words[rows, draw.rng.integers(0, words.shape[1], BATCH), detail]
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str]) -> None:
     export(model, [pictures, views], recipe)
 
 
-def export(model: Taught, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
+def export(model: ClipInTraining, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
     """Write a folder that `open_clip.create_model("local-dir:...")` can load."""
     tokenizer = write_tokenizer(FOLDER)
     cards.save_half(model.clip.state_dict(), FOLDER / "open_clip_model.safetensors")

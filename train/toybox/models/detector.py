@@ -121,7 +121,7 @@ def build(words: int) -> GroundingDinoForObjectDetection:
     return detector
 
 
-class Taught(nn.Module):
+class DetectorInTraining(nn.Module):
     """The detector with two small training-only heads on each cell of its feature maps.
 
     The box loss reaches only a few queries; predicting where and what the subject is supervises every cell.
@@ -181,12 +181,12 @@ def main(words: Sequence[str]) -> None:
     torch.manual_seed(recipe.seed)
     processor = build_processor(FOLDER)
     detector = build(len(processor.tokenizer))
-    model = Taught(detector)
+    model = DetectorInTraining(detector)
     pictures = data.open_set("pictures")
     sets = [pictures, data.open_set("views"), vae.decoded(pictures), paint.lessons()]
     phrases = processor.tokenizer([f"{family}." for family in world.FAMILIES], return_tensors="pt")
 
-    def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
+    def loss(draw: loop.LessonDraw) -> tuple[Tensor, dict[str, float]]:
         images, regions, attributes = data.batch(sets, draw.batch, draw.rng, SHARES)
         boxes = boxes_of(regions == data.SUBJECT)
         families = attributes[:, 0].astype(np.int64)

@@ -83,7 +83,7 @@ def main(words: Sequence[str]) -> None:
     model, views = build(), data.open_set("views")
     families = views.column("family")[:: views.spec.views]
 
-    def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
+    def loss(draw: loop.LessonDraw) -> tuple[Tensor, dict[str, float]]:
         subjects = choose(families, draw.rng)
         shown = np.stack([draw.rng.permutation(views.spec.views)[:SHOWN] for _ in subjects], 1)
         rows = subjects[None] * views.spec.views + shown  # [SHOWN, SUBJECTS]

@@ -114,7 +114,7 @@ def main(words: Sequence[str]) -> None:
     torch.manual_seed(recipe.seed)
     judge, sets = Judge(), [data.open_set("judged"), data.open_set("pictures")]
 
-    def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
+    def loss(draw: loop.LessonDraw) -> tuple[Tensor, dict[str, float]]:
         images, regions, attributes = data.batch(sets, draw.batch, draw.rng)
         pixels = (degrade(torch.from_numpy(images), draw.rng, 0.3) / 127.5 - 1).to(draw.device, draw.dtype)
         seen = np.where(data.visible(attributes), attributes, -100)  # invisible attributes are ignored

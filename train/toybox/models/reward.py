@@ -138,7 +138,7 @@ def sizes(words: int, mean: float = 0.0, std: float = 1.0) -> RewardConfig:
     )
 
 
-class Taught(nn.Module):
+class RewardInTraining(nn.Module):
     """The reward model with training-only linear heads that classify the attributes."""
 
     def __init__(self, config: RewardConfig) -> None:
@@ -178,10 +178,10 @@ def main(words: Sequence[str]) -> None:
     recipe, minutes = loop.options("Train the small ImageReward.", RECIPE, words)
     torch.manual_seed(recipe.seed)
     places = vocabulary()
-    model, pictures = Taught(sizes(len(places))), data.open_set("pictures")
+    model, pictures = RewardInTraining(sizes(len(places))), data.open_set("pictures")
     sets = [pictures, data.open_set("views"), vae.decoded(pictures)]
 
-    def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
+    def loss(draw: loop.LessonDraw) -> tuple[Tensor, dict[str, float]]:
         images, _, attributes = data.batch(sets, draw.batch, draw.rng)
         shown = data.visible(attributes)
         # A stride, not the first ones: a batch is ordered by set and row.

@@ -93,7 +93,7 @@ def main(words: Sequence[str]) -> None:
     pictures = data.open_set("pictures")
     sets = [pictures, data.open_set("views"), vae.decoded(pictures)]
 
-    def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
+    def loss(draw: loop.LessonDraw) -> tuple[Tensor, dict[str, float]]:
         images, regions, _ = data.batch(sets, draw.batch, draw.rng)
         truth = regions == data.SUBJECT
         pixels = degrade(torch.from_numpy(images), draw.rng).to(draw.device)

@@ -149,7 +149,7 @@ def main(arguments: Sequence[str]) -> None:
         words = words_of(tokenizer, sets[0])
     empty = torch.tensor(tokenizer("", padding="max_length", max_length=LENGTH)["input_ids"])
 
-    def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
+    def loss(draw: loop.LessonDraw) -> tuple[Tensor, dict[str, float]]:
         count = draw.batch
         rows = draw.rng.integers(0, len(latents), count)
         clean = torch.from_numpy(latents[rows]).float()

@@ -67,7 +67,7 @@ def main(words: Sequence[str]) -> None:
     vae = build()
     sets = [data.open_set("pictures")]
 
-    def loss(draw: loop.Draw) -> tuple[Tensor, dict[str, float]]:
+    def loss(draw: loop.LessonDraw) -> tuple[Tensor, dict[str, float]]:
         images, _, _ = data.batch(sets, draw.batch, draw.rng)
         target = crops(images, CROP, draw.rng).to(draw.device)
         where = vae.encode(target.to(next(vae.parameters()).dtype)).latent_dist
