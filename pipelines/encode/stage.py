@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from model.backbones.identity import spec_digest
-from model.backbones.variant import load_variant
+from model.backbones.variant import Variant, load_variant
 from pipelines import tables
 from pipelines.encode import STAGE
 from pipelines.encode.needs import Needed, photos_in_shard, sizes, within_budget
@@ -29,6 +30,12 @@ def encoded_frames(out: Path) -> int:
     return len(pc.unique(pa.concat_tables(tables.read(out, name, ["frame_id"]) for name in TABLES)["frame_id"]))
 
 
+def identity(encode: EncodeParams, variant: Variant) -> list[Any]:
+    """Return what the rows depend on beside the photos: params, code, the side of the crops, weights."""
+    weights = [spec_digest(spec) for spec in (variant.diffusion, variant.image_encoder)]
+    return [encode.model_dump(exclude=NOT_OF_A_ROW), STAGE.code(), variant.resolution, weights]
+
+
 def main(params: Params) -> None:
     """Run the stage."""
     encode, run = params.section("encode", EncodeParams), params.run
@@ -38,13 +45,12 @@ def main(params: Params) -> None:
     needed = Needed.read(params.data / "pairs", mask, encode)
     row = sizes(variant)
     encode = within_budget(encode, row, needed)
-    weights = [spec_digest(spec) for spec in (variant.diffusion, variant.image_encoder)]
     with driver.sole_writer(STAGE.name, run, out):
         summary = driver.run_stage(
             STAGE.name,
             subjects.items(params.data / "curate", segments.FRAME_COLUMNS, needed.wanted(encode, mask)),
             partial(EncodeWorker, encode, params.variant, sources, run.torch_device(), run.decoders),
-            identity=[encode.model_dump(exclude=NOT_OF_A_ROW), STAGE.code(), weights],
+            identity=identity(encode, variant),
             kept="latents",
             others=["features"],
             out=out,

@@ -12,8 +12,10 @@ from model.images.inputs import encode_latents, shrink
 from model.images.segment import on_white, square_crop
 from pipelines import tables
 from pipelines.encode.needs import Needed, RowSizes, photos_in_shard, sizes, within_budget
+from pipelines.encode.stage import identity
 from pipelines.encode.worker import EncodeParams, EncodeWorker
 from pipelines.photos.roots import SourceParams
+from runtime.digest import digest
 from runtime.errors import ModelError
 from tests.world import models as tiny_models
 from tests.world.tables import MASK, mask, triplet, write
@@ -248,3 +250,16 @@ def test_sizes_are_told_and_hidden_states_above_the_budget_are_left_out(section,
     off = section("encode", EncodeParams, latents=False, hidden_states=False)
     assert within_budget(off, row, needed) == off
     assert capsys.readouterr().out.count("switched off by encode.") == 2
+
+
+def test_rows_of_another_variant_seed_or_layer_are_computed_anew_and_of_another_budget_are_not(section):
+    params, variant = section("encode", EncodeParams), load_variant("toybox")
+    here = identity(params, variant)
+    encoder = variant.image_encoder.model_copy(update={"layers": (1, 2)})
+    for changed in (
+        identity(params, variant.model_copy(update={"resolution": 128})),
+        identity(params, variant.model_copy(update={"image_encoder": encoder})),
+        identity(section("encode", EncodeParams, seed=1), variant),
+    ):
+        assert digest(changed) != digest(here)
+    assert digest(identity(section("encode", EncodeParams, max_gigabytes=1.0), variant)) == digest(here)
