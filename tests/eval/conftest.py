@@ -23,8 +23,8 @@ from tests.world.evaluation import (
     draw,
     frame,
     mask_row,
-    png,
 )
+from tests.world.photos import encoded
 from tests.world.report import full, page, sources  # noqa: F401  # fixtures of the report
 
 
@@ -68,7 +68,7 @@ def data(tmp_path: Path, roots: Roots) -> Path:
             image, mask = draw((red, green, blue + 40 * number), number, (90 + 20 * number, 120, 90))
             file = tmp_path / "photos" / f"{frame_id}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(png(image))
+            file.write_bytes(encoded(image))
             frames.append(frame(frame_id, class_name, "test"))
             first_is_bad = number == 0 and class_name == "mug"
             if class_name != "ring":
@@ -90,7 +90,7 @@ def fakes() -> SimpleNamespace:
         Segmenter=FakeSegmenter,
         Painter=FakePainter,
         draw=draw,
-        png=png,
+        png=encoded,
         frame=frame,
         mask_row=mask_row,
         hostile=HOSTILE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from model.backbones.encoders import Encoder
 from model.backbones.grounded_sam import Cut, Detection
-from pipelines import tables
+from tests.world import tables as rows
 
 SIDE = 24
 HOSTILE = '<script src="http://evil/x.js">"\'&$x_1$</script>'
@@ -31,48 +30,16 @@ def draw(colour: tuple[int, int, int], shift: int, ground: tuple[int, int, int])
     return image, np.asarray(mask)
 
 
-def png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
 def frame(frame_id: str, class_name: str, split: str) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(tables.TABLES["frames"].columns)
-    return row | {
-        "frame_id": frame_id,
-        "subject_id": frame_id.rpartition("/")[0],
-        "source": "photos",
-        "class_name": class_name,
-        "caption": f"a {class_name}",
-        "caption_origin": "template",
-        "noun_start": 2,
-        "noun_end": 2 + len(class_name),
-        "split": split,
-        "path": f"{frame_id}.png",
-        "width": SIDE,
-        "height": SIDE,
-        "sha256": "0" * 64,
-        "phash": bytes(32),
-        "sharpness": 9.0,
-    }
+    """A row of the frames table: a photo of source `photos`."""
+    named = {"class_name": class_name, "caption": f"a {class_name}", "noun_end": 2 + len(class_name)}
+    file = {"source": "photos", "path": f"{frame_id}.png", "width": SIDE, "height": SIDE, "sha256": "0" * 64}
+    return rows.frame(frame_id, **named, **file, split=split, sharpness=9.0)
 
 
 def mask_row(frame_id: str, mask: np.ndarray, quality: str = "ok", method: str = "annotated") -> dict[str, Any]:
-    return {
-        "frame_id": frame_id,
-        "phrase": "thing",
-        "method": method,
-        "box": [0.0, 0.0, 1.0, 1.0],
-        "score": 0.9,
-        "height": SIDE,
-        "width": SIDE,
-        "rle": tables.encode_mask(mask),
-        "mask_score": 0.9,
-        "area": float(mask.mean()),
-        "border_contact": 0.0,
-        "quality": quality,
-    }
+    """A row of the masks table."""
+    return rows.mask(frame_id, mask, phrase="thing", method=method, score=0.9, mask_score=0.9, quality=quality)
 
 
 class FakeModels:

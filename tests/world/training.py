@@ -17,6 +17,7 @@ from pipelines import tables
 from pipelines.similarity.tiles import tiles
 from pipelines.similarity.worker import SimilarityParams
 from runtime.params import Params
+from tests.world import tables as rows
 
 CHANNELS, SIDE = 4, 8
 LAYERS, TOKENS, WIDTH = 2, 5, 24
@@ -71,27 +72,16 @@ def write_similarity(
 
 
 def frame(frame_id: str, subject: str, noun: str) -> dict[str, Any]:
-    row = dict.fromkeys(tables.spec("frames").columns)
+    """A row of the frames table, of the source that the subject's id begins with."""
     caption = f"a photo of a {noun} number {frame_id[-1]}"
-    known = {"frame_id": frame_id, "subject_id": subject, "class_name": noun, "caption": caption, "split": "train"}
-    measured = {
-        "source": subject.split("/")[0],
-        "path": "p",
-        "width": 64,
-        "height": 64,
-        "sha256": "",
-        "phash": bytes(32),
-        "sharpness": 1.0,
-    }
-    measured |= {"caption_origin": "template", "noun_start": 0, "noun_end": 1}
-    return row | known | measured
+    known = {"subject_id": subject, "class_name": noun, "caption": caption, "source": subject.split("/")[0]}
+    return rows.frame(frame_id, **known, path="p", width=64, height=64, noun_start=0, noun_end=1)
 
 
 def triplet(subject: str, index: int, noun: str, three: list[str], method: str) -> dict[str, Any]:
-    roles = dict(zip(("reference", "positive", "target"), three, strict=True))
-    angles = {"reference_target_angle": None, "reference_positive_angle": None}
-    key = {"triplet_id": f"{subject}/{index}", "subject_id": subject, "class_name": noun, "method": method}
-    return key | roles | angles
+    """A row of the triplets table: reference, positive and target of a subject."""
+    reference, positive, target = three
+    return rows.triplet(f"{subject}/{index}", reference, positive, target, class_name=noun, method=method)
 
 
 def write_encoded(folder: Path, frame_ids: list[str], rng: np.random.Generator) -> None:
