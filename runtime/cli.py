@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,7 +94,7 @@ def main(words: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if words is None else list(words)
     known = stages()
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview(known))
+        guarded(lambda: print(overview(known)))
         return
     name, *rest = words
     if name == "bench" and rest and not rest[0].startswith("-"):
@@ -161,6 +163,10 @@ def guarded(work: Callable[[], None]) -> None:
     """Run `work`; print an error the user can fix as one sentence and exit with code 1."""
     try:
         work()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (UserError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -161,6 +161,13 @@ def test_help_needs_no_heavy_library():
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, capture_output=True)
 
 
+@pytest.mark.slow
+def test_reader_that_has_seen_enough_ends_the_command_without_a_traceback():
+    command = f"{sys.executable} customcontrast.py --help | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout == "usage: customcontrast COMMAND [OPTIONS]\n" and done.stderr == ""
+
+
 def test_installing_it_as_a_package_is_refused_in_one_sentence():
     from runtime import no_wheel
 
