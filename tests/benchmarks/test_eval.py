@@ -1,31 +1,33 @@
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import forwards
-from benchmarks.eval import __main__ as bench
+from benchmarks.eval import command as bench
+from runtime import timing
 from runtime.errors import UserError
+from tests.world.commands import run
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--subjects", "1", "--pictures", "4", "--seeds", "2", "--repeats", "1", "--set", "run.device=cpu"]
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict]]:
     monkeypatch.chdir(ROOT)
 
-    def run(*words: str) -> dict:
-        monkeypatch.setattr(sys, "argv", ["bench", *SMALL, *words, "--json", str(tmp_path / "figures.json")])
-        with pytest.raises(SystemExit) as ended:
-            bench.main()
+    def measured(*words: str) -> dict:
+        code = run(bench, [*SMALL, *words, "--json", str(tmp_path / "figures.json")])
         figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
-        assert ended.value.code == any(not figure["ok"] for figure in figures)
+        assert code == any(not figure["ok"] for figure in figures)
         return {figure["name"]: figure for figure in figures}
 
-    return run
+    before = torch.get_num_threads()
+    yield measured
+    torch.set_num_threads(before)
 
 
 def test_both_parts_are_measured_over_the_forward_passes_they_make(command, monkeypatch: pytest.MonkeyPatch):
@@ -50,7 +52,6 @@ def test_rates_are_of_seconds(command):
     assert all(figure["value"] > 0 for figure in command("score", "--set", "score.metrics=[clip_t]").values())
 
 
-def test_unknown_part_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "argv", ["bench", "speed"])
+def test_unknown_part_is_one_sentence():
     with pytest.raises(UserError, match="there is no part 'speed'; choose from segment, score"):
-        bench.main()
+        run(bench, ["speed"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,43 +14,72 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Line, cost
+from benchmarks.model import command
+from benchmarks.model import infer as inference
 from benchmarks.model import train as training
-from benchmarks.model.__main__ import PARTS, run
-from benchmarks.model.infer import infer, operations, samplers
+from benchmarks.model.command import PARTS
+from benchmarks.model.setting import ModelSetting, build_adapter, ip_adapter_plus, twin
 from benchmarks.model.train import Weight, bare_step, effects, our_step, plus_step
-from model.dry.build import Setting, build_adapter, build_diffusion, ip_adapter_plus, tokenizer, twin
+from model.dry.build import build_diffusion, tokenizer
 from model.dry.memory import LiveTensors, imagined, peak_bytes, saved_bytes
 from model.dry.shapes import TINY, TINY_TEXT, TINY_XL
 from model.pipeline.pipeline import CustomContrastPipeline
 from runtime.errors import ModelError
+from tests.world.commands import run
+
+pytestmark = pytest.mark.xdist_group("bench-model")
 
 CPU = torch.device("cpu")
-SETTING = Setting(
+SETTING = ModelSetting(
     steps=2,
     text_every=2,
     repeats=1,
     size=None,
-    batch=1,
+    batch=2,
     dtype=torch.float32,
     device=CPU,
     gradient_checkpointing="text",
     compile=False,
 )
+WORDS = ["--shapes", "tiny", "--repeats", "1", "--device", "cpu", "--steps", "2", "--text-every", "2", "--batch", "2"]
+"""Command-line options with the same values."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted_once() -> Iterator[None]:
+    """Counts on fake tensors take seconds and depend on their arguments alone, so all tests share them."""
+
+    def once(count: Callable[..., Any]) -> Callable[..., Any]:
+        found: dict[tuple[Any, ...], Any] = {}
+
+        def counted(*arguments: Any) -> Any:
+            *things, setting = arguments
+            key = (*map(id, things), replace(setting, compile=False))  # nothing is compiled when counting
+            if key not in found:
+                found[key] = count(*arguments)
+            return found[key]
+
+        return counted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "operations", once(inference.operations))
+        patch.setattr(inference, "needed_bytes", once(inference.needed_bytes))
+        patch.setattr(training, "operations", once(training.operations))
+        patch.setattr(Weight, "of", once(Weight.of))
+        yield
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_prints_its_goals_and_writes_its_figures(part, tmp_path, capsys):
-    words = [part, "--shapes", "tiny", "--repeats", "1", "--device", "cpu", "--json", str(tmp_path / "figures.json")]
-    words += ["--steps", "3", "--text-every", "3"]
-    code = run(words)
+    code = run(command, [part, *WORDS, "--json", str(tmp_path / "figures.json")])
     written = json.loads((tmp_path / "figures.json").read_text())
     figures = {figure["name"]: figure for figure in written["figures"]}
     others = {"infer": {"ip-adapter": 1.1, "stock": 1.2}, "train": {"ip-adapter": 1.0, "bare UNet": 1.5}}
     goals = {f"{part} over {other}": goal for other, goal in others[part.removeprefix("sdxl-")].items()}
     if part.endswith("infer"):
-        goals |= {f"{name}, text_every 3": goal for name, goal in goals.items()}
+        goals |= {f"{name}, text_every 2": goal for name, goal in goals.items()}
         counted = f"{part} FLOP over ip-adapter"
-        assert 1 < figures[f"{counted}, text_every 3"]["value"] < figures[counted]["value"]
+        assert 1 < figures[f"{counted}, text_every 2"]["value"] < figures[counted]["value"]
     else:
         goals |= {
             f"{part} memory over ip-adapter": 1.15,
@@ -88,11 +119,11 @@ def test_without_checkpointing_the_captions_are_kept():
 
 
 def test_what_does_not_fit_says_its_size_and_is_not_run(monkeypatch):
-    monkeypatch.setattr("model.bench.infer.free_bytes", lambda device: 10)
-    monkeypatch.setattr("model.bench.train.free_bytes", lambda device: 10)
+    monkeypatch.setattr(inference, "free_bytes", lambda device: 10)
+    monkeypatch.setattr(training, "free_bytes", lambda device: 10)
     monkeypatch.setattr(training, "compare", pytest.fail)
     monkeypatch.setattr(training, "card", lambda *_: [])
-    *counted, line = infer("sdxl-infer", TINY_XL, SETTING)
+    *counted, line = inference.infer("sdxl-infer", TINY_XL, SETTING)
     assert len(counted) == 4 and all("FLOP" in one.name for one in counted)
     assert line.name == "sdxl-infer does not fit" and line.value > 0 and not line.short
     assert "GB are needed and 0.0 are free" in line.detail
@@ -103,14 +134,13 @@ def test_what_does_not_fit_says_its_size_and_is_not_run(monkeypatch):
 
 @pytest.mark.parametrize("make", [our_step, plus_step, bare_step])
 def test_imagined_step_weighs_what_the_real_one_does(make):
-    setting = replace(SETTING, batch=2)
-    step = make(TINY, setting, build_diffusion(TINY, torch.float32, CPU))
-    weight = Weight.of(make, TINY, setting)
+    step = make(TINY, SETTING, build_diffusion(TINY, torch.float32, CPU))
+    weight = Weight.of(make, TINY, SETTING)
     assert weight.saved == saved_bytes(step.loss, step.modules)
     assert weight.moving == pytest.approx(peak_bytes(step.both_ways, CPU), rel=0.05)
     with FlopCounterMode(display=False) as counted:
         step.both_ways()
-    assert training.operations(make, TINY, setting) == counted.get_total_flops()
+    assert training.operations(make, TINY, SETTING) == counted.get_total_flops()
     frozen = sum(p.numel() for module in step.modules for p in module.parameters() if not p.requires_grad)
     assert weight.frozen == 4 * frozen
 
@@ -119,8 +149,8 @@ def test_imagined_operations_are_those_of_real_samplings(monkeypatch):
     # Location maps are kept from a timestep on, which has no value when imagined.
     defaults = CustomContrastPipeline.__call__.__wrapped__.__kwdefaults__
     monkeypatch.setitem(defaults, "location_masks", False)
-    found = operations(TINY, SETTING)
-    for key, work in samplers(TINY, replace(SETTING, steps=SETTING.text_every)).items():
+    found = inference.operations(TINY, SETTING)
+    for key, work in inference.samplers(TINY, replace(SETTING, steps=SETTING.text_every)).items():
         with FlopCounterMode(display=False) as counted:
             work()
         assert counted.get_total_flops() == SETTING.text_every * found[key]
@@ -188,4 +218,4 @@ def test_cost_is_the_median_of_the_ratios_and_short_above_its_goal():
 )
 def test_bad_options_are_one_sentence(words, message):
     with pytest.raises(ModelError, match=message):
-        run(words)
+        run(command, words)

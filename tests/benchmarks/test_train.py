@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.train import command
-from runtime.cli import Parser
 from runtime.errors import UserError
 from tests.world import training as tiny_world
+from tests.world.commands import run
 from tests.world.ranks import run_command
 
 
@@ -45,7 +45,5 @@ def test_parts_print_their_goals_and_memory_is_within_15_percent_of_what_was_tol
     ("words", "message"), [(["lop"], "no part 'lop'; choose from loop"), (["--repeats", "0"], "--repeats is 0")]
 )
 def test_bad_options_are_one_sentence(words: list[str], message: str):
-    parser = Parser()
-    command.arguments(parser)
     with pytest.raises(UserError, match=message):
-        command.main(parser.parse_args(words))
+        run(command, words)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,11 +10,9 @@ from experiments import sharing
 from runtime.errors import UserError
 
 
-def test_table_and_sheet(tmp_path, monkeypatch, capsys):
+def test_table_and_sheet(tmp_path, capsys):
     out = tmp_path / "new" / "sheet.png"
-    words = ["sharing", "--subjects", "1", "--steps", "3", "--every", "3", "--repeats", "1", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", words)
-    sharing.main()
+    sharing.main(["--subjects", "1", "--steps", "3", "--every", "3", "--repeats", "1", "--out", str(out)])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[0] for row in rows] == ["text_every", "1", "3", "another seed"]
@@ -31,7 +27,6 @@ def test_difference_is_in_8_bit_levels():
     assert sharing.difference(black, black + 200) == 200
 
 
-def test_bad_options_are_one_sentence(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["sharing", "--steps", "0"])
+def test_bad_options_are_one_sentence():
     with pytest.raises(UserError, match="must be at least 1"):
-        sharing.main()
+        sharing.main(["--steps", "0"])

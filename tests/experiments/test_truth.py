@@ -6,7 +6,6 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from experiments import truth
@@ -134,8 +133,3 @@ def test_pose_of_a_render_is_read_and_a_copied_photo_leaks():
 
 def test_empty_mask_has_no_cut_out():
     assert truth.cut_out(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), bool)) is None
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)

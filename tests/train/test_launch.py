@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import signal
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from runtime.cli import read_params
 from runtime.errors import UserError
 from runtime.lock import exclusive
+from tests.world.training import tiny_params
 from train import launch, run
 from train.distributed import ranks
+from train.distributed.resume import ResumeOptions
 from train.recipe import TrainParams
 
 
@@ -72,6 +76,45 @@ def test_ranks_are_told_their_launcher(monkeypatch: pytest.MonkeyPatch):
     assert os.environ[ranks.LAUNCHER] == str(os.getpid())
 
 
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The call of `launch.start`: its exit code, which the test sets, then module, devices and options."""
+    found: list[Any] = []
+
+    def start(*call: Any) -> int:
+        found.extend(call)
+        return found[0]
+
+    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(launch, "memory_line", lambda *known: "1 MB")
+    for name, value in launch.environment("cpu", 1).items():
+        monkeypatch.setenv(name, value)  # so that it is restored
+    return found
+
+
+def test_ranks_are_given_the_options_of_the_command_and_end_it_with_their_code(
+    started: list[Any], variant: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    started.append(3)
+    asked = tiny_params(tmp_path, variant, tmp_path / "tables", ranks=2)
+    with pytest.raises(SystemExit) as ended:
+        launch.main(asked, resume="~/run", other_ranks=True)
+    code, module, ids, words = started
+    assert ended.value.code == code and (module, ids) == ("train.run", ["0", "1"])
+    options = run.command_line().parse_args([*words, "--local_rank=1"])  # which DeepSpeed's own launcher adds
+    given = read_params(options)
+    assert (given.tree(), given.data) == (asked.tree(), asked.data)
+    resumed = ResumeOptions.of(options.resume, options.other_ranks)
+    assert resumed == ResumeOptions(Path("~/run").expanduser(), other_ranks=True)
+    assert "2 ranks on cpu, ZeRO-2" in capsys.readouterr().out
+
+
+def test_killed_rank_is_told_with_its_signal(started: list[Any], variant: Path, tmp_path: Path):
+    started.append(-9)
+    with pytest.raises(UserError, match="killed by signal 9; the same command resumes"):
+        launch.main(tiny_params(tmp_path, variant, tmp_path / "tables", ranks=2))
+
+
 def test_first_rank_of_another_launcher_holds_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first, second = (SimpleNamespace(rank=rank) for rank in range(2))
     with run.lock(first, tmp_path):  # type: ignore[arg-type]
@@ -93,6 +136,8 @@ def test_collectives_wait_as_long_as_the_store(kind: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **options: told.append(options))
     monkeypatch.setattr("deepspeed.init_distributed", lambda **options: None)
+    # Otherwise DeepSpeed runs a compiler to probe its operators.
+    monkeypatch.setitem(vars(importlib.import_module("deepspeed.ops")), "__compatible_ops__", {})
     ranks.Ranks.join(kind)
     assert [options["timeout"] for options in told] == [ranks.PATIENCE]
 

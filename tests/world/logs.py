@@ -1,4 +1,4 @@
-"""Losses of a step as a log is given them."""
+"""Step losses, as input of the training log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks of `train.run`, and commands, forked from one process that has imported everything: seconds less a start."""
+"""Ranks of `train.run` and commands, forked from a process with all imports done, which saves seconds per start."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def run_ranks(
 
 
 def run_command(words: Sequence[str], output: Path) -> int | None:
-    """Run the command `customcontrast` in one such process; as `run_ranks`."""
+    """Run `customcontrast` with `words` in one such process; exit code and output as for `run_ranks`."""
     return run_forked(command_main, [(words, output)])[0]
 
 
 def run_forked(main: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> list[int | None]:
-    """Run `main` with each of `arguments`, side by side; return the exit codes."""
+    """Run `main` in parallel, once for each of `arguments`; return the exit codes, None for processes that hang."""
     processes = [SERVER.Process(target=main, args=words) for words in arguments]
     for process in processes:
         process.start()
@@ -65,7 +65,7 @@ def command_main(words: Sequence[str], output: Path) -> None:
 
 
 def print_to(output: Path) -> None:
-    """Let this process run in the repository and append to a file what it prints."""
+    """Change to the repository and append this process's output to a file."""
     os.chdir(REPOSITORY)
     with output.open("a") as stream:
         os.dup2(stream.fileno(), 1)

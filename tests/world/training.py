@@ -155,7 +155,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_overlay(folder: Path, variant: Path, **train: Any) -> Path:
-    """Params of a training with a tiny adapter, to lay over params.yaml; keywords replace values of the train section."""
+    """Write params for training a tiny adapter, as an overlay of params.yaml; keywords override the train section."""
     values = {"steps": 12, "batch": 8, "warmup": 2, "log_every": 1, "checkpoint_every": 4, "validation": NONE, **train}
     overlay = {
         "backbones": {"variant": str(variant)},
@@ -169,10 +169,10 @@ def write_overlay(folder: Path, variant: Path, **train: Any) -> Path:
 
 
 def write_options(folder: Path, variant: Path, data: Path, **train: Any) -> list[str]:
-    """Options of a training command with the params of `write_overlay`."""
+    """Command-line options of a training run with the params of `write_overlay`."""
     return ["--params", str(write_overlay(folder, variant, **train)), "--data", str(data)]
 
 
 def tiny_params(folder: Path, variant: Path, data: Path, **train: Any) -> Params:
-    """What these options say."""
+    """The params that these options select."""
     return Params.read([str(write_overlay(folder, variant, **train))], data=str(data))

@@ -49,13 +49,13 @@ def test_self_pairing_shows_the_target_s_own_segment(world: World, samples: Trai
 
 
 def without(folder: Path, table: str, frame_id: str) -> None:
-    """Write a table again without the rows of a photo."""
+    """Rewrite a table without the rows of a photo."""
     rows = [row for row in tables.rows(folder, table) if row["frame_id"] != frame_id]
     tables.write(folder, table, tables.from_rows(table, rows))
 
 
 def sentence(data: Path, pairing: str = "triplet") -> str:
-    """What the tables under `data` are refused with."""
+    """The error message for the tables under `data`."""
     with pytest.raises(UserError) as refused:
         read(data, pairing)
     said = str(refused.value)

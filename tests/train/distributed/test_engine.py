@@ -1,4 +1,4 @@
-"""What the engine computes under every ZeRO stage, and what its checkpoints and outs hold of it."""
+"""Training under every ZeRO stage: losses, checkpoints and outputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OUTS = ("adapter/adapter.safetensors", "adapter/adapter.json", "adapter/card.jso
 DROP = {"image": 0.2, "text": 0.2, "both": 0.1}
 # A checkpoint after each step. Three ranks divide the batch, but few of the weights.
 SHORT = {"steps": 2, "checkpoint_every": 1, "batch": 6, "drop": DROP, "ema": 0.9}
-# (ZeRO stage, precision, ranks): weights and moments lie elsewhere in each. Stage 2 in fp32, which is the default, is
+# (ZeRO stage, precision, ranks): each stores weights and moments in a different way. Stage 2 in fp32, the default, is
 # stopped and resumed in test_run.py.
 CORNERS = [(0, "fp32", 2), (0, "bf16", 2), (1, "fp32", 2), (2, "bf16", 2), (3, "bf16", 2), (3, "fp32", 3)]
 
@@ -67,7 +67,7 @@ Run = Callable[..., Trained]
 
 @pytest.fixture(scope="module")
 def run(variant: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Train with these values of the train section, once for all tests that ask for the same."""
+    """Train with these values of the train section; tests that ask for the same values share one run."""
     world = write_world(tmp_path_factory.mktemp("world") / "data", views=10, single=2)
     done: dict[str, Trained] = {}
 

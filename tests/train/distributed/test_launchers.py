@@ -19,7 +19,7 @@ from tests.world.training import write_options, write_world
 from train.launch import free_port
 
 OUTS = ("adapter/adapter.safetensors", "adapter/adapter.json", "adapter/card.json", "losses.csv", "metrics.json")
-# Long enough to be killed in between; without ZeRO, for which each rank would import seconds more.
+# Long enough to be killed midway. ZeRO 0 saves each rank seconds of imports.
 LONG = {"steps": 20, "zero_stage": 0}
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
