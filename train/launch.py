@@ -128,7 +128,7 @@ def main(params: Params, resume: str | None = None, other_ranks: bool = False) -
         code = start("train.run", ids, [*params.words(), *options.words()])
     if code < 0:
         raise UserError(
-            f"a training rank was killed by signal {-code}; the same command resumes from the last checkpoint, or, if it"
+            f"a training rank was killed by signal {-code}; the same command resumes from the last checkpoint; if it"
             " ran out of memory, lower train.batch, which starts a new run"
         )
     sys.exit(code)
