@@ -20,6 +20,15 @@ from runtime.params import Section
 _log = logging.getLogger(__name__)
 
 
+# Files and folders that operating systems, network drives and archivers leave behind, in lower case.
+_LITTER = frozenset(
+    {
+        *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__macosx", "__pycache__"),
+        *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "lost+found"),
+        *("network trash folder", "temporary items", "#recycle", "#snapshot"),
+    }
+)
+
 Layout = Literal["mvimgnet", "openimages", "dreambench", "folder"]
 """Raw layouts, each with a reader in `pipelines.sources`."""
 
@@ -42,6 +51,14 @@ class SourceParams(Section):
     def place(self) -> str:
         """The root as an absolute path or URL, valid in every process."""
         return self._place
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden or litter of an operating system, not the user's.
+
+    Names that begin with a dot or an @ (`@eaDir`, `@Recycle`: network drives) are.
+    """
+    return name.startswith((".", "@")) or name.lower() in _LITTER
 
 
 class Root:
@@ -132,8 +149,11 @@ class Root:
         beside = set(self.folders())
         for file in self.files():
             stem, lower = file.rpartition(".")[0], file.lower()
+            if is_hidden(file):
+                continue
             if lower.endswith(SUFFIXES) and stem not in beside:
-                found[stem] = f"{file}/{stem}" if self.ls(file) == [stem] else file
+                alone = [name for name in self.ls(file) if not is_hidden(name)] == [stem]
+                found[stem] = f"{file}/{stem}" if alone else file
             elif lower.endswith(PACKED_SUFFIXES) and not {file.partition(".")[0], stem} & {*beside, *self.files()}:
                 _log.warning("%s is skipped: a compressed tar cannot be read in place; unpack it", self.name(file))
         return found

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from pipelines.photos.roots import Root
+from pipelines.photos.roots import Root, is_hidden
 from runtime.errors import UserError
 
 # Open Images' attributes of a box (https://storage.googleapis.com/openimages/web/download_v7.html), as reject reasons.
 ATTRIBUTES = ("occluded", "truncated", "group_of", "depiction", "inside")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 CAPTIONS = "captions.csv"
-
-# Files that operating systems and archivers leave in folders, besides those that begin with a dot.
-_LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
 @dataclass(frozen=True)
@@ -96,18 +94,13 @@ class Source(Protocol):
 
 
 def class_noun(raw: str) -> str:
-    """Return a class name as captions use it: lower case, single spaces, no underscores."""
-    return " ".join(raw.replace("_", " ").split()).lower()
+    """Return a class name as captions use it: lower case, single spaces, no underscores, composed letters (NFC)."""
+    return unicodedata.normalize("NFC", " ".join(raw.replace("_", " ").split()).lower())
 
 
 def is_image(name: str) -> bool:
     """Whether a file name has the suffix of an image."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden or litter of an operating system, not the user's."""
-    return name.startswith(".") or name.lower() in _LITTER
 
 
 def named_frames(files: Iterable[str]) -> dict[str, str]:

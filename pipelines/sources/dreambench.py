@@ -18,13 +18,12 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from pipelines.photos.roots import Root, SourceParams
+from pipelines.photos.roots import Root, SourceParams, is_hidden
 from pipelines.sources.base import (
     Photo,
     Prompt,
     Subject,
     class_noun,
-    is_hidden,
     is_image,
     named_frames,
     not_an_image,

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from pipelines.photos.roots import Root, SourceParams
+from pipelines.photos.roots import Root, SourceParams, is_hidden
 from pipelines.sources.base import (
     Photo,
     Prompt,
     Subject,
     class_noun,
-    is_hidden,
     is_image,
     named_frames,
     not_an_image,

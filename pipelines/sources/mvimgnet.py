@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from pipelines.photos.roots import Root, SourceParams
+from pipelines.photos.roots import Root, SourceParams, is_hidden
 from pipelines.sources import colmap
 from pipelines.sources.base import (
     Photo,
@@ -21,7 +21,6 @@ from pipelines.sources.base import (
     Prompt,
     Subject,
     class_noun,
-    is_hidden,
     is_image,
     named_frames,
     not_an_image,

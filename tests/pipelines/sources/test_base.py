@@ -1,9 +1,11 @@
+import zipfile
+
 import pytest
 from pydantic import ValidationError
 
-from pipelines.photos.roots import Root
+from pipelines.photos.roots import Root, is_hidden
 from pipelines.sources import LAYOUTS, SourceParams, open_source
-from pipelines.sources.base import class_noun, csv_rows, is_hidden, named_frames, read_captions
+from pipelines.sources.base import class_noun, csv_rows, named_frames, read_captions
 from runtime.errors import UserError
 
 
@@ -13,16 +15,38 @@ def test_a_repeated_stem_keeps_its_suffix_so_that_ids_stay_unique():
 
 
 def test_class_nouns_stand_as_in_captions():
-    assert [class_noun(raw) for raw in (" Toy  duck \r\n", "stuffed_animal", "French fries")] == [
+    assert [class_noun(raw) for raw in (" Toy  duck \r\n", "stuffed_animal", "French fries", "Cafe\u0301")] == [
         "toy duck",
         "stuffed animal",
         "french fries",
+        "caf\u00e9",
     ]
 
 
-@pytest.mark.parametrize("name", [".git", "._1.jpg", "Thumbs.db", "desktop.ini", "__MACOSX"])
+LITTER = (
+    *(".git", "._1.jpg", "Thumbs.db", "desktop.ini", "__MACOSX", "@eaDir", "@Recycle", "#recycle", "#snapshot"),
+    *("$RECYCLE.BIN", "RECYCLER", "System Volume Information", "lost+found", "Icon\r"),
+)
+
+
+@pytest.mark.parametrize("name", LITTER)
 def test_litter_is_hidden(name):
     assert is_hidden(name)
+
+
+@pytest.mark.parametrize("name", LITTER)
+def test_litter_is_no_class_no_subject_and_no_photo(put, params, name):
+    put("mug/blue/1.jpg", f"mug/blue/{name}", f"mug/{name}/2.jpg", f"{name}/x/3.jpg")
+    (mug,) = open_source(params("folder")).subjects()
+    assert [photo.path for photo in mug.photos] == ["mug/blue/1.jpg"]
+
+
+def test_litter_archives_and_litter_beside_the_folder_of_an_archive_are_not_seen(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a/1.jpg", b"")
+        archive.writestr("__MACOSX/._1.jpg", b"")
+    (tmp_path / "._a.zip").write_bytes(b"not an archive")
+    assert Root(str(tmp_path)).archives() == {"a": "a.zip/a"}
 
 
 def test_captions_are_optional_and_keyed_by_path(put):
