@@ -17,6 +17,7 @@ from pipelines.engine.items import Item
 from pipelines.photos.roots import Root, SourceParams
 from pipelines.sources import Subject, open_source
 from runtime.digest import digest
+from runtime.errors import UserError
 from runtime.params import Params
 
 
@@ -62,10 +63,20 @@ def state(root: Root, path: str) -> tuple[int, float] | None:
 
 
 def items_of(source_params: SourceParams) -> Iterator[SubjectItem]:
-    """Yield an item for each subject of a source."""
-    root = Root(source_params.root)
+    """Yield an item for each subject of a source.
+
+    Raises:
+        UserError: there is no photo.
+    """
+    root, photos = Root(source_params.root), 0
     for s in open_source(source_params).subjects():
+        photos += len(s.photos)
         yield SubjectItem.of(fingerprint(s, root), s)
+    if not photos:
+        raise UserError(
+            f"source '{source_params.name}' ('{root.url}') has no photo where layout {source_params.layout} has them; "
+            "put photos there, or correct its root or layout"
+        )
 
 
 def main(params: Params) -> None:

@@ -248,7 +248,7 @@ def _zip_rows(stream: Any) -> Iterator[_Row]:
 
 
 def _zip_name(member: zipfile.ZipInfo) -> str:
-    """Return the name of a zip entry; many programs write UTF-8 without the flag for it, which zipfile takes for cp437."""
+    """Return the name of a zip entry; many programs write UTF-8 without its flag, which zipfile takes for cp437."""
     try:
         return member.filename if member.flag_bits & 0x800 else member.filename.encode("cp437").decode("utf-8")
     except UnicodeError:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import logging
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
@@ -16,6 +17,8 @@ from runtime.errors import UserError
 ATTRIBUTES = ("occluded", "truncated", "group_of", "depiction", "inside")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 CAPTIONS = "captions.csv"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,72 @@ def named_frames(files: Iterable[str]) -> dict[str, str]:
         stem = PurePosixPath(name).stem
         frames[name if stem in frames else stem] = name
     return dict(sorted(frames.items()))
+
+
+def match_masks(
+    photos: Iterable[str], masks: Iterable[tuple[str, str]], folder: str
+) -> tuple[dict[str, str], list[str]]:
+    """Return {photo: path of its mask}, and the paths of the masks that match no photo, sorted.
+
+    A mask is named after the photo's file name (`1.jpg.png`) or, if there is none, after its stem (`1.png`).
+
+    Args:
+        photos: file names.
+        masks: (name without the mask's own suffix, path).
+        folder: as shown in messages.
+
+    Raises:
+        UserError: two photos match one mask, or two masks one photo.
+    """
+    by_name: dict[str, str] = {}
+    for name, path in sorted(masks):
+        if (other := by_name.setdefault(_key(name), path)) != path:
+            raise UserError(f"'{folder}' has two masks of one name, {other} and {path}; remove one of them")
+    own: dict[str, str] = {}
+    by_stem: dict[str, list[str]] = {}
+    for photo in sorted(photos):
+        if _key(photo) in by_name:
+            own[photo] = by_name[_key(photo)]
+        elif (stem := PurePosixPath(photo).stem) in by_name:
+            by_stem.setdefault(stem, []).append(photo)
+    for stem, several in by_stem.items():
+        if len(several) > 1:
+            raise UserError(
+                f"'{folder}' has one mask, {by_name[stem]}, for the photos {' and '.join(several)}; "
+                f"name a mask after its whole photo, such as {several[0]}.png"
+            )
+        own[several[0]] = by_name[stem]
+    return own, sorted(set(by_name.values()) - set(own.values()))
+
+
+def report_unmatched(root: Root, masks: Sequence[str]) -> None:
+    """Log how many masks match no photo, and the first of them."""
+    if masks:
+        what = "1 mask matches" if len(masks) == 1 else f"{len(masks)} masks match"
+        _log.warning("%s no photo: %s; name a mask after its photo", what, root.name(masks[0]))
+
+
+def refuse_deeper(root: Root, folder: str, expected: str, beside: Collection[str] = ()) -> None:
+    """Raise a UserError if there are photos in folders of `folder`, which no reader would look at.
+
+    Args:
+        expected: where photos belong.
+        beside: names of folders that are something else, lower case.
+    """
+    for name in root.folders(folder):
+        if not is_hidden(name) and name.lower() not in beside:
+            path = f"{folder}/{name}"
+            for file in root.files(path):
+                if is_image(file) and not is_hidden(file):
+                    photo = root.name(f"{path}/{file}")
+                    hint = "or use layout mvimgnet" if name == "images" else "or give a root further down"
+                    raise UserError(f"photo '{photo}' lies deeper than {expected}; move it there, {hint}")
+            refuse_deeper(root, path, expected)
+
+
+def _key(name: str) -> str:
+    """Return a file name with its suffix in lower case if it is an image's."""
+    return str(PurePosixPath(name).with_suffix(PurePosixPath(name).suffix.lower())) if is_image(name) else name
 
 
 def not_an_image(frame_id: str, path: str) -> Photo:

@@ -26,6 +26,7 @@ from pipelines.sources.base import (
     named_frames,
     not_an_image,
     read_captions,
+    refuse_deeper,
 )
 from pipelines.sources.openimages_csv import Box, read_boxes, read_masks, with_masks
 from runtime.errors import UserError
@@ -82,6 +83,8 @@ class OpenImages:
     def _split(
         self, split: str, folders: list[str], classes: dict[str, str], captions: dict[str, str]
     ) -> Iterator[Subject]:
+        for folder in folders:
+            refuse_deeper(self._root, folder, f"{split}/")
         files = {name: f"{folder}/{name}" for folder in folders for name in self._root.files(folder)}
         photos = {image_id: files[name] for image_id, name in named_frames(files).items()}
         numbers = {image_id: number for number, image_id in enumerate(photos)}

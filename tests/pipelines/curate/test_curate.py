@@ -14,6 +14,7 @@ from pipelines.engine import subjects
 from pipelines.mask import stage as mask
 from pipelines.photos.roots import Root, SourceParams
 from pipelines.sources import Pose, open_source
+from runtime.errors import UserError
 from tests.world.photos import blocks, encoded, png_header
 
 PHOTOS = {
@@ -68,6 +69,13 @@ def rows_of(worker: CurateWorker, source: SourceParams) -> dict[str, list]:
     """The rows of all subjects, by table."""
     found = worker.compute([pack(subject) for subject in open_source(source).subjects()])
     return {table: [row for rows in found for row in rows[table]] for table in ("frames", "rejects")}
+
+
+def test_source_without_a_photo_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "photos/mug/red").mkdir(parents=True)
+    source = SourceParams(name="own", layout="folder", root=str(tmp_path / "photos"), split="train")
+    with pytest.raises(UserError, match=r"source 'own' \('.*/photos'\) has no photo where layout folder has them; put"):
+        list(curate.items_of(source))
 
 
 def test_bad_photos_are_rejected_with_their_reason_and_none_vanishes(source, params):

@@ -89,6 +89,30 @@ def test_empty_root_is_an_error_that_says_what_belongs_there(params, layout):
         list(open_source(params(layout)).subjects())
 
 
+SIGNS = {
+    "mvimgnet": "mvimgnet_category.txt",
+    "dreambench": "dataset/prompts_and_classes.txt",
+    "openimages": "oidv7-class-descriptions-boxable.csv",
+}
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+@pytest.mark.parametrize("of", SIGNS)
+def test_root_of_another_layout_is_recognised_and_named(put, params, layout, of):
+    put(SIGNS[of], "dataset/mug/1.jpg", "7/17/images/0.jpg")
+    if layout == of:
+        open_source(params(layout))
+    else:
+        with pytest.raises(UserError, match=f"no root of layout {layout}: it has {SIGNS[of]}; use layout {of}"):
+            open_source(params(layout))
+
+
+def test_folder_inside_the_dreambench_root_is_recognised(put, params, tmp_path):
+    put("dataset/prompts_and_classes.txt", "dataset/mug/1.jpg")
+    with pytest.raises(UserError, match="use layout dreambench, whose root is the folder above"):
+        open_source(params("folder", tmp_path / "dataset"))
+
+
 @pytest.mark.parametrize("key", [{"layout": "zip"}, {"split": "val"}, {"name": "a/b"}, {"name": ""}, {"colour": 1}])
 def test_source_params_are_strict(key):
     good = {"name": "a", "layout": "folder", "root": "x", "split": "train"}
