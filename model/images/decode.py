@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +14,16 @@ from PIL import Image
 from runtime.errors import ModelError, one_line
 
 # Listed because Pillow would otherwise also try formats that run other programs (EPS). JPEG includes MPO.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+
+READS_HEIF = find_spec("pillow_heif") is not None
+"""Whether the package pillow-heif is installed (extra `heic`), with which HEIC photos are read too."""
+
+if READS_HEIF:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    FORMATS = (*FORMATS, "HEIF")
 
 # EXIF orientation -> the transpose that undoes it (EXIF 2.3, tag 0x0112).
 _UPRIGHT = {

@@ -10,12 +10,19 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
 
+from pipelines.photos.decode import READS_HEIF
 from pipelines.photos.roots import Root, is_hidden
 from runtime.errors import UserError
 
 # Open Images' attributes of a box (https://storage.googleapis.com/openimages/web/download_v7.html), as reject reasons.
 ATTRIBUTES = ("occluded", "truncated", "group_of", "depiction", "inside")
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+_HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+        *(_HEIF_SUFFIXES if READS_HEIF else ()),
+    }
+)
 CAPTIONS = "captions.csv"
 
 _log = logging.getLogger(__name__)
@@ -184,7 +191,8 @@ def _key(name: str) -> str:
 def not_an_image(frame_id: str, path: str) -> Photo:
     """Return the reject of a file among photos that is not an image."""
     suffix = PurePosixPath(path).suffix
-    return Photo(frame_id, path, reject="not_an_image", reject_detail=f"suffix '{suffix}'")
+    hint = ", read once the package pillow-heif is installed" if suffix.lower() in _HEIF_SUFFIXES else ""
+    return Photo(frame_id, path, reject="not_an_image", reject_detail=f"suffix '{suffix}'{hint}")
 
 
 def read_captions(root: Root) -> dict[str, str]:

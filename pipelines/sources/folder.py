@@ -51,6 +51,8 @@ class Folder:
         if not classes:
             raise UserError(f"'{self._root.url}' has no folders; put photos into {_EXPECTED} there")
         for class_folder in classes:
+            if "\ufffd" in class_folder:
+                raise UserError(f"'{self._root.name(class_folder)}' is not UTF-8, so it is no class noun; rename it")
             self._refuse_masks(class_folder)
             self._refuse_loose_photos(class_folder)
             for subject in self._root.folders(class_folder):

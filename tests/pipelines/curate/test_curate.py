@@ -78,6 +78,25 @@ def test_source_without_a_photo_is_an_error_that_names_it(tmp_path):
         list(curate.items_of(source))
 
 
+def test_photo_with_a_name_that_is_not_utf_8_is_kept_and_links_to_nothing_are_rejects(tmp_path, params):
+    folder = tmp_path / "photos/mug/red"
+    folder.mkdir(parents=True)
+    for number, name in enumerate(("caf\udce9.png", "1.png", "2.gif")):
+        (folder / name).write_bytes(encoded(blocks(number), "GIF" if name.endswith("gif") else "PNG"))
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "lost.png").symlink_to("nothing.png")
+    source = SourceParams(name="own", layout="folder", root=str(tmp_path / "photos"), split="train")
+    rows = rows_of(CurateWorker(params, [source]), source)
+    for name, table in rows.items():
+        tables.from_rows(name, table)
+    assert [row["path"] for row in rows["frames"]] == ["mug/red/1.png", "mug/red/2.gif", "mug/red/caf\ufffd.png"]
+    assert [(row["id"], row["reason"], row["detail"]) for row in rows["rejects"]] == [
+        ("own/mug/red/loop", "unreadable", "a link that leads nowhere"),
+        ("own/mug/red/lost", "unreadable", "a link that leads nowhere"),
+    ]
+    assert len(list(curate.items_of(source))) == 1
+
+
 def test_bad_photos_are_rejected_with_their_reason_and_none_vanishes(source, params):
     rows = rows_of(CurateWorker(params, [source]), source)
     assert {row["id"].removeprefix("own/"): row["reason"] for row in rows["rejects"]} == REASONS

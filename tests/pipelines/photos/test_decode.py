@@ -243,6 +243,13 @@ def test_a_reference_has_the_pixels_that_the_stages_see(kind):
     assert np.abs(np.asarray(whole.convert(expected.mode), int) - np.asarray(expected, int))[mask].max() <= 1
 
 
+def test_heic_is_read_if_its_package_is_installed():
+    pytest.importorskip("pillow_heif")
+    stream = io.BytesIO()
+    noise(size=(64, 48)).save(stream, "HEIF", quality=-1)
+    assert decode_image(stream.getvalue()).size == (64, 48)
+
+
 def test_an_image_that_was_made_upright_stays_so_and_an_opaque_one_has_no_mask():
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -2,6 +2,7 @@ import zipfile
 
 import pytest
 
+from pipelines.photos.decode import READS_HEIF
 from pipelines.sources import open_source
 from runtime.errors import UserError
 
@@ -33,6 +34,20 @@ def test_hidden_files_are_ignored_and_foreign_files_are_rejects(put, params):
         ("s/mug/blue/notes", "not_an_image"),
     ]
     assert mug.photos[1].reject_detail == "suffix '.txt'"
+
+
+@pytest.mark.skipif(READS_HEIF, reason="pillow-heif is installed")
+def test_heic_names_the_package_that_reads_it(put, params):
+    put("mug/blue/1.HEIC")
+    (mug,) = open_source(params("folder")).subjects()
+    assert mug.photos[0].reject_detail == "suffix '.HEIC', read once the package pillow-heif is installed"
+
+
+def test_class_folder_that_is_not_utf_8_is_no_noun(put, params, tmp_path):
+    put("mug/blue/1.jpg")
+    (tmp_path / "mug").rename(tmp_path / "caf\udce9")
+    with pytest.raises(UserError, match="caf\ufffd' is not UTF-8, so it is no class noun; rename it"):
+        list(open_source(params("folder")).subjects())
 
 
 def test_subject_ids_begin_the_ids_of_their_photos(put, params):
