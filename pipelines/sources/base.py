@@ -199,15 +199,28 @@ def read_captions(root: Root) -> dict[str, str]:
     """Return {photo path: caption} of the optional `captions.csv` (columns path, caption) at the root.
 
     Raises:
-        UserError: a column is missing or a row is too short.
+        UserError: the file is not CSV, a row has too few or too many columns, an open quote takes in other rows, or a
+            photo has two captions; names the line.
     """
+    return {path: caption for path, (_, caption) in caption_rows(root).items()}
+
+
+def caption_rows(root: Root) -> dict[str, tuple[int, str]]:
+    """Return {photo path: (line number, caption)} of `captions.csv`, as `read_captions` does."""
+    rows: dict[str, tuple[int, str]] = {}
     if not root.exists(CAPTIONS):
-        return {}
-    captions = {}
-    for _, (path, caption) in csv_rows(root, CAPTIONS, ("path", "caption")):
-        if caption.strip():
-            captions[path.strip().removeprefix("./")] = " ".join(caption.split())
-    return captions
+        return rows
+    file = root.name(CAPTIONS)
+    for line, (raw, text) in csv_rows(root, CAPTIONS, ("path", "caption")):
+        if not text.strip():
+            continue
+        if "\n" in raw.strip() or any(is_image(part.partition(",")[0].strip()) for part in text.splitlines()[1:]):
+            raise UserError(f"{file}: a quote that is left open takes in the rows before line {line}; close it")
+        path, caption = raw.strip().replace("\\", "/").removeprefix("./"), " ".join(text.split())
+        first, other = rows.setdefault(path, (line, caption))
+        if other != caption:
+            raise UserError(f"{file} line {line} has another caption for {path} than line {first}; remove one of them")
+    return rows
 
 
 def csv_rows(root: Root, path: str, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
@@ -216,23 +229,29 @@ def csv_rows(root: Root, path: str, columns: tuple[str, ...]) -> Iterator[tuple[
     A column written `Name?` is optional; if absent, its cells are empty.
 
     Raises:
-        UserError: a column is missing or a row is too short; names file and line.
+        UserError: a column is missing, a row has too few or too many cells, or a quote is left open; names file and
+            line.
     """
-    reader = csv.reader(root.lines(path))
+    reader = csv.reader(root.lines(path), strict=True)
+    begun = 1
     try:
         header = [cell.strip() for cell in next(reader, [])]
         wanted = [_position(header, column, root.name(path)) for column in columns]
+        begun = reader.line_num + 1
         for row in reader:
-            if not row:
-                continue
-            if len(row) < len(header):
+            short, long = len(row) < len(header), any(cell.strip() for cell in row[len(header) :])
+            if row and (short or long):
+                advice = "complete the row or replace the file" if short else "quote cells that have a comma"
                 raise UserError(
-                    f"{root.name(path)} line {reader.line_num} has {len(row)} of {len(header)} columns; "
-                    "complete the row or replace the file"
+                    f"{root.name(path)} line {reader.line_num} has {len(row)} of {len(header)} columns; {advice}"
                 )
-            yield reader.line_num, [row[at] if at is not None else "" for at in wanted]
+            if row:
+                yield reader.line_num, [row[at] if at is not None else "" for at in wanted]
+            begun = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{root.name(path)} line {reader.line_num} is not CSV ({error}); replace the file") from None
+        raise UserError(
+            f"{root.name(path)} line {begun} is not CSV ({error}); close its quotes or replace the file"
+        ) from None
 
 
 def _position(header: list[str], column: str, file: str) -> int | None:

@@ -149,14 +149,19 @@ def read_classes(root: Root) -> dict[str, str]:
     file = next((name for name in CLASS_FILES if root.exists(name)), None)
     if file is None:
         raise UserError(f"'{root.url}' has no class descriptions; put {CLASS_FILES[0]} there")
-    classes = {}
-    reader = csv.reader(root.lines(file))
-    for row in reader:
-        if not row or [cell.strip() for cell in row] == ["LabelName", "DisplayName"]:
-            continue
-        if len(row) < 2 or not class_noun(row[1]):
-            raise UserError(f"{root.name(file)} line {reader.line_num} is not 'MID,name'; correct it")
-        classes[row[0].strip()] = class_noun(row[1])
+    classes: dict[str, str] = {}
+    reader = csv.reader(root.lines(file), strict=True)
+    try:
+        for row in reader:
+            if not row or [cell.strip() for cell in row] == ["LabelName", "DisplayName"]:
+                continue
+            if len(row) < 2 or not class_noun(row[1]) or any(cell.strip() for cell in row[2:]):
+                raise UserError(f"{root.name(file)} line {reader.line_num} is not 'MID,name'; correct it")
+            mid, name = row[0].strip(), class_noun(row[1])
+            if classes.setdefault(mid, name) != name:
+                raise UserError(f"{root.name(file)} line {reader.line_num} names {mid} again; remove one of the lines")
+    except csv.Error as error:
+        raise UserError(f"{root.name(file)} line {reader.line_num} is not CSV ({error}); replace the file") from None
     return classes
 
 

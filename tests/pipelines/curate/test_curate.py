@@ -97,6 +97,13 @@ def test_photo_with_a_name_that_is_not_utf_8_is_kept_and_links_to_nothing_are_re
     assert len(list(curate.items_of(source))) == 1
 
 
+def test_captions_that_match_no_photo_are_reported_with_their_line(source, caplog):
+    file = Path(source.root) / "captions.csv"
+    file.write_text("path,caption\nmug/red/0.png,a mug\nmug/red/2.JPG,a mug\nmug/red/text.png,x\nmug/gone/0.png,x\n")
+    list(curate.items_of(source))
+    assert "captions.csv: 2 rows match no photo: line 3, mug/red/2.JPG; write" in caplog.text
+
+
 def test_bad_photos_are_rejected_with_their_reason_and_none_vanishes(source, params):
     rows = rows_of(CurateWorker(params, [source]), source)
     assert {row["id"].removeprefix("own/"): row["reason"] for row in rows["rejects"]} == REASONS

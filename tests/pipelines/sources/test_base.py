@@ -54,6 +54,8 @@ def test_captions_are_optional_and_keyed_by_path(put):
     assert read_captions(root) == {}
     put("captions.csv", content='\ufeffid,caption,path\r\n1,"a mug, red",./a/1.jpg\r\n2,,a/2.jpg\r\n')
     assert read_captions(root) == {"a/1.jpg": "a mug, red"}
+    put("captions.csv", content='path,caption\na\\1.jpg,"a mug.\nIt is red.",,\na/1.jpg,a mug. It is red.\n')
+    assert read_captions(root) == {"a/1.jpg": "a mug. It is red."}
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,11 @@ def test_captions_are_optional_and_keyed_by_path(put):
         ("", r"no column 'path' \(found: nothing\)"),
         ("path,caption\na.jpg,one\nb.jpg\n", r"captions\.csv line 3 has 1 of 2 columns"),
         ('path,caption\na.jpg,"' + "x" * 200_000, r"captions\.csv line \d+ is not CSV"),
+        ("path,caption\na.jpg,a red mug, on a table\n", r"captions\.csv line 2 has 3 of 2 columns; quote"),
+        ('path,caption\na.jpg,one\nb.jpg,"open\nc.jpg,x\nd.jpg,y\n', r"captions\.csv line 3 is not CSV .*; close its"),
+        ('path,caption\nb.jpg,"open\nc.jpg,"x" y\n', r"captions\.csv line 2 is not CSV"),
+        ('path,caption\nb.jpg,"open\nc.jpg,a mug"\n', r"a quote that is left open takes in the rows before line 3"),
+        ("path,caption\na.jpg,one\n./a.jpg,two\n", r"line 3 has another caption for a\.jpg than line 2; remove"),
         (b"path,caption\na.jpg,caf\xe9\n", r"captions\.csv is not UTF-8"),
     ],
 )
