@@ -49,13 +49,13 @@ class SubjectItem(Item):
 
 
 def fingerprint(subject: Subject, root: Root) -> str:
-    """Return a digest that changes when a photo of the subject or its shipped mask changes.
+    """Return a digest that changes when a photo of the subject or its shipped mask changes, or is under another root.
 
     Size and modification time stand in for the bytes, as in rsync: reading every photo to find that nothing changed
     would cost as much as the stage. The digest only decides what is recomputed, never the result.
     """
     files = [path for photo in subject.photos for path in (photo.path, photo.mask_path) if path is not None]
-    return digest(SUBJECT.dump_json(subject).decode(), [state(root, path) for path in files])
+    return digest(root.place, SUBJECT.dump_json(subject).decode(), [state(root, path) for path in files])
 
 
 def state(root: Root, path: str) -> tuple[int, float] | None:

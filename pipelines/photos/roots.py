@@ -80,6 +80,8 @@ class Root:
         url: the folder, as shown in messages.
         place: its location, if written differently.
 
+    place: the location as an absolute path or URL.
+
     Raises:
         UserError: the folder does not exist; or, from any method, the file is temporarily unreachable.
     """
@@ -91,6 +93,7 @@ class Root:
         self._archives: dict[str, Archive] = {}
         try:
             self._fs, base = _file_system(url if place is None else place)
+            self.place = url if "://" in url else base
             self._tree: FolderTree | Archive = FolderTree(self._fs)
             found = self._tree.isdir(base)
             inside = None if found else self._archive_in(base)

@@ -1,6 +1,7 @@
 """The curate worker on a small folder of good and bad photos, without Ray."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +103,13 @@ def test_captions_that_match_no_photo_are_reported_with_their_line(source, caplo
     file.write_text("path,caption\nmug/red/0.png,a mug\nmug/red/2.JPG,a mug\nmug/red/text.png,x\nmug/gone/0.png,x\n")
     list(curate.items_of(source))
     assert "captions.csv: 2 rows match no photo: line 3, mug/red/2.JPG; write" in caplog.text
+
+
+def test_the_same_photo_under_another_root_is_another_item(source, tmp_path):
+    shutil.copytree(source.root, tmp_path / "others")  # with the times
+    other = source.model_copy(update={"root": str(tmp_path / "others")})
+    prints = [{item.fingerprint for item in curate.items_of(one)} for one in (source, source, other)]
+    assert prints[0] == prints[1] and not prints[0] & prints[2]
 
 
 def test_bad_photos_are_rejected_with_their_reason_and_none_vanishes(source, params):
