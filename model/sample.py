@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -22,10 +22,11 @@ from model.backbones.clip import load_clip
 from model.backbones.diffusion import load_diffusion
 from model.backbones.grounded_sam import GroundedSam, load_grounded_sam
 from model.backbones.variant import Variant, load_variant, variant_of
+from model.images.decode import DecodeError, opened
 from model.images.references import MARGIN, segment_photo
 from model.pipeline.pipeline import CustomContrastPipeline, build_pipeline
 from model.prompt import noun_ends
-from runtime.errors import ModelError
+from runtime.errors import ModelError, one_line
 
 READY = Path("weights/toybox/adapter")
 """The adapter bundled with the repository; it generates the toybox's subjects."""
@@ -38,7 +39,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--reference", type=Path, action="append", required=True, help="photo; once per subject")
     parser.add_argument(
-        "--mask", type=Path, action="append", help="subject white on black; one per --reference, in order"
+        "--mask",
+        type=Path,
+        action="append",
+        help="subject white on black, or cut out by transparency; one per --reference, in order",
     )
     parser.add_argument(
         "--class-noun", action="append", required=True, help="the subject's noun, as in the prompt; one per photo"
@@ -165,9 +169,13 @@ def segment_references(options: argparse.Namespace, variant: Variant) -> list[Im
 
 
 def read_image(path: Path) -> Image.Image:
-    """The photo at `path`, rotated according to its EXIF; ModelError if it cannot be read."""
+    """The image at `path`, as stored; ModelError if it cannot be read."""
+
+    def loaded(image: Image.Image) -> Image.Image:
+        image.load()
+        return image
+
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ModelError(f"{path}: cannot be read as an image ({error}); give a JPEG or PNG") from error
+        return opened(path.read_bytes(), loaded)
+    except (OSError, DecodeError) as error:
+        raise ModelError(f"{path}: cannot be read as an image ({one_line(error)}); give a JPEG or PNG") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import get_args
 
 import yaml
 
-from pipelines.photos.roots import Layout, Root
+from pipelines.photos.roots import NAME, Layout, Root
 from runtime.cli import read_params, shared_options
 from runtime.errors import UserError
 from runtime.files import write_text
@@ -43,8 +44,13 @@ def main(options: argparse.Namespace) -> int:
     """Run the stages in order; return the exit code of the first that fails.
 
     Raises:
-        UserError: the root cannot be opened, or the tables would replace the pipeline's own.
+        UserError: the name cannot be part of an id, the root cannot be opened, or the tables would replace the
+            pipeline's own.
     """
+    if options.name is not None and not re.fullmatch(NAME, options.name):
+        raise UserError(
+            f"--name '{options.name}' cannot begin an id; give letters, digits and _ . - only, a letter or digit first"
+        )
     Root(options.root)  # fails before any stage starts
     params = read_params(options)
     if params.data == Path("data"):

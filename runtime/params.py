@@ -130,7 +130,7 @@ def parse(section: str, value: Any, model: type[T]) -> T:
             "extra_forbidden": f"unknown key '{key}'; remove it or correct its spelling",
             "missing": f"key '{key}' is missing; add it",
             "value_error": f"{key}: {first.get('ctx', {}).get('error')}; correct it",
-        }.get(first["type"], f"'{key}' is {first['input']!r}: {first['msg'].lower()}; correct it")
+        }.get(first["type"], f"'{key}' is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}; correct it")
         raise UserError(f"{PARAMS_FILE}: {what}") from None
 
 

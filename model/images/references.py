@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from model.images.segment import alpha_mask, on_white
+from model.images import decode
+from model.images.segment import on_white
 from runtime.errors import ModelError
 
 if TYPE_CHECKING:
     from model.backbones.grounded_sam import GroundedSam
 
 Photo = Image.Image | tuple[Image.Image, Image.Image | np.ndarray]
-"""A photo, or a photo and its subject's mask: white or True on the subject, of the same size."""
+"""A photo, or a photo and its subject's mask: white or True on the subject, of the size of the upright photo. Both are
+read as the data stages read files (`model.images.decode`)."""
 
 MARGIN = 0.05
 """White border of a segment, as a fraction of its longer side, as in the adapters' training (`encode.margin`)."""
@@ -29,17 +31,13 @@ def segment_photo(
 
     finder: returns Grounded SAM; called only if needed. name: the photo's name in messages.
 
-    Raises ModelError if nothing is found, or the mask is empty or of another size.
+    Raises ModelError if nothing is found, or the mask is empty, of another size, or no mask.
     """
     name = name or f"the photo of '{noun}'"
     image, mask = photo if isinstance(photo, tuple) else (photo, None)
-    found: np.ndarray | None
-    if isinstance(mask, Image.Image):
-        found = np.asarray(mask.convert("L")) >= 128
-    else:
-        found = alpha_mask(image) if mask is None else np.asarray(mask, dtype=bool)
-    pixels = image.convert("RGB")
+    pixels = decode.rgb(image)
     try:
+        found = decode.transparency_mask(image) if mask is None else decode.mask(mask)
         return on_white(pixels, find_subject(pixels, noun, finder(), name) if found is None else found, margin)
     except ModelError as error:
         raise ModelError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from None

@@ -95,14 +95,6 @@ def square_crop(image: Image.Image, mask: np.ndarray | None, size: int) -> tuple
     return crop, np.asarray(small) >= 128
 
 
-def alpha_mask(image: Image.Image) -> np.ndarray | None:
-    """The subject of an image with its own mask: alpha above one half, bool [H, W]; None without transparency."""
-    if "A" not in image.getbands():
-        return None
-    opaque = np.asarray(image.getchannel("A")) >= 128
-    return None if opaque.all() else opaque
-
-
 def _cut_out(image: Image.Image, mask: np.ndarray) -> Image.Image:
     """RGBA crop of the mask's box, transparent outside the subject."""
     _check_size(image, mask)

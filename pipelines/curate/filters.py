@@ -23,6 +23,9 @@ from runtime.params import Section
 # A box touches a side of the photo if it is nearer than this fraction: annotators do not hit the last pixel.
 _TOUCH = 0.005
 
+# Grey values from the background at which a pixel stands out: noise of dark frames stays below, shading does not.
+_VISIBLE = 16
+
 
 class FilterParams(Section):
     """Thresholds; params.yaml gives the reason for each value."""
@@ -133,10 +136,12 @@ def bad_aspect(photo: Candidate, params: FilterParams) -> Reason | None:
 
 
 def bad_exposure(photo: Candidate, params: FilterParams) -> Reason | None:
-    """Black, white and flat frames (lens caps, fades) show no subject."""
+    """Black, white and flat frames (lens caps, fades) show no subject; a cut-out does: enough of it stands out."""
     mean, contrast = float(photo.grey.mean()), float(photo.grey.std())
     low, high = params.brightness
     if low <= mean <= high and contrast >= params.min_contrast:
+        return None
+    if float((np.abs(photo.grey - np.median(photo.grey)) > _VISIBLE).mean()) >= params.min_subject_area:
         return None
     return "bad_exposure", f"mean {mean:.1f}, contrast {contrast:.1f}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,8 +17,12 @@ from pipelines.engine import driver
 from pipelines.engine.items import Item
 from pipelines.photos.roots import Root, SourceParams
 from pipelines.sources import Subject, open_source
+from pipelines.sources.base import CAPTIONS, caption_rows
 from runtime.digest import digest
+from runtime.errors import UserError
 from runtime.params import Params
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,13 @@ class SubjectItem(Item):
 
 
 def fingerprint(subject: Subject, root: Root) -> str:
-    """Return a digest that changes when a photo of the subject or its shipped mask changes.
+    """Return a digest that changes when a photo of the subject or its shipped mask changes, or is under another root.
 
     Size and modification time stand in for the bytes, as in rsync: reading every photo to find that nothing changed
     would cost as much as the stage. The digest only decides what is recomputed, never the result.
     """
     files = [path for photo in subject.photos for path in (photo.path, photo.mask_path) if path is not None]
-    return digest(SUBJECT.dump_json(subject).decode(), [state(root, path) for path in files])
+    return digest(root.place, SUBJECT.dump_json(subject).decode(), [state(root, path) for path in files])
 
 
 def state(root: Root, path: str) -> tuple[int, float] | None:
@@ -62,10 +67,29 @@ def state(root: Root, path: str) -> tuple[int, float] | None:
 
 
 def items_of(source_params: SourceParams) -> Iterator[SubjectItem]:
-    """Yield an item for each subject of a source."""
-    root = Root(source_params.root)
+    """Yield an item for each subject of a source.
+
+    Raises:
+        UserError: there is no photo.
+    """
+    root, photos = Root(source_params.root), 0
+    captions = caption_rows(root)
     for s in open_source(source_params).subjects():
+        photos += len(s.photos)
+        for photo in s.photos:
+            captions.pop(photo.path, None)
         yield SubjectItem.of(fingerprint(s, root), s)
+    if captions:
+        path, (line, _) = next(iter(captions.items()))
+        rows = "1 row matches" if len(captions) == 1 else f"{len(captions)} rows match"
+        _log.warning(
+            "%s: %s no photo: line %d, %s; write paths as below the root", root.name(CAPTIONS), rows, line, path
+        )
+    if not photos:
+        raise UserError(
+            f"source '{source_params.name}' ('{root.url}') has no photo where layout {source_params.layout} has them; "
+            "put photos there, or correct its root or layout"
+        )
 
 
 def main(params: Params) -> None:

@@ -43,6 +43,7 @@ _SCHEMA = pa.schema(
         ("crc", pa.int64()),  # CRC-32; -1 if the archive has none (tar)
     ]
 )
+_INDEX = 2  # format of the index: another number indexes every archive again
 _Row = tuple[str, int, int, int, int, int]
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # ZIP appnote 4.3.7: signature, lengths of name and extra field
 _DEFLATED = 8
@@ -161,7 +162,7 @@ class Archive:
 
     @cached_property
     def _table(self) -> pa.Table:
-        place = _cache() / f"{_digest(self.name)}-{_digest(str(self._fs.ukey(self._path)))}.arrow"
+        place = _cache() / f"{_digest(self.name)}-{_digest(f'{_INDEX} {self._fs.ukey(self._path)}')}.arrow"
         with contextlib.suppress(OSError, pa.ArrowInvalid):
             return pa.ipc.open_file(pa.memory_map(str(place))).read_all()
         table = self._index()
@@ -241,9 +242,17 @@ def _zip_rows(stream: Any) -> Iterator[_Row]:
             if member.compress_type not in (zipfile.ZIP_STORED, _DEFLATED):
                 raise ValueError(f"{member.filename} is compressed by a method other than deflate")
             yield (
-                *(_plain(member.filename), member.header_offset, member.file_size),
+                *(_plain(_zip_name(member)), member.header_offset, member.file_size),
                 *(member.compress_size, _seconds(member.date_time), member.CRC),
             )
+
+
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """Return the name of a zip entry; many programs write UTF-8 without its flag, which zipfile takes for cp437."""
+    try:
+        return member.filename if member.flag_bits & 0x800 else member.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return member.filename
 
 
 def _seconds(date: tuple[int, int, int, int, int, int]) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field, PrivateAttr
 
 from pipelines.photos.archives import PACKED_SUFFIXES, SUFFIXES, Archive, DamagedFile, file_time
@@ -17,17 +20,32 @@ from pipelines.photos.decode import DecodeError
 from runtime.errors import UserError, one_line
 from runtime.params import Section
 
+_UNKNOWN = "\ufffd"
+
 _log = logging.getLogger(__name__)
 
+
+# Files and folders that operating systems, network drives and archivers leave behind, in lower case.
+_LITTER = frozenset(
+    {
+        *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__macosx", "__pycache__"),
+        *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "lost+found"),
+        *("network trash folder", "temporary items", "#recycle", "#snapshot"),
+    }
+)
 
 Layout = Literal["mvimgnet", "openimages", "dreambench", "folder"]
 """Raw layouts, each with a reader in `pipelines.sources`."""
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""What a source may be called."""
+
+
 class SourceParams(Section):
     """One entry of `sources` in params.yaml."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")  # first part of every id
+    name: str = Field(pattern=NAME)  # first part of every id
     layout: Layout  # the reader
     root: str  # local folder or fsspec URL, or a tar or zip archive at either
     split: Literal["train", "test"]  # what the photos are used for
@@ -44,6 +62,14 @@ class SourceParams(Section):
         return self._place
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden or litter of an operating system, not the user's.
+
+    Names that begin with a dot or an @ (`@eaDir`, `@Recycle`: network drives) are.
+    """
+    return name.startswith((".", "@")) or name.lower() in _LITTER
+
+
 class Root:
     """The folder of a source: a local path or any URL that fsspec supports. All paths are relative to it, with `/`.
 
@@ -54,19 +80,24 @@ class Root:
         url: the folder, as shown in messages.
         place: its location, if written differently.
 
+    place: the location as an absolute path or URL.
+
     Raises:
         UserError: the folder does not exist; or, from any method, the file is temporarily unreachable.
     """
 
     def __init__(self, url: str, place: str | None = None) -> None:
+        if _shown(url) != url:
+            raise UserError(f"root '{_shown(url)}' has a name that is not UTF-8; rename it")
         self.url = url
         self._archives: dict[str, Archive] = {}
         try:
-            self._fs, base = fsspec.core.url_to_fs(url if place is None else place)
-            base = base.rstrip("/")
+            self._fs, base = _file_system(url if place is None else place)
+            self.place = url if "://" in url else base
             self._tree: FolderTree | Archive = FolderTree(self._fs)
             found = self._tree.isdir(base)
             inside = None if found else self._archive_in(base)
+            file = None if found or inside else self._file_in(base)
         except Exception as error:  # every remote file system has its own exceptions
             raise UserError(f"root '{url}' cannot be opened ({one_line(error)}); correct it in params.yaml") from None
         self._base = base
@@ -74,8 +105,16 @@ class Root:
             self._tree, self._base = inside
             found = self._tree.isdir(self._base)
         if not found:
+            what = f"folder '{url}' does not exist"
+            if file is not None:
+                packed = file.lower().endswith(PACKED_SUFFIXES)
+                kind = "a compressed tar, which cannot be read in place" if packed else "no folder, tar or zip"
+                what = f"'{url}' does not exist: {PurePosixPath(file).name} is {kind}"
+            elif inside is not None and not self._base:
+                what = f"archive '{url}' holds no file"
             raise UserError(
-                f"folder '{url}' does not exist; put the photos there or correct the root of that source in params.yaml"
+                f"{what}; put the photos there, unpacked or in a tar or zip, or correct --root or the root of that "
+                "source in params.yaml"
             )
 
     def __repr__(self) -> str:
@@ -132,8 +171,11 @@ class Root:
         beside = set(self.folders())
         for file in self.files():
             stem, lower = file.rpartition(".")[0], file.lower()
+            if is_hidden(file):
+                continue
             if lower.endswith(SUFFIXES) and stem not in beside:
-                found[stem] = f"{file}/{stem}" if self.ls(file) == [stem] else file
+                alone = [name for name in self.ls(file) if not is_hidden(name)] == [stem]
+                found[stem] = f"{file}/{stem}" if alone else file
             elif lower.endswith(PACKED_SUFFIXES) and not {file.partition(".")[0], stem} & {*beside, *self.files()}:
                 _log.warning("%s is skipped: a compressed tar cannot be read in place; unpack it", self.name(file))
         return found
@@ -171,17 +213,24 @@ class Root:
         """Yield the tree that contains `path` and the path in it; separate permanent errors from temporary ones."""
         try:
             yield self._place(path)
-        except (NotADirectoryError, IsADirectoryError) as error:
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            if not (_is_absent(error) or isinstance(error, IsADirectoryError)):
+                raise self._unreachable(path, error) from None
             raise FileNotFoundError(f"{self.name(path)} is not a file ({one_line(error)})") from None
         except DamagedFile as error:
             raise DecodeError("unreadable", str(error)) from None
-        except (FileNotFoundError, UserError):
+        except UserError:
             raise
         except Exception as error:  # every remote file system has its own exceptions
-            raise UserError(
-                f"{self.name(path)} cannot be read ({one_line(error)}); check that it can be reached and run the "
-                "same command again, finished work is kept"
-            ) from None
+            raise self._unreachable(path, error) from None
+
+    def _unreachable(self, path: str, error: Exception) -> UserError:
+        return UserError(
+            f"{self.name(path)} cannot be read ({one_line(error)}); check that it can be reached and run the "
+            "same command again, finished work is kept"
+        )
 
     def _place(self, path: str) -> tuple[FolderTree | Archive, str]:
         """Return the tree that contains `path`, and the path in it."""
@@ -192,6 +241,12 @@ class Root:
             if head in self._archives:
                 return self._archives[head], rest
         return self._tree, "/".join(part for part in (self._base, path) if part)
+
+    def _file_in(self, base: str) -> str | None:
+        """Return the file that the path `base` leads to or into; None if there is none."""
+        parts = base.split("/")
+        heads = ("/".join(parts[:end]) for end in range(len(parts), 1, -1))
+        return next((head for head in heads if self._tree.isfile(head)), None)
 
     def _archive_in(self, base: str) -> tuple[Archive, str] | None:
         """Return the archive that the path `base` leads into, and the rest of the path; None if there is none."""
@@ -204,27 +259,53 @@ class Root:
 
 
 class FolderTree:
-    """A folder tree on any file system that fsspec supports; paths are that file system's own."""
+    """A folder tree on any file system that fsspec supports; paths are that file system's own.
+
+    Bytes of local names that are not UTF-8 are shown as U+FFFD, as in archives.
+    """
 
     def __init__(self, fs: Any) -> None:
         self._fs = fs
+        self._local = isinstance(fs, LocalFileSystem)
 
     def read(self, path: str) -> bytes:
-        """Return the bytes of a file; OSError if there is none."""
-        return self._fs.cat_file(path)
+        """Return the bytes of a file.
+
+        Raises:
+            OSError: there is none.
+            DamagedFile: it is a link that leads nowhere, or a pipe or device.
+        """
+        real = self._real(path)
+        if self._local:
+            self._refuse_what_is_no_file(Path(real))
+        return self._fs.cat_file(real)
 
     def open(self, path: str) -> Any:
         """Return a binary stream of a file."""
-        return self._fs.open(path, "rb")
+        return self._fs.open(self._real(path), "rb")
 
     def entries(self, path: str) -> list[tuple[str, bool]]:
-        """Return (name, whether it is a folder) of a folder's entries; none if it does not exist."""
+        """Return (name, whether it is a folder) of a folder's entries; none if it does not exist.
+
+        Raises:
+            UserError: two names differ only in bytes that are not UTF-8.
+        """
         try:
-            found: list[dict[str, Any]] = self._fs.ls(path, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        inside = (entry for entry in found if entry["name"].rstrip("/") != path)  # object stores list the folder itself
-        return [(PurePosixPath(entry["name"]).name, self._is_folder(entry)) for entry in inside]
+            found: list[dict[str, Any]] = self._fs.ls(self._real(path), detail=True)
+        except OSError as error:
+            if _is_absent(error):
+                return []
+            raise
+        own = self._real(path)
+        inside = (entry for entry in found if entry["name"].rstrip("/") != own)  # object stores list the folder itself
+        entries = [(_shown(PurePosixPath(entry["name"]).name), self._is_folder(entry)) for entry in inside]
+        strange = [name for name, _ in entries if _UNKNOWN in name]
+        if len(strange) > len(set(strange)):
+            raise UserError(
+                f"'{path}' holds several names like '{strange[0]}', which are not UTF-8 and cannot be told apart; "
+                "rename them"
+            )
+        return entries
 
     def exists(self, path: str) -> bool:
         """Whether there is a file or folder at `path`."""
@@ -236,24 +317,68 @@ class FolderTree:
 
     def isdir(self, path: str) -> bool:
         """Whether there is a folder at `path`."""
-        return self._fs.isdir(path)
+        return self._fs.isdir(self._real(path))
 
     def info(self, path: str) -> tuple[int, float]:
         """Return (size, modification time); OSError if there is no file."""
-        return int(self._fs.info(path)["size"] or 0), file_time(self._fs, path)
+        real = self._real(path)
+        return int(self._fs.info(real)["size"] or 0), file_time(self._fs, real)
 
     def _kind(self, path: str) -> str | None:
         """Return the type of what is at `path`, or None. fsspec's own `exists` takes every error for absence."""
         try:
-            kind: str = self._fs.info(path)["type"]
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            kind: str = self._fs.info(self._real(path))["type"]
+        except OSError as error:
+            if _is_absent(error):
+                return None
+            raise
         return kind
+
+    def _real(self, path: str) -> str:
+        """Return the path of an entry as the file system knows it."""
+        if not self._local or _UNKNOWN not in path:
+            return path
+        real = ""
+        for part in path.split("/"):
+            if _UNKNOWN in part:
+                with contextlib.suppress(OSError):
+                    part = next((file.name for file in Path(real or "/").iterdir() if _shown(file.name) == part), part)
+            real = f"{real}/{part}" if real or not part else part
+        return real if path.startswith("/") else real.removeprefix("/")
+
+    def _refuse_what_is_no_file(self, path: Path) -> None:
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:  # of a link whose target is only out of reach, reading says so
+            if _is_absent(error) and path.is_symlink():
+                raise DamagedFile("a link that leads nowhere") from None
+        else:
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise DamagedFile("a pipe, socket or device, not a file")
 
     def _is_folder(self, entry: dict[str, Any]) -> bool:
         if entry.get("islink"):  # listings report a link as neither file nor folder
             return self._fs.isdir(entry["name"])
         return entry["type"] == "directory"
+
+
+def _file_system(place: str) -> tuple[Any, str]:
+    """Return the file system of a path or URL, and the path in it; only a URL may be a chain of them (`a::b`)."""
+    if "://" in place:
+        fs, base = fsspec.core.url_to_fs(place)
+    else:
+        fs, base = fsspec.filesystem("file"), str(Path(place).expanduser().absolute())
+    return fs, base.rstrip("/")
+
+
+def _is_absent(error: OSError) -> bool:
+    """Whether an error says that there is nothing at a path, a link to itself included."""
+    return isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ELOOP
+
+
+def _shown(name: str) -> str:
+    """Return a name as text: bytes that are not UTF-8 as U+FFFD."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 class Roots:

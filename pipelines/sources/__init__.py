@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import PurePosixPath
 
-from pipelines.photos.roots import SourceParams
+from pipelines.photos.roots import Root, SourceParams
+from pipelines.sources import dreambench, mvimgnet, openimages
 from pipelines.sources.base import Photo, Pose, Prompt, Source, Subject
 from pipelines.sources.dreambench import DreamBench
 from pipelines.sources.folder import Folder
 from pipelines.sources.mvimgnet import MVImgNet
 from pipelines.sources.openimages import OpenImages
+from runtime.errors import UserError
 
 LAYOUTS: dict[str, Callable[[SourceParams], Source]] = {
     "mvimgnet": MVImgNet,
@@ -21,10 +24,25 @@ LAYOUTS: dict[str, Callable[[SourceParams], Source]] = {
 __all__ = ["LAYOUTS", "Photo", "Pose", "Prompt", "Source", "SourceParams", "Subject", "open_source"]
 
 
+# Files that only roots of one layout have.
+_SIGNS: dict[str, str] = {
+    mvimgnet.CATEGORIES: "mvimgnet",
+    dreambench.LISTING: "dreambench",
+    PurePosixPath(dreambench.LISTING).name: "dreambench, whose root is the folder above",
+    **dict.fromkeys(openimages.CLASS_FILES, "openimages"),
+}
+
+
 def open_source(params: SourceParams) -> Source:
     """Return the reader of a source.
 
     Raises:
-        UserError: its root does not exist.
+        UserError: its root does not exist, or has the files of another layout.
     """
-    return LAYOUTS[params.layout](params)
+    source = LAYOUTS[params.layout](params)
+    root = Root(params.root)
+    signs = {sign: layout for sign, layout in _SIGNS.items() if root.exists(sign)}
+    if signs and params.layout not in signs.values():
+        sign, layout = next(iter(signs.items()))
+        raise UserError(f"'{params.root}' is no root of layout {params.layout}: it has {sign}; use layout {layout}")
+    return source

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+import logging
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from pipelines.photos.roots import Root
+from pipelines.photos.decode import READS_HEIF
+from pipelines.photos.roots import Root, is_hidden
 from runtime.errors import UserError
 
 # Open Images' attributes of a box (https://storage.googleapis.com/openimages/web/download_v7.html), as reject reasons.
 ATTRIBUTES = ("occluded", "truncated", "group_of", "depiction", "inside")
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+_HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+        *(_HEIF_SUFFIXES if READS_HEIF else ()),
+    }
+)
 CAPTIONS = "captions.csv"
 
-# Files that operating systems and archivers leave in folders, besides those that begin with a dot.
-_LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,18 +104,13 @@ class Source(Protocol):
 
 
 def class_noun(raw: str) -> str:
-    """Return a class name as captions use it: lower case, single spaces, no underscores."""
-    return " ".join(raw.replace("_", " ").split()).lower()
+    """Return a class name as captions use it: lower case, single spaces, no underscores, composed letters (NFC)."""
+    return unicodedata.normalize("NFC", " ".join(raw.replace("_", " ").split()).lower())
 
 
 def is_image(name: str) -> bool:
     """Whether a file name has the suffix of an image."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden or litter of an operating system, not the user's."""
-    return name.startswith(".") or name.lower() in _LITTER
 
 
 def named_frames(files: Iterable[str]) -> dict[str, str]:
@@ -119,25 +122,105 @@ def named_frames(files: Iterable[str]) -> dict[str, str]:
     return dict(sorted(frames.items()))
 
 
+def match_masks(
+    photos: Iterable[str], masks: Iterable[tuple[str, str]], folder: str
+) -> tuple[dict[str, str], list[str]]:
+    """Return {photo: path of its mask}, and the paths of the masks that match no photo, sorted.
+
+    A mask is named after the photo's file name (`1.jpg.png`) or, if there is none, after its stem (`1.png`).
+
+    Args:
+        photos: file names.
+        masks: (name without the mask's own suffix, path).
+        folder: as shown in messages.
+
+    Raises:
+        UserError: two photos match one mask, or two masks one photo.
+    """
+    by_name: dict[str, str] = {}
+    for name, path in sorted(masks):
+        if (other := by_name.setdefault(_key(name), path)) != path:
+            raise UserError(f"'{folder}' has two masks of one name, {other} and {path}; remove one of them")
+    own: dict[str, str] = {}
+    by_stem: dict[str, list[str]] = {}
+    for photo in sorted(photos):
+        if _key(photo) in by_name:
+            own[photo] = by_name[_key(photo)]
+        elif (stem := PurePosixPath(photo).stem) in by_name:
+            by_stem.setdefault(stem, []).append(photo)
+    for stem, several in by_stem.items():
+        if len(several) > 1:
+            raise UserError(
+                f"'{folder}' has one mask, {by_name[stem]}, for the photos {' and '.join(several)}; "
+                f"name a mask after its whole photo, such as {several[0]}.png"
+            )
+        own[several[0]] = by_name[stem]
+    return own, sorted(set(by_name.values()) - set(own.values()))
+
+
+def report_unmatched(root: Root, masks: Sequence[str]) -> None:
+    """Log how many masks match no photo, and the first of them."""
+    if masks:
+        what = "1 mask matches" if len(masks) == 1 else f"{len(masks)} masks match"
+        _log.warning("%s no photo: %s; name a mask after its photo", what, root.name(masks[0]))
+
+
+def refuse_deeper(root: Root, folder: str, expected: str, beside: Collection[str] = ()) -> None:
+    """Raise a UserError if there are photos in folders of `folder`, which no reader would look at.
+
+    Args:
+        expected: where photos belong.
+        beside: names of folders that are something else, lower case.
+    """
+    for name in root.folders(folder):
+        if not is_hidden(name) and name.lower() not in beside:
+            path = f"{folder}/{name}"
+            for file in root.files(path):
+                if is_image(file) and not is_hidden(file):
+                    photo = root.name(f"{path}/{file}")
+                    hint = "or use layout mvimgnet" if name == "images" else "or give a root further down"
+                    raise UserError(f"photo '{photo}' lies deeper than {expected}; move it there, {hint}")
+            refuse_deeper(root, path, expected)
+
+
+def _key(name: str) -> str:
+    """Return a file name with its suffix in lower case if it is an image's."""
+    return str(PurePosixPath(name).with_suffix(PurePosixPath(name).suffix.lower())) if is_image(name) else name
+
+
 def not_an_image(frame_id: str, path: str) -> Photo:
     """Return the reject of a file among photos that is not an image."""
     suffix = PurePosixPath(path).suffix
-    return Photo(frame_id, path, reject="not_an_image", reject_detail=f"suffix '{suffix}'")
+    hint = ", read once the package pillow-heif is installed" if suffix.lower() in _HEIF_SUFFIXES else ""
+    return Photo(frame_id, path, reject="not_an_image", reject_detail=f"suffix '{suffix}'{hint}")
 
 
 def read_captions(root: Root) -> dict[str, str]:
     """Return {photo path: caption} of the optional `captions.csv` (columns path, caption) at the root.
 
     Raises:
-        UserError: a column is missing or a row is too short.
+        UserError: the file is not CSV, a row has too few or too many columns, an open quote takes in other rows, or a
+            photo has two captions; names the line.
     """
+    return {path: caption for path, (_, caption) in caption_rows(root).items()}
+
+
+def caption_rows(root: Root) -> dict[str, tuple[int, str]]:
+    """Return {photo path: (line number, caption)} of `captions.csv`, as `read_captions` does."""
+    rows: dict[str, tuple[int, str]] = {}
     if not root.exists(CAPTIONS):
-        return {}
-    captions = {}
-    for _, (path, caption) in csv_rows(root, CAPTIONS, ("path", "caption")):
-        if caption.strip():
-            captions[path.strip().removeprefix("./")] = " ".join(caption.split())
-    return captions
+        return rows
+    file = root.name(CAPTIONS)
+    for line, (raw, text) in csv_rows(root, CAPTIONS, ("path", "caption")):
+        if not text.strip():
+            continue
+        if "\n" in raw.strip() or any(is_image(part.partition(",")[0].strip()) for part in text.splitlines()[1:]):
+            raise UserError(f"{file}: a quote that is left open takes in the rows before line {line}; close it")
+        path, caption = raw.strip().replace("\\", "/").removeprefix("./"), " ".join(text.split())
+        first, other = rows.setdefault(path, (line, caption))
+        if other != caption:
+            raise UserError(f"{file} line {line} has another caption for {path} than line {first}; remove one of them")
+    return rows
 
 
 def csv_rows(root: Root, path: str, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
@@ -146,23 +229,29 @@ def csv_rows(root: Root, path: str, columns: tuple[str, ...]) -> Iterator[tuple[
     A column written `Name?` is optional; if absent, its cells are empty.
 
     Raises:
-        UserError: a column is missing or a row is too short; names file and line.
+        UserError: a column is missing, a row has too few or too many cells, or a quote is left open; names file and
+            line.
     """
-    reader = csv.reader(root.lines(path))
+    reader = csv.reader(root.lines(path), strict=True)
+    begun = 1
     try:
         header = [cell.strip() for cell in next(reader, [])]
         wanted = [_position(header, column, root.name(path)) for column in columns]
+        begun = reader.line_num + 1
         for row in reader:
-            if not row:
-                continue
-            if len(row) < len(header):
+            short, long = len(row) < len(header), any(cell.strip() for cell in row[len(header) :])
+            if row and (short or long):
+                advice = "complete the row or replace the file" if short else "quote cells that have a comma"
                 raise UserError(
-                    f"{root.name(path)} line {reader.line_num} has {len(row)} of {len(header)} columns; "
-                    "complete the row or replace the file"
+                    f"{root.name(path)} line {reader.line_num} has {len(row)} of {len(header)} columns; {advice}"
                 )
-            yield reader.line_num, [row[at] if at is not None else "" for at in wanted]
+            if row:
+                yield reader.line_num, [row[at] if at is not None else "" for at in wanted]
+            begun = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{root.name(path)} line {reader.line_num} is not CSV ({error}); replace the file") from None
+        raise UserError(
+            f"{root.name(path)} line {begun} is not CSV ({error}); close its quotes or replace the file"
+        ) from None
 
 
 def _position(header: list[str], column: str, file: str) -> int | None:

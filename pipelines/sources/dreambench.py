@@ -18,17 +18,17 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from pipelines.photos.roots import Root, SourceParams
+from pipelines.photos.roots import Root, SourceParams, is_hidden
 from pipelines.sources.base import (
     Photo,
     Prompt,
     Subject,
     class_noun,
-    is_hidden,
     is_image,
     named_frames,
     not_an_image,
     read_captions,
+    refuse_deeper,
 )
 from runtime.errors import UserError
 
@@ -105,6 +105,7 @@ class DreamBench:
 
     def _photos(self, subject: str, captions: dict[str, str]) -> Iterator[Photo]:
         folder = f"{FOLDER}/{subject}"
+        refuse_deeper(self._root, folder, f"{FOLDER}/<subject>/")
         for last, file in named_frames(self._root.files(folder)).items():
             frame_id, path = f"{self._id(subject)}/{last}", f"{folder}/{file}"
             yield Photo(frame_id, path, caption=captions.get(path)) if is_image(file) else not_an_image(frame_id, path)

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from pipelines.photos.roots import Root, SourceParams
+from pipelines.photos.roots import Root, SourceParams, is_hidden
 from pipelines.sources import colmap
 from pipelines.sources.base import (
     Photo,
@@ -21,11 +21,13 @@ from pipelines.sources.base import (
     Prompt,
     Subject,
     class_noun,
-    is_hidden,
     is_image,
+    match_masks,
     named_frames,
     not_an_image,
     read_captions,
+    refuse_deeper,
+    report_unmatched,
 )
 from runtime.errors import UserError
 
@@ -46,11 +48,13 @@ class MVImgNet:
     def __init__(self, params: SourceParams) -> None:
         self._params = params
         self._root = Root(params.root)
+        self._unmatched: list[str] = []
 
     def subjects(self) -> Iterator[Subject]:
         """Yield one subject per video, sorted by class id and video id as text."""
         names = read_categories(self._root)
         captions = read_captions(self._root)
+        self._unmatched.clear()
         videos = self._videos()
         if not videos:
             raise UserError(f"'{self._root.url}' has no <class id>/<video id>/ folders; unpack MVImgNet there")
@@ -61,6 +65,7 @@ class MVImgNet:
                     f"add the line '{class_id},<class name>' or remove the folder"
                 )
             yield self._subject(f"{self._params.name}/{class_id}/{video_id}", names[class_id], folders, captions)
+        report_unmatched(self._root, self._unmatched)
 
     def prompts(self) -> Iterator[Prompt]:
         """Yield nothing: this layout has no prompts."""
@@ -90,6 +95,12 @@ class MVImgNet:
             for folder in folders:
                 if not self._root.isdir(f"{folder}/images"):
                     masks = {name: f"{folder}/{name}" for name in self._root.files(folder) if is_image(name)} | masks
+        masks_of, unmatched = match_masks(
+            [name for name in images if is_image(name) and not is_hidden(name)],
+            [(PurePosixPath(name).stem, masks[name]) for name in masks if is_image(name) and not is_hidden(name)],
+            self._root.name(folders[0]),
+        )
+        self._unmatched += unmatched
         poses, centre = self._sparse(folders)
         photos = []
         for last, file in named_frames(images).items():
@@ -97,16 +108,15 @@ class MVImgNet:
             if not is_image(file):
                 photos.append(not_an_image(frame_id, path))
                 continue
-            stem = PurePosixPath(file).stem
-            mask = masks.get(f"{stem}.png", masks.get(f"{file}.png"))  # both naming schemes occur
-            pose = poses.get(file, poses.get(stem))
-            photos.append(Photo(frame_id, path, mask_path=mask, caption=captions.get(path), pose=pose))
+            pose = poses.get(file, poses.get(PurePosixPath(file).stem))
+            photos.append(Photo(frame_id, path, mask_path=masks_of.get(file), caption=captions.get(path), pose=pose))
         return Subject(subject_id, self._params.name, name, self._params.split, tuple(photos), centre)
 
     def _first_of_each(self, folders: list[str], kind: str) -> dict[str, str]:
         """Return {file name: path} over the folders' `kind` subfolders, each file from the first that has it."""
         paths: dict[str, str] = {}
         for folder in folders:
+            refuse_deeper(self._root, f"{folder}/{kind}", f"<class id>/<video id>/{kind}/")
             for name in self._root.files(f"{folder}/{kind}"):
                 paths.setdefault(name, f"{folder}/{kind}/{name}")
         return paths

@@ -26,6 +26,7 @@ from pipelines.sources.base import (
     named_frames,
     not_an_image,
     read_captions,
+    refuse_deeper,
 )
 from pipelines.sources.openimages_csv import Box, read_boxes, read_masks, with_masks
 from runtime.errors import UserError
@@ -82,6 +83,8 @@ class OpenImages:
     def _split(
         self, split: str, folders: list[str], classes: dict[str, str], captions: dict[str, str]
     ) -> Iterator[Subject]:
+        for folder in folders:
+            refuse_deeper(self._root, folder, f"{split}/")
         files = {name: f"{folder}/{name}" for folder in folders for name in self._root.files(folder)}
         photos = {image_id: files[name] for image_id, name in named_frames(files).items()}
         numbers = {image_id: number for number, image_id in enumerate(photos)}
@@ -146,14 +149,19 @@ def read_classes(root: Root) -> dict[str, str]:
     file = next((name for name in CLASS_FILES if root.exists(name)), None)
     if file is None:
         raise UserError(f"'{root.url}' has no class descriptions; put {CLASS_FILES[0]} there")
-    classes = {}
-    reader = csv.reader(root.lines(file))
-    for row in reader:
-        if not row or [cell.strip() for cell in row] == ["LabelName", "DisplayName"]:
-            continue
-        if len(row) < 2 or not class_noun(row[1]):
-            raise UserError(f"{root.name(file)} line {reader.line_num} is not 'MID,name'; correct it")
-        classes[row[0].strip()] = class_noun(row[1])
+    classes: dict[str, str] = {}
+    reader = csv.reader(root.lines(file), strict=True)
+    try:
+        for row in reader:
+            if not row or [cell.strip() for cell in row] == ["LabelName", "DisplayName"]:
+                continue
+            if len(row) < 2 or not class_noun(row[1]) or any(cell.strip() for cell in row[2:]):
+                raise UserError(f"{root.name(file)} line {reader.line_num} is not 'MID,name'; correct it")
+            mid, name = row[0].strip(), class_noun(row[1])
+            if classes.setdefault(mid, name) != name:
+                raise UserError(f"{root.name(file)} line {reader.line_num} names {mid} again; remove one of the lines")
+    except csv.Error as error:
+        raise UserError(f"{root.name(file)} line {reader.line_num} is not CSV ({error}); replace the file") from None
     return classes
 
 

@@ -69,4 +69,6 @@ def test_missing_folder_and_the_pipelines_own_tables_are_refused(commands: list[
         data("--layout", "folder", "--root", str(gone), "--data", str(tmp_path / "d"))
     with pytest.raises(UserError, match="name another folder"):
         data("--layout", "folder", "--root", str(tmp_path))
+    with pytest.raises(UserError, match="--name 'my photos' cannot begin an id; give letters, digits"):
+        data("--layout", "folder", "--root", str(tmp_path), "--data", str(tmp_path / "d"), "--name", "my photos")
     assert commands == []

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.images.segment import alpha_mask, mask_box, on_white, place_on_white, square_crop
+from model.images.segment import mask_box, on_white, place_on_white, square_crop
 from runtime.errors import ModelError
 from tests.world.subject import RED, photo
 
@@ -54,14 +54,6 @@ def test_target_square_moves_towards_the_subject_and_keeps_its_mask():
     assert np.array_equal(subject_pixels(crop), small)
     crop, small = square_crop(image, None, 16)
     assert crop.size == (16, 16) and small.all()
-
-
-def test_transparency_is_a_mask_only_where_there_is_some():
-    image, mask = photo()
-    rgba = image.convert("RGBA")
-    assert alpha_mask(image) is None and alpha_mask(rgba) is None
-    rgba.putalpha(Image.fromarray(mask))
-    assert np.array_equal(alpha_mask(rgba), mask)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The curate worker on a small folder of good and bad photos, without Ray."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pipelines.engine import subjects
 from pipelines.mask import stage as mask
 from pipelines.photos.roots import Root, SourceParams
 from pipelines.sources import Pose, open_source
+from runtime.errors import UserError
 from tests.world.photos import blocks, encoded, png_header
 
 PHOTOS = {
@@ -68,6 +70,46 @@ def rows_of(worker: CurateWorker, source: SourceParams) -> dict[str, list]:
     """The rows of all subjects, by table."""
     found = worker.compute([pack(subject) for subject in open_source(source).subjects()])
     return {table: [row for rows in found for row in rows[table]] for table in ("frames", "rejects")}
+
+
+def test_source_without_a_photo_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "photos/mug/red").mkdir(parents=True)
+    source = SourceParams(name="own", layout="folder", root=str(tmp_path / "photos"), split="train")
+    with pytest.raises(UserError, match=r"source 'own' \('.*/photos'\) has no photo where layout folder has them; put"):
+        list(curate.items_of(source))
+
+
+def test_photo_with_a_name_that_is_not_utf_8_is_kept_and_links_to_nothing_are_rejects(tmp_path, params):
+    folder = tmp_path / "photos/mug/red"
+    folder.mkdir(parents=True)
+    for number, name in enumerate(("caf\udce9.png", "1.png", "2.gif")):
+        (folder / name).write_bytes(encoded(blocks(number), "GIF" if name.endswith("gif") else "PNG"))
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "lost.png").symlink_to("nothing.png")
+    source = SourceParams(name="own", layout="folder", root=str(tmp_path / "photos"), split="train")
+    rows = rows_of(CurateWorker(params, [source]), source)
+    for name, table in rows.items():
+        tables.from_rows(name, table)
+    assert [row["path"] for row in rows["frames"]] == ["mug/red/1.png", "mug/red/2.gif", "mug/red/caf\ufffd.png"]
+    assert [(row["id"], row["reason"], row["detail"]) for row in rows["rejects"]] == [
+        ("own/mug/red/loop", "unreadable", "a link that leads nowhere"),
+        ("own/mug/red/lost", "unreadable", "a link that leads nowhere"),
+    ]
+    assert len(list(curate.items_of(source))) == 1
+
+
+def test_captions_that_match_no_photo_are_reported_with_their_line(source, caplog):
+    file = Path(source.root) / "captions.csv"
+    file.write_text("path,caption\nmug/red/0.png,a mug\nmug/red/2.JPG,a mug\nmug/red/text.png,x\nmug/gone/0.png,x\n")
+    list(curate.items_of(source))
+    assert "captions.csv: 2 rows match no photo: line 3, mug/red/2.JPG; write" in caplog.text
+
+
+def test_the_same_photo_under_another_root_is_another_item(source, tmp_path):
+    shutil.copytree(source.root, tmp_path / "others")  # with the times
+    other = source.model_copy(update={"root": str(tmp_path / "others")})
+    prints = [{item.fingerprint for item in curate.items_of(one)} for one in (source, source, other)]
+    assert prints[0] == prints[1] and not prints[0] & prints[2]
 
 
 def test_bad_photos_are_rejected_with_their_reason_and_none_vanishes(source, params):

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +63,24 @@ def test_broken_photo_is_dropped_by_its_own_filter_alone_with_the_measured_value
     assert reason[0] in tables.REJECT_REASONS
     others = [f for f in filters.OF_PIXELS if f not in (breaks, filters.blurred)]  # what is flat has no edges either
     assert all(f(broken, limits) is None for f in others)
+
+
+def cut_out(background: int, side: int, noise: float = 0.0) -> Candidate:
+    """A photo of 512 x 384 px with coloured blocks of `side` x `side` px and a line on black or white."""
+    rng = np.random.default_rng(0)
+    pixels = background + rng.normal(0, noise, (384, 512, 3))
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    image.paste(blocks(width=side, height=side), (200, 100))
+    image.paste((255 - background,) * 3, (10, 370, 400, 371))
+    return candidate(image)
+
+
+@pytest.mark.parametrize("background", [0, 255])
+def test_sharp_cut_out_on_black_or_white_is_kept_and_one_that_is_lost_is_dropped(background, limits):
+    assert filters.first_reason(cut_out(background, 70), filters.OF_PIXELS, limits) is None
+    assert filters.first_reason(cut_out(background, 70, noise=2), filters.OF_PIXELS, limits) is None
+    lost = filters.first_reason(cut_out(background, 12, noise=3), filters.OF_PIXELS, limits)
+    assert lost is not None and lost[0] == "bad_exposure"
 
 
 @pytest.mark.parametrize("what", BROKEN_BOXES)

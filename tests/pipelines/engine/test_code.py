@@ -58,6 +58,7 @@ def affected(file: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("module", "names"),
     [
+        ("model/images/decode.py", "curate mask similarity encode"),
         ("pipelines/photos/decode.py", "curate mask similarity encode"),
         ("pipelines/tables/codecs.py", "curate mask similarity encode"),
         ("pipelines/photos/segments.py", "similarity encode"),
@@ -140,9 +141,9 @@ def test_run_with_a_changed_decoder_reuses_no_row_of_the_run_before(curate, tmp_
     assert len(first) == 9 and hashes() == first
     assert " items in " not in said and ", 0 done before;" not in said, "an unchanged run computes nothing"
     inverted = (
-        "def _grey(image: Image.Image) -> Image.Image:\n    return _rgb(image).convert('L').point(lambda v: 255 - v)"
+        "def grey(image: Image.Image) -> Image.Image:\n    return rgb(image).convert('L').point(lambda v: 255 - v)"
     )
-    append(tmp_path / "checkout" / "pipelines" / "photos" / "decode.py", inverted)
+    append(tmp_path / "checkout" / "model" / "images" / "decode.py", inverted)
     said = curate()
     assert "curate: 3 items in " in said and ", 0 done before;" in said
     assert len(hashes()) == 9 and not set(hashes()) & set(first)

@@ -229,3 +229,22 @@ def test_any_names_list_as_the_set_of_their_paths(tmp_path_factory, files):
         assert root.folders(at) == sorted({n.split("/")[0] for n in inside if "/" in n})
     for name, data in clean.items():
         assert root.read(f"x.tar/{name}") == data
+
+
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize(
+    ("raw", "name"), [("café", "café"), ("cafe\u0301", "cafe\u0301"), ("カップ", "カップ"), ("a b", "a b")]
+)
+def test_zip_names_are_utf_8_with_and_without_the_flag_for_it(tmp_path, raw, name, flag):
+    data = bytearray(make_zip(tmp_path / "x.zip", {f"{raw}/1.jpg": b"1"}).read_bytes())
+    for signature, at in ((b"PK\3\4", 7), (b"PK\1\2", 9)):
+        data[data.find(signature) + at] = 8 if flag else 0
+    (tmp_path / "x.zip").write_bytes(data)
+    root = Root(str(tmp_path / "x.zip"))
+    assert root.folders() == [name] and root.read(f"{name}/1.jpg") == b"1"
+
+
+def test_zip_names_of_older_programs_stay_in_their_code_page(tmp_path):
+    data = make_zip(tmp_path / "x.zip", {"cafX/1.jpg": b"1"}).read_bytes().replace(b"cafX", b"caf\x82")
+    (tmp_path / "x.zip").write_bytes(data)
+    assert Root(str(tmp_path / "x.zip")).folders() == ["café"]

@@ -1,5 +1,6 @@
 """Bytes of every kind become pixels one way, or say why not."""
 
+import io
 import warnings
 
 import numpy as np
@@ -8,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from model.images import decode
+from model.images.decode import mask as mask_of
+from model.images.references import MARGIN, segment_photo
+from model.images.segment import on_white
 from pipelines.photos.decode import DecodeError, decode_grey, decode_image, decode_mask_image
+from runtime.errors import ModelError
 from tests.world.photos import encoded, png_header
+from tests.world.subject import photo
 
 
 def noise(mode: str = "RGB", size: tuple[int, int] = (9, 6)) -> Image.Image:
@@ -125,9 +132,9 @@ def test_damaged_bytes_give_an_image_or_a_decode_error(data):
     for at in data.draw(st.lists(st.integers(0, len(damaged) - 1), max_size=8)):
         damaged[at] = data.draw(st.integers(0, 255))
     damaged = damaged[: data.draw(st.integers(0, len(damaged)))]
-    for decode in (decode_image, decode_mask_image, lambda *given: decode_grey(*given, least=2)):
+    for read in (decode_image, decode_mask_image, lambda *given: decode_grey(*given, least=2)):
         try:
-            decode(bytes(damaged), 10_000)
+            read(bytes(damaged), 10_000)
         except DecodeError as error:
             assert error.reason in {"empty", "unreadable", "huge"}
 
@@ -137,7 +144,10 @@ EXPECTED = np.array([[True, False, True], [False, False, True]])
 
 @pytest.mark.parametrize(
     "kind",
-    ["grey", "zero_one", "one_bit", "colour", "palette", "sixteen", "alpha", "grey_alpha", "opaque", "grey_opaque"],
+    [
+        *("grey", "zero_one", "value_38", "value_127", "one_bit", "colour", "palette", "sixteen"),
+        *("alpha", "black_alpha", "palette_alpha", "grey_alpha", "opaque", "grey_opaque", "float"),
+    ],
 )
 def test_masks_are_read_however_they_are_stored(kind):
     grey = Image.fromarray(EXPECTED.astype(np.uint8) * 255)
@@ -146,18 +156,106 @@ def test_masks_are_read_however_they_are_stored(kind):
     image = {
         "grey": grey,
         "zero_one": Image.fromarray(EXPECTED.astype(np.uint8)),
+        "value_38": Image.fromarray(EXPECTED.astype(np.uint8) * 38),
+        "value_127": Image.fromarray(EXPECTED.astype(np.uint8) * 127),
+        "float": Image.fromarray(np.where(EXPECTED, 0.98, 0.02).astype(np.float32)),
         "one_bit": grey.convert("1"),
         "colour": Image.merge("RGB", (grey, Image.new("L", grey.size), Image.new("L", grey.size))),
         "palette": palette,
         "sixteen": Image.fromarray(EXPECTED.astype(np.uint16) * 65535),
         "alpha": Image.merge("RGBA", (*noise(size=grey.size).split(), grey)),
+        "black_alpha": Image.merge("RGBA", (*Image.new("RGB", grey.size).split(), grey)),
+        "palette_alpha": Image.merge("RGBA", (*Image.new("RGB", grey.size, "white").split(), grey)).quantize(4),
         "grey_alpha": Image.merge("LA", (Image.new("L", grey.size, 255), grey)),
         "opaque": grey.convert("RGBA"),
         "grey_opaque": grey.convert("LA"),
     }[kind]
-    mask = decode_mask_image(encoded(image))
+    data = encoded(image, "TIFF" if kind == "float" else "PNG")
+    mask = decode_mask_image(data)
     assert mask.dtype == bool
     assert np.array_equal(mask, EXPECTED)
+    reference = noise(size=grey.size)
+    assert np.array_equal(
+        segment_photo((reference, Image.open(io.BytesIO(data))), "mug", no_finder),
+        segment_photo((reference, EXPECTED), "mug", no_finder),
+    )
+
+
+def no_finder():
+    pytest.fail("nothing is to be found")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        EXPECTED.astype(np.uint8),
+        EXPECTED * 38,
+        EXPECTED.astype(float),
+        np.where(EXPECTED, 0.98, 0.02),
+        np.where(EXPECTED, [0.6, 0.7, 0.9], [0.1, 0.3, 0.4]),
+        np.where(EXPECTED, [1.02, 1, 1], [-0.03, 0, 0]),
+        np.where(EXPECTED, [200.0, 250.0, 255.0], [0.0, 2.0, 90.0]),
+        EXPECTED[..., None],
+        np.stack([EXPECTED * 255, EXPECTED * 0, EXPECTED * 0], axis=-1),
+        np.stack([EXPECTED * 0 + 255] * 3 + [EXPECTED * 255], axis=-1),
+    ],
+)
+def test_arrays_are_masks_cut_at_half_of_their_range(array):
+    assert np.array_equal(mask_of(array), EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((2, 3), np.nan), "not numbers; give 0 for background and 1 for the subject"),
+        (np.array([[-8.0, 3.0, 9.0]]), "values from -8 to 9; give 0..1 or 0..255"),
+        (np.zeros((1, 1, 2, 3)), r"an array of shape \(1, 1, 2, 3\); give \[height, width\]"),
+        (np.zeros((2, 3)), "the mask has no subject pixel"),
+    ],
+)
+def test_arrays_that_are_no_masks_are_one_sentence(array, message):
+    with pytest.raises(ModelError, match=message):
+        segment_photo((noise(size=(3, 2)), array), "mug", no_finder)
+
+
+@pytest.mark.parametrize("kind", ["exif", "palette", "tRNS", "GIF", "sixteen", "thirty-two", "float"])
+def test_a_reference_has_the_pixels_that_the_stages_see(kind):
+    image, mask = photo()
+    cut = image.convert("RGBA")
+    cut.putalpha(Image.fromarray(mask))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    deep = np.asarray(image.convert("L")).astype(np.uint16) * 257
+    data = {
+        "exif": lambda: encoded(cut.transpose(Image.Transpose.ROTATE_90), exif=exif),
+        "palette": lambda: encoded(cut.quantize(16)),
+        "tRNS": lambda: encoded(decode.rgb(cut), transparency=(255, 255, 255)),
+        "GIF": lambda: encoded(cut, "GIF"),
+        "sixteen": lambda: encoded(Image.fromarray(deep)),
+        "thirty-two": lambda: encoded(Image.fromarray(deep.astype(np.int32)), "TIFF"),
+        "float": lambda: encoded(Image.fromarray((deep / 65535).astype(np.float32)), "TIFF"),
+    }[kind]()
+    opened = Image.open(io.BytesIO(data))
+    whole = decode_image(data)
+    given = opened if kind in ("exif", "palette", "tRNS", "GIF") else (opened, mask)
+    assert np.array_equal(segment_photo(given, "mug", no_finder), on_white(whole, mask, MARGIN))
+    expected = image.convert("L") if isinstance(given, tuple) else image
+    assert np.abs(np.asarray(whole.convert(expected.mode), int) - np.asarray(expected, int))[mask].max() <= 1
+
+
+def test_heic_is_read_if_its_package_is_installed():
+    pytest.importorskip("pillow_heif")
+    stream = io.BytesIO()
+    noise(size=(64, 48)).save(stream, "HEIF", quality=-1)
+    assert decode_image(stream.getvalue()).size == (64, 48)
+
+
+def test_an_image_that_was_made_upright_stays_so_and_an_opaque_one_has_no_mask():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode.upright(Image.open(io.BytesIO(encoded(noise(), exif=exif))))
+    assert turned.size == (6, 9) and np.array_equal(decode.upright(turned), turned)
+    assert decode.transparency_mask(noise()) is None and decode.transparency_mask(noise().convert("RGBA")) is None
 
 
 def test_mask_is_cut_at_half():

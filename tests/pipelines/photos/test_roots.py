@@ -1,12 +1,15 @@
 """Folders, archives and URLs of photos, read one way."""
 
+import os
 import pickle
+import zipfile
 from pathlib import Path
 from unittest.mock import Mock
 
 import fsspec
 import pytest
 
+from pipelines.photos.decode import DecodeError
 from pipelines.photos.roots import Root, Roots
 from pipelines.sources import SourceParams
 from runtime.errors import UserError
@@ -135,3 +138,67 @@ def test_roots_are_found_by_source_name(folder):
         roots["three"]
     with pytest.raises(UserError, match="two sources 'one'"):
         Roots([params("one"), params("one")])
+
+
+def test_name_like_a_chain_of_file_systems_is_a_folder(tmp_path):
+    (tmp_path / "a::b" / "x").mkdir(parents=True)
+    (tmp_path / "a::b" / "x" / "1.jpg").write_bytes(b"one")
+    root = Root(str(tmp_path / "a::b"))
+    assert root.folders() == ["x"] and root.read("x/1.jpg") == b"one"
+
+
+def test_home_is_expanded(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    assert Root("~/b").files() == ["1.jpg", "2.jpg"]
+
+
+@pytest.mark.parametrize("target", ["x.jpg", "nothing.jpg", "b/1.jpg/below"])
+def test_link_that_leads_nowhere_is_unreadable(folder, target):
+    (folder / "x.jpg").symlink_to(target)
+    root = Root(str(folder))
+    assert "x.jpg" in root.files() and root.files("x.jpg") == []
+    with pytest.raises(FileNotFoundError):
+        root.info("x.jpg")
+    with pytest.raises(DecodeError, match="unreadable: a link that leads nowhere"):
+        root.read("x.jpg")
+
+
+def test_pipe_is_unreadable_and_waits_for_nobody(folder):
+    os.mkfifo(folder / "x.jpg")
+    with pytest.raises(DecodeError, match="unreadable: a pipe"):
+        Root(str(folder)).read("x.jpg")
+
+
+def test_names_that_are_not_utf_8_are_shown_with_a_replacement_and_read(folder):
+    (folder / "d\udce9").mkdir()
+    (folder / "d\udce9" / "caf\udce9.jpg").write_bytes(b"one")
+    for root in (Root(str(folder)), pickle.loads(pickle.dumps(Root(str(folder))))):
+        assert root.read("d\ufffd/caf\ufffd.jpg") == b"one" and root.exists("d\ufffd/caf\ufffd.jpg")
+        assert root.folders() == ["b", "d\ufffd"] and root.files("d\ufffd") == ["caf\ufffd.jpg"]
+        assert root.isdir("d\ufffd") and root.info("d\ufffd/caf\ufffd.jpg")[0] == 3
+    (folder / "d\udce9" / "caf\udce8.jpg").write_bytes(b"two")
+    with pytest.raises(UserError, match="told apart; rename"):
+        root.files("d\ufffd")
+    with pytest.raises(UserError, match="has a name that is not UTF-8; rename it"):
+        Root(str(folder / "d\udce9"))
+
+
+@pytest.mark.parametrize(
+    ("name", "below", "message"),
+    [
+        ("x.tar.gz", "", "x.tar.gz is a compressed tar, which cannot be read in place; .* unpacked or in a tar or zip"),
+        ("x.tgz", "/mvi", "x.tgz is a compressed tar"),
+        ("photo.jpg", "", "photo.jpg is no folder, tar or zip; put"),
+    ],
+)
+def test_root_that_is_a_file_is_named_with_what_to_do(tmp_path, name, below, message):
+    (tmp_path / name).write_bytes(b"1")
+    with pytest.raises(UserError, match=message):
+        Root(f"{tmp_path / name}{below}")
+
+
+def test_archive_without_a_file_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w"):
+        pass
+    with pytest.raises(UserError, match=r"archive '.*x.zip' holds no file; put"):
+        Root(str(tmp_path / "x.zip"))

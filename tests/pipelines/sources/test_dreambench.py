@@ -31,6 +31,12 @@ def test_folders_become_subjects(put, source):
     ]
 
 
+def test_photo_in_a_deeper_folder_is_named(put, source):
+    put("dataset/cat2/more/02.jpg")
+    with pytest.raises(UserError, match=r"more/02.jpg' lies deeper than dataset/<subject>/"):
+        list(source.subjects())
+
+
 def test_objects_and_live_subjects_get_their_own_prompts(source):
     assert [(p.subject_id, p.class_name, p.prompt_id, p.template, p.group) for p in source.prompts()] == [
         ("s/bear_plushie", "stuffed animal", 0, "a {class} in the snow", "scene"),

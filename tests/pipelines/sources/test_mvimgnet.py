@@ -45,6 +45,21 @@ def test_masks_go_by_stem_or_whole_name(put, subjects):
     assert [p.mask_path for p in subjects()[0].photos] == ["0/v/masks/000.png", "0/v/masks/001.jpg.png", None]
 
 
+def test_masks_are_found_whatever_the_case_of_their_suffix_and_reported_without_a_photo(put, subjects, caplog):
+    put("0/v/images/000.jpg", "0/v/images/001.jpg", "0/v/masks/000.PNG", "0/v/masks/001.JPG.png", "0/v/masks/002.png")
+    assert [p.mask_path for p in subjects()[0].photos] == ["0/v/masks/000.PNG", "0/v/masks/001.JPG.png"]
+    assert "1 mask matches no photo: " in caplog.text and "0/v/masks/002.png; name" in caplog.text
+
+
+def test_photos_in_a_deeper_folder_and_two_photos_with_one_mask_are_named(put, subjects):
+    put("0/v/images/a/000.jpg")
+    with pytest.raises(UserError, match=r"images/a/000.jpg' lies deeper than <class id>/<video id>/images/"):
+        subjects()
+    put("0/u/images/000.jpg", "0/u/images/000.png", "0/u/masks/000.png")
+    with pytest.raises(UserError, match=r"one mask, 0/u/masks/000.png, for the photos 000.jpg and 000.png"):
+        subjects()
+
+
 def test_frames_missing_from_the_sparse_model_have_no_pose(put, subjects):
     put("0/v/images/000.jpg", "0/v/images/001.jpg", "0/v/images/002.jpg")
     for name, content in (("cameras", CAMERAS), ("images", IMAGES), ("points3D", POINTS)):

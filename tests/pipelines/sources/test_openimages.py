@@ -233,3 +233,9 @@ def test_real_photographs(real_data):
     x0, y0, x1, y1 = photos[0].box
     inside = mask[int(y0 * height) : int(y1 * height) + 1, int(x0 * width) : int(x1 * width) + 1]
     assert inside.sum() > 0.95 * mask.sum() > 0
+
+
+def test_photo_in_a_deeper_folder_is_named(put, subjects):
+    put("train/more/b.jpg", "oidv6-train-annotations-bbox.csv")
+    with pytest.raises(UserError, match=r"train/more/b.jpg' lies deeper than train/"):
+        subjects()
