@@ -123,7 +123,8 @@ def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], to
     slots: dict[int, tuple[int, ...]] = {}
     noun_ids = [tuple(_ids(tokenizer, noun)) for noun in nouns]
     start = 0
-    for end, subject in sorted((end, subject) for subject, end in enumerate(noun_ends(caption, nouns))):
+    ends = sorted((end, subject) for subject, end in enumerate(noun_ends(caption, nouns)))
+    for end, subject in ends:
         pieces += _ids(tokenizer, caption[start:end])
         slots[subject] = tuple(range(1 + len(pieces), 1 + len(pieces) + tokens))
         # Any id will do in a slot, as its embedding is replaced; the noun's is never the end token.
@@ -131,8 +132,8 @@ def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], to
         start = end
     if len(pieces) > length - 2:
         raise ModelError(
-            f"caption '{caption}': class noun '{nouns[-1]}' and its pseudo-word need {len(pieces) + 2} tokens, but the"
-            f" text encoder has {length}; move the noun closer to the start"
+            f"caption '{caption}': class noun '{nouns[ends[-1][1]]}' and its pseudo-word need {len(pieces) + 2}"
+            f" tokens, but the text encoder has {length}; move the noun closer to the start"
         )
     pieces = [*pieces, *_ids(tokenizer, caption[start:])][: length - 2]
     ids = [tokenizer.bos_token_id, *pieces, tokenizer.eos_token_id]
@@ -141,19 +142,29 @@ def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], to
 
 
 def noun_ends(caption: str, nouns: Sequence[str]) -> list[int]:
-    """Character position after each noun's first occurrence as whole words, case ignored; the k-th of equal nouns
-    gets the k-th occurrence. Raises ModelError naming noun and caption."""
-    ends: list[int] = []
-    for noun in nouns:
-        pattern = rf"(?<!\w){re.escape(noun.strip())}(?!\w)"
-        found = [match.end() for match in re.finditer(pattern, caption, re.IGNORECASE) if match.end() not in ends]
-        if not noun.strip() or not found:
+    """Character position after each noun's place in the caption: its first occurrence as whole words, case ignored.
+
+    No two places overlap: longer nouns are placed first, so that "toy" is not found inside the place of "toy car". The
+    k-th of equal nouns gets the k-th occurrence. Raises ModelError naming noun and caption.
+    """
+    places: dict[int, tuple[int, int]] = {}
+    for index in sorted(range(len(nouns)), key=lambda index: -len(nouns[index].strip())):
+        noun = nouns[index].strip()
+        pattern = rf"(?<!\w){re.escape(noun)}(?!\w)"
+        found = [match.span() for match in re.finditer(pattern, caption, re.IGNORECASE)] if noun else []
+        if not found:
             raise ModelError(
-                f"caption '{caption}' has no class noun '{noun}' to insert the pseudo-word after; write the noun as"
-                " in the caption, once per subject"
+                f"caption '{caption}' has no class noun '{nouns[index]}' to insert the pseudo-word after; write the"
+                " noun as in the caption, once per subject"
             )
-        ends.append(found[0])
-    return ends
+        free = [span for span in found if all(span[1] <= start or end <= span[0] for start, end in places.values())]
+        if not free:
+            raise ModelError(
+                f"caption '{caption}' has class noun '{nouns[index]}' only where the noun of another subject already"
+                " is; write it once more, once per subject"
+            )
+        places[index] = free[0]
+    return [places[index][1] for index in range(len(nouns))]
 
 
 def slot_marks(rows: Sequence[TokenizedCaption], subjects: int, tokens: int, length: int) -> Tensor:
