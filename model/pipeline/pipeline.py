@@ -20,6 +20,7 @@ from model.images.references import Photo, segment_photo
 from model.methods.base import Call, TextModel
 from model.methods.registry import method_of
 from model.pipeline.assembled import Assembled
+from model.pipeline.checks import check_numbers, check_output, check_references, check_subjects, check_texts
 from model.pipeline.passes import UNetPasses
 from model.prompt import TextCondition, encode_captions, noun_ends
 from runtime.errors import ModelError
@@ -122,7 +123,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         class_nouns: str | Sequence[str] = (),
         *,
         subjects: Subjects | None = None,
-        negative_prompt: str | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
@@ -153,7 +154,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
                 (`model.images.segment.on_white`), or hidden states [S, K, N, d] of the image encoder. The tokens of
                 several photos are averaged [a reading]. None: the base model alone.
             class_nouns: one per reference, in order.
-            negative_prompt: as in diffusers, one for all prompts.
+            negative_prompt: one for all prompts, or one per prompt.
             height, width: pixels; the UNet's native size by default.
             guidance_scale: 1 or less turns classifier-free guidance off.
             generator: one, or one per image.
@@ -175,13 +176,34 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         if subjects is not None:
             if references is not None or class_nouns:
                 raise ModelError("subjects and references were both given; give one of them")
+            check_subjects(subjects)
             references, class_nouns = list[Any](subjects.values()), tuple(subjects)
+        else:
+            check_references(references)
         nouns = (class_nouns,) if isinstance(class_nouns, str) else tuple(class_nouns)
         native = (self.unet.config.sample_size,) * 2 if isinstance(self.unet.config.sample_size, int) else None
         native_height, native_width = native or self.unet.config.sample_size
-        height = height or native_height * self.vae_scale_factor
-        width = width or native_width * self.vae_scale_factor
-        self.check_inputs(prompts, references, nouns, height, width, num_inference_steps, subject_strength, text_every)
+        height = native_height * self.vae_scale_factor if height is None else height
+        width = native_width * self.vae_scale_factor if width is None else width
+        check_texts(prompts, negative_prompt, nouns)
+        check_numbers(
+            whole={
+                "height": height,
+                "width": width,
+                "num_inference_steps": num_inference_steps,
+                "num_images_per_prompt": num_images_per_prompt,
+                "text_every": text_every,
+                "text_batch": text_batch,
+            },
+            real={
+                "guidance_scale": guidance_scale,
+                "subject_strength": subject_strength,
+                "location_start": location_start,
+                "controlnet_conditioning_scale": controlnet_conditioning_scale,
+            },
+        )
+        check_output(output_type)
+        self.check_inputs(prompts, references, nouns, height, width, num_inference_steps, subject_strength)
         if subjects is not None:
             references = self.segment(subjects)  # after the checks: it may load Grounded SAM
         device = self._execution_device
@@ -275,17 +297,12 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         width: int,
         steps: int,
         strength: float,
-        text_every: int,
     ) -> None:
         """Raise ModelError if the arguments of a call are inconsistent."""
-        if not prompts:
-            raise ModelError("no prompt was given; give one or several")
         if height % self.vae_scale_factor or width % self.vae_scale_factor:
             raise ModelError(
                 f"size {width}x{height} is not a multiple of {self.vae_scale_factor} pixels; choose one that is"
             )
-        if steps < 1 or text_every < 1:
-            raise ModelError(f"num_inference_steps is {steps} and text_every is {text_every}; give at least 1")
         if steps > self.scheduler.config.num_train_timesteps:
             raise ModelError(
                 f"num_inference_steps is {steps}, but the base model was trained on"
@@ -313,12 +330,18 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
     def hidden_states(self, references: References, subjects: int) -> tuple[Tensor, list[int]]:
         """Features [photos, K, N, d] of the references, and the number of photos per subject."""
         if isinstance(references, Tensor):
-            return references.to(self.adapter.device), [1] * subjects
+            return self.checked(references), [1] * subjects
         listed = [references] if isinstance(references, Image.Image) else references
         photos = [[entry] if isinstance(entry, Image.Image) else list(entry) for entry in listed]
         images = [photo for some in photos for photo in some]
         features = self.encoder().hidden_states(images, self.adapter.config.feature_layers)
-        return features.to(self.adapter.device), [len(some) for some in photos]
+        return self.checked(features), [len(some) for some in photos]
+
+    def checked(self, features: Tensor) -> Tensor:
+        """Features on the adapter's device; ModelError if some are not finite, which would make a black image."""
+        if not torch.isfinite(features).all():
+            raise ModelError("reference features contain NaN or infinite values; compute them again, in float32")
+        return features.to(self.adapter.device)
 
     @property
     def text_model(self) -> TextModel:
@@ -326,7 +349,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         return TextModel(self.text_encoders, self.tokenizers)
 
     def encode_prompt(
-        self, prompts: Sequence[str], negative_prompt: str | None, guided: bool
+        self, prompts: Sequence[str], negative_prompt: str | Sequence[str] | None, guided: bool
     ) -> tuple[TextCondition, TextCondition | None]:
         """Conditions of the plain prompts and of guidance's negative side (None without guidance); rows = prompts."""
         plain = encode_captions(self.text_encoders, self.tokenizers, prompts)
@@ -335,7 +358,9 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         if negative_prompt is None and self.zero_negative:
             pooled = None if plain.pooled is None else torch.zeros_like(plain.pooled)
             return plain, TextCondition(torch.zeros_like(plain.hidden), pooled, None)
-        return plain, encode_captions(self.text_encoders, self.tokenizers, [negative_prompt or ""] * len(prompts))
+        negative = negative_prompt or ""
+        captions = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+        return plain, encode_captions(self.text_encoders, self.tokenizers, captions)
 
     def prepare_latents(
         self,
@@ -360,6 +385,8 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
             raise ModelError(
                 f"latents are {tuple(latents.shape)}, but the images need {shape}; pass noise of that size"
             )
+        if latents is not None and not torch.isfinite(latents).all():
+            raise ModelError("latents contain NaN or infinite values; pass Gaussian noise")
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         return latents.to(device) * self.scheduler.init_noise_sigma
