@@ -20,6 +20,7 @@ from model.images.references import Photo, segment_photo
 from model.methods.base import Call, TextModel
 from model.methods.registry import method_of
 from model.pipeline.assembled import Assembled
+from model.pipeline.callbacks import StepCallback
 from model.pipeline.checks import check_numbers, check_output, check_references, check_subjects, check_texts
 from model.pipeline.passes import UNetPasses
 from model.prompt import TextCondition, encode_captions, noun_ends
@@ -46,6 +47,13 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
     model_cpu_offload_seq: Any = "text_encoder->text_encoder_2->unet->vae"
     _exclude_from_cpu_offload: ClassVar[list[str]] = ["adapter"]  # small, and used in every step
     _optional_components: ClassVar[list[str]] = ["image_encoder", "text_encoder_2", "tokenizer_2", "controlnet"]
+    _callback_tensor_inputs: ClassVar[list[str]] = [
+        "latents",
+        "location",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "image",
+    ]
     text_encoder_count = 1
     stock: Any = StableDiffusionPipeline
 
@@ -102,6 +110,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         if image_encoder is not None:
             self._check_encoder(image_encoder)
         adapter.install(unet)
+        self._guidance_scale, self._num_timesteps, self._interrupt = 0.0, 0, False
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
@@ -114,6 +123,26 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
     def tokenizers(self) -> list[Any]:
         """One per text encoder."""
         return [tokenizer for tokenizer in (self.tokenizer, self.tokenizer_2) if tokenizer is not None]
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the current call; a callback sets `_guidance_scale` for the next step, as in diffusers."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the next step uses classifier-free guidance."""
+        return self._guidance_scale > 1 and self.unet.config.time_cond_proj_dim is None
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the current call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether sampling stops before the next step; a callback sets `_interrupt`, as in diffusers."""
+        return self._interrupt
 
     @torch.no_grad()
     def __call__(
@@ -168,7 +197,9 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
                 scale; it sees the plain prompts.
             output_type: `pil`, `np`, `pt` or `latent`. return_dict: False gives a tuple.
             callback_on_step_end: called with (pipeline, step, timestep, tensors) as in diffusers, the tensors those of
-                `callback_on_step_end_tensor_inputs`; `location` is the map [images, S, h, w] of the step, or None.
+                `callback_on_step_end_tensor_inputs`, or of diffusers' own callback objects; `location` is the map
+                [images, S, h, w] of the step, or None. It may return changed `latents` and, without pseudo-words,
+                changed `prompt_embeds`, and set `_guidance_scale` and `_interrupt` of the pipeline.
 
         Raises ModelError, one sentence, for inconsistent arguments and for a prompt without its class noun.
         """
@@ -207,11 +238,17 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         if subjects is not None:
             references = self.segment(subjects)  # after the checks: it may load Grounded SAM
         device = self._execution_device
-        guided = guidance_scale > 1
+        after_step = None
+        if callback_on_step_end is not None:
+            known = self._callback_tensor_inputs
+            after_step = StepCallback(callback_on_step_end, callback_on_step_end_tensor_inputs, known)
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        guided = self.do_classifier_free_guidance
         images = len(prompts) * num_images_per_prompt
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
         used = references if subject_strength > 0 else None
         features = None if used is None else self.hidden_states(used, len(nouns))
         plain, negative = self.encode_prompt(prompts, negative_prompt if guided else None, guided)
@@ -221,8 +258,8 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
             nouns=nouns,
             features=features,
             timesteps=timesteps,
-            plain=plain,
-            negative=negative,
+            plain=_each_image(plain, num_images_per_prompt),
+            negative=None if negative is None else _each_image(negative, num_images_per_prompt),
             guidance_scale=guidance_scale,
             images_per_prompt=num_images_per_prompt,
             size=(latents.shape[-2], latents.shape[-1]),
@@ -232,7 +269,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
             text_every=text_every,
             text_batch=text_batch,
         )
-        image = self.prepare_control(control_image, height, width, images * (2 if guided else 1), plain.hidden.dtype)
+        image = self.prepare_control(control_image, height, width, images, plain.hidden.dtype)
         passes = UNetPasses(self, call, (height, width), image, controlnet_conditioning_scale)
         sampling = method_of(self.adapter.config).sampling(self.adapter, self.text_model, passes, call)
 
@@ -240,13 +277,16 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         randomness = {"generator": generator} if takes_generator else {}
         for step, t in enumerate(self.progress_bar(timesteps)):
+            if self.interrupt:
+                break
+            call.guidance_scale = self.guidance_scale
+            if self.do_classifier_free_guidance and call.negative is None:  # a callback has turned guidance on
+                _, found = self.encode_prompt(prompts, negative_prompt, True)
+                call.negative = None if found is None else _each_image(found, num_images_per_prompt)
             noise = sampling.predict(step, t, latents)
             latents = self.scheduler.step(noise, t, latents, **randomness, return_dict=False)[0]
-            if callback_on_step_end is not None:
-                known = {"latents": latents, "location": sampling.location}
-                given = {name: known[name] for name in callback_on_step_end_tensor_inputs}
-                changed = callback_on_step_end(self, step, int(t), given) or {}
-                latents = changed.get("latents", latents)
+            if after_step is not None:
+                latents = after_step(self, step, t, latents, sampling.location, passes)
         result = self.decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
@@ -391,17 +431,17 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         return latents.to(device) * self.scheduler.init_noise_sigma
 
-    def prepare_control(self, image: Any, height: int, width: int, rows: int, dtype: torch.dtype) -> Tensor | None:
-        """The ControlNet's input image [rows, 3, height, width] in 0..1; None without a ControlNet."""
+    def prepare_control(self, image: Any, height: int, width: int, images: int, dtype: torch.dtype) -> Tensor | None:
+        """The ControlNet's input image [images, 3, height, width] in 0..1; None without a ControlNet."""
         if self.controlnet is None or image is None:
             if self.controlnet is not None or image is not None:
                 raise ModelError("a ControlNet and a control_image belong together; give both or neither")
             return None
         processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_convert_rgb=True, do_normalize=False)
         pixels = processor.preprocess(image, height=height, width=width).to(self._execution_device, dtype)
-        if rows % len(pixels):
-            raise ModelError(f"{len(pixels)} control images for {rows} rows; give one, or one per image")
-        return pixels.repeat(rows // len(pixels), 1, 1, 1)
+        if images % len(pixels):
+            raise ModelError(f"{len(pixels)} control images for {images} images; give one, or one per image")
+        return pixels.repeat(images // len(pixels), 1, 1, 1)
 
     def decode(self, latents: Tensor, output_type: str) -> Any:
         """Latents -> images as `output_type`."""
@@ -420,8 +460,17 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
 class CustomContrastXLPipeline(StableDiffusionXLLoraLoaderMixin, CustomContrastPipeline):
     """SDXL (two text encoders, pooled text and size conditions) with an adapter; see `CustomContrastPipeline`."""
 
+    _callback_tensor_inputs: ClassVar[list[str]] = [
+        *CustomContrastPipeline._callback_tensor_inputs,
+        "add_text_embeds",
+        "add_time_ids",
+    ]
     text_encoder_count = 2
     stock: Any = StableDiffusionXLPipeline
+
+
+def _each_image(text: TextCondition, images_per_prompt: int) -> TextCondition:
+    return text.map(lambda part: part.repeat_interleave(images_per_prompt, dim=0))
 
 
 def build_pipeline(
