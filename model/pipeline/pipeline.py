@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput, StableDiffusionMixin
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -24,7 +25,7 @@ from model.pipeline.callbacks import StepCallback
 from model.pipeline.checks import check_numbers, check_output, check_references, check_subjects, check_texts
 from model.pipeline.passes import UNetPasses
 from model.prompt import TextCondition, encode_captions, noun_ends
-from runtime.errors import ModelError
+from runtime.errors import ModelError, one_line
 
 if TYPE_CHECKING:
     from model.backbones.clip import Clip
@@ -79,6 +80,8 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         Raises ModelError if the adapter does not fit the UNet, the text encoders or the image encoder.
         """
         super().__init__()
+        if isinstance(controlnet, list | tuple | MultiControlNetModel):
+            raise ModelError("the pipeline was given several ControlNets, but it takes one; pass one of them")
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -193,8 +196,8 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
             location_start: masks are not used at timesteps (0..999) from here up, where no content has formed yet.
             text_every: number of consecutive steps that share the S+ and captions of the first; 1 is the method.
             text_batch: captions per forward pass of the text encoder, at least one step's; bounds memory.
-            control_image, controlnet_conditioning_scale: a ControlNet's input, at the size of the image, and its
-                scale; it sees the plain prompts.
+            control_image, controlnet_conditioning_scale: a ControlNet's input, one image for all or one per
+                prompt, at the size of the image, and its scale; it sees the plain prompts.
             output_type: `pil`, `np`, `pt` or `latent`. return_dict: False gives a tuple.
             callback_on_step_end: called with (pipeline, step, timestep, tensors) as in diffusers, the tensors those of
                 `callback_on_step_end_tensor_inputs`, or of diffusers' own callback objects; `location` is the map
@@ -269,7 +272,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
             text_every=text_every,
             text_batch=text_batch,
         )
-        image = self.prepare_control(control_image, height, width, images, plain.hidden.dtype)
+        image = self.prepare_control(control_image, height, width, len(prompts), images, plain.hidden.dtype)
         passes = UNetPasses(self, call, (height, width), image, controlnet_conditioning_scale)
         sampling = method_of(self.adapter.config).sampling(self.adapter, self.text_model, passes, call)
 
@@ -431,17 +434,30 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         return latents.to(device) * self.scheduler.init_noise_sigma
 
-    def prepare_control(self, image: Any, height: int, width: int, images: int, dtype: torch.dtype) -> Tensor | None:
-        """The ControlNet's input image [images, 3, height, width] in 0..1; None without a ControlNet."""
+    def prepare_control(
+        self, image: Any, height: int, width: int, prompts: int, images: int, dtype: torch.dtype
+    ) -> Tensor | None:
+        """The ControlNet's input [images, 3, height, width] in 0..1, from one image for all or one per prompt; None
+        without a ControlNet."""
         if self.controlnet is None or image is None:
             if self.controlnet is not None or image is not None:
                 raise ModelError("a ControlNet and a control_image belong together; give both or neither")
             return None
         processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_convert_rgb=True, do_normalize=False)
-        pixels = processor.preprocess(image, height=height, width=width).to(self._execution_device, dtype)
-        if images % len(pixels):
-            raise ModelError(f"{len(pixels)} control images for {images} images; give one, or one per image")
-        return pixels.repeat(images // len(pixels), 1, 1, 1)
+        try:
+            pixels = processor.preprocess(image, height=height, width=width).to(self._execution_device, dtype)
+        except (ValueError, TypeError, AttributeError, IndexError) as error:
+            raise ModelError(f"control_image cannot be read ({one_line(error)}); give PIL images") from error
+        if len(pixels) not in (1, prompts):
+            raise ModelError(f"{len(pixels)} control images for {prompts} prompts; give one, or one per prompt")
+        channels = self.controlnet.config.conditioning_channels
+        if pixels.shape[1] != channels:
+            raise ModelError(
+                f"control_image has {pixels.shape[1]} channels, but the ControlNet reads {channels}; give that many"
+            )
+        if not torch.isfinite(pixels).all() or pixels.max() > 1:
+            raise ModelError("control_image has values that are not in 0..1; scale them, or give PIL images")
+        return pixels.repeat_interleave(images // len(pixels), dim=0)
 
     def decode(self, latents: Tensor, output_type: str) -> Any:
         """Latents -> images as `output_type`."""

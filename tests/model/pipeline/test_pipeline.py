@@ -340,8 +340,24 @@ def test_controlnet_goes_beside_the_adapter(diffusion):
     assert torch.isfinite(shown).all() and not torch.equal(shown, expected)
     with pytest.raises(ModelError, match="give both or neither"):
         draw(ours, "a mug on ice")
-    with pytest.raises(ModelError, match="3 control images for 2 images"):
-        draw(ours, "a mug on ice", control_image=edges.repeat(3, 1, 1, 1), **settings)
+    prompts = ["a mug on ice", "a photo of a mug"]
+    several = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    for given in (edges, several, [*several]):  # one for all, one per prompt
+        expected = draw(controlled, prompts, image=given, **settings)
+        assert torch.equal(draw(ours, prompts, control_image=given, **settings), expected)
+    for wrong, message in (
+        (edges.repeat(3, 1, 1, 1), "3 control images for 2 prompts; give one, or one per prompt"),
+        (edges.repeat(4, 1, 1, 1), "4 control images for 2 prompts"),
+        ([], "control_image cannot be read"),
+        ("edges.png", "control_image cannot be read"),
+        (edges[:, :1], "control_image has 1 channels, but the ControlNet reads 3"),
+        (edges * 255, "control_image has values that are not in 0..1"),
+        (edges * torch.nan, "control_image has values that are not in 0..1"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            draw(ours, prompts, control_image=wrong, **settings)
+    with pytest.raises(ModelError, match="several ControlNets, but it takes one"):
+        type(built).from_pipe(kind(**{**parts, **more}, controlnet=[controlnet, controlnet]), make_adapter(diffusion))
 
 
 def test_tiled_and_sliced_vae_draws_the_same_small_picture(diffusion):
