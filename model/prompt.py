@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -274,5 +275,13 @@ def placeholders_filled(embedding: nn.Module, rows: Sequence[TokenizedCaption], 
         hook.remove()
 
 
-def _ids(tokenizer: Callable[..., Any], text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False).input_ids) if text.strip() else []
+MULTI_VECTOR = TextualInversionLoaderMixin()
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    if not text.strip():
+        return []
+    # A textual inversion of several vectors is the token and its followers "<token>_1", "<token>_2", ...
+    if any(token.endswith("_1") for token in tokenizer.added_tokens_encoder):
+        text = MULTI_VECTOR.maybe_convert_prompt(text, tokenizer)
+    return list(tokenizer(text, add_special_tokens=False).input_ids)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from model.attention import CrossAttentionContext
@@ -21,6 +23,10 @@ class UNetPasses:
         """`pixels`: height and width of the images. `control`: the ControlNet's input, [images, 3, *pixels]."""
         self.unet, self.controlnet, self.scheduler = pipeline.unet, pipeline.controlnet, pipeline.scheduler
         self.call, self.pixels, self.control, self.control_scale = call, pixels, control, control_scale
+        self.guidance: Tensor | None = None
+        if (width := self.unet.config.time_cond_proj_dim) is not None:
+            scale = torch.tensor([call.guidance_scale - 1.0])
+            self.guidance = StableDiffusionPipeline.get_guidance_scale_embedding(None, scale, width)
         self.pseudo_words = call.features is not None and pipeline.adapter.config.textual
 
     def __call__(self, latents: Tensor, t: Tensor, context: CrossAttentionContext, text: TextCondition) -> Tensor:
@@ -28,7 +34,8 @@ class UNetPasses:
         rows = self.scheduler.scale_model_input(latents, t)
         added = added_conditions(self.unet, text, self.pixels)
         residuals = None if self.control is None else self.residuals(rows, t)
-        return call_unet(self.unet, rows, t, context, added, residuals)
+        guidance = None if self.guidance is None else self.guidance.to(latents).expand(len(rows), -1)
+        return call_unet(self.unet, rows, t, context, added, residuals, guidance)
 
     def residuals(self, rows: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor]:
         """Residuals of the ControlNet, which reads the plain prompts, for the skip connections and the middle block."""

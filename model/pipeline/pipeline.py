@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput, StableDiffusionMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -37,7 +38,9 @@ References = Image.Image | Sequence[Image.Image | Sequence[Image.Image]] | Tenso
 Subjects = Mapping[str, Photo | list[Photo]]
 
 
-class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLoraLoaderMixin):
+class CustomContrastPipeline(
+    Assembled, StableDiffusionMixin, TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin
+):
     """Stable Diffusion (one text encoder) with an adapter: `pipeline("a mug on a beach", subjects={"mug": photo})`.
 
     Steps: check_inputs, hidden_states, encode_prompt, prepare_latents, denoise (by the adapter's method), decode.
@@ -161,6 +164,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
         num_images_per_prompt: int = 1,
+        eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         subject_strength: float = 1.0,
@@ -189,6 +193,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
             negative_prompt: one for all prompts, or one per prompt.
             height, width: pixels; the UNet's native size by default.
             guidance_scale: 1 or less turns classifier-free guidance off.
+            eta: noise that schedulers such as DDIM and TCD add at each step, 0 (none) to 1; others ignore it.
             generator: one, or one per image.
             latents: initial noise [images, C, h, w] instead of noise from `generator`.
             subject_strength: lambda, the scale of the visual branch; 0 turns the subject off, its pseudo-word included.
@@ -231,6 +236,7 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
             },
             real={
                 "guidance_scale": guidance_scale,
+                "eta": eta,
                 "subject_strength": subject_strength,
                 "location_start": location_start,
                 "controlnet_conditioning_scale": controlnet_conditioning_scale,
@@ -277,8 +283,8 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         sampling = method_of(self.adapter.config).sampling(self.adapter, self.text_model, passes, call)
 
         # Schedulers that add noise draw it from the same generators.
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        randomness = {"generator": generator} if takes_generator else {}
+        accepted = inspect.signature(self.scheduler.step).parameters
+        randomness = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
         for step, t in enumerate(self.progress_bar(timesteps)):
             if self.interrupt:
                 break
@@ -464,10 +470,18 @@ class CustomContrastPipeline(Assembled, StableDiffusionMixin, StableDiffusionLor
         if output_type == "latent":
             return latents
         dtype = self.vae.dtype
-        overflows = dtype == torch.float16 and self.vae.config.force_upcast
+        xl = self.text_encoder_count > 1  # diffusers treats SDXL's VAEs otherwise
+        overflows = xl and dtype == torch.float16 and self.vae.config.force_upcast
         if overflows:
             self.vae.to(torch.float32)
-        pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
+        latents, config = latents.to(self.vae.dtype), self.vae.config
+        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if xl and mean is not None and std is not None:
+            mean, std = (torch.tensor(part).view(1, -1, 1, 1).to(latents) for part in (mean, std))
+            latents = latents * std / config.scaling_factor + mean
+        else:
+            latents = latents / config.scaling_factor
+        pixels = self.vae.decode(latents, return_dict=False)[0]
         if overflows:
             self.vae.to(dtype)
         return self.image_processor.postprocess(pixels, output_type=output_type)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +25,18 @@ from model.backbones.variant import load_variant
 from model.images.references import is_coloured_photo, segment_photo
 from model.methods.customcontrast.sampling import subject_tokens
 from model.pipeline import CustomContrastPipeline, CustomContrastXLPipeline, build_pipeline
+from model.prompt import tokenize
 from runtime.errors import ModelError
-from tests.world.models import FEATURE_LAYERS, FakeClip, TinyDiffusion, make_adapter, make_features, tiny_sd, tokenizer
+from tests.world.models import (
+    FEATURE_LAYERS,
+    FakeClip,
+    TinyDiffusion,
+    make_adapter,
+    make_features,
+    tiny_sd,
+    tokenizer,
+    unet,
+)
 from tests.world.subject import photo
 
 KINDS = ["tiny_sd", "tiny_sdxl"]
@@ -84,7 +96,7 @@ def test_strength_zero_is_the_stock_pipeline_bit_for_bit(diffusion, settings):
 
 @pytest.mark.parametrize(
     "name",
-    ["PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "UniPCMultistep", "LCM"],
+    ["PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "UniPCMultistep", "LCM", "TCD", "DDPM"],
 )
 def test_every_scheduler_draws_and_at_strength_zero_as_the_stock_pipeline_does(tiny_sd, name):
     ours = pipeline(tiny_sd)
@@ -98,6 +110,61 @@ def test_every_scheduler_draws_and_at_strength_zero_as_the_stock_pipeline_does(t
     assert torch.equal(plain, draw(built, "a mug on ice"))
     shown = draw(ours, "a mug on ice", make_features(1), "mug")
     assert torch.isfinite(shown).all() and not torch.equal(shown, plain)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["TCD", "DDIM"])
+def test_eta_is_the_scheduler_s(tiny_sd, name, eta):
+    ours = pipeline(tiny_sd)
+    ours.scheduler = getattr(diffusers, f"{name}Scheduler").from_config(tiny_sd.scheduler.config)
+    found = draw(ours, "a mug", make_features(1), "mug", subject_strength=0.0, eta=eta)
+    assert torch.equal(found, draw(stock(tiny_sd, ours), "a mug", eta=eta))
+    assert torch.equal(found, draw(ours, "a mug")) == (eta == 0)
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_textual_inversion_goes_beside_the_adapter(diffusion, vectors):
+    """Loaded as in diffusers: the token stands for as many vectors as it has, also as the subject's own noun."""
+    parts = [copy.deepcopy(encoder) for encoder in diffusion.text_encoders]
+    tokenizers = [copy.deepcopy(each) for each in diffusion.tokenizers]
+    diffusion = replace(diffusion, text_encoders=tuple(parts), tokenizers=tuple(tokenizers))
+    ours = pipeline(diffusion)
+    plain = draw(ours, "a <ti> mug")
+    for encoder, words_of in zip(parts, tokenizers, strict=True):
+        words = torch.randn(vectors, encoder.config.hidden_size, generator=torch.Generator().manual_seed(4)) * 0.3
+        ours.load_textual_inversion({"emb_params": words}, token="<ti>", text_encoder=encoder, tokenizer=words_of)
+    for prompt, negative in (("a <ti> mug", None), ("a mug, <ti>", "<ti>")):
+        found = draw(ours, prompt, make_features(1), "mug", subject_strength=0.0, negative_prompt=negative)
+        assert torch.equal(found, draw(stock(diffusion, ours), prompt, negative_prompt=negative))
+        assert not torch.equal(found, plain)
+    row = tokenize(tokenizers[0], 24, "a <ti> mug", ["<ti>"], tokens=1)
+    assert row.nouns == (tuple(tokenizers[0].convert_tokens_to_ids(["<ti>", "<ti>_1", "<ti>_2"][:vectors])),)
+    assert row.slots == ((2 + vectors,),)
+    assert torch.isfinite(draw(ours, "a <ti> mug", make_features(1), "<ti>")).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_at_strength_zero_is_the_stock_pipeline(diffusion, dtype):
+    for module in (diffusion.vae, diffusion.unet, *diffusion.text_encoders):
+        module.to(dtype)
+    ours = pipeline(diffusion)
+    found = draw(ours, "a mug on ice", make_features(1), "mug", subject_strength=0.0)
+    assert torch.equal(found, draw(stock(diffusion, ours), "a mug on ice"))
+
+
+def test_vae_with_means_and_deviations_is_read_as_in_the_stock_pipeline(diffusion):
+    diffusion.vae.register_to_config(latents_mean=[0.5, -0.5, 0.2, 0.0], latents_std=[2.0, 1.0, 0.5, 1.0])
+    ours = pipeline(diffusion)
+    assert torch.equal(draw(ours, "a mug"), draw(stock(diffusion, ours), "a mug"))
+
+
+def test_unet_distilled_with_guidance_is_run_as_in_the_stock_pipeline():
+    diffusion = tiny_sd()
+    diffusion = replace(diffusion, unet=unet(20, time_cond_proj_dim=16).eval().requires_grad_(False))
+    ours = pipeline(diffusion)
+    found = draw(ours, "a mug", make_features(1), "mug", subject_strength=0.0, num_images_per_prompt=2)
+    assert torch.equal(found, draw(stock(diffusion, ours), "a mug", num_images_per_prompt=2))
+    assert not torch.equal(found, draw(ours, "a mug", num_images_per_prompt=2, guidance_scale=2.0))
 
 
 def test_subject_changes_the_picture_and_so_does_its_strength(diffusion):
