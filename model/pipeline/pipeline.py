@@ -244,6 +244,8 @@ class CustomContrastPipeline(
         )
         check_output(output_type)
         self.check_inputs(prompts, references, nouns, height, width, num_inference_steps, subject_strength)
+        # Since the last call, diffusers may have replaced the processors: slicing, fusing, another adapter.
+        self.adapter.install(self.unet)
         if subjects is not None:
             references = self.segment(subjects)  # after the checks: it may load Grounded SAM
         device = self._execution_device

@@ -125,6 +125,7 @@ class SubjectSampling:
             strength=call.strength,
             placeholder=None if text.placeholder is None else text.placeholder[-call.images :],
             location=location,
+            levels=self.adapter.config.levels,
         )
 
 

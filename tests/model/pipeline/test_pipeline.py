@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,10 @@ from diffusers.callbacks import (
     SDCFGCutoffCallback,
     SDXLCFGCutoffCallback,
 )
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from PIL import Image
 
+from model.attention import cross_attention_layers, remove_processors
 from model.backbones.variant import load_variant
 from model.images.references import is_coloured_photo, segment_photo
 from model.methods.customcontrast.sampling import subject_tokens
@@ -379,6 +382,169 @@ def test_lora_goes_beside_the_adapter(diffusion, tmp_path):
     torch.testing.assert_close(draw(ours, "a mug on ice", make_features(1), "mug"), plain)
     ours.unload_lora_weights()
     assert torch.equal(draw(ours, "a mug on ice", make_features(1), "mug"), plain)
+
+
+SWITCHES: dict[str, Callable[[Any], Any]] = {
+    "slicing": lambda ours: ours.enable_attention_slicing(),
+    "slices of one": lambda ours: ours.enable_attention_slicing("max"),
+    "no slicing": lambda ours: ours.disable_attention_slicing(),
+    "fused": lambda ours: ours.fuse_qkv_projections(),
+    "unfused": lambda ours: (ours.fuse_qkv_projections(), ours.unfuse_qkv_projections()),
+    "classic": lambda ours: ours.unet.set_attn_processor(AttnProcessor()),
+    "default": lambda ours: ours.unet.set_attn_processor(AttnProcessor2_0()),
+    "freeu off": lambda ours: (ours.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4), ours.disable_freeu()),
+}
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_attention_switches_of_diffusers_give_the_same_image(diffusion, switch, before):
+    ours = pipeline(diffusion)
+    plain = draw(ours, "a mug on ice", make_features(1), "mug")
+    if before:  # around a pipeline that already has it
+        ours.unload()
+        loaded = ours.to_stock()
+        loaded.set_progress_bar_config(disable=True)
+        SWITCHES[switch](loaded)
+        processors, expected = loaded.unet.attn_processors, draw(loaded, "a mug on ice")
+        ours = type(ours).from_pipe(loaded, ours.adapter)
+        ours.set_progress_bar_config(disable=True)
+        assert torch.equal(draw(loaded, "a mug on ice"), expected)
+        shown = draw(ours, "a mug on ice", make_features(1), "mug")
+        ours.unload()
+        assert loaded.unet.attn_processors == processors
+    else:
+        SWITCHES[switch](ours)
+        shown = draw(ours, "a mug on ice", make_features(1), "mug")
+    torch.testing.assert_close(shown, plain, rtol=1e-3, atol=1e-4)
+    found = draw(ours, "a mug on ice", make_features(1), "mug", subject_strength=0.0)
+    torch.testing.assert_close(found, draw(stock(diffusion, ours), "a mug on ice"), rtol=1e-3, atol=1e-4)
+
+
+class Doubled(AttnProcessor2_0):
+    """Attention that computes something else."""
+
+    def __call__(self, *args: Any, **more: Any) -> torch.Tensor:
+        return 2 * super().__call__(*args, **more)
+
+
+def test_processors_that_change_cross_attention_are_refused(tiny_sd):
+    ours = pipeline(tiny_sd)
+    plain = draw(ours, "a mug", make_features(1), "mug")
+    installed = tiny_sd.unet.attn_processors
+    tiny_sd.unet.set_attn_processor(Doubled())
+    changed = tiny_sd.unet.attn_processors
+    with pytest.raises(ModelError, match=r"attn2\.processor of the UNet is a Doubled, which the adapter would replace"):
+        draw(ours, "a mug", make_features(1), "mug")
+    with pytest.raises(ModelError, match="is a Doubled"):
+        type(ours).from_pipe(ours.to_stock(), ours.adapter)
+    assert tiny_sd.unet.attn_processors == changed
+    tiny_sd.unet.set_attn_processor(installed)
+    assert torch.equal(draw(ours, "a mug", make_features(1), "mug"), plain)
+
+
+def test_pipeline_with_an_ip_adapter_is_refused_and_stays_as_it_was(tiny_sd):
+    ours = pipeline(tiny_sd)
+    plain = draw(ours, "a mug", make_features(1), "mug")
+    ours.unload()
+    loaded = ours.to_stock()
+    loaded.set_progress_bar_config(disable=True)
+    stock_image = draw(loaded, "a mug")
+    load_ip_adapter(tiny_sd.unet)
+    embeds = {"ip_adapter_image_embeds": [torch.randn(2, 1, 6, generator=torch.Generator().manual_seed(0))]}
+    expected, processors = draw(loaded, "a mug", **embeds), tiny_sd.unet.attn_processors
+    for refused in (
+        lambda: type(ours).from_pipe(loaded, ours.adapter),
+        lambda: draw(ours, "a mug", make_features(1), "mug"),
+        lambda: ours.adapter.install(tiny_sd.unet),
+    ):
+        with pytest.raises(ModelError, match=r"the UNet has an IP-Adapter; call unload_ip_adapter\(\)"):
+            refused()
+    assert tiny_sd.unet.attn_processors == processors
+    assert torch.equal(draw(loaded, "a mug", **embeds), expected) and not torch.equal(expected, stock_image)
+    loaded.unload_ip_adapter()
+    assert torch.equal(draw(ours, "a mug", make_features(1), "mug"), plain)
+
+
+def test_ip_adapter_loaded_beside_an_installed_adapter_works_in_the_stock_pipeline(tiny_sd):
+    ours = pipeline(tiny_sd)
+    plain = draw(ours, "a mug", make_features(1), "mug")
+    loaded = stock(tiny_sd, ours)
+    load_ip_adapter(tiny_sd.unet)
+    embeds = {"ip_adapter_image_embeds": [torch.randn(2, 1, 6, generator=torch.Generator().manual_seed(0))]}
+    draw(loaded, "a mug", **embeds)
+    with pytest.raises(ModelError, match="the UNet has an IP-Adapter"):
+        draw(ours, "a mug", make_features(1), "mug")
+    loaded.unload_ip_adapter()
+    assert torch.equal(draw(ours, "a mug", make_features(1), "mug"), plain)
+
+
+def load_ip_adapter(network: Any) -> None:
+    """An IP-Adapter with random weights, as diffusers loads it."""
+    torch.manual_seed(6)
+    width = network.config.cross_attention_dim
+    names = [name.removesuffix(".processor") for name in network.attn_processors if name.endswith("attn2.processor")]
+    layers = [network.get_submodule(name) for name in names]
+    keys = {
+        f"{2 * index + 1}.{part}.weight": torch.randn(layer.inner_dim, width)
+        for index, layer in enumerate(layers)
+        for part in ("to_k_ip", "to_v_ip")
+    }
+    image = {
+        "proj.weight": torch.randn(4 * width, 6),
+        "proj.bias": torch.zeros(4 * width),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+    network._load_ip_adapter_weights([{"image_proj": image, "ip_adapter": keys}])
+
+
+def test_unload_gives_back_the_stock_unet_bit_for_bit(diffusion):
+    made = pipeline(diffusion)
+    made.unload()
+    loaded = made.to_stock()
+    loaded.set_progress_bar_config(disable=True)
+    processors = diffusion.unet.attn_processors
+    names = set(diffusion.unet.state_dict())
+    expected = draw(loaded, "a mug on ice")
+    assert {type(found) for found in processors.values()} == {AttnProcessor2_0}
+    ours = type(made).from_pipe(loaded, made.adapter)
+    ours.set_progress_bar_config(disable=True)
+    shown = draw(ours, "a mug", make_features(1), "mug")
+    assert diffusion.unet.attn_processors != processors
+    ours.unload()
+    assert diffusion.unet.attn_processors == processors and set(diffusion.unet.state_dict()) == names
+    assert torch.equal(draw(loaded, "a mug on ice"), expected)
+    assert torch.equal(draw(ours, "a mug", make_features(1), "mug"), shown)
+    ours.unload()
+    ours.unload()
+    assert diffusion.unet.attn_processors == processors
+
+
+def test_two_adapters_on_one_unet_keep_their_own_levels(tiny_sdxl):
+    first = pipeline(tiny_sdxl)
+    alone = draw(first, "a mug", make_features(1), "mug")
+    first.unload()
+    other = build_pipeline(tiny_sdxl, fresh_adapter(tiny_sdxl, "layer"))
+    other.set_progress_bar_config(disable=True)
+    other_alone = draw(other, "a mug", make_features(1), "mug")
+    other.unload()
+    assert first.adapter.config.levels != other.adapter.config.levels
+    first.adapter.install(tiny_sdxl.unet)
+    other.adapter.install(tiny_sdxl.unet)
+    processors = [found for name, found in tiny_sdxl.unet.attn_processors.items() if name.endswith("attn2.processor")]
+    layers = cross_attention_layers(tiny_sdxl.unet)
+    assert {found.index: found.level for found in processors} == {i: layer.level for i, layer in enumerate(layers)}
+    for _ in range(2):
+        assert torch.equal(draw(first, "a mug", make_features(1), "mug"), alone)
+        assert torch.equal(draw(other, "a mug", make_features(1), "mug"), other_alone)
+
+
+def fresh_adapter(diffusion: TinyDiffusion, granularity: Any) -> Any:
+    """An adapter with a level for each layer or group."""
+    adapter = make_adapter(diffusion, granularity)
+    remove_processors(diffusion.unet)
+    return adapter
 
 
 def test_controlnet_goes_beside_the_adapter(diffusion):

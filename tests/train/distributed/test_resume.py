@@ -137,9 +137,7 @@ def test_truncated_checkpoint_is_passed_over_with_a_line(ended: Path, variant: P
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ranks")
-def test_named_checkpoint_of_other_params_stops_all_ranks_with_one_sentence(
-    ended: Path, variant: Path, tmp_path: Path
-):
+def test_named_checkpoint_of_other_params_stops_all_ranks_with_one_sentence(ended: Path, variant: Path, tmp_path: Path):
     words = ["--resume", str(run_of(ended))]
     codes, said = start(tables_of(ended, tmp_path), variant, *words, learning_rate=0.5)
     assert codes == [1, 1]
