@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
+from diffusers.utils.torch_utils import get_module_execution_device
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -190,14 +191,14 @@ def encode_tokens(
 
     `penultimate` takes the second-to-last hidden state (SDXL) instead of the last one after its norm (SD 1.5).
     """
-    device = next(text_encoder.parameters()).device
+    device = get_module_execution_device(text_encoder)
     levels = 1 if s_plus is None else s_plus.shape[2]
     embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
     words = None
     if s_plus is not None:
         words = s_plus.to(device)
         if rescale:
-            norms = noun_norms(embedding.weight, rows, words.shape[1])
+            norms = noun_norms(embedding, rows, words.shape[1]).to(device)
             words = words * (norms[:, :, None, None, None] / words.norm(dim=-1, keepdim=True).clamp_min(1e-8))
 
     def run(rows: Sequence[TokenizedCaption], words: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -237,12 +238,19 @@ def checkpoint_text(text_encoders: Sequence[Any], by_layer: bool = False) -> Non
             setattr(encoder, RECOMPUTED, True)
 
 
-def noun_norms(embedding: Tensor, rows: Sequence[TokenizedCaption], subjects: int) -> Tensor:
-    """[B, S] float32: mean norm of the class noun's token embeddings; 1 if a caption has no pseudo-word."""
-    norms = torch.ones(len(rows), subjects, device=embedding.device)
-    for b, row in enumerate(rows):
-        for s, noun in enumerate(row.nouns):
-            norms[b, s] = embedding[list(noun)].detach().float().norm(dim=-1).mean()
+@torch.no_grad()
+def noun_norms(embedding: nn.Module, rows: Sequence[TokenizedCaption], subjects: int) -> Tensor:
+    """[B, S] float32: mean norm of the class noun's token embeddings; 1 if a caption has no pseudo-word.
+
+    The vectors come from a call of `embedding`: with offloading, its weights exist only during one.
+    """
+    nouns = [(b, s, noun) for b, row in enumerate(rows) for s, noun in enumerate(row.nouns)]
+    stored = next(embedding.parameters()).device
+    ids = torch.tensor([token for _, _, noun in nouns for token in noun], dtype=torch.long)
+    vectors = embedding(ids if stored.type == "meta" else ids.to(stored))
+    norms = torch.ones(len(rows), subjects, device=vectors.device)
+    for (b, s, _), of_noun in zip(nouns, vectors.split([len(noun) for _, _, noun in nouns]), strict=True):
+        norms[b, s] = of_noun.float().norm(dim=-1).mean()
     return norms
 
 

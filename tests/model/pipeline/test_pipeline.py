@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import accelerate
 import diffusers
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from diffusers.callbacks import (
     SDCFGCutoffCallback,
     SDXLCFGCutoffCallback,
 )
+from diffusers.hooks import apply_group_offloading
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from PIL import Image
 
@@ -610,6 +612,25 @@ def test_offloaded_encoder_reads_pseudo_words_on_the_device_it_computes_on(diffu
     ours.enable_model_cpu_offload(device="cpu")
     assert not hasattr(ours.adapter, "_hf_hook") and hasattr(ours.unet, "_hf_hook")
     assert torch.equal(draw(ours, "a mug on ice", make_features(1), "mug"), whole)
+
+
+@pytest.mark.parametrize("kind", ["sequential", "leaf_level", "block_level"])
+def test_offloaded_weights_give_the_same_image(diffusion, kind):
+    """As `enable_sequential_cpu_offload` and `enable_group_offload` do it: weights exist during a module's own call."""
+    ours = pipeline(diffusion)
+    whole = draw(ours, "a mug on ice", make_features(1), "mug")
+    without = draw(ours, "a mug on ice")
+    cpu = torch.device("cpu")
+    for module in (*diffusion.text_encoders, diffusion.unet, diffusion.vae):
+        if kind == "sequential":
+            accelerate.cpu_offload(module, cpu, offload_buffers=len(module._parameters) > 0)
+        else:
+            blocks = {} if kind == "leaf_level" else {"num_blocks_per_group": 1}
+            apply_group_offloading(module, onload_device=cpu, offload_device=cpu, offload_type=kind, **blocks)
+    if kind == "sequential":
+        assert {parameter.device.type for parameter in diffusion.unet.parameters()} == {"meta"}
+    assert torch.equal(draw(ours, "a mug on ice", make_features(1), "mug"), whole)
+    assert torch.equal(draw(ours, "a mug on ice"), without)
 
 
 @pytest.mark.parametrize("every", [1, 2, 5, 100])
