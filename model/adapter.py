@@ -143,7 +143,11 @@ class Adapter(nn.Module):
         return next(self.parameters()).dtype
 
     def install(self, unet: UNet2DConditionModel) -> None:
-        """Install the decoupled processors in `unet`. Raises ModelError if its layers do not match the config."""
+        """Install the decoupled processors in `unet`, where they are not yet; several adapters may share a UNet.
+
+        Raises ModelError, before anything is changed, if its layers do not match the config, or if it has an IP-Adapter
+        or other processors that change what cross-attention computes.
+        """
         found = cross_attention_layers(unet)
         widths = tuple(layer.inner_width for layer in found)
         if widths != self.config.inner_widths:

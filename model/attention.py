@@ -6,13 +6,21 @@ keeps no state between calls and gradient checkpointing sees the same conditioni
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from einops import rearrange, repeat
 from torch import Tensor
@@ -75,6 +83,8 @@ class CrossAttentionContext:
     location: Tensor | None = None
     """[R, S, h, w] in 0..1 at latent size: multiplies the visual branch and the placeholder's text map."""
     recorder: MapRecorder | None = None
+    levels: Sequence[int] | None = None
+    """Level of each layer, those of the adapter that made this; None: those that the processors were installed with."""
     bare: int = 0
     """Number of leading unconditional rows; they skip the visual branch and all maps."""
     _locations: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
@@ -118,19 +128,61 @@ def cross_attention_layers(unet: UNet2DConditionModel, granularity: Granularity 
     return layers
 
 
+PLAIN_PROCESSORS: tuple[type, ...] = (
+    AttnProcessor,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
+"""Diffusers' processors that compute plain attention, each in its own way."""
+
+
 def install_processors(unet: UNet2DConditionModel, layers: Sequence[CrossAttentionLayer]) -> None:
     """Make every attn2 of `layers` read `cross_attention_kwargs={"conditioning": CrossAttentionContext}`.
 
-    Without that argument the UNet's output is unchanged, bit for bit.
+    Without that argument the UNet's output is unchanged, bit for bit: the processors that were there are kept inside
+    the new ones. Layers that have the new ones already, from this adapter or another, keep them.
+
+    Raises ModelError, before anything is changed, for an IP-Adapter or other processors that change what attn2
+    computes.
     """
-    processors: dict[str, Any] = {name: StockAttention() for name in unet.attn_processors}
-    for index, layer in enumerate(layers):
-        processors[f"{layer.name}.processor"] = DecoupledCrossAttention(index, layer.level)
+    if unet.config.encoder_hid_dim_type == "ip_image_proj":
+        raise ModelError("the UNet has an IP-Adapter; call unload_ip_adapter() on the pipeline that loaded it first")
+    places = {f"{layer.name}.processor": (index, layer.level) for index, layer in enumerate(layers)}
+    processors: dict[str, Any] = dict(unet.attn_processors)
+    for name, found in unet.attn_processors.items():
+        if name not in places:
+            if type(found) in PLAIN_PROCESSORS:
+                processors[name] = StockAttention(found)
+        elif not isinstance(found, DecoupledCrossAttention):
+            if type(found) not in PLAIN_PROCESSORS:
+                raise ModelError(
+                    f"{name} of the UNet is a {type(found).__name__}, which the adapter would replace; remove it first,"
+                    " for example with unet.set_attn_processor(AttnProcessor2_0())"
+                )
+            processors[name] = DecoupledCrossAttention(*places[name], found)
     unet.set_attn_processor(processors)
 
 
+def remove_processors(unet: UNet2DConditionModel) -> None:
+    """Undo `install_processors`: the UNet gets back the processors that it had."""
+    unet.set_attn_processor(
+        {
+            name: found.replaced if isinstance(found, StockAttention) else found
+            for name, found in unet.attn_processors.items()
+        }
+    )
+
+
 class StockAttention(AttnProcessor2_0):
-    """diffusers' own attention; accepts the `conditioning` argument, without diffusers' warning, and ignores it."""
+    """Diffusers' own attention; accepts the `conditioning` argument, without diffusers' warning, and ignores it."""
+
+    def __init__(self, replaced: Any = None) -> None:
+        """`replaced`: the processor that computes it; None: AttnProcessor2_0."""
+        super().__init__()
+        self.replaced: Any = AttnProcessor2_0() if replaced is None else replaced
+        self.takes_temb = "temb" in inspect.signature(self.replaced.__call__).parameters
 
     def __call__(
         self,
@@ -141,18 +193,27 @@ class StockAttention(AttnProcessor2_0):
         temb: Tensor | None = None,
         conditioning: CrossAttentionContext | None = None,
     ) -> Tensor:
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        more = {"temb": temb} if self.takes_temb else {}
+        out: Tensor = self.replaced(
+            attn,
+            hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            attention_mask=attention_mask,
+            **more,
+        )
+        return out
 
 
-class DecoupledCrossAttention(AttnProcessor2_0):
+class DecoupledCrossAttention(StockAttention):
     """out = (softmax(Q K_t^T / sqrt(d)) V_t + lambda softmax(Q K_v^T / sqrt(d)) V_v) W_out, with K_v and V_v given.
 
     At inference, with location maps: the visual branch is multiplied by its subject's map, and so is the column of the
     text attention that belongs to the placeholder (method, section 4). Several subjects' visual branches are summed.
     """
 
-    def __init__(self, index: int, level: int) -> None:
-        super().__init__()
+    def __init__(self, index: int, level: int, replaced: Any = None) -> None:
+        """`index`, `level`: the layer's number and level; `replaced`: as in `StockAttention`, used without context."""
+        super().__init__(replaced)
         self.index, self.level = index, level
 
     def __call__(
@@ -169,7 +230,7 @@ class DecoupledCrossAttention(AttnProcessor2_0):
         if context is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         size = map_size(hidden_states.shape[1], context.latent_size)
-        text = context.text_of(self.level)
+        text = context.text_of(self.level if context.levels is None else context.levels[self.index])
         query, key, value = (
             _heads(part, attn.heads) for part in (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text))
         )

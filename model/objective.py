@@ -116,6 +116,7 @@ def diffusion_losses(
         strength=config.strength * present,
         placeholder=text.placeholder,
         recorder=recorder,
+        levels=adapter_config.levels,
     )
     scheduler: Any = diffusion.scheduler
     schedule = scheduler.alphas_cumprod

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
+from diffusers.utils.torch_utils import get_module_execution_device
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -123,7 +125,8 @@ def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], to
     slots: dict[int, tuple[int, ...]] = {}
     noun_ids = [tuple(_ids(tokenizer, noun)) for noun in nouns]
     start = 0
-    for end, subject in sorted((end, subject) for subject, end in enumerate(noun_ends(caption, nouns))):
+    ends = sorted((end, subject) for subject, end in enumerate(noun_ends(caption, nouns)))
+    for end, subject in ends:
         pieces += _ids(tokenizer, caption[start:end])
         slots[subject] = tuple(range(1 + len(pieces), 1 + len(pieces) + tokens))
         # Any id will do in a slot, as its embedding is replaced; the noun's is never the end token.
@@ -131,8 +134,8 @@ def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], to
         start = end
     if len(pieces) > length - 2:
         raise ModelError(
-            f"caption '{caption}': class noun '{nouns[-1]}' and its pseudo-word need {len(pieces) + 2} tokens, but the"
-            f" text encoder has {length}; move the noun closer to the start"
+            f"caption '{caption}': class noun '{nouns[ends[-1][1]]}' and its pseudo-word need {len(pieces) + 2}"
+            f" tokens, but the text encoder has {length}; move the noun closer to the start"
         )
     pieces = [*pieces, *_ids(tokenizer, caption[start:])][: length - 2]
     ids = [tokenizer.bos_token_id, *pieces, tokenizer.eos_token_id]
@@ -141,19 +144,29 @@ def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], to
 
 
 def noun_ends(caption: str, nouns: Sequence[str]) -> list[int]:
-    """Character position after each noun's first occurrence as whole words, case ignored; the k-th of equal nouns
-    gets the k-th occurrence. Raises ModelError naming noun and caption."""
-    ends: list[int] = []
-    for noun in nouns:
-        pattern = rf"(?<!\w){re.escape(noun.strip())}(?!\w)"
-        found = [match.end() for match in re.finditer(pattern, caption, re.IGNORECASE) if match.end() not in ends]
-        if not noun.strip() or not found:
+    """Character position after each noun's place in the caption: its first occurrence as whole words, case ignored.
+
+    No two places overlap: longer nouns are placed first, so that "toy" is not found inside the place of "toy car". The
+    k-th of equal nouns gets the k-th occurrence. Raises ModelError naming noun and caption.
+    """
+    places: dict[int, tuple[int, int]] = {}
+    for index in sorted(range(len(nouns)), key=lambda index: -len(nouns[index].strip())):
+        noun = nouns[index].strip()
+        pattern = rf"(?<!\w){re.escape(noun)}(?!\w)"
+        found = [match.span() for match in re.finditer(pattern, caption, re.IGNORECASE)] if noun else []
+        if not found:
             raise ModelError(
-                f"caption '{caption}' has no class noun '{noun}' to insert the pseudo-word after; write the noun as"
-                " in the caption, once per subject"
+                f"caption '{caption}' has no class noun '{nouns[index]}' to insert the pseudo-word after; write the"
+                " noun as in the caption, once per subject"
             )
-        ends.append(found[0])
-    return ends
+        free = [span for span in found if all(span[1] <= start or end <= span[0] for start, end in places.values())]
+        if not free:
+            raise ModelError(
+                f"caption '{caption}' has class noun '{nouns[index]}' only where the noun of another subject already"
+                " is; write it once more, once per subject"
+            )
+        places[index] = free[0]
+    return [places[index][1] for index in range(len(nouns))]
 
 
 def slot_marks(rows: Sequence[TokenizedCaption], subjects: int, tokens: int, length: int) -> Tensor:
@@ -178,14 +191,14 @@ def encode_tokens(
 
     `penultimate` takes the second-to-last hidden state (SDXL) instead of the last one after its norm (SD 1.5).
     """
-    device = next(text_encoder.parameters()).device
+    device = get_module_execution_device(text_encoder)
     levels = 1 if s_plus is None else s_plus.shape[2]
     embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
     words = None
     if s_plus is not None:
         words = s_plus.to(device)
         if rescale:
-            norms = noun_norms(embedding.weight, rows, words.shape[1])
+            norms = noun_norms(embedding, rows, words.shape[1]).to(device)
             words = words * (norms[:, :, None, None, None] / words.norm(dim=-1, keepdim=True).clamp_min(1e-8))
 
     def run(rows: Sequence[TokenizedCaption], words: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -225,12 +238,19 @@ def checkpoint_text(text_encoders: Sequence[Any], by_layer: bool = False) -> Non
             setattr(encoder, RECOMPUTED, True)
 
 
-def noun_norms(embedding: Tensor, rows: Sequence[TokenizedCaption], subjects: int) -> Tensor:
-    """[B, S] float32: mean norm of the class noun's token embeddings; 1 if a caption has no pseudo-word."""
-    norms = torch.ones(len(rows), subjects, device=embedding.device)
-    for b, row in enumerate(rows):
-        for s, noun in enumerate(row.nouns):
-            norms[b, s] = embedding[list(noun)].detach().float().norm(dim=-1).mean()
+@torch.no_grad()
+def noun_norms(embedding: nn.Module, rows: Sequence[TokenizedCaption], subjects: int) -> Tensor:
+    """[B, S] float32: mean norm of the class noun's token embeddings; 1 if a caption has no pseudo-word.
+
+    The vectors come from a call of `embedding`: with offloading, its weights exist only during one.
+    """
+    nouns = [(b, s, noun) for b, row in enumerate(rows) for s, noun in enumerate(row.nouns)]
+    stored = next(embedding.parameters()).device
+    ids = torch.tensor([token for _, _, noun in nouns for token in noun], dtype=torch.long)
+    vectors = embedding(ids if stored.type == "meta" else ids.to(stored))
+    norms = torch.ones(len(rows), subjects, device=vectors.device)
+    for (b, s, _), of_noun in zip(nouns, vectors.split([len(noun) for _, _, noun in nouns]), strict=True):
+        norms[b, s] = of_noun.float().norm(dim=-1).mean()
     return norms
 
 
@@ -263,5 +283,13 @@ def placeholders_filled(embedding: nn.Module, rows: Sequence[TokenizedCaption], 
         hook.remove()
 
 
-def _ids(tokenizer: Callable[..., Any], text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False).input_ids) if text.strip() else []
+MULTI_VECTOR = TextualInversionLoaderMixin()
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    if not text.strip():
+        return []
+    # A textual inversion of several vectors is the token and its followers "<token>_1", "<token>_2", ...
+    if any(token.endswith("_1") for token in tokenizer.added_tokens_encoder):
+        text = MULTI_VECTOR.maybe_convert_prompt(text, tokenizer)
+    return list(tokenizer(text, add_special_tokens=False).input_ids)

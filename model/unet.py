@@ -22,13 +22,16 @@ def call_unet(
     context: CrossAttentionContext,
     added: dict[str, Tensor] | None,
     residuals: tuple[list[Tensor], Tensor] | None = None,
+    guidance: Tensor | None = None,
 ) -> Tensor:
     """The UNet's prediction [B, C, h, w] under `context`; `added` are SDXL's extra conditions, `residuals` a
-    ControlNet's, for the skip connections and the middle block."""
+    ControlNet's, for the skip connections and the middle block, `guidance` the embedded guidance scale of a UNet that
+    was distilled with it."""
     down, middle = residuals or (None, None)
     return unet(
         latents.to(unet.dtype),
         timesteps,
+        timestep_cond=guidance,
         encoder_hidden_states=context.text[:, 0],
         added_cond_kwargs=added,
         cross_attention_kwargs={"conditioning": context},

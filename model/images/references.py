@@ -22,6 +22,12 @@ read as the data stages read files (`model.images.decode`)."""
 MARGIN = 0.05
 """White border of a segment, as a fraction of its longer side, as in the adapters' training (`encode.margin`)."""
 
+MASK_COLOURS = 256
+"""An image of at most so many colours is taken for a mask, whatever they are."""
+MASK_SPREAD = 0.08
+"""Largest ratio of the second to the first principal deviation of a mask's colours. Masks have two colours and mixtures
+of them, which is a line: up to 0.07 for JPEGs; 0.09 and more in coloured photos."""
+
 
 def segment_photo(
     photo: Photo, noun: str, finder: Callable[[], GroundedSam], margin: float = MARGIN, name: str | None = None
@@ -34,6 +40,8 @@ def segment_photo(
     Raises ModelError if nothing is found, or the mask is empty, of another size, or no mask.
     """
     name = name or f"the photo of '{noun}'"
+    if isinstance(photo, tuple) and is_coloured_photo(photo[1]):
+        raise ModelError(f"{name}: the mask given with it is a photo in colour; give the subject white on black")
     image, mask = photo if isinstance(photo, tuple) else (photo, None)
     pixels = decode.rgb(image)
     try:
@@ -52,3 +60,20 @@ def find_subject(photo: Image.Image, noun: str, finder: GroundedSam, name: str) 
     if not mask.any():
         raise ModelError(f"{name}: the '{noun}' found in the photo has an empty mask; give a mask")
     return mask
+
+
+def is_coloured_photo(mask: Image.Image | np.ndarray) -> bool:
+    """Whether an image given as a mask has the colours of a photo; False for grey ones, and for masks in alpha."""
+    if isinstance(mask, np.ndarray):
+        if mask.dtype != np.uint8 or mask.ndim != 3 or mask.shape[2] != 3:
+            return False
+        mask = Image.fromarray(mask)
+    if mask.mode == "RGBA" and np.asarray(mask)[..., 3].min() < 255:
+        return False
+    if mask.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr", "HSV", "LAB"):
+        return False
+    colours = mask.convert("RGB")
+    if colours.getcolors(MASK_COLOURS) is not None:
+        return False
+    variances = np.linalg.eigvalsh(np.cov(np.asarray(colours).reshape(-1, 3).T))
+    return bool(variances[1] > MASK_SPREAD**2 * variances[2])

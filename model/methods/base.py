@@ -52,9 +52,12 @@ class AdapterOutput:
     """V_v = V~ W'_v per cross-attention layer, [B, m, inner width]."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
-    """One call of a pipeline, as seen by its method; P prompts, `images` = P times the images per prompt."""
+    """One call of a pipeline, as seen by its method; P prompts, `images` = P times the images per prompt.
+
+    A callback may change `guidance_scale`, `plain` and `negative` between steps: a method reads them at each step.
+    """
 
     prompts: Sequence[str]
     nouns: tuple[str, ...]
@@ -64,9 +67,9 @@ class Call:
     timesteps: Tensor
     """[T], of the scheduler."""
     plain: TextCondition
-    """Condition of the plain prompts, one row each."""
+    """Condition of the plain prompts, one row per image."""
     negative: TextCondition | None
-    """Unconditional or negative side of guidance, one row per prompt; None without guidance."""
+    """Unconditional or negative side of guidance, one row per image; None without guidance."""
     guidance_scale: float
     images_per_prompt: int
     size: tuple[int, int]
@@ -85,6 +88,11 @@ class Call:
     def images(self) -> int:
         """Number of images sampled together."""
         return len(self.prompts) * self.images_per_prompt
+
+    @property
+    def guided(self) -> bool:
+        """Whether the next step uses classifier-free guidance."""
+        return self.negative is not None and self.guidance_scale > 1
 
     def each_image(self, text: TextCondition) -> TextCondition:
         """Rows of the prompts -> rows of the images."""

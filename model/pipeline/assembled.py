@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from model.adapter import Adapter
+from model.attention import remove_processors
 from model.backbones.variant import load_variant, variant_of
 from runtime.errors import ModelError
 
@@ -26,6 +27,7 @@ class Assembled(DiffusionPipeline):
     stock: Any
     """Diffusers' own pipeline with the same components."""
     text_encoder_count: int
+    unet: Any
 
     @classmethod
     def from_diffusion(
@@ -65,6 +67,9 @@ class Assembled(DiffusionPipeline):
 
         Nothing is copied, and the given pipeline's own output is unchanged. `adapter`: an adapter or its folder.
         `variant` as in the constructor; None: the one with the adapter's base model, if there is one.
+
+        Raises ModelError, and leaves the given pipeline as it was, if the adapter does not fit it or it has an
+        IP-Adapter.
         """
         if not isinstance(adapter, Adapter):
             adapter = Adapter.load(Path(adapter))
@@ -109,6 +114,10 @@ class Assembled(DiffusionPipeline):
         self.adapter.save(folder / ADAPTER)
         if self.variant is not None:
             (folder / BACKBONES).write_text(self.variant.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def unload(self) -> None:
+        """Take the adapter off the UNet, which is then the stock one again; the next call puts it back."""
+        remove_processors(self.unet)
 
     def to_stock(self) -> Any:
         """Diffusers' own pipeline around the same components; it samples without the subject."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -52,6 +54,32 @@ def test_noun_is_found_as_whole_words_whatever_the_case():
     assert noun_ends("A Teddy Bear", ["teddy bear"]) == [12]
 
 
+@pytest.mark.parametrize(
+    ("caption", "nouns", "places"),
+    [
+        ("a toy car and a toy", ["toy", "toy car"], ["toy", "toy car"]),
+        ("a teddy bear and a bear", ["bear", "teddy bear"], ["bear", "teddy bear"]),
+        ("a bear and a teddy bear", ["teddy bear", "bear"], ["teddy bear", "bear"]),
+        ("a Toy Car, a toy and a toy", ["toy", "TOY", "toy car"], ["toy", "toy", "Toy Car"]),
+        ("a race car on a car", ["car", "race car"], ["car", "race car"]),
+    ],
+)
+def test_noun_inside_a_longer_one_gets_a_place_of_its_own(caption, nouns, places):
+    ends = noun_ends(caption, nouns)
+    assert [caption[end - len(place) : end] for end, place in zip(ends, places, strict=True)] == places
+    spans = sorted((end - len(place), end) for end, place in zip(ends, places, strict=True))
+    assert all(first[1] <= second[0] for first, second in pairwise(spans))
+    row = tokenize(tokenizer(), 24, caption, nouns, tokens=1)
+    without = [token for place, token in enumerate(row.ids) if (place,) not in row.slots]
+    assert without[: len(ids(caption)) + 1] == tokenizer()(caption).input_ids[:-1]
+
+
+@pytest.mark.parametrize(("caption", "nouns"), [("a toy car", ["toy car", "toy"]), ("a mug", ["mug", "mug"])])
+def test_noun_that_occurs_only_inside_another_s_place_is_one_sentence(caption, nouns):
+    with pytest.raises(ModelError, match=f"has class noun '{nouns[1]}' only where the noun of another subject already"):
+        noun_ends(caption, nouns)
+
+
 @pytest.mark.parametrize("caption", ["dogs in the snow", "", "a hotdog"])
 def test_caption_without_its_noun_is_one_sentence(caption):
     with pytest.raises(ModelError, match="has no class noun 'dog' to insert the pseudo-word after; write"):
@@ -69,6 +97,8 @@ def test_long_caption_keeps_its_noun_and_loses_its_end():
 def test_noun_beyond_the_encoder_s_length_is_one_sentence():
     with pytest.raises(ModelError, match=r"class noun 'mug' and its pseudo-word need .* move the noun closer"):
         tokenize(tokenizer(), 24, "on a table " * 20 + "a mug", ["mug"], tokens=1)
+    with pytest.raises(ModelError, match="class noun 'mug' and its pseudo-word need"):
+        tokenize(tokenizer(), 24, "a dog " + "on a table " * 20 + "a mug", ["mug", "dog"], tokens=1)
 
 
 @pytest.mark.parametrize("kind", ["tiny_sd", "tiny_sdxl"])

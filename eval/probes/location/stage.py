@@ -61,7 +61,7 @@ def maps_over_steps(call: Callable[..., Any]) -> dict[int, tuple[int, np.ndarray
     def keep(_: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
         location = tensors["location"]
         if location is not None and location is not last[0]:  # a step that records no map passes on the last one
-            found[step] = (timestep, location[0, 0].float().cpu().numpy())
+            found[step] = (int(timestep), location[0, 0].float().cpu().numpy())
         last[0] = location
         return {}
 

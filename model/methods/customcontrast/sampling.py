@@ -49,22 +49,23 @@ class SubjectSampling:
     def predict(self, step: int, t: Tensor, latents: Tensor) -> Tensor:
         """The prediction for `latents` [images, C, h, w], after guidance."""
         call = self.call
-        text = call.each_image(self.text_at(step))
-        if call.negative is not None:
-            text = text.after(call.each_image(call.negative))
+        text = self.text_at(step)
+        negative = call.negative if call.guided else None
+        if negative is not None:
+            text = text.after(negative)
         context = self.condition(text, step, self.location if t < call.location_start else None)
         context.recorder = self.recorder(step)
-        rows = torch.cat([latents] * 2) if call.negative is not None else latents
+        rows = latents if negative is None else torch.cat([latents] * 2)
         noise = self.unet_pass(rows, t, context, text)
         if context.recorder is not None:
             self.location = location_map(context.recorder.maps.values(), call.size)
-        if call.negative is None:
+        if negative is None:
             return noise
         without, with_text = noise.chunk(2)
         return without + call.guidance_scale * (with_text - without)
 
     def text_at(self, step: int) -> TextCondition:
-        """The prompts' condition at a step, with pseudo-words if there are any."""
+        """The images' condition at a step, with pseudo-words if there are any."""
         call = self.call
         if self.tokens is None or self.tokens.s_plus is None:
             return call.plain
@@ -73,7 +74,7 @@ class SubjectSampling:
         if step % (chunk * call.text_every) == 0:
             count = self.tokens.s_plus[0].shape[1]
             self.texts = self.encode_pseudo_words(self.tokens.s_plus, range(place, min(place + chunk, count)))
-        return self.texts[place % chunk]
+        return call.each_image(self.texts[place % chunk])
 
     def recorder(self, step: int) -> MapRecorder | None:
         """Recorder of a step's maps, or None if the next step does not use them."""
@@ -124,6 +125,7 @@ class SubjectSampling:
             strength=call.strength,
             placeholder=None if text.placeholder is None else text.placeholder[-call.images :],
             location=location,
+            levels=self.adapter.config.levels,
         )
 
 

@@ -25,7 +25,7 @@ class TwoPasses:
         self.adapter, self.unet_pass, self.call, self.rows = adapter, unet_pass, call, 0
 
     def predict(self, step, t, latents):
-        text = self.call.each_image(self.call.plain)
+        text = self.call.plain
         found = []
         for visual in (False, True):
             context = CrossAttentionContext(text.hidden, self.call.size)

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import accelerate
 import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.callbacks import (
+    MultiPipelineCallbacks,
+    SD3CFGCutoffCallback,
+    SDCFGCutoffCallback,
+    SDXLCFGCutoffCallback,
+)
+from diffusers.hooks import apply_group_offloading
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from PIL import Image
 
+from model.attention import cross_attention_layers, remove_processors
 from model.backbones.variant import load_variant
-from model.images.references import segment_photo
+from model.images.references import is_coloured_photo, segment_photo
 from model.methods.customcontrast.sampling import subject_tokens
 from model.pipeline import CustomContrastPipeline, CustomContrastXLPipeline, build_pipeline
+from model.prompt import tokenize
 from runtime.errors import ModelError
-from tests.world.models import FEATURE_LAYERS, FakeClip, TinyDiffusion, make_adapter, make_features, tiny_sd, tokenizer
+from tests.world.models import (
+    FEATURE_LAYERS,
+    FakeClip,
+    TinyDiffusion,
+    make_adapter,
+    make_features,
+    tiny_sd,
+    tokenizer,
+    unet,
+)
 from tests.world.subject import photo
 
 KINDS = ["tiny_sd", "tiny_sdxl"]
+COLOURS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8))
 
 
 @pytest.fixture(params=KINDS)
@@ -76,7 +101,7 @@ def test_strength_zero_is_the_stock_pipeline_bit_for_bit(diffusion, settings):
 
 @pytest.mark.parametrize(
     "name",
-    ["PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "UniPCMultistep", "LCM"],
+    ["PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "UniPCMultistep", "LCM", "TCD", "DDPM"],
 )
 def test_every_scheduler_draws_and_at_strength_zero_as_the_stock_pipeline_does(tiny_sd, name):
     ours = pipeline(tiny_sd)
@@ -90,6 +115,61 @@ def test_every_scheduler_draws_and_at_strength_zero_as_the_stock_pipeline_does(t
     assert torch.equal(plain, draw(built, "a mug on ice"))
     shown = draw(ours, "a mug on ice", make_features(1), "mug")
     assert torch.isfinite(shown).all() and not torch.equal(shown, plain)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["TCD", "DDIM"])
+def test_eta_is_the_scheduler_s(tiny_sd, name, eta):
+    ours = pipeline(tiny_sd)
+    ours.scheduler = getattr(diffusers, f"{name}Scheduler").from_config(tiny_sd.scheduler.config)
+    found = draw(ours, "a mug", make_features(1), "mug", subject_strength=0.0, eta=eta)
+    assert torch.equal(found, draw(stock(tiny_sd, ours), "a mug", eta=eta))
+    assert torch.equal(found, draw(ours, "a mug")) == (eta == 0)
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_textual_inversion_goes_beside_the_adapter(diffusion, vectors):
+    """Loaded as in diffusers: the token stands for as many vectors as it has, also as the subject's own noun."""
+    parts = [copy.deepcopy(encoder) for encoder in diffusion.text_encoders]
+    tokenizers = [copy.deepcopy(each) for each in diffusion.tokenizers]
+    diffusion = replace(diffusion, text_encoders=tuple(parts), tokenizers=tuple(tokenizers))
+    ours = pipeline(diffusion)
+    plain = draw(ours, "a <ti> mug")
+    for encoder, words_of in zip(parts, tokenizers, strict=True):
+        words = torch.randn(vectors, encoder.config.hidden_size, generator=torch.Generator().manual_seed(4)) * 0.3
+        ours.load_textual_inversion({"emb_params": words}, token="<ti>", text_encoder=encoder, tokenizer=words_of)
+    for prompt, negative in (("a <ti> mug", None), ("a mug, <ti>", "<ti>")):
+        found = draw(ours, prompt, make_features(1), "mug", subject_strength=0.0, negative_prompt=negative)
+        assert torch.equal(found, draw(stock(diffusion, ours), prompt, negative_prompt=negative))
+        assert not torch.equal(found, plain)
+    row = tokenize(tokenizers[0], 24, "a <ti> mug", ["<ti>"], tokens=1)
+    assert row.nouns == (tuple(tokenizers[0].convert_tokens_to_ids(["<ti>", "<ti>_1", "<ti>_2"][:vectors])),)
+    assert row.slots == ((2 + vectors,),)
+    assert torch.isfinite(draw(ours, "a <ti> mug", make_features(1), "<ti>")).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_at_strength_zero_is_the_stock_pipeline(diffusion, dtype):
+    for module in (diffusion.vae, diffusion.unet, *diffusion.text_encoders):
+        module.to(dtype)
+    ours = pipeline(diffusion)
+    found = draw(ours, "a mug on ice", make_features(1), "mug", subject_strength=0.0)
+    assert torch.equal(found, draw(stock(diffusion, ours), "a mug on ice"))
+
+
+def test_vae_with_means_and_deviations_is_read_as_in_the_stock_pipeline(diffusion):
+    diffusion.vae.register_to_config(latents_mean=[0.5, -0.5, 0.2, 0.0], latents_std=[2.0, 1.0, 0.5, 1.0])
+    ours = pipeline(diffusion)
+    assert torch.equal(draw(ours, "a mug"), draw(stock(diffusion, ours), "a mug"))
+
+
+def test_unet_distilled_with_guidance_is_run_as_in_the_stock_pipeline():
+    diffusion = tiny_sd()
+    diffusion = replace(diffusion, unet=unet(20, time_cond_proj_dim=16).eval().requires_grad_(False))
+    ours = pipeline(diffusion)
+    found = draw(ours, "a mug", make_features(1), "mug", subject_strength=0.0, num_images_per_prompt=2)
+    assert torch.equal(found, draw(stock(diffusion, ours), "a mug", num_images_per_prompt=2))
+    assert not torch.equal(found, draw(ours, "a mug", num_images_per_prompt=2, guidance_scale=2.0))
 
 
 def test_subject_changes_the_picture_and_so_does_its_strength(diffusion):
@@ -131,6 +211,16 @@ def test_several_prompts_images_and_generators_come_in_order(diffusion):
     for place, (prompt, seed) in enumerate([(prompts[0], 0), (prompts[0], 1), (prompts[1], 2), (prompts[1], 3)]):
         alone = draw(ours, prompt, make_features(1), "mug", seed=seed)[0]
         torch.testing.assert_close(found[place], alone, rtol=1e-3, atol=1e-4)
+
+
+def test_negative_prompts_are_one_for_all_or_one_each(diffusion):
+    ours = pipeline(diffusion)
+    prompts = ["a mug on ice", "a photo of a mug"]
+    for given in (["blurred"], ("blurred",)):
+        found = draw(ours, "a mug", make_features(1), "mug", negative_prompt=given)
+        assert torch.equal(found, draw(ours, "a mug", make_features(1), "mug", negative_prompt="blurred"))
+    settings = {"negative_prompt": ["blurred", "grey"], "num_images_per_prompt": 2}
+    assert torch.equal(draw(ours, prompts, **settings), draw(stock(diffusion, ours), prompts, **settings))
 
 
 def test_text_batch_does_not_change_the_picture(diffusion):
@@ -296,6 +386,169 @@ def test_lora_goes_beside_the_adapter(diffusion, tmp_path):
     assert torch.equal(draw(ours, "a mug on ice", make_features(1), "mug"), plain)
 
 
+SWITCHES: dict[str, Callable[[Any], Any]] = {
+    "slicing": lambda ours: ours.enable_attention_slicing(),
+    "slices of one": lambda ours: ours.enable_attention_slicing("max"),
+    "no slicing": lambda ours: ours.disable_attention_slicing(),
+    "fused": lambda ours: ours.fuse_qkv_projections(),
+    "unfused": lambda ours: (ours.fuse_qkv_projections(), ours.unfuse_qkv_projections()),
+    "classic": lambda ours: ours.unet.set_attn_processor(AttnProcessor()),
+    "default": lambda ours: ours.unet.set_attn_processor(AttnProcessor2_0()),
+    "freeu off": lambda ours: (ours.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4), ours.disable_freeu()),
+}
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_attention_switches_of_diffusers_give_the_same_image(diffusion, switch, before):
+    ours = pipeline(diffusion)
+    plain = draw(ours, "a mug on ice", make_features(1), "mug")
+    if before:  # around a pipeline that already has it
+        ours.unload()
+        loaded = ours.to_stock()
+        loaded.set_progress_bar_config(disable=True)
+        SWITCHES[switch](loaded)
+        processors, expected = loaded.unet.attn_processors, draw(loaded, "a mug on ice")
+        ours = type(ours).from_pipe(loaded, ours.adapter)
+        ours.set_progress_bar_config(disable=True)
+        assert torch.equal(draw(loaded, "a mug on ice"), expected)
+        shown = draw(ours, "a mug on ice", make_features(1), "mug")
+        ours.unload()
+        assert loaded.unet.attn_processors == processors
+    else:
+        SWITCHES[switch](ours)
+        shown = draw(ours, "a mug on ice", make_features(1), "mug")
+    torch.testing.assert_close(shown, plain, rtol=1e-3, atol=1e-4)
+    found = draw(ours, "a mug on ice", make_features(1), "mug", subject_strength=0.0)
+    torch.testing.assert_close(found, draw(stock(diffusion, ours), "a mug on ice"), rtol=1e-3, atol=1e-4)
+
+
+class Doubled(AttnProcessor2_0):
+    """Attention that computes something else."""
+
+    def __call__(self, *args: Any, **more: Any) -> torch.Tensor:
+        return 2 * super().__call__(*args, **more)
+
+
+def test_processors_that_change_cross_attention_are_refused(tiny_sd):
+    ours = pipeline(tiny_sd)
+    plain = draw(ours, "a mug", make_features(1), "mug")
+    installed = tiny_sd.unet.attn_processors
+    tiny_sd.unet.set_attn_processor(Doubled())
+    changed = tiny_sd.unet.attn_processors
+    with pytest.raises(ModelError, match=r"attn2\.processor of the UNet is a Doubled, which the adapter would replace"):
+        draw(ours, "a mug", make_features(1), "mug")
+    with pytest.raises(ModelError, match="is a Doubled"):
+        type(ours).from_pipe(ours.to_stock(), ours.adapter)
+    assert tiny_sd.unet.attn_processors == changed
+    tiny_sd.unet.set_attn_processor(installed)
+    assert torch.equal(draw(ours, "a mug", make_features(1), "mug"), plain)
+
+
+def test_pipeline_with_an_ip_adapter_is_refused_and_stays_as_it_was(tiny_sd):
+    ours = pipeline(tiny_sd)
+    plain = draw(ours, "a mug", make_features(1), "mug")
+    ours.unload()
+    loaded = ours.to_stock()
+    loaded.set_progress_bar_config(disable=True)
+    stock_image = draw(loaded, "a mug")
+    load_ip_adapter(tiny_sd.unet)
+    embeds = {"ip_adapter_image_embeds": [torch.randn(2, 1, 6, generator=torch.Generator().manual_seed(0))]}
+    expected, processors = draw(loaded, "a mug", **embeds), tiny_sd.unet.attn_processors
+    for refused in (
+        lambda: type(ours).from_pipe(loaded, ours.adapter),
+        lambda: draw(ours, "a mug", make_features(1), "mug"),
+        lambda: ours.adapter.install(tiny_sd.unet),
+    ):
+        with pytest.raises(ModelError, match=r"the UNet has an IP-Adapter; call unload_ip_adapter\(\)"):
+            refused()
+    assert tiny_sd.unet.attn_processors == processors
+    assert torch.equal(draw(loaded, "a mug", **embeds), expected) and not torch.equal(expected, stock_image)
+    loaded.unload_ip_adapter()
+    assert torch.equal(draw(ours, "a mug", make_features(1), "mug"), plain)
+
+
+def test_ip_adapter_loaded_beside_an_installed_adapter_works_in_the_stock_pipeline(tiny_sd):
+    ours = pipeline(tiny_sd)
+    plain = draw(ours, "a mug", make_features(1), "mug")
+    loaded = stock(tiny_sd, ours)
+    load_ip_adapter(tiny_sd.unet)
+    embeds = {"ip_adapter_image_embeds": [torch.randn(2, 1, 6, generator=torch.Generator().manual_seed(0))]}
+    draw(loaded, "a mug", **embeds)
+    with pytest.raises(ModelError, match="the UNet has an IP-Adapter"):
+        draw(ours, "a mug", make_features(1), "mug")
+    loaded.unload_ip_adapter()
+    assert torch.equal(draw(ours, "a mug", make_features(1), "mug"), plain)
+
+
+def load_ip_adapter(network: Any) -> None:
+    """An IP-Adapter with random weights, as diffusers loads it."""
+    torch.manual_seed(6)
+    width = network.config.cross_attention_dim
+    names = [name.removesuffix(".processor") for name in network.attn_processors if name.endswith("attn2.processor")]
+    layers = [network.get_submodule(name) for name in names]
+    keys = {
+        f"{2 * index + 1}.{part}.weight": torch.randn(layer.inner_dim, width)
+        for index, layer in enumerate(layers)
+        for part in ("to_k_ip", "to_v_ip")
+    }
+    image = {
+        "proj.weight": torch.randn(4 * width, 6),
+        "proj.bias": torch.zeros(4 * width),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+    network._load_ip_adapter_weights([{"image_proj": image, "ip_adapter": keys}])
+
+
+def test_unload_gives_back_the_stock_unet_bit_for_bit(diffusion):
+    made = pipeline(diffusion)
+    made.unload()
+    loaded = made.to_stock()
+    loaded.set_progress_bar_config(disable=True)
+    processors = diffusion.unet.attn_processors
+    names = set(diffusion.unet.state_dict())
+    expected = draw(loaded, "a mug on ice")
+    assert {type(found) for found in processors.values()} == {AttnProcessor2_0}
+    ours = type(made).from_pipe(loaded, made.adapter)
+    ours.set_progress_bar_config(disable=True)
+    shown = draw(ours, "a mug", make_features(1), "mug")
+    assert diffusion.unet.attn_processors != processors
+    ours.unload()
+    assert diffusion.unet.attn_processors == processors and set(diffusion.unet.state_dict()) == names
+    assert torch.equal(draw(loaded, "a mug on ice"), expected)
+    assert torch.equal(draw(ours, "a mug", make_features(1), "mug"), shown)
+    ours.unload()
+    ours.unload()
+    assert diffusion.unet.attn_processors == processors
+
+
+def test_two_adapters_on_one_unet_keep_their_own_levels(tiny_sdxl):
+    first = pipeline(tiny_sdxl)
+    alone = draw(first, "a mug", make_features(1), "mug")
+    first.unload()
+    other = build_pipeline(tiny_sdxl, fresh_adapter(tiny_sdxl, "layer"))
+    other.set_progress_bar_config(disable=True)
+    other_alone = draw(other, "a mug", make_features(1), "mug")
+    other.unload()
+    assert first.adapter.config.levels != other.adapter.config.levels
+    first.adapter.install(tiny_sdxl.unet)
+    other.adapter.install(tiny_sdxl.unet)
+    processors = [found for name, found in tiny_sdxl.unet.attn_processors.items() if name.endswith("attn2.processor")]
+    layers = cross_attention_layers(tiny_sdxl.unet)
+    assert {found.index: found.level for found in processors} == {i: layer.level for i, layer in enumerate(layers)}
+    for _ in range(2):
+        assert torch.equal(draw(first, "a mug", make_features(1), "mug"), alone)
+        assert torch.equal(draw(other, "a mug", make_features(1), "mug"), other_alone)
+
+
+def fresh_adapter(diffusion: TinyDiffusion, granularity: Any) -> Any:
+    """An adapter with a level for each layer or group."""
+    adapter = make_adapter(diffusion, granularity)
+    remove_processors(diffusion.unet)
+    return adapter
+
+
 def test_controlnet_goes_beside_the_adapter(diffusion):
     built = build_pipeline(diffusion, make_adapter(diffusion))
     torch.manual_seed(5)
@@ -322,8 +575,24 @@ def test_controlnet_goes_beside_the_adapter(diffusion):
     assert torch.isfinite(shown).all() and not torch.equal(shown, expected)
     with pytest.raises(ModelError, match="give both or neither"):
         draw(ours, "a mug on ice")
-    with pytest.raises(ModelError, match="3 control images for 4 rows"):
-        draw(ours, "a mug on ice", control_image=edges.repeat(3, 1, 1, 1), **settings)
+    prompts = ["a mug on ice", "a photo of a mug"]
+    several = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    for given in (edges, several, [*several]):  # one for all, one per prompt
+        expected = draw(controlled, prompts, image=given, **settings)
+        assert torch.equal(draw(ours, prompts, control_image=given, **settings), expected)
+    for wrong, message in (
+        (edges.repeat(3, 1, 1, 1), "3 control images for 2 prompts; give one, or one per prompt"),
+        (edges.repeat(4, 1, 1, 1), "4 control images for 2 prompts"),
+        ([], "control_image cannot be read"),
+        ("edges.png", "control_image cannot be read"),
+        (edges[:, :1], "control_image has 1 channels, but the ControlNet reads 3"),
+        (edges * 255, "control_image has values that are not in 0..1"),
+        (edges * torch.nan, "control_image has values that are not in 0..1"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            draw(ours, prompts, control_image=wrong, **settings)
+    with pytest.raises(ModelError, match="several ControlNets, but it takes one"):
+        type(built).from_pipe(kind(**{**parts, **more}, controlnet=[controlnet, controlnet]), make_adapter(diffusion))
 
 
 def test_tiled_and_sliced_vae_draws_the_same_small_picture(diffusion):
@@ -343,6 +612,25 @@ def test_offloaded_encoder_reads_pseudo_words_on_the_device_it_computes_on(diffu
     ours.enable_model_cpu_offload(device="cpu")
     assert not hasattr(ours.adapter, "_hf_hook") and hasattr(ours.unet, "_hf_hook")
     assert torch.equal(draw(ours, "a mug on ice", make_features(1), "mug"), whole)
+
+
+@pytest.mark.parametrize("kind", ["sequential", "leaf_level", "block_level"])
+def test_offloaded_weights_give_the_same_image(diffusion, kind):
+    """As `enable_sequential_cpu_offload` and `enable_group_offload` do it: weights exist during a module's own call."""
+    ours = pipeline(diffusion)
+    whole = draw(ours, "a mug on ice", make_features(1), "mug")
+    without = draw(ours, "a mug on ice")
+    cpu = torch.device("cpu")
+    for module in (*diffusion.text_encoders, diffusion.unet, diffusion.vae):
+        if kind == "sequential":
+            accelerate.cpu_offload(module, cpu, offload_buffers=len(module._parameters) > 0)
+        else:
+            blocks = {} if kind == "leaf_level" else {"num_blocks_per_group": 1}
+            apply_group_offloading(module, onload_device=cpu, offload_device=cpu, offload_type=kind, **blocks)
+    if kind == "sequential":
+        assert {parameter.device.type for parameter in diffusion.unet.parameters()} == {"meta"}
+    assert torch.equal(draw(ours, "a mug on ice", make_features(1), "mug"), whole)
+    assert torch.equal(draw(ours, "a mug on ice"), without)
 
 
 @pytest.mark.parametrize("every", [1, 2, 5, 100])
@@ -377,6 +665,123 @@ def test_callback_gets_what_it_asks_for_and_may_change_the_latents(tiny_sd):
     assert images.shape == (1, 4, 8, 8)
 
 
+@pytest.mark.parametrize("subject", [False, True])
+def test_interrupt_of_a_callback_stops_after_its_step(tiny_sd, subject):
+    ours, calls, kept = pipeline(tiny_sd), [], []
+
+    def stop(pipe, step, t, tensors):
+        calls.append((step, t.item(), pipe.interrupt, pipe.num_timesteps))
+        pipe._interrupt = step == 1
+        kept.append(tensors["latents"])
+        return tensors
+
+    references = (make_features(1), "mug") if subject else ()
+    settings = {"num_inference_steps": 6, "callback_on_step_end": stop, "output_type": "latent"}
+    found = draw(ours, "a mug", *references, **settings)
+    ours.scheduler.set_timesteps(6)
+    assert calls == [(step, ours.scheduler.timesteps[step].item(), False, 6) for step in (0, 1)]
+    assert torch.equal(found, kept[1])
+    if not subject:
+        assert torch.equal(found, draw(stock(tiny_sd, ours), "a mug", **settings))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_callbacks_of_diffusers_do_what_they_do_in_the_stock_pipeline(kind, request):
+    diffusion = request.getfixturevalue(kind)
+    ours = pipeline(diffusion)
+    cutoff: Any = SDXLCFGCutoffCallback if kind == "tiny_sdxl" else SDCFGCutoffCallback
+    settings = {"num_inference_steps": 5, "callback_on_step_end": cutoff(cutoff_step_ratio=0.4)}
+    found = draw(ours, "a mug", **settings)
+    assert not ours.do_classifier_free_guidance and ours.guidance_scale == 0
+    assert torch.equal(found, draw(stock(diffusion, ours), "a mug", **settings))
+    assert not torch.equal(found, draw(ours, "a mug", num_inference_steps=5))
+    settings["callback_on_step_end"] = MultiPipelineCallbacks([cutoff(cutoff_step_ratio=0.4)])
+    assert torch.equal(found, draw(ours, "a mug", **settings))
+    shown = draw(ours, ["a mug", "a red mug"], make_features(1), "mug", num_images_per_prompt=2, **settings)
+    assert torch.isfinite(shown).all()
+    with pytest.raises(ModelError, match="the callback asks for 'pooled_prompt_embeds', but there are only latents"):
+        draw(ours, "a mug", callback_on_step_end=SD3CFGCutoffCallback(cutoff_step_ratio=0.4))
+
+
+@pytest.mark.parametrize(("start", "then"), [(5.0, 2.0), (5.0, 0.0), (1.0, 5.0)])
+def test_guidance_that_a_callback_sets_is_that_of_the_next_steps(diffusion, start, then):
+    """A step at a time, each a call of its own, with the guidance that it should have."""
+    ours = pipeline(diffusion)
+    passes = []
+    call = ours.unet.forward
+    ours.unet.forward = lambda *args, **more: passes.append(len(args[0])) or call(*args, **more)
+
+    def change(pipe, step, t, tensors):
+        pipe._guidance_scale = then
+        return tensors
+
+    settings = {"negative_prompt": "blurred", "output_type": "latent", "guidance_scale": start}
+    draw(ours, "a mug", make_features(1), "mug", callback_on_step_end=change, **settings)
+    assert passes == [2 if start > 1 else 1] + [2 if then > 1 else 1] * 2
+    kept = []
+
+    def keep(pipe, step, t, tensors):
+        kept.append(tensors["latents"])
+        change(pipe, step, t, tensors)
+        if step == 1:
+            pipe._interrupt = True
+
+    draw(ours, "a mug", callback_on_step_end=keep, **settings)
+    again = []
+
+    def replace(pipe, step, t, tensors):
+        again.append(tensors["latents"])
+        return {"latents": kept[0]} if step == 0 else {}
+
+    draw(ours, "a mug", callback_on_step_end=replace, **{**settings, "guidance_scale": then})
+    assert torch.equal(again[1], kept[1])
+
+
+def test_embeddings_that_a_callback_changes_are_used_as_in_the_stock_pipeline(diffusion):
+    ours, xl = pipeline(diffusion), len(diffusion.text_encoders) > 1
+    names = ["prompt_embeds", "add_text_embeds", "add_time_ids"] if xl else ["prompt_embeds", "negative_prompt_embeds"]
+
+    def change(pipe, step, t, tensors):
+        assert tensors.keys() == set(names) and tensors["prompt_embeds"].shape[0] == 4
+        return {"prompt_embeds": tensors["prompt_embeds"] * 1.5}
+
+    def change_in_place(pipe, step, t, tensors):
+        tensors["prompt_embeds"] *= 1.5
+        return {}
+
+    settings = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": names, "num_images_per_prompt": 2}
+    found = draw(ours, "a mug", **settings)
+    assert torch.equal(found, draw(stock(diffusion, ours), "a mug", **settings))
+    assert not torch.equal(found, draw(ours, "a mug", num_images_per_prompt=2))
+    assert torch.equal(found, draw(ours, "a mug", **{**settings, "callback_on_step_end": change_in_place}))
+    with pytest.raises(ModelError, match="changed 'prompt_embeds', but the captions of a subject have pseudo-words"):
+        draw(ours, "a mug", make_features(1), "mug", **settings)
+    settings["callback_on_step_end"] = lambda *given: {"negative_prompt_embeds": torch.zeros(2, 24, 20)}
+    with pytest.raises(ModelError, match="the callback changed 'negative_prompt_embeds'; it may change"):
+        draw(ours, "a mug", **settings)
+
+
+def test_unknown_argument_is_refused_by_name(tiny_sd):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'subjetcs'"):
+        pipeline(tiny_sd)("a dog", subjetcs={"dog": COLOURS})
+
+
+def test_masks_in_two_colours_are_masks(tmp_path):
+    """Grey, coloured, soft, as JPEG, in the alpha channel, as an array; a photo in colour is none of these."""
+    _, mask = photo(160, 120, (20, 30, 110, 90))
+    grey = Image.fromarray(mask).convert("L")
+    red = Image.merge("RGB", [grey, Image.new("L", grey.size, 40), Image.new("L", grey.size, 90)])
+    red.save(tmp_path / "red.jpg", quality=40)
+    cut = COLOURS.resize(grey.size)
+    cut.putalpha(grey)
+    soft = red.resize((99, 77), Image.Resampling.BICUBIC)
+    for given in (grey, Image.fromarray(mask), red, soft, Image.open(tmp_path / "red.jpg"), cut, mask, np.asarray(red)):
+        assert not is_coloured_photo(given)
+    assert is_coloured_photo(COLOURS) and is_coloured_photo(np.asarray(COLOURS))
+    with pytest.raises(ModelError, match="the photo of 'mug': the mask given with it is a photo in colour; give"):
+        segment_photo((COLOURS, COLOURS), "mug", lambda: pytest.fail("nothing is to be found"))
+
+
 def test_pipeline_class_follows_the_text_encoders():
     assert type(pipeline(tiny_sd())) is CustomContrastPipeline
     first = tiny_sd()
@@ -402,8 +807,44 @@ def test_another_image_encoder_is_refused_by_name(tiny_sd):
         (("a dog", make_features(1), "dog"), {"subjects": {}}, "subjects and references were both given"),
         (("a dog",), {"subjects": {}}, "0 references and 0 class nouns"),
         (("a dog",), {"control_image": torch.zeros(1, 3, 16, 16)}, "give both or neither"),
-        (("a dog",), {"text_every": 0}, "text_every is 0; give at least 1"),
+        (("a dog",), {"text_every": 0}, "text_every is 0; give a whole number, at least 1"),
         (([],), {}, "no prompt"),
+        ((["a dog", 3],), {}, "prompt contains a int; give text"),
+        (
+            ("a dog",),
+            {"negative_prompt": ["x", "y"]},
+            "2 negative prompts for 1 prompts; give one for all, or one each",
+        ),
+        (("a dog",), {"negative_prompt": []}, "0 negative prompts for 1 prompts"),
+        (("a dog",), {"negative_prompt": [None]}, "negative_prompt contains a NoneType; give text"),
+        (("a dog",), {"negative_prompt": 3}, "negative_prompt contains a int; give text"),
+        (("a dog",), {"subjects": {"dog": []}}, "the list of photos of 'dog' is empty; give at least one"),
+        (("a dog",), {"subjects": {"dog": (COLOURS, COLOURS)}}, "is a photo, not a mask; give .photo, photo. for two"),
+        (("a dog",), {"subjects": {"dog": (COLOURS, np.asarray(COLOURS))}}, "is a photo, not a mask"),
+        (("a dog",), {"subjects": {"dog": (COLOURS,)}}, "is a tuple of 1; give .photo, mask."),
+        (("a dog",), {"subjects": {"dog": (COLOURS, None)}}, "the mask of a photo of 'dog' is None"),
+        (("a dog",), {"subjects": {"dog": (COLOURS, "mask.png")}}, "the text 'mask.png'; give a PIL image or an array"),
+        (("a dog",), {"subjects": {"dog": "dog.jpg"}}, "a photo of 'dog' is the text 'dog.jpg'; give a PIL image"),
+        (("a dog",), {"subjects": {"dog": Path("dog.jpg")}}, "a photo of 'dog' is a PosixPath; give a PIL image"),
+        (("a dog",), {"subjects": {"dog": np.asarray(COLOURS)}}, "is a ndarray of shape .24, 24, 3.; give a PIL image"),
+        (("a dog",), {"subjects": {"dog": None}}, "a photo of 'dog' is a NoneType; give a PIL image"),
+        (("a dog",), {"subjects": [COLOURS]}, "subjects is a list; give .class noun: photo."),
+        (("a dog",), {"subjects": {3: COLOURS}}, "class_nouns contains a int; give text"),
+        (("a dog", [[]], "dog"), {}, "the list of photos of reference 0 is empty"),
+        (("a dog", "dog.jpg", "dog"), {}, "references is the text 'dog.jpg'; give PIL images"),
+        (("a dog", ["dog.jpg"], "dog"), {}, "reference 0 is the text 'dog.jpg'; give a PIL image"),
+        (("a dog", make_features(1) * torch.nan, "dog"), {}, "reference features contain NaN or infinite values"),
+        (("a dog", make_features(1), "dog"), {"subject_strength": float("nan")}, "subject_strength is nan; give a fin"),
+        (("a dog", make_features(1), "dog"), {"subject_strength": float("inf")}, "subject_strength is inf; give a fin"),
+        (("a dog",), {"guidance_scale": float("nan")}, "guidance_scale is nan; give a finite number"),
+        (("a dog",), {"guidance_scale": "7"}, "guidance_scale is 7; give a finite number"),
+        (("a dog",), {"num_images_per_prompt": 0}, "num_images_per_prompt is 0; give a whole number, at least 1"),
+        (("a dog",), {"height": -16}, "height is -16; give a whole number, at least 1"),
+        (("a dog",), {"width": 0}, "width is 0; give a whole number, at least 1"),
+        (("a dog",), {"width": 16.0}, "width is 16.0; give a whole number, at least 1"),
+        (("a dog",), {"num_inference_steps": 2.5}, "num_inference_steps is 2.5; give a whole number"),
+        (("a dog",), {"output_type": "png"}, "output_type is 'png'; use pil, np, pt, latent"),
+        (("a dog",), {"latents": torch.full((1, 4, 8, 8), torch.nan)}, "latents contain NaN or infinite values"),
         (("a dog",), {"height": 17}, "not a multiple of 2"),
         (("a dog",), {"num_inference_steps": 0}, "at least 1"),
         (("a dog",), {"num_inference_steps": 1001}, "is 1001, but the base model was trained on 1000 timesteps"),
