@@ -6,17 +6,17 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
+from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor, MMGroundingDinoForObjectDetection
 
 from model.backbones.frozen import fixed_batches, freeze
-from model.backbones.hub import from_pretrained, identify, reading, require_vocabulary, resolve
+from model.backbones.hub import from_pretrained, identify, model_type, reading, require_vocabulary, resolve
 from model.backbones.sam import Box, SamConfig, Segmenter, build_sam, load_sam
 from model.backbones.variant import DetectorSpec, SamSpec
 from runtime.errors import ModelError
@@ -35,6 +35,12 @@ __all__ = [
 ]
 
 K = TypeVar("K")
+
+DETECTORS: dict[str, Any] = {
+    "grounding-dino": GroundingDinoForObjectDetection,
+    "mm-grounding-dino": MMGroundingDinoForObjectDetection,
+}
+"""By `model_type` of a folder's config.json: the class."""
 
 TOKENS = 8
 """Phrases are padded to a multiple of this, so that one-word and four-word nouns share batches."""
@@ -75,9 +81,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Detector:
-    """A frozen Grounding DINO (Liu et al. 2023), queried with one phrase per photo."""
+    """A frozen Grounding DINO (Liu et al. 2023) or MM-Grounding-DINO (Zhao et al. 2024); one phrase per photo."""
 
-    model: GroundingDinoForObjectDetection
+    model: GroundingDinoForObjectDetection | MMGroundingDinoForObjectDetection
     processor: GroundingDinoProcessor
     dtype: torch.dtype
     batch_size: int
@@ -277,12 +283,16 @@ def load_grounded_sam(
 def load_detector(
     spec: DetectorSpec, device: str | torch.device, dtype: torch.dtype = torch.float32, batch_size: int = 8
 ) -> Detector:
-    """The frozen Grounding DINO of `spec`; raises ModelError if its folder is missing or invalid."""
+    """The frozen detector of `spec`, of the class that its config.json names; raises ModelError if it is missing or
+    invalid."""
     folder = resolve(spec, ["*.json", "*.txt", "model*.safetensors"])
     what = "a transformers folder of Grounding DINO"
+    with reading(spec.path, what):
+        if (found := model_type(folder)) not in DETECTORS:
+            raise ValueError(f"its model_type is {found}")
     # The compiled CUDA attention would be downloaded at run time; the PyTorch one does the same arithmetic.
-    options = {"dtype": torch.float32, "disable_custom_kernels": True}
-    model = from_pretrained(GroundingDinoForObjectDetection, folder, spec.path, what, **options)
+    options: dict[str, Any] = {"dtype": torch.float32, "disable_custom_kernels": True}
+    model = from_pretrained(DETECTORS[found], folder, spec.path, what, **options)
     with reading(spec.path, what):
         require_vocabulary(folder)
         processor = GroundingDinoProcessor.from_pretrained(folder, local_files_only=True)
