@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor, MMGroundingDinoForObjectDetection
+from transformers.models.grounding_dino.modeling_grounding_dino import GroundingDinoBiMultiHeadAttention
+from transformers.models.mm_grounding_dino.modeling_mm_grounding_dino import MMGroundingDinoBiMultiHeadAttention
 
 from model.backbones.frozen import fixed_batches, freeze
 from model.backbones.hub import from_pretrained, identify, model_type, reading, require_vocabulary, resolve
@@ -41,6 +44,7 @@ DETECTORS: dict[str, Any] = {
     "mm-grounding-dino": MMGroundingDinoForObjectDetection,
 }
 """By `model_type` of a folder's config.json: the class."""
+FUSIONS = (GroundingDinoBiMultiHeadAttention, MMGroundingDinoBiMultiHeadAttention)
 
 TOKENS = 8
 """Phrases are padded to a multiple of this, so that one-word and four-word nouns share batches."""
@@ -293,12 +297,42 @@ def load_detector(
     # The compiled CUDA attention would be downloaded at run time; the PyTorch one does the same arithmetic.
     options: dict[str, Any] = {"dtype": torch.float32, "disable_custom_kernels": True}
     model = from_pretrained(DETECTORS[found], folder, spec.path, what, **options)
+    fuse_photo_by_photo(model)
     with reading(spec.path, what):
         require_vocabulary(folder)
         processor = GroundingDinoProcessor.from_pretrained(folder, local_files_only=True)
     name, revision = identify(spec, folder.glob("*.safetensors"))
     # Autocast, not a cast: text masks and box offsets need float32's range and precision.
     return Detector(freeze(model, device), processor, dtype, batch_size, name, revision)
+
+
+def fuse_photo_by_photo(model: nn.Module) -> None:
+    """Let each attention between photo and phrase in `model` see one photo at a time.
+
+    transformers subtracts the greatest weight of the whole batch before the softmax, which changes the rounding of each
+    photo's result with the other photos in its batch.
+    """
+    for module in model.modules():
+        if isinstance(module, FUSIONS):
+            module.forward = partial(one_at_a_time, module.forward)
+
+
+def one_at_a_time(
+    forward: Callable[..., tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]], *batch: Any, **named: Any
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """`forward` of each row of the tensors [B, ...]; (output, weights) of the photos and of the phrases."""
+    count = len(next(value for value in (*batch, *named.values()) if value is not None))
+    rows = [
+        forward(*(one(value, row) for value in batch), **{name: one(value, row) for name, value in named.items()})
+        for row in range(count)
+    ]
+    photo, phrase = (tuple(torch.cat(parts) for parts in zip(*side, strict=True)) for side in zip(*rows, strict=True))
+    return cast(Any, (photo, phrase))
+
+
+def one(value: Tensor | None, row: int) -> Tensor | None:
+    """Row `row` of `value` as a batch of its own."""
+    return None if value is None else value[row : row + 1]
 
 
 def canvas(height: int, width: int, shortest: int | None, longest: int | None) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from model.backbones.frozen import freeze
+from model.backbones.frozen import fixed_batches, freeze
 from model.backbones.hub import identify, reading, require_weights, resolve, sha256
 from model.backbones.variant import LpipsSpec
 from runtime.errors import ModelError
@@ -50,9 +50,9 @@ class Perceptual:
             raise ModelError(f"LPIPS compares images of one size, not {found}; generate them again")
         device = self.model.scaling_layer.shift.device
         layers: list[list[Tensor]] = []
-        for start in range(0, len(images), self.batch_size):
-            batch = torch.stack(list(images[start : start + self.batch_size])).to(device)
-            layers.append([lpips.normalize_tensor(f) for f in self.model.net(self.model.scaling_layer(batch))])
+        for rows, count in fixed_batches(images, self.batch_size):
+            batch = torch.stack(rows).to(device)
+            layers.append([lpips.normalize_tensor(f)[:count] for f in self.model.net(self.model.scaling_layer(batch))])
         result = torch.zeros(len(images), len(images), device=device)
         for linear, *parts in zip(self.model.lins, *layers, strict=True) if layers else ():
             features = torch.cat(parts)

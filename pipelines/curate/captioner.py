@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
+from model.backbones.frozen import fixed_batches
 from model.backbones.hub import from_pretrained, reading, require_vocabulary, resolve
 from model.backbones.variant import Spec
 from pipelines.curate.captions import CaptionerParams
@@ -43,11 +44,13 @@ class Captioner:
 
     @torch.no_grad()
     def captions(self, images: Sequence[Image.Image], prompt: str) -> list[str]:
-        """Return a caption for each photo that continues `prompt`, by greedy decoding.
+        """Return a caption for each photo that continues `prompt`, by greedy decoding."""
+        batches = fixed_batches(images, self.params.batch_size)
+        return [text for batch, count in batches for text in self.batch(batch, prompt)[:count]]
 
-        At most `batch_size` photos; one call is one batch, so that the same photos are always batched together.
-        """
-        inputs = self.processor(images=list(images), text=[prompt] * len(images), return_tensors="pt").to(self.device)
+    def batch(self, images: list[Image.Image], prompt: str) -> list[str]:
+        """Return the captions of exactly `batch_size` photos."""
+        inputs = self.processor(images=images, text=[prompt] * len(images), return_tensors="pt").to(self.device)
         tokens = self.model.generate(
             pixel_values=inputs["pixel_values"].to(self.model.dtype),
             input_ids=inputs["input_ids"],
