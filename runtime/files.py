@@ -11,6 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.errors import ModelError
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 def write_text(file: Path, text: str) -> None:
     """Write `text` to `file` atomically."""
@@ -50,3 +54,14 @@ def write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     writer.writerow(header)
     writer.writerows(rows)
     write_text(file, stream.getvalue())
+
+
+def refuse_pointers(files: Iterable[Path]) -> None:
+    """Raise ModelError if one of `files` is a git-lfs pointer, which a clone without git-lfs has in place of a file."""
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as stream:
+                if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise ModelError(
+                        f"{file}: is a git-lfs pointer, not the file itself; run git lfs pull in its folder"
+                    )

@@ -17,15 +17,18 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from model.backbones.variant import Spec
 from runtime.errors import ModelError
+from runtime.files import refuse_pointers
 
 
 def resolve(spec: Spec, patterns: Sequence[str], hint: str = "") -> Path:
     """The local file or folder of `spec`, fetched from the hub at the pinned revision if `path` is not local.
 
     Only files matching a glob of `patterns` are fetched. `hint` says where to get missing local files. Raises
-    ModelError naming the path.
+    ModelError naming the path, also for a git-lfs pointer in place of a file.
     """
     if spec.local.exists():
+        inside = (file for pattern in patterns for file in spec.local.glob(pattern))
+        refuse_pointers([spec.local] if spec.local.is_file() else inside)
         return spec.local
     if spec.revision is None or not spec.is_hub_id:
         advice = hint or "put the weights there, or choose another variant or path"
@@ -48,6 +51,8 @@ def identify(spec: Spec, files: Iterable[Path]) -> tuple[str, str]:
     """
     if not spec.local.exists() and spec.revision is not None:
         return spec.path, spec.revision
+    files = list(files)
+    refuse_pointers(files)
     name = Path(spec.path).name if Path(spec.path).expanduser().is_absolute() else spec.path
     return name, sha256(files)
 

@@ -28,6 +28,7 @@ from model.adapter import Adapter
 from model.backbones.clip import WEIGHTS, load_clip
 from model.backbones.diffusion import load_diffusion
 from model.backbones.grounded_sam import load_detector
+from model.backbones.hub import identify
 from model.backbones.perceptual import load_perceptual
 from model.backbones.reward import load_reward
 from model.backbones.sam import load_sam
@@ -74,6 +75,25 @@ def test_missing_and_unexpected_weights_are_refused(name: str, fault: str, tmp_p
     with pytest.raises(ModelError, match=name) as caught:
         load(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_git_lfs_pointer_in_place_of_weights_is_named(name: str, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path)
+    file, load = LOADERS[name]
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 4\n"
+    (folder / file).write_text(pointer)
+    with pytest.raises(ModelError, match=f"{file}: is a git-lfs pointer, not the file itself; run git lfs pull"):
+        load(folder)
+
+
+def test_git_lfs_pointer_is_no_identity_and_no_single_file(tmp_path: Path) -> None:
+    file = tmp_path / "net.pth"
+    file.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ModelError, match="git lfs pull"):
+        identify(Spec(path=str(tmp_path)), [file])
+    with pytest.raises(ModelError, match="git lfs pull"):
+        load_perceptual(LpipsSpec(path=str(file), net="squeeze", sha256="0" * 64), "cpu")
 
 
 def test_lpips_network_with_weights_of_more_features_is_refused(tmp_path: Path) -> None:
