@@ -8,12 +8,16 @@ BIN := .venv/bin
 # Stages run this environment's commands, whether or not it is activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test test-fast lint lock clean toybox toybox-check bench-data bench-model bench-train ablation bench-eval
+.PHONY: repro without-git test test-fast lint lock clean toybox toybox-check bench-data bench-model bench-train ablation bench-eval
 .DEFAULT_GOAL := repro
 
-repro: .venv/installed
+repro: without-git
 	$(BIN)/dvc repro
 	@echo "report: $(CURDIR)/data/report/index.html"
+
+# DVC needs to be told that there is no git repository, as in an unpacked source archive.
+without-git: .venv/installed
+	@git rev-parse --git-dir >/dev/null 2>&1 || $(BIN)/dvc config --quiet --local core.no_scm true
 
 # All tests, in parallel.
 test: .venv/installed
@@ -69,7 +73,7 @@ bench-eval: .venv/installed
 
 # The paper's ablation on the toybox: trains and measures missing runs and writes docs/ablation.md; RUNS="both macl" or
 # OPTIONS="--seeds 1 --jobs 4" for fewer runs or more in parallel.
-ablation: .venv/installed
+ablation: without-git
 	$(BIN)/dvc repro encode
 	$(BIN)/python -m experiments.ablation $(RUNS) $(OPTIONS)
 

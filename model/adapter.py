@@ -19,6 +19,7 @@ from model.methods.base import AdapterOutput
 from model.methods.config import AdapterConfig
 from model.methods.registry import method_of
 from runtime.errors import ModelError
+from runtime.files import refuse_pointers
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
@@ -195,6 +196,7 @@ class Adapter(nn.Module):
                     " or train an adapter for this one"
                 )
         path = folder / WEIGHTS
+        refuse_pointers([path])
         try:
             state = load_file(path)
         except (OSError, SafetensorError) as error:
@@ -216,6 +218,7 @@ class Adapter(nn.Module):
 def read_description(folder: Path) -> tuple[AdapterConfig, str | None]:
     """(config, data hash) of `adapter.json` in `folder`, without the weights. Raises ModelError naming file and key."""
     path = folder / DESCRIPTION
+    refuse_pointers([path])
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         version, raw, data_hash = description["format"], description["config"], description["data_hash"]

@@ -143,6 +143,16 @@ def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], to
     return TokenizedCaption(tuple(ids), tuple(slots[s] for s in range(len(nouns))), tuple(noun_ids))
 
 
+def tokens_needed(tokenizer: Any, captions: Sequence[str], nouns: Sequence[str], tokens: int) -> list[int]:
+    """Length that `tokenize` needs for each caption up to its pseudo-word of `tokens` tokens, start and end included.
+
+    `nouns` has one class noun per caption. Raises ModelError if a caption does not contain it.
+    """
+    parts = [caption[: noun_ends(caption, [noun])[0]] for caption, noun in zip(captions, nouns, strict=True)]
+    found = tokenizer(parts, add_special_tokens=False, verbose=False)["input_ids"] if parts else []
+    return [len(ids) + tokens + 2 for ids in found]
+
+
 def noun_ends(caption: str, nouns: Sequence[str]) -> list[int]:
     """Character position after each noun's place in the caption: its first occurrence as whole words, case ignored.
 

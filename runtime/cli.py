@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from runtime.errors import ModelError, UserError
+from runtime.errors import ModelError, UserError, storage_fault
 from runtime.params import Params, section_text
 from runtime.stages import Stage, stages
 
@@ -169,6 +169,11 @@ def guarded(work: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGPIPE)
     except (UserError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if (fault := storage_fault(error)) is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped; run the same command again to resume", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,7 +14,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
+from runtime.closure import ROOT
 from runtime.errors import UserError, one_line
+from runtime.files import write_text
 
 PARAMS_FILE = Path("params.yaml")
 FREE_MAPPINGS = ("train.mixture", "generate.protocol.references", "score.encoders")
@@ -143,7 +146,10 @@ def read_yaml(file: Path) -> dict[str, Any]:
     try:
         tree = parse_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{file} does not exist; run from the repository root or pass another file") from None
+        if file != PARAMS_FILE:
+            raise UserError(f"{file} does not exist; correct its path") from None
+        here = f"{file} does not exist in {Path.cwd()}"
+        raise UserError(f"{here}; run in the repository's folder {ROOT}, or copy its params.yaml here") from None
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); pass a readable YAML file") from None
     except DuplicateKeyError as error:
@@ -212,8 +218,9 @@ def lay_over(files: Sequence[str]) -> None:
     tree = with_comments.load(PARAMS_FILE)
     for file in files:
         overlay(tree, read_yaml(Path(file).expanduser()), file)
-    with PARAMS_FILE.open("w", encoding="utf-8") as stream:
-        with_comments.dump(tree, stream)
+    stream = io.StringIO()
+    with_comments.dump(tree, stream)
+    write_text(PARAMS_FILE.resolve(), stream.getvalue())  # a link stays one
 
 
 def section_text(name: str) -> str:

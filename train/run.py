@@ -25,7 +25,7 @@ from runtime.params import Params
 from train import STAGE
 from train.batches import arrays
 from train.batches.arrays import Arrays
-from train.batches.training_set import TrainingSet
+from train.batches.training_set import TrainingSet, require_room
 from train.batches.uncached import AugmentParams, Photos
 from train.batches.validation import hold_out
 from train.distributed.checkpoint import Checkpoints
@@ -59,6 +59,10 @@ def train(ranks: Ranks, params: Params, resume: ResumeOptions) -> None:
     ranks.say(f"train: {len(samples)} triplets, {counts['triplets_held_out']} of them held out for validation")
     trainer = build(how, model, variant, trained_on, ranks, run.threads)
     config = trainer.adapter.config
+    advice = (
+        "lower curate.captions.max_words, which puts the template before them, or shorten them, and run curate again"
+    )
+    require_room(trainer.diffusion, config, samples.captions.to_pylist(), samples.class_names.to_pylist(), advice)
     base = backbone(trainer.diffusion.name, trainer.diffusion.revision, config.image_encoder, variant)
     whole = recipe(how, model, data=data_hash, code=run_code(), base=base, ranks=[ranks.world, ranks.device.type])
     folder = Path(ranks.first("folder", lambda: str(begin(work, whole, resume))))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import VisionTransformer
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -111,7 +113,17 @@ def load_clip(
         if not (folder / WEIGHTS).is_file():
             raise FileNotFoundError(f"{WEIGHTS} is missing")
         model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
+        require_positions(model.state_dict(), folder / WEIGHTS)
         tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
         preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     name, revision = identify(spec, [folder / WEIGHTS])
     return Clip(freeze(model.to(dtype), device), preprocess, tokenize, batch_size, f"{name}@{revision[:12]}", revision)
+
+
+def require_positions(wanted: Mapping[str, Tensor], file: Path) -> None:
+    """Raise ValueError if `file` has another number of positions than its model, which open_clip would interpolate."""
+    with safe_open(file, framework="pt") as stored:
+        for key in wanted.keys() & set(stored.keys()):
+            shape = stored.get_slice(key).get_shape()
+            if key.endswith("positional_embedding") and shape != list(wanted[key].shape):
+                raise ValueError(f"'{key}' is {shape}, but open_clip_config.json gives {list(wanted[key].shape)}")

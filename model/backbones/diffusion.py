@@ -125,7 +125,8 @@ def part(spec: DiffusionSpec, folder: Path, name: str, kind: Any, dtype: torch.d
     # The two libraries name this option differently; without it transformers would keep the file's dtype.
     option = "torch_dtype" if issubclass(kind, diffusers.ModelMixin) else "dtype"
     place = f"{spec.path}/{name}"
-    return from_pretrained(kind, folder / name, place, kind.__name__, variant=spec.weights, **{option: dtype})
+    options: dict[str, Any] = {"variant": spec.weights, option: dtype}
+    return from_pretrained(kind, folder / name, place, kind.__name__, **options)
 
 
 def vae_dtype(spec: DiffusionSpec, folder: Path, dtype: torch.dtype) -> torch.dtype:

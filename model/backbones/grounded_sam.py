@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
+from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor, MMGroundingDinoForObjectDetection
+from transformers.models.grounding_dino.modeling_grounding_dino import GroundingDinoBiMultiHeadAttention
+from transformers.models.mm_grounding_dino.modeling_mm_grounding_dino import MMGroundingDinoBiMultiHeadAttention
 
 from model.backbones.frozen import fixed_batches, freeze
-from model.backbones.hub import from_pretrained, identify, reading, require_vocabulary, resolve
+from model.backbones.hub import from_pretrained, identify, model_type, reading, require_vocabulary, resolve
 from model.backbones.sam import Box, SamConfig, Segmenter, build_sam, load_sam
 from model.backbones.variant import DetectorSpec, SamSpec
 from runtime.errors import ModelError
@@ -35,6 +38,13 @@ __all__ = [
 ]
 
 K = TypeVar("K")
+
+DETECTORS: dict[str, Any] = {
+    "grounding-dino": GroundingDinoForObjectDetection,
+    "mm-grounding-dino": MMGroundingDinoForObjectDetection,
+}
+"""By `model_type` of a folder's config.json: the class."""
+FUSIONS = (GroundingDinoBiMultiHeadAttention, MMGroundingDinoBiMultiHeadAttention)
 
 TOKENS = 8
 """Phrases are padded to a multiple of this, so that one-word and four-word nouns share batches."""
@@ -75,9 +85,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Detector:
-    """A frozen Grounding DINO (Liu et al. 2023), queried with one phrase per photo."""
+    """A frozen Grounding DINO (Liu et al. 2023) or MM-Grounding-DINO (Zhao et al. 2024); one phrase per photo."""
 
-    model: GroundingDinoForObjectDetection
+    model: GroundingDinoForObjectDetection | MMGroundingDinoForObjectDetection
     processor: GroundingDinoProcessor
     dtype: torch.dtype
     batch_size: int
@@ -277,18 +287,52 @@ def load_grounded_sam(
 def load_detector(
     spec: DetectorSpec, device: str | torch.device, dtype: torch.dtype = torch.float32, batch_size: int = 8
 ) -> Detector:
-    """The frozen Grounding DINO of `spec`; raises ModelError if its folder is missing or invalid."""
+    """The frozen detector of `spec`, of the class that its config.json names; raises ModelError if it is missing or
+    invalid."""
     folder = resolve(spec, ["*.json", "*.txt", "model*.safetensors"])
     what = "a transformers folder of Grounding DINO"
+    with reading(spec.path, what):
+        if (found := model_type(folder)) not in DETECTORS:
+            raise ValueError(f"its model_type is {found}")
     # The compiled CUDA attention would be downloaded at run time; the PyTorch one does the same arithmetic.
-    options = {"dtype": torch.float32, "disable_custom_kernels": True}
-    model = from_pretrained(GroundingDinoForObjectDetection, folder, spec.path, what, **options)
+    options: dict[str, Any] = {"dtype": torch.float32, "disable_custom_kernels": True}
+    model = from_pretrained(DETECTORS[found], folder, spec.path, what, **options)
+    fuse_photo_by_photo(model)
     with reading(spec.path, what):
         require_vocabulary(folder)
         processor = GroundingDinoProcessor.from_pretrained(folder, local_files_only=True)
     name, revision = identify(spec, folder.glob("*.safetensors"))
     # Autocast, not a cast: text masks and box offsets need float32's range and precision.
     return Detector(freeze(model, device), processor, dtype, batch_size, name, revision)
+
+
+def fuse_photo_by_photo(model: nn.Module) -> None:
+    """Let each attention between photo and phrase in `model` see one photo at a time.
+
+    transformers subtracts the greatest weight of the whole batch before the softmax, which changes the rounding of each
+    photo's result with the other photos in its batch.
+    """
+    for module in model.modules():
+        if isinstance(module, FUSIONS):
+            module.forward = partial(one_at_a_time, module.forward)
+
+
+def one_at_a_time(
+    forward: Callable[..., tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]], *batch: Any, **named: Any
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """`forward` of each row of the tensors [B, ...]; (output, weights) of the photos and of the phrases."""
+    count = len(next(value for value in (*batch, *named.values()) if value is not None))
+    rows = [
+        forward(*(one(value, row) for value in batch), **{name: one(value, row) for name, value in named.items()})
+        for row in range(count)
+    ]
+    photo, phrase = (tuple(torch.cat(parts) for parts in zip(*side, strict=True)) for side in zip(*rows, strict=True))
+    return cast(Any, (photo, phrase))
+
+
+def one(value: Tensor | None, row: int) -> Tensor | None:
+    """Row `row` of `value` as a batch of its own."""
+    return None if value is None else value[row : row + 1]
 
 
 def canvas(height: int, width: int, shortest: int | None, longest: int | None) -> tuple[int, int]:

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from model.backbones.frozen import freeze
-from model.backbones.hub import identify, reading, resolve, sha256
+from model.backbones.frozen import fixed_batches, freeze
+from model.backbones.hub import identify, reading, require_weights, resolve, sha256
 from model.backbones.variant import LpipsSpec
 from runtime.errors import ModelError
 
@@ -50,9 +50,9 @@ class Perceptual:
             raise ModelError(f"LPIPS compares images of one size, not {found}; generate them again")
         device = self.model.scaling_layer.shift.device
         layers: list[list[Tensor]] = []
-        for start in range(0, len(images), self.batch_size):
-            batch = torch.stack(list(images[start : start + self.batch_size])).to(device)
-            layers.append([lpips.normalize_tensor(f) for f in self.model.net(self.model.scaling_layer(batch))])
+        for rows, count in fixed_batches(images, self.batch_size):
+            batch = torch.stack(rows).to(device)
+            layers.append([lpips.normalize_tensor(f)[:count] for f in self.model.net(self.model.scaling_layer(batch))])
         result = torch.zeros(len(images), len(images), device=device)
         for linear, *parts in zip(self.model.lins, *layers, strict=True) if layers else ():
             features = torch.cat(parts)
@@ -76,6 +76,10 @@ def load_perceptual(spec: LpipsSpec, device: str | torch.device, batch_size: int
             warnings.simplefilter("ignore")  # from torchvision, about the package's arguments
             model = lpips.LPIPS(net=spec.net, pnet_rand=True, verbose=False)
         # LPIPS's `slice3.6.weight` is torchvision's `features.6.weight`: slices keep the layer numbers.
-        model.net.load_state_dict({key: state[f"features.{key.partition('.')[2]}"] for key in model.net.state_dict()})
+        names = {key: f"features.{key.partition('.')[2]}" for key in model.net.state_dict()}
+        wanted = {names[key]: value for key, value in model.net.state_dict().items()}
+        # The classifier comes after the features that LPIPS compares.
+        require_weights(wanted, {key: value for key, value in state.items() if not key.startswith("classifier.")})
+        model.net.load_state_dict({key: state[name] for key, name in names.items()})
     name, revision = identify(spec, [file])
     return Perceptual(freeze(model, device), batch_size, f"{name}@{revision[:12]}", revision)

@@ -27,7 +27,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from model.backbones.frozen import fixed_batches, freeze
-from model.backbones.hub import identify, reading, require_vocabulary, resolve
+from model.backbones.hub import identify, reading, require_vocabulary, require_weights, resolve
 from model.backbones.variant import Spec
 from runtime.errors import ModelError
 
@@ -311,13 +311,7 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def fill(model: RewardModel, state: Mapping[str, Tensor]) -> None:
     """Copy `state` into `model`; raises ValueError naming the first missing, unexpected or misshapen weight."""
-    wanted = model.state_dict()
-    for fault, keys in (("missing", wanted.keys() - state.keys()), ("unexpected", state.keys() - wanted.keys())):
-        if keys:
-            raise ValueError(f"{len(keys)} {fault} weights, first '{min(keys)}'")
-    for key, value in wanted.items():
-        if value.shape != state[key].shape:
-            raise ValueError(f"'{key}' is {list(state[key].shape)}, expected {list(value.shape)}")
+    require_weights(model.state_dict(), state)
     model.load_state_dict(dict(state))
 
 

@@ -23,7 +23,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from model.backbones.frozen import fixed_batches, freeze
-from model.backbones.hub import identify, reading, resolve, sha256
+from model.backbones.hub import identify, reading, require_weights, resolve, sha256
 from model.backbones.variant import SamSpec, first_fault
 from runtime.errors import ModelError
 
@@ -260,6 +260,7 @@ def with_weights(config: SamConfig, state: Mapping[str, Tensor]) -> Sam:
     """The SAM of `config` with the tensors of `state` as they are, without first drawing 600 million random numbers."""
     with torch.device("meta"):
         model = build_sam(config)
+    require_weights(model.state_dict(), state)
     model.load_state_dict(dict(state), strict=True, assign=True)
     # The two buffers are not part of a checkpoint, so they are still on the meta device.
     model.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(-1, 1, 1), persistent=False)

@@ -3,7 +3,6 @@ al. 2023) and SigLIP 2 for similarity between subjects."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,23 @@ from transformers import AutoImageProcessor, Dinov2Model, Dinov2WithRegistersMod
 from transformers.image_processing_utils import BaseImageProcessor
 
 from model.backbones.frozen import fixed_batches, freeze
-from model.backbones.hub import from_pretrained, identify, reading, resolve
+from model.backbones.hub import from_pretrained, identify, model_type, reading, resolve
 from model.backbones.variant import Spec
 from runtime.errors import ModelError
 
+# A pooling layer and a classifier read the class token after the norm, which is the embedding.
+HEADS = ("pooler\\.", "classifier\\.")
 DINO: dict[str, tuple[Any, dict[str, Any]]] = {
     "vit": (ViTModel, {"add_pooling_layer": False}),
     "dinov2": (Dinov2Model, {}),
     "dinov2_with_registers": (Dinov2WithRegistersModel, {}),
 }
 """By `model_type` of a folder's config.json: the class and its options; `vit` is DINO."""
+
+SIGLIP = ("siglip", "siglip_vision_model")
+"""Model types of a folder with both towers, or with the image tower alone."""
+OTHER_TOWER = ("text_model\\.", "logit_scale$", "logit_bias$", "head\\.")
+"""Weights of both towers' folder that are not the image tower's; `head` without `vision_use_head` is refused later."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +83,10 @@ def load_dino(
     folder = fetch(spec)
     what = "a transformers folder of DINO or DINOv2"
     with reading(spec.path, what):
-        found = json.loads((folder / "config.json").read_text())["model_type"]
-        if found not in DINO:
+        if (found := model_type(folder)) not in DINO:
             raise ValueError(f"its model_type is {found}")
     kind, options = DINO[found]
-    model = from_pretrained(kind, folder, spec.path, what, dtype=dtype, **options)
+    model = from_pretrained(kind, folder, spec.path, what, unread=HEADS, dtype=dtype, **options)
     return vision(model, spec, folder, what, "class_token", device, batch_size)
 
 
@@ -96,7 +101,7 @@ def load_siglip(
     """
     folder = fetch(spec)
     what = "a transformers folder of SigLIP"
-    model = from_pretrained(SiglipVisionModel, folder, spec.path, what, dtype=dtype)
+    model = from_pretrained(SiglipVisionModel, folder, spec.path, what, SIGLIP, OTHER_TOWER, dtype=dtype)
     if not model.use_head:
         raise ModelError(f"{spec.path}: this SigLIP has no pooling head, and so no image embedding; choose another")
     return vision(model, spec, folder, what, "pooler_output", device, batch_size)

@@ -12,6 +12,7 @@ from model.adapter import Adapter
 from model.attention import remove_processors
 from model.backbones.variant import load_variant, variant_of
 from runtime.errors import ModelError
+from runtime.files import refuse_pointers
 
 if TYPE_CHECKING:
     from model.backbones.clip import Clip
@@ -103,6 +104,7 @@ class Assembled(DiffusionPipeline):
             raise ModelError(f"{folder} has no folder '{ADAPTER}'; pass an adapter's folder with adapter=")
         if variant is None and (folder / BACKBONES).exists():
             variant = load_variant(str(folder / BACKBONES))
+        refuse_pointers(folder.glob("*/*.safetensors") if folder.is_dir() else [])
         pipeline = cls.stock.from_pretrained(pretrained_model_name_or_path, **settings)
         return cls.from_pipe(pipeline, adapter or folder / ADAPTER, image_encoder, variant)
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
-from model.backbones.hub import no_progress_bar, reading, require_vocabulary, resolve
+from model.backbones.frozen import fixed_batches
+from model.backbones.hub import from_pretrained, reading, require_vocabulary, resolve
 from model.backbones.variant import Spec
 from pipelines.curate.captions import CaptionerParams
-from runtime.errors import ModelError
 
 FILES = ("config.json", "preprocessor_config.json", "tokenizer*.json", "vocab.txt", "special_tokens_map.json")
 # The published checkpoint has no safetensors; transformers loads .bin as weights only, without running code.
@@ -33,23 +33,24 @@ class Captioner:
     def __init__(self, params: CaptionerParams, device: str) -> None:
         self.params, self.device = params, device
         folder = resolve(spec(params), [*FILES, *WEIGHTS])
-        with reading(params.path, "a transformers folder of BLIP"), no_progress_bar():
+        what, dtype = "a transformers folder of BLIP", getattr(torch, params.dtype)
+        with reading(params.path, what):
             require_vocabulary(folder)
             self.processor = BlipProcessor.from_pretrained(folder, local_files_only=True)
-            model, info = BlipForConditionalGeneration.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, dtype=getattr(torch, params.dtype)
-            )
-        if missing := sorted(str(key) for key in info["missing_keys"]):
-            raise ModelError(f"{params.path}: {len(missing)} BLIP weights missing, first '{missing[0]}'; replace it")
+        model = from_pretrained(
+            BlipForConditionalGeneration, folder, params.path, what, use_safetensors=None, dtype=dtype
+        )
         self.model = model.eval().requires_grad_(False).to(device)
 
     @torch.no_grad()
     def captions(self, images: Sequence[Image.Image], prompt: str) -> list[str]:
-        """Return a caption for each photo that continues `prompt`, by greedy decoding.
+        """Return a caption for each photo that continues `prompt`, by greedy decoding."""
+        batches = fixed_batches(images, self.params.batch_size)
+        return [text for batch, count in batches for text in self.batch(batch, prompt)[:count]]
 
-        At most `batch_size` photos; one call is one batch, so that the same photos are always batched together.
-        """
-        inputs = self.processor(images=list(images), text=[prompt] * len(images), return_tensors="pt").to(self.device)
+    def batch(self, images: list[Image.Image], prompt: str) -> list[str]:
+        """Return the captions of exactly `batch_size` photos."""
+        inputs = self.processor(images=images, text=[prompt] * len(images), return_tensors="pt").to(self.device)
         tokens = self.model.generate(
             pixel_values=inputs["pixel_values"].to(self.model.dtype),
             input_ids=inputs["input_ids"],

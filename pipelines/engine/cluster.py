@@ -5,9 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from runtime.errors import UserError
 from runtime.params import RunParams
+
+SHORT = "/tmp"
+LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store_1")
+"""Bytes of a folder in which a session's sockets have paths that Linux accepts."""
 
 
 def reservation(run: RunParams, device: str) -> dict[str, float]:
@@ -23,6 +29,25 @@ def room(nodes: Sequence[dict[str, Any]], options: dict[str, float]) -> int:
     needs = {name: amount for name, amount in zip(("CPU", "GPU"), options.values(), strict=True) if amount}
     machines = [node["Resources"] for node in nodes if node["Alive"]]
     return sum(min(int(m.get(name, 0) / need + 1e-6) for name, need in needs.items()) for m in machines)
+
+
+def session_folder() -> str | None:
+    """Return the folder of a local Ray's sessions; None: its own choice, in RAY_TMPDIR or TMPDIR.
+
+    A session has sockets in it, whose paths the kernel limits. /tmp replaces a folder that is too long or that cannot
+    be written.
+
+    Raises:
+        UserError: /tmp cannot be written either.
+    """
+    chosen = os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", SHORT))
+    fits = len(os.fsencode(Path(chosen).absolute())) <= LONGEST_FOLDER
+    if fits and os.access(chosen, os.W_OK | os.X_OK):
+        return None
+    if not os.access(SHORT, os.W_OK | os.X_OK):
+        fault = "cannot be written" if fits else f"is longer than {LONGEST_FOLDER} bytes, too long for Ray's sockets"
+        raise UserError(f"temporary folder {chosen} {fault}, nor can {SHORT}; set TMPDIR to a short, writable folder")
+    return f"{SHORT}/ray"
 
 
 def connect(run: RunParams) -> bool:
@@ -53,6 +78,7 @@ def connect(run: RunParams) -> bool:
         num_cpus=max(run.workers * max(run.threads, run.decoders), 1),
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
+        _temp_dir=session_folder(),
         object_store_memory=128 * 2**20,  # only items and paths pass through it
         log_to_driver=False,
         logging_level=logging.ERROR,

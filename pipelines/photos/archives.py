@@ -162,16 +162,23 @@ class Archive:
 
     @cached_property
     def _table(self) -> pa.Table:
-        place = _cache() / f"{_digest(self.name)}-{_digest(f'{_INDEX} {self._fs.ukey(self._path)}')}.arrow"
+        folder = _cache()
+        if folder is None:
+            return self._index()
+        place = folder / f"{_digest(self.name)}-{_digest(f'{_INDEX} {self._fs.ukey(self._path)}')}.arrow"
         with contextlib.suppress(OSError, pa.ArrowInvalid):
             return pa.ipc.open_file(pa.memory_map(str(place))).read_all()
         table = self._index()
         with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
             temporary = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-            with pa.OSFile(str(temporary), "wb") as stream, pa.ipc.new_file(stream, table.schema) as writer:
-                writer.write_table(table, max_chunksize=max(table.num_rows, 1))
-            temporary.replace(place)
+            try:
+                with pa.OSFile(str(temporary), "wb") as stream, pa.ipc.new_file(stream, table.schema) as writer:
+                    writer.write_table(table, max_chunksize=max(table.num_rows, 1))
+                temporary.replace(place)
+            except OSError:
+                temporary.unlink(missing_ok=True)  # frees space on a full disk
+                raise
             for old in place.parent.glob(f"{_digest(self.name)}-*.arrow"):
                 if old != place:
                     old.unlink(missing_ok=True)
@@ -269,9 +276,13 @@ def _plain(name: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _cache() -> Path:
+def _cache() -> Path | None:
+    """Return the folder of the indexes; None for a user without a home."""
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "customcontrast" / "archives"
+    try:
+        return Path(root).expanduser() / "customcontrast" / "archives"
+    except RuntimeError:
+        return None
 
 
 def _digest(text: str) -> str:

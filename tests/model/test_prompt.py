@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from model.prompt import encode_captions, encode_tokens, noun_ends, tokenize
+from model.prompt import encode_captions, encode_tokens, noun_ends, tokenize, tokens_needed
 from runtime.errors import ModelError
 from tests.world.models import TinyDiffusion, tokenizer
 
@@ -99,6 +99,17 @@ def test_noun_beyond_the_encoder_s_length_is_one_sentence():
         tokenize(tokenizer(), 24, "on a table " * 20 + "a mug", ["mug"], tokens=1)
     with pytest.raises(ModelError, match="class noun 'mug' and its pseudo-word need"):
         tokenize(tokenizer(), 24, "a dog " + "on a table " * 20 + "a mug", ["mug", "dog"], tokens=1)
+
+
+def test_tokens_needed_are_those_that_tokenize_takes():
+    captions = ["a mug", "on a table a café, red", "x" * 9 + " mug on ice", "これは机の上にある mug"]
+    nouns = ["mug", "café", "mug", "mug"]
+    counts = tokens_needed(tokenizer(), captions, nouns, 2)
+    assert counts[0] < counts[1] < counts[3]
+    for caption, noun, count in zip(captions, nouns, counts, strict=True):
+        assert len(tokenize(tokenizer(), count, caption, [noun], tokens=2).ids) == count
+        with pytest.raises(ModelError, match=f"need {count} tokens"):
+            tokenize(tokenizer(), count - 1, caption, [noun], tokens=2)
 
 
 @pytest.mark.parametrize("kind", ["tiny_sd", "tiny_sdxl"])

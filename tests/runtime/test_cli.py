@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -181,3 +184,41 @@ def test_every_command_s_module_has_what_the_command_calls():
         module = importlib.import_module(command.module)
         assert callable(module.arguments) and callable(module.main) and module.__doc__
     assert cli.PROGRAM == "customcontrast"
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (OSError(errno.ENOSPC, "full", "data/x"), "data/x: no space left on its disk; free some"),
+        (OSError(errno.EDQUOT, "full"), "no space left on its disk; free some"),
+        (OSError(errno.EROFS, "Read-only file system", "data/x"), "data/x: read-only file system; correct its"),
+        (PermissionError(errno.EACCES, "Permission denied", "data/x"), "data/x: permission denied; correct its"),
+    ],
+)
+def test_storage_that_is_full_or_closed_is_one_sentence(fault: OSError, said: str, capsys):
+    def work() -> None:
+        raise fault
+
+    with pytest.raises(SystemExit) as stop:
+        guarded(work)
+    assert stop.value.code == 1 and f"error: {said}" in capsys.readouterr().err
+
+
+def test_other_faults_of_files_keep_their_traceback():
+    def work() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file", "x")
+
+    with pytest.raises(FileNotFoundError):
+        guarded(work)
+
+
+@pytest.mark.slow
+def test_command_works_in_another_folder_with_params_of_its_own(tmp_path: Path):
+    """It starts the stages as processes, which have to find the code too."""
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    words = ["data", "--layout", "folder", "--root", ".", "--data", "tables", "--stages", "mask"]
+    command = [sys.executable, str(REPOSITORY / "customcontrast.py"), *words]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and "curate" in done.stderr, done.stderr

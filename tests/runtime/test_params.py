@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from runtime import params
+from runtime.cli import guarded
 from runtime.errors import UserError
 from runtime.params import Params, RunParams, Section, lay_over, section_text
 
@@ -189,6 +191,41 @@ def test_file_is_laid_over_params_for_good_with_comments_kept(folder):
     (here / "more.yaml").write_text("demo: {inner: {low: 0.25}}\n")
     lay_over(["more.yaml"])
     assert (here / "params.yaml").read_text() == text.replace("low: 0.5", "low: 0.25")
+
+
+def test_full_disk_leaves_params_as_they_were(folder, monkeypatch: pytest.MonkeyPatch, capsys):
+    here = folder(GOOD)
+    (here / "more.yaml").write_text("demo: {inner: {low: 0.25}}\n")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(SystemExit) as stop:
+        guarded(lambda: lay_over(["more.yaml"]))
+    assert stop.value.code == 1
+    assert (
+        capsys.readouterr().err
+        == f"error: {here}/params.yaml: no space left on its disk; free some and run the same command again\n"
+    )
+    assert (here / "params.yaml").read_text() == GOOD
+    assert sorted(path.name for path in here.iterdir()) == ["more.yaml", "params.yaml"]
+
+
+def test_link_to_params_stays_a_link(folder):
+    here = folder(GOOD)
+    (here / "params.yaml").rename(here / "own.yaml")
+    (here / "params.yaml").symlink_to("own.yaml")
+    (here / "more.yaml").write_text("demo: {count: 4}\n")
+    lay_over(["more.yaml"])
+    assert (here / "params.yaml").is_symlink()
+    assert yaml.safe_load((here / "own.yaml").read_text())["demo"]["count"] == 4
+
+
+def test_missing_params_say_where_they_were_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"params.yaml does not exist in {tmp_path}; run in the repository's folder"):
+        Params.read()
 
 
 def test_text_of_a_section_has_its_comments_and_nothing_of_the_next(folder):

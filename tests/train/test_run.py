@@ -167,6 +167,23 @@ def test_validation_that_is_not_finite_stops_the_run_and_the_last_checkpoint_sta
     assert {file.parent.name[-1] for file in (tmp_path / "work").glob("train/*/step-*/progress.json")} == {"2", "4"}
 
 
+def test_caption_that_hides_its_noun_from_the_text_encoder_stops_the_run_before_the_first_step(
+    finished: Finished, variant: Path, tmp_path: Path
+):
+    data = moved(finished.world, tmp_path)
+    rows = tables.read(data / "curate", "frames").to_pylist()
+    long = next(row for row in rows if row["frame_id"].endswith("/2"))
+    long["caption"] = f"{'word ' * 9}{long['class_name']}"
+    tables.write(data / "curate", "frames", tables.from_rows("frames", rows))
+    words = write_options(tmp_path, variant, data, validation=HELD_OUT)
+    assert run_ranks(1, words, tmp_path / "output") == [1]
+    said = (tmp_path / "output").read_text()
+    assert said.count("error:") == 1 and "Traceback" not in said
+    assert "captions are too long up to their class noun (first: 'word word" in said
+    assert "text encoder has 32); lower curate.captions.max_words" in said
+    assert not list((tmp_path / "work").glob("train/*/log.jsonl"))
+
+
 def poison(folder: Path, frame_id: str) -> None:
     rows = tables.read(folder, "latents").to_pylist()
     for row in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -10,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.prompt import noun_ends
+from model.backbones.diffusion import Diffusion
+from model.methods.config import AdapterConfig
+from model.prompt import caption_length, noun_ends, tokens_needed
 from pipelines import tables
 from runtime.errors import UserError
 from train.batches.arrays import Arrays
@@ -170,6 +173,25 @@ def require_nouns(captions: pa.Array, nouns: pa.Array) -> None:
     """Raise ModelError naming the first caption without its class noun, which would otherwise stop the run midway."""
     for caption, noun in sorted(set(zip(captions.to_pylist(), nouns.to_pylist(), strict=True))):
         noun_ends(caption, [noun])
+
+
+def require_room(
+    diffusion: Diffusion, config: AdapterConfig, captions: Sequence[str], nouns: Sequence[str], advice: str
+) -> None:
+    """Raise UserError, ending in `advice`, if a text encoder would truncate a class noun or its pseudo-word."""
+    if not config.textual:
+        return
+    pairs = sorted(set(zip(captions, nouns, strict=True)))
+    for encoder, tokenizer in zip(diffusion.text_encoders, diffusion.tokenizers, strict=True):
+        length = caption_length(encoder, tokenizer)
+        counts = tokens_needed(tokenizer, [pair[0] for pair in pairs], [pair[1] for pair in pairs], config.text_tokens)
+        long = [(pair, count) for pair, count in zip(pairs, counts, strict=True) if count > length]
+        if long:
+            (caption, noun), count = long[0]
+            raise UserError(
+                f"{len(long)} of {len(pairs)} captions are too long up to their class noun (first: '{caption}', where"
+                f" '{noun}' and its pseudo-word need {count} tokens, and the text encoder has {length}); {advice}"
+            )
 
 
 def places(values: pa.ChunkedArray, known: pa.ChunkedArray | pa.Array) -> np.ndarray:

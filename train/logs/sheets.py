@@ -18,6 +18,7 @@ from model.objective import TrainingBatch
 from model.pipeline.pipeline import CustomContrastPipeline, build_pipeline
 from model.prompt import noun_ends
 from runtime.errors import UserError
+from train.batches.training_set import require_room
 from train.recipe import PicturesParams
 
 GAP = 2  # px between images
@@ -62,7 +63,8 @@ class Samples:
 
         Raises:
             ModelError: a prompt lacks the subject's class noun.
-            UserError: an image would take more steps than the diffusion process has.
+            UserError: a prompt is too long up to its class noun, or an image would take more steps than the diffusion
+                process has.
         """
         timesteps = cast(Any, diffusion.scheduler).config.num_train_timesteps
         if params.steps > timesteps:
@@ -74,8 +76,11 @@ class Samples:
             copy = Adapter(adapter.config).to(adapter.device, adapter.dtype).eval().requires_grad_(False)
         pipeline = build_pipeline(diffusion, copy)
         pipeline.set_progress_bar_config(disable=True)
-        count = min(params.subjects, len(batch.captions))
-        return cls(params, [sheet_subject(params, batch, row) for row in range(count)], pipeline, folder / "samples")
+        subjects = [sheet_subject(params, batch, row) for row in range(min(params.subjects, len(batch.captions)))]
+        prompts = [(prompt, subject.noun) for subject in subjects for prompt in subject.prompts]
+        advice = "shorten train.pictures.prompts"
+        require_room(diffusion, adapter.config, [text for text, _ in prompts], [noun for _, noun in prompts], advice)
+        return cls(params, subjects, pipeline, folder / "samples")
 
     @torch.no_grad()
     def draw(self, weights: dict[str, Tensor], steps: int) -> str:

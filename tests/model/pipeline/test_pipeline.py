@@ -356,6 +356,10 @@ def test_saved_pipeline_is_a_stock_folder_with_an_adapter(diffusion, tmp_path, w
     assert half.unet.dtype == torch.bfloat16
     with pytest.raises(ModelError, match="has no folder 'adapter'; pass an adapter's folder"):
         type(ours).from_pretrained(tmp_path)
+    weights = next((tmp_path / "saved" / "unet").glob("*.safetensors"))
+    weights.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ModelError, match=r"unet/.*: is a git-lfs pointer, not the file itself; run git lfs pull"):
+        type(ours).from_pretrained(tmp_path / "saved")
 
 
 def test_lora_goes_beside_the_adapter(diffusion, tmp_path):

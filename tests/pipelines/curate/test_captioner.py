@@ -54,6 +54,13 @@ def test_captions_go_on_from_the_prompt_and_are_the_same_each_time(settings):
     assert all(len(text.split()) <= 5 + settings.max_tokens for text in found)
 
 
+def test_caption_does_not_depend_on_the_other_photos(settings):
+    captioner = Captioner(settings, "cpu")
+    found = captioner.captions(colours(5), "a photo of a mug")
+    assert [captioner.captions([photo], "a photo of a mug")[0] for photo in colours(5)] == found
+    assert captioner.captions(colours(4), "a photo of a mug") == found[:4]
+
+
 def test_worker_captions_photos_without_a_caption_and_records_the_noun(settings, section, tmp_path):
     rng = torch.Generator().manual_seed(1)
     for n in range(4):

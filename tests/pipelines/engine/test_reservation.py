@@ -1,8 +1,13 @@
 """What a worker reserves, and how many of them fit on the machines there are."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from pipelines.engine import cluster
+from runtime.closure import ROOT
 from runtime.errors import UserError
 from runtime.params import RunParams
 from tests.world import shard_workers
@@ -53,3 +58,32 @@ def test_worker_that_fits_nowhere_is_one_sentence(ray_started, tmp_path):
     with pytest.raises(UserError, match=r"no machine has 1 CPUs and 0.5 GPUs for a worker; lower") as caught:
         shard_workers.run(some_items(2), run, tmp_path / "out", tmp_path / "trace")
     assert "\n" not in str(caught.value)
+
+
+def test_ray_s_sockets_are_in_a_folder_short_enough_for_them(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    for name, chosen in (("TMPDIR", "/dev/shm"), ("RAY_TMPDIR", "/dev/shm")):
+        monkeypatch.setenv(name, chosen)
+        assert cluster.session_folder() is None
+    monkeypatch.delenv("RAY_TMPDIR")
+    long = tmp_path / ("a" * 100)
+    long.mkdir()
+    for folder in (long, tmp_path / "none"):
+        monkeypatch.setenv("TMPDIR", str(folder))
+        assert cluster.session_folder() == "/tmp/ray"
+    monkeypatch.setattr(cluster, "SHORT", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"too long for Ray's sockets|cannot be written, nor can .*; set TMPDIR"):
+        cluster.session_folder()
+
+
+@pytest.mark.slow
+def test_stage_runs_with_a_long_temporary_folder(tmp_path):
+    """In a process of its own: the tests share one Ray."""
+    long = tmp_path / ("a" * 100)
+    long.mkdir()
+    code = "from pipelines.engine import cluster; from tests.world.shard_workers import on_cpus; import ray;"
+    code += "cluster.connect(on_cpus('.work')); print(ray.get(ray.remote(lambda: 7).remote()))"
+    environment = os.environ | {"TMPDIR": str(long)}
+    environment.pop("RAY_TMPDIR", None)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["7"], done.stderr

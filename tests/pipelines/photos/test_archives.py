@@ -105,6 +105,13 @@ def test_changed_archive_is_indexed_again_and_the_old_index_goes(tmp_path):
     assert len(list(archives._cache().glob("*.arrow"))) == 1
 
 
+def test_user_without_a_home_has_no_cache(packed, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as without HOME and an entry in /etc/passwd
+    assert archives._cache() is None
+    assert Root(str(packed)).read("b/2.jpg") == b"two"
+
+
 def test_cache_that_cannot_be_written_costs_only_time(packed, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
     assert Root(str(packed)).read("b/2.jpg") == b"two"
