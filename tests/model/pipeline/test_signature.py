@@ -1,4 +1,4 @@
-"""The pipelines' call beside that of diffusers: the same names, defaults and properties; docs/model.md lists what is not."""
+"""The call and the properties of our pipelines beside those of diffusers; what is missing on purpose is documented."""
 
 from __future__ import annotations
 
