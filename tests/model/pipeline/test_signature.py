@@ -1,4 +1,4 @@
-"""The call and the properties of our pipelines beside those of diffusers; what is missing on purpose is documented."""
+"""The pipelines' call beside diffusers': the same names, defaults and properties; docs/model.md lists the rest."""
 
 from __future__ import annotations
 
