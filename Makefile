@@ -4,6 +4,7 @@
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 UV_VERSION := 0.13.8
+TESTS_AT_ONCE ?= 3
 BIN := .venv/bin
 # Stages run this environment's commands, whether or not it is activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -21,11 +22,11 @@ without-git: .venv/installed
 
 # All tests, in parallel.
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadgroup
 
 # Only tests that start no Ray, ranks or other processes.
 test-fast: .venv/installed
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadgroup -m "not slow"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

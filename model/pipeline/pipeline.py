@@ -390,7 +390,7 @@ class CustomContrastPipeline(
 
     def checked(self, features: Tensor) -> Tensor:
         """Features on the adapter's device; ModelError if some are not finite, which would make a black image."""
-        if not torch.isfinite(features).all():
+        if (~torch.isfinite(features)).any():
             raise ModelError("reference features contain NaN or infinite values; compute them again, in float32")
         return features.to(self.adapter.device)
 
@@ -436,7 +436,7 @@ class CustomContrastPipeline(
             raise ModelError(
                 f"latents are {tuple(latents.shape)}, but the images need {shape}; pass noise of that size"
             )
-        if latents is not None and not torch.isfinite(latents).all():
+        if latents is not None and (~torch.isfinite(latents)).any():
             raise ModelError("latents contain NaN or infinite values; pass Gaussian noise")
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
@@ -463,7 +463,7 @@ class CustomContrastPipeline(
             raise ModelError(
                 f"control_image has {pixels.shape[1]} channels, but the ControlNet reads {channels}; give that many"
             )
-        if not torch.isfinite(pixels).all() or pixels.max() > 1:
+        if (~torch.isfinite(pixels)).any() or pixels.max() > 1:
             raise ModelError("control_image has values that are not in 0..1; scale them, or give PIL images")
         return pixels.repeat_interleave(images // len(pixels), dim=0)
 
