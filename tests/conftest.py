@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import runtime  # noqa: F401  # sets how MKL rounds, before anything computes
+
 REPOSITORY = Path(__file__).parent.parent
 
 
