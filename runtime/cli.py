@@ -33,7 +33,7 @@ COMMANDS = {
     "export": Command("model.export", "export an adapter in IP-Adapter's layout"),
     "show": Command("pipelines.tables.show", "print rows of a table"),
     "compare": Command("eval.report.compare", "compare the scores of several runs side by side"),
-    "params": Command("runtime.overlays", "merge a file such as configs/sd15.yaml into params.yaml"),
+    "params": Command("runtime.params", "merge a file such as configs/sd15.yaml into params.yaml"),
     "submit": Command("pipelines.engine.submit", "run a data stage as a job on a Ray cluster"),
     "memory": Command("train.distributed.memory", "estimate a training run's memory per device"),
     "bench data": Command("benchmarks.data.command", "benchmark the data stages"),

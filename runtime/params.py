@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import io
 from collections.abc import Sequence
@@ -234,3 +235,17 @@ def section_text(name: str) -> str:
                 found.pop()  # comments of the next section
             return "\n".join(found)
     return ""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `customcontrast params`."""
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="YAML with some of the keys of params.yaml, merged in order"
+    )
+
+
+def main(options: argparse.Namespace) -> None:
+    """Merge files such as configs/sd15.yaml into params.yaml permanently."""
+    lay_over(options.files)
+    names = ", ".join(options.files)
+    print(f"{PARAMS_FILE}: merged {names}; git diff {PARAMS_FILE} shows the changes")

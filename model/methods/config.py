@@ -87,3 +87,9 @@ class AdapterConfig:
     def level_count(self) -> int:
         """L."""
         return max(self.levels, default=-1) + 1
+
+    @property
+    def encoder_sizes(self) -> dict[str, int]:
+        """The sizes that every encoder takes, by the names of its arguments."""
+        names = ("feature_width", "width", "heads", "depth", "visual_tokens", "visual_width")
+        return {name: getattr(self, name) for name in names}

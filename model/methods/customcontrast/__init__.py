@@ -23,12 +23,7 @@ def check(config: AdapterConfig) -> None:
 def encoder(config: AdapterConfig) -> MFIEncoder:
     """The MFI encoder with new weights."""
     return MFIEncoder(
-        feature_width=config.feature_width,
-        width=config.width,
-        heads=config.heads,
-        depth=config.depth,
-        visual_tokens=config.visual_tokens,
-        visual_width=config.visual_width,
+        **config.encoder_sizes,
         feature_layers=len(config.feature_layers),
         levels=config.level_count,
         text_tokens=config.text_tokens,

@@ -23,14 +23,7 @@ def check(config: AdapterConfig) -> None:
 
 def encoder(config: AdapterConfig) -> IPAdapterPlusEncoder:
     """The resampler with new weights."""
-    return IPAdapterPlusEncoder(
-        feature_width=config.feature_width,
-        width=config.width,
-        heads=config.heads,
-        depth=config.depth,
-        visual_tokens=config.visual_tokens,
-        visual_width=config.visual_width,
-    )
+    return IPAdapterPlusEncoder(**config.encoder_sizes)
 
 
 METHOD = AdapterMethod("ip_adapter_plus", check, encoder, training_losses, SubjectSampling)
