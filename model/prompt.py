@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from diffusers.utils.torch_utils import get_module_execution_device
-from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -199,10 +198,10 @@ def encode_tokens(
     """One text encoder over B captions x L levels: s_plus [B, S, L, n_t, d] -> hidden [B, L, n, d], pooled [B, p] or
     None.
 
-    `penultimate` takes the second-to-last hidden state (SDXL) instead of the last one after its norm (SD 1.5).
+    `penultimate` takes the second-to-last hidden state (SDXL) instead of the last one after its norm (SD 1.5). A caption
+    without a pseudo-word is the same at all levels and encoded once.
     """
     device = get_module_execution_device(text_encoder)
-    levels = 1 if s_plus is None else s_plus.shape[2]
     embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
     words = None
     if s_plus is not None:
@@ -212,19 +211,30 @@ def encode_tokens(
             words = words * (norms[:, :, None, None, None] / words.norm(dim=-1, keepdim=True).clamp_min(1e-8))
 
     def run(rows: Sequence[TokenizedCaption], words: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        ids = torch.tensor([row.ids for row in rows], device=device)
-        with placeholders_filled(embedding, rows, words):
-            out = text_encoder(repeat(ids, "b n -> (b l) n", l=levels), output_hidden_states=penultimate)
+        copies, where = copies_of(rows, 1 if words is None else words.shape[2])
+        ids = torch.tensor([row.ids for row, count in zip(rows, copies, strict=True) for _ in range(count)])
+        with placeholders_filled(embedding, rows, words, where):
+            out = text_encoder(ids.to(device), output_hidden_states=penultimate)
         states = out.hidden_states[-2] if penultimate else out.last_hidden_state
         embeds = getattr(out, "text_embeds", None)
-        pooled = None if embeds is None else rearrange(embeds, "(b l) d -> b l d", l=levels).mean(dim=1)
-        return rearrange(states, "(b l) n d -> b l n d", l=levels), pooled
+        pooled = None if embeds is None else embeds[where.to(embeds.device)].mean(dim=1)
+        states = states.index_select(0, where.flatten().to(states.device))
+        return states.unflatten(0, where.shape), pooled
 
     if words is None or not getattr(text_encoder, RECOMPUTED, False):
         return run(rows, words)
     parts = [checkpoint(run, rows[b : b + 1], words[b : b + 1], use_reentrant=False) for b in range(len(rows))]
     states, pooled = zip(*parts, strict=True)
     return torch.cat(states), None if pooled[0] is None else torch.cat(pooled)
+
+
+def copies_of(rows: Sequence[TokenizedCaption], levels: int) -> tuple[list[int], Tensor]:
+    """How often each of B captions is encoded, and which copy each level reads, [B, L]: one copy serves all levels of a
+    caption without a pseudo-word."""
+    copies = [levels if row.slots else 1 for row in rows]
+    own = [list(range(count)) if count == levels else [0] * levels for count in copies]
+    first = torch.tensor([0, *copies[:-1]]).cumsum(dim=0)
+    return copies, first[:, None] + torch.tensor(own)
 
 
 RECOMPUTED = "recomputed"
@@ -265,8 +275,11 @@ def noun_norms(embedding: nn.Module, rows: Sequence[TokenizedCaption], subjects:
 
 
 @contextmanager
-def placeholders_filled(embedding: nn.Module, rows: Sequence[TokenizedCaption], words: Tensor | None) -> Iterator[None]:
-    """Inside, the token embedding of B x L captions returns `words` [B, S, L, n_t, d] in their slots.
+def placeholders_filled(
+    embedding: nn.Module, rows: Sequence[TokenizedCaption], words: Tensor | None, where: Tensor
+) -> Iterator[None]:
+    """Inside, the token embedding of the copies of B captions returns `words` [B, S, L, n_t, d] in their slots; `where`
+    [B, L] is each level's copy.
 
     CLIPTextModel takes token ids only; replacing the output of its embedding leaves everything else (positions, causal
     mask, index of the pooled token) to the stock code.
@@ -274,17 +287,17 @@ def placeholders_filled(embedding: nn.Module, rows: Sequence[TokenizedCaption], 
     if words is None:
         yield
         return
-    batch, _, levels, _, _ = words.shape
-    where = [
+    slots = [
         (b, s, k, p) for b, row in enumerate(rows) for s, slots in enumerate(row.slots) for k, p in enumerate(slots)
     ]
-    b, s, k, p = torch.tensor(where, dtype=torch.long, device=words.device).reshape(-1, 4).unbind(dim=1)
+    b, s, k, p = torch.tensor(slots, dtype=torch.long).reshape(-1, 4).unbind(dim=1)
+    values = words[b, s, :, k]
 
     def fill(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        filled = rearrange(output, "(b l) n d -> b l n d", b=batch, l=levels).clone()
+        filled = output.clone()
         # With offloading, the encoder computes on a different device from the one its parameters are stored on.
-        filled[b.to(output.device), :, p.to(output.device)] = words[b, s, :, k].to(output)
-        return rearrange(filled, "b l n d -> (b l) n d")
+        filled[where[b].to(output.device), p[:, None].to(output.device)] = values.to(output)
+        return filled
 
     hook = embedding.register_forward_hook(fill)
     try:
