@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor, nn
@@ -73,13 +74,13 @@ def encode_captions(
     s_plus: Sequence[Tensor] | None = None,
     insert: Sequence[bool] | None = None,
     rescale: bool = True,
+    noun_weight: float = 0.0,
 ) -> TextCondition:
     """Captions -> text condition.
 
     Without `s_plus`: plain captions, as in the stock pipelines. With it, `class_nouns[b]` are the S nouns of caption b,
     `s_plus` one [B, S, L, n_t, d_text] per text encoder, and `insert[b]` False leaves caption b unchanged.
-    `rescale` gives each pseudo-word the norm of its class noun's embedding (the mean norm of its tokens) [a reading,
-    NeTI].
+    `rescale`, `noun_weight`: see `pseudo_words`.
 
     Raises ModelError if a caption has no room for its class noun, or does not contain it.
     """
@@ -95,7 +96,9 @@ def encode_captions(
         length = caption_length(encoder, tokenizer)
         rows = [tokenize(tokenizer, length, caption, row, tokens) for caption, row in zip(captions, nouns, strict=True)]
         words = None if s_plus is None else s_plus[index]
-        states, pooled = encode_tokens(encoder, rows, words, rescale=rescale, penultimate=len(text_encoders) > 1)
+        states, pooled = encode_tokens(
+            encoder, rows, words, rescale=rescale, noun_weight=noun_weight, penultimate=len(text_encoders) > 1
+        )
         hidden.append(states)
         if words is not None:
             marks = slot_marks(rows, words.shape[1], tokens, length).to(states.device)
@@ -193,22 +196,23 @@ def encode_tokens(
     s_plus: Tensor | None,
     *,
     rescale: bool,
+    noun_weight: float = 0.0,
     penultimate: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """One text encoder over B captions x L levels: s_plus [B, S, L, n_t, d] -> hidden [B, L, n, d], pooled [B, p] or
     None.
 
-    `penultimate` takes the second-to-last hidden state (SDXL) instead of the last one after its norm (SD 1.5). A caption
-    without a pseudo-word is the same at all levels and encoded once.
+    `penultimate` takes the second-to-last hidden state (SDXL) instead of the last one after its norm (SD 1.5). A
+    caption without a pseudo-word is the same at all levels and encoded once.
     """
     device = get_module_execution_device(text_encoder)
     embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
     words = None
     if s_plus is not None:
-        words = s_plus.to(device)
-        if rescale:
-            norms = noun_norms(embedding, rows, words.shape[1]).to(device)
-            words = words * (norms[:, :, None, None, None] / words.norm(dim=-1, keepdim=True).clamp_min(1e-8))
+        nouns, norms = (
+            found.to(device)[:, :, None, None] for found in noun_embeddings(embedding, rows, s_plus.shape[1])
+        )
+        words = pseudo_words(s_plus.to(device), nouns, norms[..., None], rescale=rescale, noun_weight=noun_weight)
 
     def run(rows: Sequence[TokenizedCaption], words: Tensor | None) -> tuple[Tensor, Tensor | None]:
         copies, where = copies_of(rows, 1 if words is None else words.shape[2])
@@ -258,20 +262,37 @@ def checkpoint_text(text_encoders: Sequence[Any], by_layer: bool = False) -> Non
             setattr(encoder, RECOMPUTED, True)
 
 
+def pseudo_words(s_plus: Tensor, nouns: Tensor, norms: Tensor, *, rescale: bool, noun_weight: float) -> Tensor:
+    """S+ [..., d] -> the embeddings of the pseudo-words: the direction of noun_weight * unit(noun) + unit(S+), with the
+    norm of the noun's embeddings if `rescale` [readings; NeTI rescales and starts from a noun].
+
+    `nouns` [..., d] and `norms` [..., 1] as of `noun_embeddings`. With weight 0 a pseudo-word is S+ alone; without
+    `rescale` it is noun_weight * noun + S+.
+    """
+    if not rescale:
+        return s_plus + noun_weight * nouns if noun_weight else s_plus
+    if noun_weight:
+        s_plus = F.normalize(s_plus, dim=-1) + noun_weight * F.normalize(nouns, dim=-1)
+    return s_plus * (norms / s_plus.norm(dim=-1, keepdim=True).clamp_min(1e-8))
+
+
 @torch.no_grad()
-def noun_norms(embedding: nn.Module, rows: Sequence[TokenizedCaption], subjects: int) -> Tensor:
-    """[B, S] float32: mean norm of the class noun's token embeddings; 1 if a caption has no pseudo-word.
+def noun_embeddings(embedding: nn.Module, rows: Sequence[TokenizedCaption], subjects: int) -> tuple[Tensor, Tensor]:
+    """Mean of the class noun's token embeddings [B, S, d] and mean of their norms [B, S], float32; 0 and 1 if a caption
+    has no pseudo-word.
 
     The vectors come from a call of `embedding`: with offloading, its weights exist only during one.
     """
     nouns = [(b, s, noun) for b, row in enumerate(rows) for s, noun in enumerate(row.nouns)]
     stored = next(embedding.parameters()).device
     ids = torch.tensor([token for _, _, noun in nouns for token in noun], dtype=torch.long)
-    vectors = embedding(ids if stored.type == "meta" else ids.to(stored))
-    norms = torch.ones(len(rows), subjects, device=vectors.device)
+    vectors = embedding(ids if stored.type == "meta" else ids.to(stored)).float()
+    means = vectors.new_zeros(len(rows), subjects, vectors.shape[-1])
+    norms = vectors.new_ones(len(rows), subjects)
     for (b, s, _), of_noun in zip(nouns, vectors.split([len(noun) for _, _, noun in nouns]), strict=True):
-        norms[b, s] = of_noun.float().norm(dim=-1).mean()
-    return norms
+        means[b, s] = of_noun.mean(dim=0)
+        norms[b, s] = of_noun.norm(dim=-1).mean()
+    return means, norms
 
 
 @contextmanager
