@@ -31,7 +31,7 @@ from runtime.errors import UserError
 
 SUFFIXES = (".tar", ".zip")
 # No random access: reading the last file means unpacking all before it.
-PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".7z", ".rar")
 
 _SCHEMA = pa.schema(
     [

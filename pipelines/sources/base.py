@@ -180,6 +180,7 @@ def refuse_deeper(root: Root, folder: str, expected: str, beside: Collection[str
                     photo = root.name(f"{path}/{file}")
                     hint = "or use layout mvimgnet" if name == "images" else "or give a root further down"
                     raise UserError(f"photo '{photo}' lies deeper than {expected}; move it there, {hint}")
+            root.report_archives(path)
             refuse_deeper(root, path, expected)
 
 

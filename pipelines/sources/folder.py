@@ -46,15 +46,16 @@ class Folder:
         """Yield one subject per folder."""
         captions = read_captions(self._root)
         self._unmatched.clear()
-        self._refuse_loose_photos("")
+        self._check_loose_files("")
         classes = [name for name in self._root.folders() if not is_hidden(name)]
         if not classes:
             raise UserError(f"'{self._root.url}' has no folders; put photos into {_EXPECTED} there")
         for class_folder in classes:
-            if "\ufffd" in class_folder:
-                raise UserError(f"'{self._root.name(class_folder)}' is not UTF-8, so it is no class noun; rename it")
+            if "\ufffd" in class_folder or not class_noun(class_folder):
+                fault = "is not UTF-8" if "\ufffd" in class_folder else "has no letter"
+                raise UserError(f"folder '{self._root.name(class_folder)}' {fault}, so it is no class noun; rename it")
             self._refuse_masks(class_folder)
-            self._refuse_loose_photos(class_folder)
+            self._check_loose_files(class_folder)
             for subject in self._root.folders(class_folder):
                 if not is_hidden(subject):
                     self._refuse_masks(f"{class_folder}/{subject}")
@@ -73,6 +74,7 @@ class Folder:
         beside = {name for name, stem in stems.items() if stem.lower().endswith(_MASK)}
         masks = [(stems[name][: -len(_MASK)], f"{folder}/{name}") for name in beside]
         for inside in (name for name in self._root.folders(folder) if name.lower() == _MASKS):
+            refuse_deeper(self._root, f"{folder}/{inside}", f"{_EXPECTED}{_MASKS}/")
             masks += [
                 (PurePosixPath(name).stem, f"{folder}/{inside}/{name}")
                 for name in self._root.files(f"{folder}/{inside}")
@@ -93,8 +95,9 @@ class Folder:
         if PurePosixPath(folder).name.lower() == _MASKS:
             raise UserError(f"'{self._root.name(folder)}' is read as no mask; put masks into {_EXPECTED}{_MASKS}/")
 
-    def _refuse_loose_photos(self, folder: str) -> None:
+    def _check_loose_files(self, folder: str) -> None:
         for name in self._root.files(folder):
             if is_image(name) and not is_hidden(name):
                 path = self._root.name(f"{folder}/{name}" if folder else name)
                 raise UserError(f"photo '{path}' is not in a subject folder; move it to <class noun>/<subject>/")
+        self._root.report_archives(folder)

@@ -50,6 +50,21 @@ def test_class_folder_that_is_not_utf_8_is_no_noun(put, params, tmp_path):
         list(open_source(params("folder")).subjects())
 
 
+@pytest.mark.parametrize("name", ["_", "__ _"])
+def test_class_folder_without_a_letter_is_no_noun(put, params, name):
+    put(f"{name}/blue/1.jpg")
+    with pytest.raises(UserError, match=rf"folder '.*/{name}' has no letter, so it is no class noun; rename it"):
+        list(open_source(params("folder")).subjects())
+
+
+@pytest.mark.parametrize("path", ["cup.zip", "cup.TAR.GZ", "mug/red.tar", "mug/red.7z", "mug/blue/raw/x.zip"])
+def test_archives_that_are_not_read_are_reported(put, params, caplog, path):
+    put("mug/blue/1.jpg", path, "old.zip", "old/a/1.jpg", "mug/._x.zip")
+    assert len(list(open_source(params("folder")).subjects())) == 2
+    assert f"{path} is skipped: this layout reads an archive only as the root; unpack it" in caplog.text
+    assert caplog.text.count("is skipped") == 1
+
+
 def test_subject_ids_begin_the_ids_of_their_photos(put, params):
     put("b/x/1.jpg", "a/y/1.jpg", "a/x/1.jpg", "a/x/1.png")
     subjects = list(open_source(params("folder")).subjects())
@@ -65,10 +80,12 @@ def test_photo_outside_a_subject_folder_is_named(put, params, path):
         list(open_source(params("folder")).subjects())
 
 
-@pytest.mark.parametrize("path", ["mug/blue/raw/9.jpg", "mug/blue/masks of/x/9.PNG", "mug/red/images/1.jpg"])
+@pytest.mark.parametrize(
+    "path", ["mug/blue/raw/9.jpg", "mug/blue/masks of/x/9.PNG", "mug/red/images/1.jpg", "mug/blue/masks/x/1.png"]
+)
 def test_photo_in_a_deeper_folder_is_named(put, params, path):
     put("mug/blue/1.jpg", path)
-    with pytest.raises(UserError, match=rf"{path}' lies deeper than <class noun>/<subject>/; move it there, or "):
+    with pytest.raises(UserError, match=rf"{path}' lies deeper than <class noun>/<subject>/(masks/)?; move it"):
         list(open_source(params("folder")).subjects())
 
 
