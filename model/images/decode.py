@@ -9,12 +9,19 @@ from importlib.util import find_spec
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from runtime.errors import ModelError, one_line
+from runtime.files import LFS_POINTER
 
 # Listed because Pillow would otherwise also try formats that run other programs (EPS). JPEG includes MPO.
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+
+READS_AVIF = features.check("avif")
+"""Whether Pillow was built with AVIF, as its wheels are."""
+
+if READS_AVIF:
+    FORMATS = (*FORMATS, "AVIF")
 
 READS_HEIF = find_spec("pillow_heif") is not None
 """Whether the package pillow-heif is installed (extra `heic`), with which HEIC photos are read too."""
@@ -67,6 +74,8 @@ def opened(data: bytes, convert: Callable[[Image.Image], T], max_pixels: int | N
     """
     if not data:
         raise DecodeError("empty", "0 bytes")
+    if data.startswith(LFS_POINTER):
+        raise DecodeError("unreadable", "a git-lfs pointer, not the file itself; run git lfs pull in its folder")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # size is checked here; harmless oddities of old files need no warning
         try:

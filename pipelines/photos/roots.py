@@ -15,12 +15,10 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field, PrivateAttr
 
-from pipelines.photos.archives import PACKED_SUFFIXES, SUFFIXES, Archive, DamagedFile, file_time
+from pipelines.photos.archives import PACKED_SUFFIXES, SUFFIXES, UNKNOWN, Archive, DamagedFile, file_time
 from pipelines.photos.decode import DecodeError
 from runtime.errors import UserError, one_line
 from runtime.params import Section
-
-_UNKNOWN = "\ufffd"
 
 _log = logging.getLogger(__name__)
 
@@ -315,7 +313,7 @@ class FolderTree:
         own = self._real(path)
         inside = (entry for entry in found if entry["name"].rstrip("/") != own)  # object stores list the folder itself
         entries = [(_shown(PurePosixPath(entry["name"]).name), self._is_folder(entry)) for entry in inside]
-        strange = [name for name, _ in entries if _UNKNOWN in name]
+        strange = [name for name, _ in entries if UNKNOWN in name]
         if len(strange) > len(set(strange)):
             raise UserError(
                 f"'{path}' holds several names like '{strange[0]}', which are not UTF-8 and cannot be told apart; "
@@ -352,11 +350,11 @@ class FolderTree:
 
     def _real(self, path: str) -> str:
         """Return the path of an entry as the file system knows it."""
-        if not self._local or _UNKNOWN not in path:
+        if not self._local or UNKNOWN not in path:
             return path
         real = ""
         for part in path.split("/"):
-            if _UNKNOWN in part:
+            if UNKNOWN in part:
                 with contextlib.suppress(OSError):
                     part = next((file.name for file in Path(real or "/").iterdir() if _shown(file.name) == part), part)
             real = f"{real}/{part}" if real or not part else part

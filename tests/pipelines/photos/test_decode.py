@@ -13,7 +13,7 @@ from model.images import decode
 from model.images.decode import mask as mask_of
 from model.images.references import MARGIN, segment_photo
 from model.images.segment import on_white
-from pipelines.photos.decode import DecodeError, decode_grey, decode_image, decode_mask_image
+from pipelines.photos.decode import READS_AVIF, DecodeError, decode_grey, decode_image, decode_mask_image
 from runtime.errors import ModelError
 from tests.world.photos import encoded, png_header
 from tests.world.subject import photo
@@ -42,6 +42,16 @@ def test_no_bytes_are_empty():
 @pytest.mark.parametrize("data", [PHOTO[: len(PHOTO) // 2], PHOTO[:20], b"not an image", encoded(noise())[:60]])
 def test_truncated_or_foreign_bytes_are_unreadable(data):
     assert reason(data) == "unreadable"
+
+
+def test_git_lfs_pointer_is_named_with_what_to_do():
+    with pytest.raises(DecodeError, match="unreadable: a git-lfs pointer, not the file itself; run git lfs pull"):
+        decode_image(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+
+
+@pytest.mark.skipif(not READS_AVIF, reason="Pillow is built without AVIF")
+def test_avif_is_read():
+    assert decode_image(encoded(noise(size=(64, 48)), "AVIF")).size == (64, 48)
 
 
 def test_postscript_is_never_interpreted():

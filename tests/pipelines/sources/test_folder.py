@@ -33,7 +33,7 @@ def test_hidden_files_are_ignored_and_foreign_files_are_rejects(put, params):
         ("s/mug/blue/1", None),
         ("s/mug/blue/notes", "not_an_image"),
     ]
-    assert mug.photos[1].reject_detail == "suffix '.txt'"
+    assert mug.photos[1].reject_detail == "suffix '.txt', captions belong in captions.csv at the root"
 
 
 @pytest.mark.skipif(READS_HEIF, reason="pillow-heif is installed")
@@ -41,6 +41,20 @@ def test_heic_names_the_package_that_reads_it(put, params):
     put("mug/blue/1.HEIC")
     (mug,) = open_source(params("folder")).subjects()
     assert mug.photos[0].reject_detail == "suffix '.HEIC', read once the package pillow-heif is installed"
+
+
+@pytest.mark.parametrize(
+    ("name", "detail"),
+    [
+        ("1.CR2", "suffix '.CR2', save it as JPEG or PNG"),
+        ("1.svg", "suffix '.svg', save it as JPEG or PNG"),
+        ("1", "suffix ''"),
+    ],
+)
+def test_rejects_of_other_formats_say_what_to_do(put, params, name, detail):
+    put(f"mug/blue/{name}")
+    (mug,) = open_source(params("folder")).subjects()
+    assert (mug.photos[0].reject, mug.photos[0].reject_detail) == ("not_an_image", detail)
 
 
 def test_class_folder_that_is_not_utf_8_is_no_noun(put, params, tmp_path):
@@ -109,6 +123,7 @@ def test_masks_in_another_place_are_no_subject(put, params, mask):
     "mask",
     [
         *("1.mask.png", "1.mask.PNG", "1.MASK.png", "1.jpg.mask.png", "1.mask.jpg"),
+        *("1_mask.png", "1-Mask.PNG", "1.jpg_mask.png", "masks/1_mask.png", "masks/1.mask.png", "masks/1.jpg-mask.png"),
         *("masks/1.png", "masks/1.PNG", "masks/1.jpg", "masks/1.jpg.png", "masks/1.JPG.png", "Masks/1.webp"),
     ],
 )
@@ -122,10 +137,25 @@ def test_masks_are_found_whatever_the_suffix_and_its_case(put, params, mask, cap
     assert not caplog.text
 
 
+def test_a_photo_may_be_of_a_mask(put, params):
+    put("mask/venice/death_mask.jpg", "mask/venice/gold-mask.jpg")
+    (venice,) = open_source(params("folder")).subjects()
+    assert [photo.path for photo in venice.photos] == ["mask/venice/death_mask.jpg", "mask/venice/gold-mask.jpg"]
+
+
+def test_accents_match_whether_composed_or_not(put, params):
+    names = ("caf\u00e9", "cafe\u0301")
+    for photo, other in (names, names[::-1]):
+        put(f"mug/{photo}/{photo}.jpg", f"mug/{photo}/masks/{other}.png")
+    put("captions.csv", content=f"path,caption\nmug/{names[0]}/{names[1]}.jpg,one\nmug/{names[1]}/{names[0]}.jpg,one\n")
+    for subject in open_source(params("folder")).subjects():
+        assert [(photo.caption, photo.mask_path is not None) for photo in subject.photos] == [("one", True)]
+
+
 def test_masks_that_match_no_photo_are_reported(put, params, caplog):
-    put("mug/blue/1.jpg", "mug/blue/3.mask.png", "mug/blue/masks/2.png", "mug/blue/masks/1.png")
+    put("mug/blue/1.jpg", "mug/blue/3.mask.png", "mug/blue/masks/2.npy", "mug/blue/masks/1.png")
     list(open_source(params("folder")).subjects())
-    assert "2 masks match no photo: " in caplog.text and "mug/blue/3.mask.png; name a mask after" in caplog.text
+    assert "2 masks match no photo: " in caplog.text and "mug/blue/masks/2.npy; name a mask after" in caplog.text
 
 
 def test_photos_of_one_stem_have_masks_of_their_own_or_are_refused(put, params):
