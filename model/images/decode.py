@@ -45,6 +45,10 @@ _UPRIGHT = {
 SIDEWAYS = tuple(turn for orientation, turn in _UPRIGHT.items() if orientation >= 5)
 """The transposes that exchange width and height."""
 
+# A mask of integers has two values, blurred by compression or smoothing, if this share of them is near either end; if
+# the ends are closer together than the span, it is noise.
+_EXTREME, _SPAN = 0.95, 16
+
 T = TypeVar("T")
 
 
@@ -113,9 +117,9 @@ def mask(given: Image.Image | np.ndarray) -> np.ndarray:
     """Return the mask that an image or array shows, bool [H, W], True on the subject.
 
     The mask of an image with transparent pixels is its alpha channel, of any other its brightest channel. One with two
-    values is True where it has the higher of them, and one with a single value where that is not 0; any other is cut at
-    half of its range: 0..1, 0..255 or 0..65535. Images are made upright. Arrays are [H, W], or [H, W, C] with the
-    channels of an image (L, LA, RGB or RGBA).
+    values is True where it has the higher of them, also if compression or smoothing put some integers between, and one
+    with a single value where that is not 0; any other is cut at half of its range: 0..1, 0..255 or 0..65535. Images are
+    made upright. Arrays are [H, W], or [H, W, C] with the channels of an image (L, LA, RGB or RGBA).
 
     Raises:
         ModelError: the array has another shape, or values that are not numbers or are in none of these ranges.
@@ -180,6 +184,10 @@ def _subject(values: np.ndarray) -> np.ndarray:
         return above
     if low < (-0.25 if high <= 1.25 else 0) or high > 65535:
         raise ModelError(f"the mask has values from {low:g} to {high:g}; give 0..1 or 0..255")
+    if np.issubdtype(values.dtype, np.integer) and int(high) - int(low) >= _SPAN:
+        third = (int(high) - int(low)) / 3
+        if ((values < low + third) | (values > high - third)).mean() >= _EXTREME:
+            return values > low + 1.5 * third
     return values > _half(values)
 
 

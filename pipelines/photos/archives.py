@@ -43,7 +43,7 @@ _SCHEMA = pa.schema(
         ("crc", pa.int64()),  # CRC-32; -1 if the archive has none (tar)
     ]
 )
-_INDEX = 2  # format of the index: another number indexes every archive again
+_INDEX = 3  # format of the index: another number indexes every archive again
 _Row = tuple[str, int, int, int, int, int]
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # ZIP appnote 4.3.7: signature, lengths of name and extra field
 _DEFLATED = 8

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from model.images import decode
 from model.images.decode import mask as mask_of
@@ -266,6 +266,25 @@ def test_an_image_that_was_made_upright_stays_so_and_an_opaque_one_has_no_mask()
     turned = decode.upright(Image.open(io.BytesIO(encoded(noise(), exif=exif))))
     assert turned.size == (6, 9) and np.array_equal(decode.upright(turned), turned)
     assert decode.transparency_mask(noise()) is None and decode.transparency_mask(noise().convert("RGBA")) is None
+
+
+@pytest.mark.parametrize("value", [20, 38, 127, 200, 255])
+@pytest.mark.parametrize(("kind", "quality"), [("JPEG", 75), ("JPEG", 95), ("smoothed", None)])
+def test_mask_of_two_values_is_read_though_compressed_or_smoothed(value, kind, quality):
+    disc = Image.new("L", (480, 360))
+    ImageDraw.Draw(disc).ellipse((120, 80, 360, 280), fill=value)
+    stored = encoded(disc.resize((960, 720)).resize((480, 360), Image.Resampling.BICUBIC))
+    if kind == "JPEG":
+        stored = encoded(disc, "JPEG", quality=quality)
+    wrong = decode_mask_image(stored) != (np.asarray(disc) > 0)
+    assert wrong.mean() < 0.002
+
+
+def test_soft_mask_below_half_is_no_subject():
+    ramp = np.linspace(0, 100, 90 * 120).reshape(90, 120).astype(np.uint8)
+    assert not decode_mask_image(encoded(Image.fromarray(ramp))).any()
+    noise_on_black = np.random.default_rng(0).integers(0, 9, (90, 120), dtype=np.uint8)
+    assert not decode_mask_image(encoded(Image.fromarray(noise_on_black))).any()
 
 
 def test_mask_is_cut_at_half():
