@@ -12,6 +12,7 @@ noun is repaired rather than dropped:
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from pydantic import Field, field_validator
@@ -62,7 +63,7 @@ def place(text: str, noun: str) -> tuple[int, int] | None:
 
 def caption(noun: str, params: CaptionParams, text: str | None = None, origin: str = "shipped") -> Caption:
     """Return the caption of a photo of a `noun`: `text`, in lower case and repaired if needed, or the template's."""
-    text = " ".join((text or "").lower().split())
+    text = unicodedata.normalize("NFC", " ".join((text or "").lower().split()))  # as class nouns are
     plain = template(noun, params)
     if not text:
         text, origin = plain, "template"

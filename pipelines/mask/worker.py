@@ -145,6 +145,8 @@ class MaskWorker:
         height, width = mask.shape
         if abs(width / height - image.width / image.height) > 0.02 * image.width / image.height:
             detail = f"{frame['mask_path']}: {width} x {height} for a photo of {image.width} x {image.height}"
+            if (width, height) == (image.height, image.width):
+                detail += ", upright by its EXIF orientation if it has one; turn the mask"
             raise DecodeError("mask_unreadable", detail)
         return np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
 

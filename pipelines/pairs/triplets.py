@@ -6,6 +6,7 @@ for a Python object each. Nothing depends on how the table is split into chunks.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -106,7 +107,8 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
     Targets cycle through the frames. For reference and positive, a distance is drawn from the band, evenly spread over
     a subject's samples, and the frame nearest to it is chosen, those inside the band first, so that angles spread over
     the band and a subject with few views still gets its best ones. The distance is the angle between viewing directions
-    if three frames or more have poses (the others are left out), otherwise how far apart the frames are in the capture.
+    if three frames or more have poses (the others are left out), otherwise how far apart the frames are in the capture,
+    which is the order of the numbers in their names (2 before 10).
     The three frames differ if the subject has three; with two, positive and target coincide; with one, all do, and
     augmentation has to make the difference.
 
@@ -114,7 +116,7 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
         frames: COLUMNS of whole subjects, in key order, at least one row.
         counts: triplets of each of these subjects [S], 1 .. per_subject.
     """
-    frames = frames.combine_chunks()
+    frames = in_capture_order(frames.combine_chunks())
     new = tables.changes(frames["subject_id"])
     starts, subject = np.flatnonzero(new), np.cumsum(new) - 1
     directions = viewing_directions(frames, starts)
@@ -151,6 +153,34 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
         "method": pa.array(method),
     }
     return pa.table(columns).cast(tables.spec("triplets").schema)
+
+
+def in_capture_order(frames: pa.Table) -> pa.Table:
+    """Return the rows with each subject's frames in the order of the numbers in their names; subjects stay in place.
+
+    Key order is that of text, which is the same where numbers have leading zeros: only subjects whose names differ in
+    length are looked at one by one.
+    """
+    new = tables.changes(frames["subject_id"])
+    starts = np.flatnonzero(new)
+    lengths = pc.utf8_length(frames["frame_id"]).to_numpy()
+    uneven = np.minimum.reduceat(lengths, starts) != np.maximum.reduceat(lengths, starts)
+    if not uneven.any():
+        return frames
+    order = np.arange(len(new))
+    ends = np.append(starts[1:], len(new))
+    for start, end in zip(starts[uneven], ends[uneven], strict=True):
+        names = frames["frame_id"][start:end].to_pylist()
+        order[start:end] = start + np.array(
+            sorted(range(end - start), key=[_number_order(n) for n in names].__getitem__)
+        )
+    return frames.take(pa.array(order))
+
+
+def _number_order(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that compares runs of digits as numbers: by length without leading zeros, then as text."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(len(part.lstrip("0")), part.lstrip("0")) if at % 2 else (0, part) for at, part in enumerate(parts)]
 
 
 def viewing_directions(frames: pa.Table, starts: np.ndarray) -> np.ndarray:

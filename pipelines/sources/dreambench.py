@@ -23,6 +23,7 @@ from pipelines.sources.base import (
     Photo,
     Prompt,
     Subject,
+    caption_key,
     class_noun,
     is_image,
     named_frames,
@@ -108,7 +109,11 @@ class DreamBench:
         refuse_deeper(self._root, folder, f"{FOLDER}/<subject>/")
         for last, file in named_frames(self._root.files(folder)).items():
             frame_id, path = f"{self._id(subject)}/{last}", f"{folder}/{file}"
-            yield Photo(frame_id, path, caption=captions.get(path)) if is_image(file) else not_an_image(frame_id, path)
+            yield (
+                Photo(frame_id, path, caption=captions.get(caption_key(path)))
+                if is_image(file)
+                else not_an_image(frame_id, path)
+            )
 
     def _id(self, subject: str) -> str:
         return f"{self._params.name}/{subject}"

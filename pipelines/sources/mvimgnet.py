@@ -20,6 +20,7 @@ from pipelines.sources.base import (
     Pose,
     Prompt,
     Subject,
+    caption_key,
     class_noun,
     is_image,
     match_masks,
@@ -109,7 +110,9 @@ class MVImgNet:
                 photos.append(not_an_image(frame_id, path))
                 continue
             pose = poses.get(file, poses.get(PurePosixPath(file).stem))
-            photos.append(Photo(frame_id, path, mask_path=masks_of.get(file), caption=captions.get(path), pose=pose))
+            photos.append(
+                Photo(frame_id, path, mask_path=masks_of.get(file), caption=captions.get(caption_key(path)), pose=pose)
+            )
         return Subject(subject_id, self._params.name, name, self._params.split, tuple(photos), centre)
 
     def _first_of_each(self, folders: list[str], kind: str) -> dict[str, str]:

@@ -105,6 +105,13 @@ def test_captions_that_match_no_photo_are_reported_with_their_line(source, caplo
     assert "captions.csv: 2 rows match no photo: line 3, mug/red/2.JPG; write" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["captions.jsonl", "metadata.jsonl", "Captions.CSV", "captions.txt"])
+def test_captions_of_other_programs_are_reported(source, caplog, name):
+    (Path(source.root) / name).write_text("{}")
+    list(curate.items_of(source))
+    assert caplog.text.count(f"{name} is not read; captions belong in captions.csv, columns path and caption") == 1
+
+
 def test_the_same_photo_under_another_root_is_another_item(source, tmp_path):
     shutil.copytree(source.root, tmp_path / "others")  # with the times
     other = source.model_copy(update={"root": str(tmp_path / "others")})

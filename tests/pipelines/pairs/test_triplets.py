@@ -295,3 +295,18 @@ def test_table_is_the_same_however_it_is_read_and_balanced_over_classes(tmp_path
 def test_no_frames_make_an_empty_table(tmp_path, stretches):
     triplets.write(lambda: iter(stretches), tmp_path, PARAMS)
     assert tables.read(tmp_path, "triplets").num_rows == 0
+
+
+def test_numbers_without_leading_zeros_are_in_the_order_of_the_capture():
+    padded = [row for subject in ("set/mug/7", "set/mug/8") for row in views([None] * 12, subject)]
+    plain = [{**row, "frame_id": f"{row['subject_id']}/{int(row['frame_id'][-3:])}"} for row in padded]
+    plain[:12] = padded[:12]
+    plain.sort(key=lambda row: tables.path_order(row["frame_id"]))
+    assert [row["frame_id"].rpartition("/")[2] for row in plain[12:16]] == ["0", "1", "10", "11"]
+
+    def numbers(rows: list[dict]) -> list[list[int]]:
+        return [[int(row[role].rpartition("/")[2]) for role in ROLES] for row in chosen(rows)]
+
+    assert numbers(plain) == numbers(padded)
+    names = ["a1b10", "a1b9", "a2", "a10", "b", "1" * 5000, "12"]
+    assert sorted(names, key=triplets._number_order) == ["12", "1" * 5000, "a1b9", "a1b10", "a2", "a10", "b"]

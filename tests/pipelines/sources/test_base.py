@@ -54,6 +54,8 @@ def test_captions_are_optional_and_keyed_by_path(put):
     assert read_captions(root) == {}
     put("captions.csv", content='\ufeffid,caption,path\r\n1,"a mug, red",./a/1.jpg\r\n2,,a/2.jpg\r\n')
     assert read_captions(root) == {"a/1.jpg": "a mug, red"}
+    put("captions.csv", content="path,caption\n/a/1.jpg,one\nb//1.jpg,two\n.\\c\\d\\..\\1.jpg,three\n")
+    assert read_captions(root) == {"a/1.jpg": "one", "b/1.jpg": "two", "c/1.jpg": "three"}
     put("captions.csv", content='path,caption\na\\1.jpg,"a mug.\nIt is red.",,\na/1.jpg,a mug. It is red.\n')
     assert read_captions(root) == {"a/1.jpg": "a mug. It is red."}
 
@@ -63,6 +65,11 @@ def test_captions_are_optional_and_keyed_by_path(put):
     [
         ("path\na.jpg\n", r"captions\.csv has no column 'caption' \(found: path\)"),
         ("", r"no column 'path' \(found: nothing\)"),
+        (
+            "path;caption\na.jpg;one\n",
+            r"captions\.csv has its columns separated by semicolons; separate them by commas",
+        ),
+        ("caption\tpath\none\ta.jpg\n", r"captions\.csv has its columns separated by tabs"),
         ("path,caption\na.jpg,one\nb.jpg\n", r"captions\.csv line 3 has 1 of 2 columns"),
         ('path,caption\na.jpg,"' + "x" * 200_000, r"captions\.csv line \d+ is not CSV"),
         ("path,caption\na.jpg,a red mug, on a table\n", r"captions\.csv line 2 has 3 of 2 columns; quote"),
