@@ -1,0 +1,116 @@
+"""What a call refuses, in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model.images.references import is_coloured_photo, segment_photo
+from model.pipeline import CustomContrastPipeline, CustomContrastXLPipeline, build_pipeline
+from runtime.errors import ModelError
+from tests.world.models import FakeClip, make_adapter, make_features, tiny_sd
+from tests.world.pipelines import pipeline
+from tests.world.subject import photo
+
+COLOURS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8))
+
+
+def test_unknown_argument_is_refused_by_name(tiny_sd):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'subjetcs'"):
+        pipeline(tiny_sd)("a dog", subjetcs={"dog": COLOURS})
+
+
+def test_masks_in_two_colours_are_masks(tmp_path):
+    """Grey, coloured, soft, as JPEG, in the alpha channel, as an array; a photo in colour is none of these."""
+    _, mask = photo(160, 120, (20, 30, 110, 90))
+    grey = Image.fromarray(mask).convert("L")
+    red = Image.merge("RGB", [grey, Image.new("L", grey.size, 40), Image.new("L", grey.size, 90)])
+    red.save(tmp_path / "red.jpg", quality=40)
+    cut = COLOURS.resize(grey.size)
+    cut.putalpha(grey)
+    soft = red.resize((99, 77), Image.Resampling.BICUBIC)
+    for given in (grey, Image.fromarray(mask), red, soft, Image.open(tmp_path / "red.jpg"), cut, mask, np.asarray(red)):
+        assert not is_coloured_photo(given)
+    assert is_coloured_photo(COLOURS) and is_coloured_photo(np.asarray(COLOURS))
+    with pytest.raises(ModelError, match="the photo of 'mug': the mask given with it is a photo in colour; give"):
+        segment_photo((COLOURS, COLOURS), "mug", lambda: pytest.fail("nothing is to be found"))
+
+
+def test_pipeline_class_follows_the_text_encoders():
+    assert type(pipeline(tiny_sd())) is CustomContrastPipeline
+    first = tiny_sd()
+    with pytest.raises(ModelError, match="CustomContrastXLPipeline takes 2 text encoder"):
+        CustomContrastXLPipeline.from_diffusion(first, make_adapter(first))
+
+
+def test_another_image_encoder_is_refused_by_name(tiny_sd):
+    with pytest.raises(ModelError, match="trained on image encoder 'tiny-clip', but 'dino' is loaded"):
+        build_pipeline(tiny_sd, make_adapter(tiny_sd), FakeClip("dino"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        (("a dog", make_features(1), "mug"), {}, "caption 'a dog' has no class noun 'mug'"),
+        (("a dog", make_features(2), "dog"), {}, "2 references and 1 class nouns"),
+        (("a dog", make_features(1)[0], "dog"), {}, "3 references and 1"),
+        (("a dog", make_features(1)[..., :5], "dog"), {}, "hidden states of 'tiny-clip'"),
+        (("a dog", Image.new("RGB", (8, 8)), "dog"), {}, "no image encoder; pass one"),
+        (("a dog",), {"subjects": {"dog": Image.new("RGB", (8, 8))}}, "no Grounded SAM is configured; pass photos"),
+        (("a cat",), {"subjects": {"dog": Image.new("RGB", (8, 8))}}, "caption 'a cat' has no class noun 'dog'"),
+        (("a dog", make_features(1), "dog"), {"subjects": {}}, "subjects and references were both given"),
+        (("a dog",), {"subjects": {}}, "0 references and 0 class nouns"),
+        (("a dog",), {"control_image": torch.zeros(1, 3, 16, 16)}, "give both or neither"),
+        (("a dog",), {"text_every": 0}, "text_every is 0; give a whole number, at least 1"),
+        (([],), {}, "no prompt"),
+        ((["a dog", 3],), {}, "prompt contains a int; give text"),
+        (
+            ("a dog",),
+            {"negative_prompt": ["x", "y"]},
+            "2 negative prompts for 1 prompts; give one for all, or one each",
+        ),
+        (("a dog",), {"negative_prompt": []}, "0 negative prompts for 1 prompts"),
+        (("a dog",), {"negative_prompt": [None]}, "negative_prompt contains a NoneType; give text"),
+        (("a dog",), {"negative_prompt": 3}, "negative_prompt contains a int; give text"),
+        (("a dog",), {"subjects": {"dog": []}}, "the list of photos of 'dog' is empty; give at least one"),
+        (("a dog",), {"subjects": {"dog": (COLOURS, COLOURS)}}, "is a photo, not a mask; give .photo, photo. for two"),
+        (("a dog",), {"subjects": {"dog": (COLOURS, np.asarray(COLOURS))}}, "is a photo, not a mask"),
+        (("a dog",), {"subjects": {"dog": (COLOURS,)}}, "is a tuple of 1; give .photo, mask."),
+        (("a dog",), {"subjects": {"dog": (COLOURS, None)}}, "the mask of a photo of 'dog' is None"),
+        (("a dog",), {"subjects": {"dog": (COLOURS, "mask.png")}}, "the text 'mask.png'; give a PIL image or an array"),
+        (("a dog",), {"subjects": {"dog": "dog.jpg"}}, "a photo of 'dog' is the text 'dog.jpg'; give a PIL image"),
+        (("a dog",), {"subjects": {"dog": Path("dog.jpg")}}, "a photo of 'dog' is a PosixPath; give a PIL image"),
+        (("a dog",), {"subjects": {"dog": np.asarray(COLOURS)}}, "is a ndarray of shape .24, 24, 3.; give a PIL image"),
+        (("a dog",), {"subjects": {"dog": None}}, "a photo of 'dog' is a NoneType; give a PIL image"),
+        (("a dog",), {"subjects": [COLOURS]}, "subjects is a list; give .class noun: photo."),
+        (("a dog",), {"subjects": {3: COLOURS}}, "class_nouns contains a int; give text"),
+        (("a dog", [[]], "dog"), {}, "the list of photos of reference 0 is empty"),
+        (("a dog", "dog.jpg", "dog"), {}, "references is the text 'dog.jpg'; give PIL images"),
+        (("a dog", ["dog.jpg"], "dog"), {}, "reference 0 is the text 'dog.jpg'; give a PIL image"),
+        (("a dog", make_features(1) * torch.nan, "dog"), {}, "reference features contain NaN or infinite values"),
+        (("a dog", make_features(1), "dog"), {"subject_strength": float("nan")}, "subject_strength is nan; give a fin"),
+        (("a dog", make_features(1), "dog"), {"subject_strength": float("inf")}, "subject_strength is inf; give a fin"),
+        (("a dog",), {"guidance_scale": float("nan")}, "guidance_scale is nan; give a finite number"),
+        (("a dog",), {"guidance_scale": "7"}, "guidance_scale is 7; give a finite number"),
+        (("a dog",), {"num_images_per_prompt": 0}, "num_images_per_prompt is 0; give a whole number, at least 1"),
+        (("a dog",), {"height": -16}, "height is -16; give a whole number, at least 1"),
+        (("a dog",), {"width": 0}, "width is 0; give a whole number, at least 1"),
+        (("a dog",), {"width": 16.0}, "width is 16.0; give a whole number, at least 1"),
+        (("a dog",), {"num_inference_steps": 2.5}, "num_inference_steps is 2.5; give a whole number"),
+        (("a dog",), {"output_type": "png"}, "output_type is 'png'; use pil, np, pt, latent"),
+        (("a dog",), {"latents": torch.full((1, 4, 8, 8), torch.nan)}, "latents contain NaN or infinite values"),
+        (("a dog",), {"height": 17}, "not a multiple of 2"),
+        (("a dog",), {"num_inference_steps": 0}, "at least 1"),
+        (("a dog",), {"num_inference_steps": 1001}, "is 1001, but the base model was trained on 1000 timesteps"),
+        (("a dog", make_features(1), "dog"), {"subject_strength": -1.0}, "give 0"),
+        (("a dog",), {"generator": [torch.Generator()] * 2}, "2 generators for 1 images"),
+        (("a dog",), {"latents": torch.zeros(1, 4, 4, 4)}, "latents are"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(tiny_sd, arguments, settings, message):
+    with pytest.raises(ModelError, match=message):
+        pipeline(tiny_sd)(*arguments, **settings)
