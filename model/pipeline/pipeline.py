@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -18,13 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from model.adapter import Adapter
-from model.images.references import Photo, segment_photo
 from model.methods.base import Call, TextModel
 from model.methods.registry import method_of
-from model.pipeline.assembled import Assembled
 from model.pipeline.callbacks import StepCallback
 from model.pipeline.checks import check_numbers, check_output, check_references, check_subjects, check_texts
 from model.pipeline.passes import UNetPasses
+from model.pipeline.subjects import References, SubjectReader, Subjects
 from model.prompt import TextCondition, encode_captions, noun_ends
 from runtime.errors import ModelError, one_line
 
@@ -34,12 +33,9 @@ if TYPE_CHECKING:
     from model.backbones.grounded_sam import GroundedSam
     from model.backbones.variant import Variant
 
-References = Image.Image | Sequence[Image.Image | Sequence[Image.Image]] | Tensor
-Subjects = Mapping[str, Photo | list[Photo]]
-
 
 class CustomContrastPipeline(
-    Assembled, StableDiffusionMixin, TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin
+    SubjectReader, StableDiffusionMixin, TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin
 ):
     """Stable Diffusion (one text encoder) with an adapter: `pipeline("a mug on a beach", subjects={"mug": photo})`.
 
@@ -302,43 +298,6 @@ class CustomContrastPipeline(
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
 
-    def segment(self, subjects: Subjects) -> list[list[Image.Image]]:
-        """The photos of each subject, segmented on white; Grounded SAM is loaded only if needed."""
-        return [
-            [segment_photo(photo, noun, self.finder) for photo in (photos if isinstance(photos, list) else [photos])]
-            for noun, photos in subjects.items()
-        ]
-
-    def finder(self) -> GroundedSam:
-        """Grounded SAM, loaded on first use; ModelError if no source is configured."""
-        from model.backbones.grounded_sam import load_grounded_sam
-
-        if self._finder is None:
-            if self.variant is None:
-                raise ModelError("no Grounded SAM is configured; pass photos with their masks, or a variant")
-            self._finder = load_grounded_sam(self.variant.detector, self.variant.sam, self.adapter.device, batch_size=1)
-        return self._finder
-
-    def encoder(self) -> Clip:
-        """The image encoder, loaded on first use; ModelError if no source is configured."""
-        from model.backbones.clip import load_clip
-
-        if self.image_encoder is None:
-            if self.variant is None:
-                raise ModelError("the pipeline has no image encoder; pass one, a variant, or hidden states")
-            found = load_clip(self.variant.image_encoder, self.adapter.device)
-            self._check_encoder(found)
-            self.register_modules(image_encoder=found)
-        return self.image_encoder
-
-    def _check_encoder(self, encoder: Clip) -> None:
-        wanted = self.adapter.config.image_encoder
-        if encoder.name != wanted:
-            raise ModelError(
-                f"the adapter was trained on image encoder '{wanted}', but '{encoder.name}' is loaded; load the one it"
-                " was trained on"
-            )
-
     def check_inputs(
         self,
         prompts: Sequence[str],
@@ -377,22 +336,6 @@ class CustomContrastPipeline(
                     f"reference features are {tuple(references.shape)}; expected [subjects, {expected[0]}, tokens,"
                     f" {expected[1]}], the hidden states of '{config.image_encoder}'"
                 )
-
-    def hidden_states(self, references: References, subjects: int) -> tuple[Tensor, list[int]]:
-        """Features [photos, K, N, d] of the references, and the number of photos per subject."""
-        if isinstance(references, Tensor):
-            return self.checked(references), [1] * subjects
-        listed = [references] if isinstance(references, Image.Image) else references
-        photos = [[entry] if isinstance(entry, Image.Image) else list(entry) for entry in listed]
-        images = [photo for some in photos for photo in some]
-        features = self.encoder().hidden_states(images, self.adapter.config.feature_layers)
-        return self.checked(features), [len(some) for some in photos]
-
-    def checked(self, features: Tensor) -> Tensor:
-        """Features on the adapter's device; ModelError if some are not finite, which would make a black image."""
-        if (~torch.isfinite(features)).any():
-            raise ModelError("reference features contain NaN or infinite values; compute them again, in float32")
-        return features.to(self.adapter.device)
 
     @property
     def text_model(self) -> TextModel:
