@@ -9,9 +9,9 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
+from model.pipeline.control import is_multiple
 from model.pipeline.passes import UNetPasses
 from model.prompt import TextCondition
-from model.unet import added_conditions
 from runtime.errors import ModelError
 
 
@@ -51,27 +51,37 @@ class StepCallback:
         return latents
 
 
-def embeddings(passes: UNetPasses) -> dict[str, Tensor | None]:
+def embeddings(passes: UNetPasses) -> dict[str, Any]:
     """The conditions of the plain prompts by diffusers' names; with guidance, rows of the negative side come first."""
     call = passes.call
     text = call.plain.after(call.negative) if call.guided and call.negative is not None else call.plain
-    added = added_conditions(passes.unet, text, passes.pixels) or {}
+    added = passes.added(text) or {}
     return {
         "prompt_embeds": text.hidden[:, 0],
         "negative_prompt_embeds": None if call.negative is None else call.negative.hidden[:, 0],
         "add_text_embeds": text.pooled,
         "add_time_ids": added.get("time_ids"),
-        "image": passes.control_of(text.hidden.shape[0]),
+        "image": control_input(passes, text.hidden.shape[0]),
     }
 
 
-def is_unchanged(value: Any, given: Tensor | None) -> bool:
+def control_input(passes: UNetPasses, rows: int) -> Any:
+    """What the ControlNet reads for `rows`, a list for several ControlNets; None without."""
+    if passes.control is None:
+        return None
+    images = passes.control.inputs(rows)
+    return images if is_multiple(passes.control.controlnet) else images[0]
+
+
+def is_unchanged(value: Any, given: Any) -> bool:
     """Whether a callback returned what it got, or only its last rows.
 
     Diffusers' own callbacks cut off the negative side when they turn guidance off; here nothing needs to be cut.
     """
     if value is None or given is None:
         return True
+    if isinstance(given, list):
+        return len(value) == len(given) and all(map(is_unchanged, value, given))
     return value.shape[1:] == given.shape[1:] and torch.equal(value, given[len(given) - len(value) :])
 
 

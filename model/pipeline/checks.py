@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -15,26 +17,92 @@ from model.images.references import is_coloured_photo
 from runtime.errors import ModelError
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+NO_CROP = (0, 0)
 
 
-def check_texts(prompts: Sequence[Any], negative_prompt: Any, nouns: Sequence[Any]) -> None:
-    """Raise ModelError unless there are prompts, as many negative prompts (or one, or none), and all are strings."""
-    if not prompts:
+def one_each(name: str, value: Any, count: int | None = None) -> list[str] | None:
+    """A text for each of `count` prompts, from one for all or one each; None stays None.
+
+    Raises ModelError for another number, at least one being needed, and for what is no text.
+    """
+    if value is None:
+        return None
+    listed = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    for text in listed:
+        if not isinstance(text, str):
+            raise ModelError(f"{name} contains {describe(text)}; give text")
+    if count is None and not listed:
         raise ModelError("no prompt was given; give one or several")
-    if isinstance(negative_prompt, str) or negative_prompt is None:
-        negative: Sequence[Any] = ()
-    elif isinstance(negative_prompt, Sequence):
-        negative = negative_prompt
-        if len(negative) != len(prompts):
+    if isinstance(value, str):
+        return listed * (count or 1)
+    if count is not None and len(listed) != count:
+        raise ModelError(f"{name} has {len(listed)} texts for {count} prompts; give one for all, or one each")
+    return listed
+
+
+def check_embeddings(name: str, value: Any, shape: Sequence[int | None]) -> None:
+    """Raise ModelError unless `value` is a tensor of finite numbers with this shape; None: any size but 0."""
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    if (
+        not isinstance(value, Tensor)
+        or value.ndim != len(shape)
+        or any(found != size for found, size in zip(value.shape, shape, strict=True) if size is not None)
+        or not value.numel()
+    ):
+        raise ModelError(f"{name} is {describe(value)}; give a tensor of shape ({sizes})")
+    if (~torch.isfinite(value)).any():
+        raise ModelError(f"{name} contains NaN or infinite values; encode the text again, in float32")
+
+
+def check_pair(name: str, value: Any) -> None:
+    """Raise ModelError unless `value` is a pair of whole numbers of pixels, 0 or more."""
+    if (
+        not isinstance(value, Sequence)
+        or len(value) != 2
+        or not all(isinstance(part, int) and part >= 0 for part in value)
+    ):
+        raise ModelError(f"{name} is {value}; give a pair of pixels, (height, width) or (top, left)")
+
+
+def check_absent(given: Mapping[str, Any]) -> None:
+    """Raise ModelError for an argument of SDXL's, in a call of a pipeline with one text encoder."""
+    for name, value in given.items():
+        if value is not None and value is not NO_CROP:
+            raise ModelError(f"{name} is an argument of SDXL, but the base model is none; leave it out")
+
+
+def check_clip_skip(clip_skip: Any, text_encoders: Sequence[Any]) -> None:
+    """Raise ModelError unless `clip_skip` is None or a number of layers that all text encoders have to skip."""
+    if clip_skip is None:
+        return
+    # SDXL reads the second-to-last hidden state and skips from there.
+    most = min(encoder.config.num_hidden_layers for encoder in text_encoders) - (len(text_encoders) > 1)
+    if not isinstance(clip_skip, int) or not 0 <= clip_skip <= most:
+        raise ModelError(f"clip_skip is {clip_skip}; give a whole number of layers, 0 to {most}")
+
+
+def check_schedule(scheduler: Any, count: Any, timesteps: Any, sigmas: Any) -> None:
+    """Raise ModelError unless the scheduler has `count` timesteps, or takes those of the one list that is given."""
+    trained = scheduler.config.num_train_timesteps
+    if timesteps is None and sigmas is None:
+        check_numbers(whole={"num_inference_steps": count}, real={})
+        if count > trained:
             raise ModelError(
-                f"{len(negative)} negative prompts for {len(prompts)} prompts; give one for all, or one each"
+                f"num_inference_steps is {count}, but the base model was trained on {trained} timesteps; give at most"
+                " that many"
             )
-    else:
-        negative = (negative_prompt,)
-    for name, texts in (("prompt", prompts), ("negative_prompt", negative), ("class_nouns", nouns)):
-        for text in texts:
-            if not isinstance(text, str):
-                raise ModelError(f"{name} contains {describe(text)}; give text")
+    if timesteps is not None and sigmas is not None:
+        raise ModelError("timesteps and sigmas were both given; give one of them")
+    for name, value in (("timesteps", timesteps), ("sigmas", sigmas)):
+        if value is None:
+            continue
+        if name not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise ModelError(f"{type(scheduler).__name__} takes no {name}; leave them out, or set another scheduler")
+        if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+            raise ModelError(f"{name} is {describe(value)}; give a list of numbers")
+        check_numbers(whole={}, real={f"{name}[{place}]": one for place, one in enumerate(value)})
+        if name == "timesteps" and not 0 <= min(value) <= max(value) < trained:
+            raise ModelError(f"timesteps go from {min(value)} to {max(value)}; give some of 0 to {trained - 1}")
 
 
 def check_numbers(whole: Mapping[str, Any], real: Mapping[str, Any]) -> None:

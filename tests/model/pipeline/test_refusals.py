@@ -71,9 +71,9 @@ def test_another_image_encoder_is_refused_by_name(tiny_sd):
         (
             ("a dog",),
             {"negative_prompt": ["x", "y"]},
-            "2 negative prompts for 1 prompts; give one for all, or one each",
+            "negative_prompt has 2 texts for 1 prompts; give one for all, or one each",
         ),
-        (("a dog",), {"negative_prompt": []}, "0 negative prompts for 1 prompts"),
+        (("a dog",), {"negative_prompt": []}, "negative_prompt has 0 texts for 1 prompts"),
         (("a dog",), {"negative_prompt": [None]}, "negative_prompt contains a NoneType; give text"),
         (("a dog",), {"negative_prompt": 3}, "negative_prompt contains a int; give text"),
         (("a dog",), {"subjects": {"dog": []}}, "the list of photos of 'dog' is empty; give at least one"),
