@@ -130,7 +130,7 @@ def read_sizes(given: Mapping[str, Any], height: int, width: int) -> SizeConditi
     The negative side has its own only if both of its sizes are given. Raises ModelError for other than pairs.
     """
     for name, value in given.items():
-        if value is not None:
+        if value is not None or name.endswith("crops_coords_top_left"):
             check_pair(name, value)
     image = (height, width)
     prompt = (*(given["original_size"] or image), *given["crops_coords_top_left"], *(given["target_size"] or image))

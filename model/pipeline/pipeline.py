@@ -434,6 +434,8 @@ class CustomContrastPipeline(
             found, _ = retrieve_timesteps(self.scheduler, count, device, timesteps, sigmas)
         except ValueError as error:
             raise ModelError(f"the scheduler refuses these timesteps ({one_line(error)}); give others") from error
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(0)  # else a scheduler whose first timesteps are equal starts at the second
         return found
 
     def check_subjects_in(

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import accelerate
-import diffusers
 import pytest
 import torch
 from diffusers.hooks import apply_group_offloading
@@ -80,34 +79,6 @@ def test_saved_pipeline_is_a_stock_folder_with_an_adapter(diffusion, tmp_path, w
     weights.write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ModelError, match=r"unet/.*: is a git-lfs pointer, not the file itself; run git lfs pull"):
         type(ours).from_pretrained(tmp_path / "saved")
-
-
-def test_lora_goes_beside_the_adapter(diffusion, tmp_path):
-    peft = pytest.importorskip("peft")
-    ours = pipeline(diffusion)
-    plain = draw(ours, "a mug on ice", make_features(1), "mug")
-    torch.manual_seed(3)
-    trained = peft.LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian")
-    diffusion.unet.add_adapter(trained, "made")
-    with torch.no_grad():
-        for name, parameter in diffusion.unet.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.5)
-    state = diffusers.utils.convert_state_dict_to_diffusers(
-        peft.get_peft_model_state_dict(diffusion.unet, adapter_name="made")
-    )
-    made = draw(ours, "a mug on ice", make_features(1), "mug")
-    diffusion.unet.delete_adapters("made")
-    type(ours).save_lora_weights(tmp_path, unet_lora_layers=state)
-    ours.load_lora_weights(tmp_path, adapter_name="style")
-    assert torch.equal(draw(ours, "a mug on ice", make_features(1), "mug"), made)
-    assert not torch.equal(made, plain)
-    built = stock(diffusion, ours)
-    assert torch.equal(draw(ours, "a mug", make_features(1), "mug", subject_strength=0.0), draw(built, "a mug"))
-    ours.set_adapters("style", 0.0)
-    torch.testing.assert_close(draw(ours, "a mug on ice", make_features(1), "mug"), plain)
-    ours.unload_lora_weights()
-    assert torch.equal(draw(ours, "a mug on ice", make_features(1), "mug"), plain)
 
 
 SWITCHES: dict[str, Callable[[Any], Any]] = {
