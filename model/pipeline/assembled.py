@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from model.backbones.diffusion import Diffusion
     from model.backbones.variant import Variant
 
+TAKEN = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2", "controlnet")
+LEFT = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of a loaded pipeline that are used here, and those that change nothing if they are not."""
 ADAPTER, BACKBONES = "adapter", "backbones.json"  # in a saved pipeline, beside the stock components
 
 
@@ -69,15 +72,20 @@ class Assembled(DiffusionPipeline):
         Nothing is copied, and the given pipeline's own output is unchanged. `adapter`: an adapter or its folder.
         `variant` as in the constructor; None: the one with the adapter's base model, if there is one.
 
-        Raises ModelError, and leaves the given pipeline as it was, if the adapter does not fit it or it has an
-        IP-Adapter.
+        Raises ModelError, and leaves the given pipeline as it was, if the adapter does not fit it, or it has an
+        IP-Adapter or another part that would be left out.
         """
+        for name, part in pipeline.components.items():
+            if part is not None and name not in TAKEN + LEFT and not isinstance(part, Adapter):
+                raise ModelError(
+                    f"the given pipeline has a part '{name}' ({type(part).__name__}), which this one has no use for;"
+                    " give one without it"
+                )
         if not isinstance(adapter, Adapter):
             adapter = Adapter.load(Path(adapter))
         adapter = adapter.to(pipeline.device).eval()
-        names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2", "controlnet")
         return cls(
-            **{name: getattr(pipeline, name) for name in names if getattr(pipeline, name, None) is not None},
+            **{name: getattr(pipeline, name) for name in TAKEN if getattr(pipeline, name, None) is not None},
             adapter=adapter,
             image_encoder=image_encoder,
             force_zeros_for_empty_prompt=getattr(pipeline.config, "force_zeros_for_empty_prompt", None),

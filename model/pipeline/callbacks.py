@@ -9,6 +9,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
+from model.pipeline.checks import describe
 from model.pipeline.control import is_multiple
 from model.pipeline.passes import UNetPasses
 from model.prompt import TextCondition
@@ -20,9 +21,16 @@ class StepCallback:
 
     def __init__(self, callback: Callable[..., Any], names: Sequence[str], known: Sequence[str]) -> None:
         """`names`: the tensors it gets, unless it names them itself as diffusers' own callbacks do. Raises ModelError
-        for a name that is not among the `known`."""
+        for what cannot be called, and for a name that is not among the `known`."""
+        if not callable(callback):
+            raise ModelError(
+                f"callback_on_step_end is {describe(callback)}; give a function, or diffusers' MultiPipelineCallbacks"
+                " for several"
+            )
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
             names = callback.tensor_inputs
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise ModelError(f"callback_on_step_end_tensor_inputs is {describe(names)}; give a list of names")
         if unknown := [name for name in names if name not in known]:
             every = ", ".join(known)
             raise ModelError(f"the callback asks for '{unknown[0]}', but there are only {every}; ask for those")
@@ -38,15 +46,17 @@ class StepCallback:
         given = {name: known[name] for name in self.names}
         # What it got is compared as well: it may have changed that in place.
         changed: dict[str, Any] = given | dict(self.callback(pipeline, step, t, dict(given)) or {})
+        before = latents
         latents = changed.pop("latents", latents)
-        before = embeddings(passes) if changed.keys() - {"location"} else {}
+        if not isinstance(latents, Tensor) or latents.shape != before.shape:
+            raise ModelError(
+                f"the callback returned latents that are {describe(latents)}; return them in shape"
+                f" {tuple(before.shape)}"
+            )
+        texts = embeddings(passes) if changed.keys() - {"location"} else {}
         change_text(
             passes,
-            {
-                name: value
-                for name, value in changed.items()
-                if name in before and not is_unchanged(value, before[name])
-            },
+            {name: value for name, value in changed.items() if name in texts and not is_unchanged(value, texts[name])},
         )
         return latents
 

@@ -23,7 +23,7 @@ NO_CROP = (0, 0)
 def one_each(name: str, value: Any, count: int | None = None) -> list[str] | None:
     """A text for each of `count` prompts, from one for all or one each; None stays None.
 
-    Raises ModelError for another number, at least one being needed, and for what is no text.
+    Raises ModelError for another number of them, and for what is no text.
     """
     if value is None:
         return None
@@ -31,10 +31,8 @@ def one_each(name: str, value: Any, count: int | None = None) -> list[str] | Non
     for text in listed:
         if not isinstance(text, str):
             raise ModelError(f"{name} contains {describe(text)}; give text")
-    if count is None and not listed:
-        raise ModelError("no prompt was given; give one or several")
     if isinstance(value, str):
-        return listed * (count or 1)
+        return listed * (1 if count is None else count)
     if count is not None and len(listed) != count:
         raise ModelError(f"{name} has {len(listed)} texts for {count} prompts; give one for all, or one each")
     return listed
@@ -69,6 +67,22 @@ def check_absent(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if value is not None and value is not NO_CROP:
             raise ModelError(f"{name} is an argument of SDXL, but the base model is none; leave it out")
+
+
+def check_noise(generator: Any, latents: Any, shape: tuple[int, ...]) -> None:
+    """Raise ModelError unless `generator` is one, or one per image, and `latents` None or finite and of this shape."""
+    several = isinstance(generator, list | tuple)
+    for one in generator if several else [generator]:
+        if not isinstance(one, torch.Generator) and (several or one is not None):
+            raise ModelError(f"generator is {describe(one)}; give a torch.Generator, or a list of one per image")
+    if several and len(generator) != shape[0]:
+        raise ModelError(f"{len(generator)} generators for {shape[0]} images; give one per image, or one for all")
+    if latents is None:
+        return
+    if not isinstance(latents, Tensor) or latents.shape != shape:
+        raise ModelError(f"latents is {describe(latents)}, but the images need {shape}; pass noise of that size")
+    if (~torch.isfinite(latents)).any():
+        raise ModelError("latents contain NaN or infinite values; pass Gaussian noise")
 
 
 def check_clip_skip(clip_skip: Any, text_encoders: Sequence[Any]) -> None:

@@ -82,6 +82,8 @@ def read_texts(given: Mapping[str, Any], model: TextModel, width: int, device: t
     else:
         prompts = one_each("prompt", prompt) or []
         count = len(prompts)
+        if not prompts:
+            raise ModelError("no prompt was given; give one or several")
 
     def embeddings(name: str, pooled: str) -> TextCondition | None:
         xl = len(model.encoders) > 1

@@ -25,6 +25,7 @@ from model.pipeline.callbacks import StepCallback
 from model.pipeline.checks import (
     NO_CROP,
     check_absent,
+    check_noise,
     check_numbers,
     check_output,
     check_references,
@@ -97,6 +98,11 @@ class CustomContrastPipeline(
         if isinstance(controlnet, list | tuple):
             controlnet = MultiControlNetModel(controlnet)
         networks(controlnet)
+        if unet.config.in_channels != vae.config.latent_channels:
+            raise ModelError(
+                f"the UNet reads {unet.config.in_channels} latent channels, but the VAE has"
+                f" {vae.config.latent_channels}; load a text-to-image base model, not one for inpainting or editing"
+            )
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -199,7 +205,7 @@ class CustomContrastPipeline(
         guidance_rescale: float = 0.0,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
@@ -305,8 +311,8 @@ class CustomContrastPipeline(
             references, class_nouns = list[Any](subjects.values()), tuple(subjects)
         else:
             check_references(references)
-        nouns = (class_nouns,) if isinstance(class_nouns, str) else tuple(class_nouns)
-        one_each("class_nouns", nouns, len(nouns))
+        nouns = tuple(one_each("class_nouns", class_nouns) or ())
+        generator = list(generator) if isinstance(generator, tuple) else generator  # diffusers takes lists only
         text_model, device = self.text_model, self._execution_device
         texts = read_texts(words | words_xl, text_model, self.unet.config.cross_attention_dim, device)
         lora = lora_scale(cross_attention_kwargs)
@@ -478,7 +484,7 @@ class CustomContrastPipeline(
         width: int,
         dtype: torch.dtype,
         device: torch.device,
-        generator: torch.Generator | list[torch.Generator] | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
         latents: Tensor | None,
     ) -> Tensor:
         """Initial noise [images, C, h, w] at the scheduler's scale."""
@@ -488,14 +494,7 @@ class CustomContrastPipeline(
             height // self.vae_scale_factor,
             width // self.vae_scale_factor,
         )
-        if isinstance(generator, list) and len(generator) != images:
-            raise ModelError(f"{len(generator)} generators for {images} images; give one per image, or one for all")
-        if latents is not None and latents.shape != shape:
-            raise ModelError(
-                f"latents are {tuple(latents.shape)}, but the images need {shape}; pass noise of that size"
-            )
-        if latents is not None and (~torch.isfinite(latents)).any():
-            raise ModelError("latents contain NaN or infinite values; pass Gaussian noise")
+        check_noise(generator, latents, shape)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         return latents.to(device) * self.scheduler.init_noise_sigma

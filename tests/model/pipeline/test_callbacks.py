@@ -129,3 +129,24 @@ def test_embeddings_that_a_callback_changes_are_used_as_in_the_stock_pipeline(di
     settings["callback_on_step_end"] = lambda *given: {"negative_prompt_embeds": torch.zeros(2, 24, 20)}
     with pytest.raises(ModelError, match="the callback changed 'negative_prompt_embeds'; it may change"):
         draw(ours, "a mug", **settings)
+
+
+@pytest.mark.parametrize("returned", [None, torch.zeros(1, 4, 4, 4), [0.0]], ids=["None", "small", "list"])
+def test_latents_that_a_callback_returns_keep_their_shape(tiny_sd, returned):
+    settings = {"callback_on_step_end": lambda *given: {"latents": returned}}
+    with pytest.raises(
+        ModelError, match=r"the callback returned latents that are .*; return them in shape \(1, 4, 8, 8"
+    ):
+        draw(pipeline(tiny_sd), "a mug", make_features(1), "mug", **settings)
+
+
+def test_callback_may_change_how_guidance_is_rescaled(tiny_sd):
+    ours = pipeline(tiny_sd)
+
+    def change(pipe, step, t, tensors):
+        pipe._guidance_rescale = 0.7
+        return tensors
+
+    found = draw(ours, "a mug", callback_on_step_end=change)
+    assert torch.equal(found, draw(stock(tiny_sd, ours), "a mug", callback_on_step_end=change))
+    assert not torch.equal(found, draw(ours, "a mug"))

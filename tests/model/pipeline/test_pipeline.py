@@ -253,3 +253,28 @@ def test_steps_share_the_text_of_the_first_of_them(tiny_sd, every):
     torch.testing.assert_close(pictures[0], pictures[1], rtol=1e-4, atol=1e-5)
     plain = draw(ours, "a mug", make_features(1), "mug", num_inference_steps=5)
     assert torch.equal(pictures[1], plain) == (every == 1)
+
+
+def test_generators_may_be_a_tuple(tiny_sd):
+    ours = pipeline(tiny_sd)
+    settings = {"num_inference_steps": 1, "num_images_per_prompt": 2, "output_type": "pt"}
+    found = [
+        ours("a mug", generator=kind(torch.Generator().manual_seed(seed) for seed in (1, 2)), **settings).images
+        for kind in (list, tuple)
+    ]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+def test_output_is_of_the_type_that_the_stock_pipeline_gives(diffusion, output_type):
+    ours = pipeline(diffusion)
+    settings = {"output_type": output_type, "num_images_per_prompt": 2}
+    found, expected = (draw(one, "a mug", **settings) for one in (ours, stock(diffusion, ours)))
+    assert type(found) is type(expected) and len(found) == 2
+    assert all(np.array_equal(np.asarray(one), np.asarray(other)) for one, other in zip(found, expected, strict=True))
+
+
+def test_grounded_sam_is_not_needed_without_a_subject(tiny_sd):
+    ours = pipeline(tiny_sd)
+    found = draw(ours, "a mug", subjects={"mug": photo()[0]}, subject_strength=0.0)
+    assert torch.equal(found, draw(ours, "a mug"))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionAdapterPipeline, T2IAdapter
 from PIL import Image
 
 from model.images.references import is_coloured_photo, segment_photo
 from model.pipeline import CustomContrastPipeline, CustomContrastXLPipeline, build_pipeline
 from runtime.errors import ModelError
-from tests.world.models import FakeClip, make_adapter, make_features, tiny_sd
+from tests.world.models import FakeClip, make_adapter, make_features, tiny_sd, unet
 from tests.world.pipelines import pipeline
 from tests.world.subject import photo
 
+CALLBACK = {"callback_on_step_end": lambda *given: {}}
 COLOURS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8))
 
 
@@ -45,6 +48,21 @@ def test_pipeline_class_follows_the_text_encoders():
     first = tiny_sd()
     with pytest.raises(ModelError, match="CustomContrastXLPipeline takes 2 text encoder"):
         CustomContrastXLPipeline.from_diffusion(first, make_adapter(first))
+
+
+def test_base_model_for_inpainting_is_refused(tiny_sd):
+    inpainting = replace(tiny_sd, unet=unet(20, in_channels=9))
+    with pytest.raises(ModelError, match="the UNet reads 9 latent channels, but the VAE has 4; load a text-to-image"):
+        build_pipeline(inpainting, make_adapter(inpainting))
+
+
+def test_loaded_pipeline_with_a_part_that_would_be_left_out_is_refused(tiny_sd):
+    ours = pipeline(tiny_sd)
+    parts = {name: part for name, part in ours.to_stock().components.items() if name != "image_encoder"}
+    t2i = T2IAdapter(channels=[16, 32], num_res_blocks=1, downscale_factor=2)
+    loaded = StableDiffusionAdapterPipeline(**parts, adapter=t2i, requires_safety_checker=False)
+    with pytest.raises(ModelError, match=r"has a part .adapter. .T2IAdapter., which this one has no use for; give one"):
+        CustomContrastPipeline.from_pipe(loaded, ours.adapter)
 
 
 def test_another_image_encoder_is_refused_by_name(tiny_sd):
@@ -108,7 +126,24 @@ def test_another_image_encoder_is_refused_by_name(tiny_sd):
         (("a dog",), {"num_inference_steps": 1001}, "is 1001, but the base model was trained on 1000 timesteps"),
         (("a dog", make_features(1), "dog"), {"subject_strength": -1.0}, "give 0"),
         (("a dog",), {"generator": [torch.Generator()] * 2}, "2 generators for 1 images"),
-        (("a dog",), {"latents": torch.zeros(1, 4, 4, 4)}, "latents are"),
+        (("a dog",), {"generator": 3}, "generator is a int; give a torch.Generator, or a list of one per image"),
+        (("a dog",), {"generator": [None]}, "generator is a NoneType; give a torch.Generator"),
+        (("a dog",), {"latents": torch.zeros(1, 4, 4, 4)}, "latents is a Tensor of shape .1, 4, 4, 4., but the images"),
+        (("a dog",), {"latents": np.zeros((1, 4, 8, 8))}, "latents is a ndarray of shape .1, 4, 8, 8., but the images"),
+        (("a dog", make_features(1), 3), {}, "class_nouns contains a int; give text"),
+        (("a dog", make_features(1), {"dog"}), {}, "class_nouns contains a set; give text"),
+        (("a dog", make_features(1), None), {}, "1 references and 0 class nouns; give one noun per reference"),
+        (({"a dog"},), {}, "prompt contains a set; give text"),
+        ((3,), {}, "prompt contains a int; give text"),
+        ((), {}, "no prompt was given; give one or several, or prompt_embeds"),
+        (("a dog",), {"callback_on_step_end": 3}, "callback_on_step_end is a int; give a function"),
+        (("a dog",), {"callback_on_step_end": [print]}, "callback_on_step_end is a list; give a function"),
+        (
+            ("a dog",),
+            CALLBACK | {"callback_on_step_end_tensor_inputs": "latents"},
+            "is the text 'latents'; give a list",
+        ),
+        (("a dog",), CALLBACK | {"callback_on_step_end_tensor_inputs": None}, "is a NoneType; give a list of names"),
     ],
 )
 def test_bad_arguments_are_one_sentence(tiny_sd, arguments, settings, message):
