@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.images.references import is_coloured_photo
-from runtime.errors import ModelError
+from runtime.errors import ModelError, one_line
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 NO_CROP = (0, 0)
@@ -57,7 +57,7 @@ def check_pair(name: str, value: Any) -> None:
     if (
         not isinstance(value, Sequence)
         or len(value) != 2
-        or not all(isinstance(part, int) and part >= 0 for part in value)
+        or not all(isinstance(part, numbers.Integral) and int(part) >= 0 for part in value)
     ):
         raise ModelError(f"{name} is {value}; give a pair of pixels, (height, width) or (top, left)")
 
@@ -91,12 +91,14 @@ def check_clip_skip(clip_skip: Any, text_encoders: Sequence[Any]) -> None:
         return
     # SDXL reads the second-to-last hidden state and skips from there.
     most = min(encoder.config.num_hidden_layers for encoder in text_encoders) - (len(text_encoders) > 1)
-    if not isinstance(clip_skip, int) or not 0 <= clip_skip <= most:
+    if not isinstance(clip_skip, numbers.Integral) or not 0 <= int(clip_skip) <= most:
         raise ModelError(f"clip_skip is {clip_skip}; give a whole number of layers, 0 to {most}")
 
 
 def check_schedule(scheduler: Any, count: Any, timesteps: Any, sigmas: Any) -> None:
     """Raise ModelError unless the scheduler has `count` timesteps, or takes those of the one list that is given."""
+    if not hasattr(scheduler, "init_noise_sigma"):
+        raise ModelError(f"{type(scheduler).__name__} is no scheduler for Stable Diffusion; set another")
     trained = scheduler.config.num_train_timesteps
     if timesteps is None and sigmas is None:
         check_numbers(whole={"num_inference_steps": count}, real={})
@@ -161,8 +163,7 @@ def _check_photo(photo: Any, noun: str) -> None:
         image, mask = photo
         if mask is None:
             raise ModelError(f"the mask of a photo of '{noun}' is None; give the photo alone, or (photo, mask)")
-    if not isinstance(image, Image.Image):
-        raise ModelError(f"a photo of '{noun}' is {describe(image)}; give a PIL image, as Image.open makes it")
+    _check_image(image, f"a photo of '{noun}'")
     if mask is not None and not isinstance(mask, Image.Image | np.ndarray):
         raise ModelError(f"the mask of a photo of '{noun}' is {describe(mask)}; give a PIL image or an array")
     if mask is not None and is_coloured_photo(mask):
@@ -174,8 +175,10 @@ def _check_photo(photo: Any, noun: str) -> None:
 
 def check_references(references: Any) -> None:
     """Raise ModelError unless `references` are an image, or a list of images or of non-empty lists of them."""
-    if references is None or isinstance(references, Tensor | Image.Image):
+    if references is None or isinstance(references, Tensor):
         return
+    if isinstance(references, Image.Image):
+        references = [references]
     if isinstance(references, str) or not isinstance(references, Sequence):
         raise ModelError(f"references is {describe(references)}; give PIL images, or hidden states as a tensor")
     for index, entry in enumerate(references):
@@ -183,8 +186,16 @@ def check_references(references: Any) -> None:
         if not images:
             raise ModelError(f"the list of photos of reference {index} is empty; give at least one photo")
         for image in images:
-            if not isinstance(image, Image.Image):
-                raise ModelError(f"reference {index} is {describe(image)}; give a PIL image, as Image.open makes it")
+            _check_image(image, f"reference {index}")
+
+
+def _check_image(image: Any, name: str) -> None:
+    if not isinstance(image, Image.Image):
+        raise ModelError(f"{name} is {describe(image)}; give a PIL image, as Image.open makes it")
+    try:
+        image.load()  # Image.open reads no more than the header
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ModelError(f"{name} cannot be read ({one_line(error)}); open a complete image file") from error
 
 
 def describe(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionAdapterPipeline, T2IAdapter
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionAdapterPipeline, T2IAdapter
 from PIL import Image
 
 from model.images.references import is_coloured_photo, segment_photo
@@ -149,3 +149,28 @@ def test_another_image_encoder_is_refused_by_name(tiny_sd):
 def test_bad_arguments_are_one_sentence(tiny_sd, arguments, settings, message):
     with pytest.raises(ModelError, match=message):
         pipeline(tiny_sd)(*arguments, **settings)
+
+
+def test_photos_that_cannot_be_read_are_refused_before_anything_is_loaded(tiny_sd, tmp_path):
+    ours = pipeline(tiny_sd)
+    COLOURS.resize((200, 200)).save(tmp_path / "whole.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:1500])
+    closed = Image.open(tmp_path / "whole.jpg")
+    closed.close()
+    for opened in (lambda: Image.open(tmp_path / "half.jpg"), lambda: closed):
+        with pytest.raises(ModelError, match=r"a photo of 'dog' cannot be read .*; open a complete image file"):
+            ours("a dog", subjects={"dog": opened()})
+        for given in (opened(), [opened()], [[opened()]]):
+            with pytest.raises(ModelError, match=r"reference 0 cannot be read .*; open a complete image file"):
+                ours("a dog", given, "dog")
+
+
+def test_pipeline_is_made_of_a_pipeline_and_an_adapter(tiny_sd):
+    ours = pipeline(tiny_sd)
+    with pytest.raises(ModelError, match="the pipeline is the text 'sd'; give a loaded one, or use from_pretrained"):
+        type(ours).from_pipe("sd", ours.adapter)
+    with pytest.raises(ModelError, match="adapter is a NoneType; give an adapter, or the folder of one"):
+        type(ours).from_pipe(ours, None)  # type: ignore[arg-type]
+    ours.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ModelError, match="FlowMatchEulerDiscreteScheduler is no scheduler for Stable Diffusion; set"):
+        ours("a dog")
