@@ -66,11 +66,14 @@ def embeddings(passes: UNetPasses) -> dict[str, Any]:
     call = passes.call
     text = call.plain.after(call.negative) if call.guided and call.negative is not None else call.plain
     added = passes.added(text) or {}
+    negative_sizes = None if text.pooled is None else text.pooled.new_tensor([passes.sizes.negative])
     return {
         "prompt_embeds": text.hidden[:, 0],
         "negative_prompt_embeds": None if call.negative is None else call.negative.hidden[:, 0],
         "add_text_embeds": text.pooled,
+        "negative_pooled_prompt_embeds": None if call.negative is None else call.negative.pooled,
         "add_time_ids": added.get("time_ids"),
+        "negative_add_time_ids": negative_sizes,
         "image": control_input(passes, text.hidden.shape[0]),
     }
 

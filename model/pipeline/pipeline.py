@@ -527,7 +527,9 @@ class CustomContrastXLPipeline(StableDiffusionXLLoraLoaderMixin, CustomContrastP
     _callback_tensor_inputs: ClassVar[list[str]] = [
         *CustomContrastPipeline._callback_tensor_inputs,
         "add_text_embeds",
+        "negative_pooled_prompt_embeds",
         "add_time_ids",
+        "negative_add_time_ids",
     ]
     text_encoder_count = 2
     stock: Any = StableDiffusionXLPipeline

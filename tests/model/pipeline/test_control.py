@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import ControlNetModel, ControlNetUnionModel
+from diffusers.callbacks import SDCFGCutoffCallback, SDXLControlnetCFGCutoffCallback
 from PIL import Image
 
 from model.pipeline import build_pipeline
@@ -125,6 +126,35 @@ def test_several_controlnets_take_a_list_of_images_for_each_prompt(tiny_sd):
     ours = type(ours)(**{**ours.components, "controlnet": [controlnet(tiny_sd), controlnet(tiny_sd, seed=6)]})
     ours.set_progress_bar_config(disable=True)
     assert torch.equal(draw(ours, PROMPTS, control_image=nested), draw(loaded, PROMPTS, image=nested))
+
+
+def test_callback_gets_every_tensor_that_it_gets_in_the_stock_pipeline(diffusion):
+    ours, loaded = controlled(diffusion, controlnet(diffusion))
+    seen: list[dict[str, torch.Tensor]] = []
+    names = loaded._callback_tensor_inputs
+    settings = {"num_images_per_prompt": 2, "callback_on_step_end_tensor_inputs": names, "negative_prompt": "blurred"}
+    settings |= {
+        "num_inference_steps": 1,
+        "callback_on_step_end": lambda *given: seen.append(dict(given[3])) or given[3],
+    }
+    for one, name in ((ours, "control_image"), (loaded, "image")):
+        draw(one, "a mug", **{name: edges(1)}, **settings)
+    assert seen[0].keys() == set(names)
+    assert all(torch.equal(found, seen[1][name]) for name, found in seen[0].items())
+
+
+@pytest.mark.parametrize("guess_mode", [False, True])
+def test_callback_that_turns_guidance_off_does_so_for_the_controlnet(diffusion, guess_mode):
+    ours, loaded = controlled(diffusion, controlnet(diffusion))
+    xl = len(diffusion.text_encoders) > 1
+    cutoff: Any = SDXLControlnetCFGCutoffCallback if xl else SDCFGCutoffCallback
+    settings = {"num_inference_steps": 5, "guess_mode": guess_mode}
+    found = draw(ours, "a mug", control_image=edges(1), **settings, callback_on_step_end=cutoff(cutoff_step_ratio=0.4))
+    assert torch.isfinite(found).all()
+    assert not torch.equal(found, draw(ours, "a mug", control_image=edges(1), **settings))
+    if xl:  # the callback of Stable Diffusion leaves its stock pipeline with an image for both halves
+        settings["callback_on_step_end"] = cutoff(cutoff_step_ratio=0.4)
+        assert torch.equal(found, draw(loaded, "a mug", image=edges(1), **settings))
 
 
 @pytest.mark.parametrize("size", [{}, {"height": 16}, {"height": 24, "width": 20}], ids=str)
