@@ -106,10 +106,13 @@ class Adapter(nn.Module):
     ) -> AdapterOutput:
         """reference, positive [B, K, N, d], timesteps [B] -> AdapterOutput; `positive_timesteps` defaults to
         `timesteps`."""
-        mfi = self.mfi(reference, timesteps)
         positive_s_plus = None
-        if positive is not None:
-            positive_s_plus = self.s_plus(positive, timesteps if positive_timesteps is None else positive_timesteps)
+        if positive is None:
+            mfi = self.mfi(reference, timesteps)
+        else:
+            encoder: Any = self.mfi
+            of_positives = timesteps if positive_timesteps is None else positive_timesteps
+            mfi, positive_s_plus = encoder.with_positives(reference, timesteps, positive, of_positives)
         keys, values = self.project(mfi.visual_tokens)
         return AdapterOutput(mfi, positive_s_plus, keys, values)
 

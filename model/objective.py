@@ -149,6 +149,7 @@ def batch_text(
         s_plus=None if s_plus is None else [s[:, None] for s in s_plus],
         insert=[not (text or image) for text, image in zip(drop_text, drop_image, strict=True)],
         rescale=adapter_config.rescale,
+        noun_weight=adapter_config.noun_weight,
     )
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from diffusers.utils.torch_utils import get_module_execution_device
-from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -76,14 +76,14 @@ def encode_captions(
     s_plus: Sequence[Tensor] | None = None,
     insert: Sequence[bool] | None = None,
     rescale: bool = True,
+    noun_weight: float = 0.0,
 ) -> TextCondition:
     """Captions -> text condition.
 
     `captions_2`: what the second text encoder reads, if not the same. `clip_skip`: number of the last layers that are
     skipped. Without `s_plus`: plain captions, as in the stock pipelines. With it, `class_nouns[b]` are the S nouns of
     caption b, `s_plus` one [B, S, L, n_t, d_text] per text encoder, and `insert[b]` False leaves caption b unchanged.
-    `rescale` gives each pseudo-word the norm of its class noun's embedding (the mean norm of its tokens) [a reading,
-    NeTI].
+    `rescale`, `noun_weight`: see `pseudo_words`.
 
     Raises ModelError if a caption has no room for its class noun, or does not contain it, and if the two text encoders
     have it at different tokens.
@@ -102,7 +102,13 @@ def encode_captions(
         rows = [tokenize(tokenizer, length, text, row, tokens) for text, row in zip(texts, nouns, strict=True)]
         words = None if s_plus is None else s_plus[index]
         states, pooled = encode_tokens(
-            encoder, rows, words, rescale=rescale, penultimate=len(text_encoders) > 1, clip_skip=clip_skip
+            encoder,
+            rows,
+            words,
+            rescale=rescale,
+            noun_weight=noun_weight,
+            penultimate=len(text_encoders) > 1,
+            clip_skip=clip_skip,
         )
         hidden.append(states)
         if words is not None:
@@ -206,6 +212,7 @@ def encode_tokens(
     s_plus: Tensor | None,
     *,
     rescale: bool,
+    noun_weight: float = 0.0,
     penultimate: bool,
     clip_skip: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -213,23 +220,24 @@ def encode_tokens(
     None.
 
     `penultimate` takes the second-to-last hidden state (SDXL) instead of the last one after its norm (SD 1.5);
-    `clip_skip` takes the one that many layers before it.
+    `clip_skip` takes the one that many layers before it. A caption without a pseudo-word is the same at all levels and
+    encoded once.
     """
     device = get_module_execution_device(text_encoder)
-    levels = 1 if s_plus is None else s_plus.shape[2]
     embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
     words = None
     if s_plus is not None:
-        words = s_plus.to(device)
-        if rescale:
-            norms = noun_norms(embedding, rows, words.shape[1]).to(device)
-            words = words * (norms[:, :, None, None, None] / words.norm(dim=-1, keepdim=True).clamp_min(1e-8))
+        nouns, norms = (
+            found.to(device)[:, :, None, None] for found in noun_embeddings(embedding, rows, s_plus.shape[1])
+        )
+        words = pseudo_words(s_plus.to(device), nouns, norms[..., None], rescale=rescale, noun_weight=noun_weight)
 
     def run(rows: Sequence[TokenizedCaption], words: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        ids = torch.tensor([row.ids for row in rows], device=device)
-        with placeholders_filled(embedding, rows, words):
+        copies, where = copies_of(rows, 1 if words is None else words.shape[2])
+        ids = torch.tensor([row.ids for row, count in zip(rows, copies, strict=True) for _ in range(count)])
+        with placeholders_filled(embedding, rows, words, where):
             every = penultimate or clip_skip is not None
-            out = text_encoder(repeat(ids, "b n -> (b l) n", l=levels), output_hidden_states=every)
+            out = text_encoder(ids.to(device), output_hidden_states=every)
         if penultimate:
             states = out.hidden_states[-2 - (clip_skip or 0)]
         elif clip_skip is None:
@@ -238,14 +246,24 @@ def encode_tokens(
             inner: Any = getattr(text_encoder, "text_model", text_encoder)  # transformers 5 has no inner model
             states = inner.final_layer_norm(out.hidden_states[-1 - clip_skip])
         embeds = getattr(out, "text_embeds", None)
-        pooled = None if embeds is None else rearrange(embeds, "(b l) d -> b l d", l=levels).mean(dim=1)
-        return rearrange(states, "(b l) n d -> b l n d", l=levels), pooled
+        pooled = None if embeds is None else embeds[where.to(embeds.device)].mean(dim=1)
+        states = states.index_select(0, where.flatten().to(states.device))
+        return states.unflatten(0, where.shape), pooled
 
     if words is None or not getattr(text_encoder, RECOMPUTED, False):
         return run(rows, words)
     parts = [checkpoint(run, rows[b : b + 1], words[b : b + 1], use_reentrant=False) for b in range(len(rows))]
     states, pooled = zip(*parts, strict=True)
     return torch.cat(states), None if pooled[0] is None else torch.cat(pooled)
+
+
+def copies_of(rows: Sequence[TokenizedCaption], levels: int) -> tuple[list[int], Tensor]:
+    """How often each of B captions is encoded, and which copy each level reads, [B, L]: one copy serves all levels of a
+    caption without a pseudo-word."""
+    copies = [levels if row.slots else 1 for row in rows]
+    own = [list(range(count)) if count == levels else [0] * levels for count in copies]
+    first = torch.tensor([0, *copies[:-1]]).cumsum(dim=0)
+    return copies, first[:, None] + torch.tensor(own)
 
 
 RECOMPUTED = "recomputed"
@@ -269,25 +287,45 @@ def checkpoint_text(text_encoders: Sequence[Any], by_layer: bool = False) -> Non
             setattr(encoder, RECOMPUTED, True)
 
 
+def pseudo_words(s_plus: Tensor, nouns: Tensor, norms: Tensor, *, rescale: bool, noun_weight: float) -> Tensor:
+    """S+ [..., d] -> the embeddings of the pseudo-words: the direction of noun_weight * unit(noun) + unit(S+), with the
+    norm of the noun's embeddings if `rescale` [readings; NeTI rescales and starts from a noun].
+
+    `nouns` [..., d] and `norms` [..., 1] as of `noun_embeddings`. With weight 0 a pseudo-word is S+ alone; without
+    `rescale` it is noun_weight * noun + S+.
+    """
+    if not rescale:
+        return s_plus + noun_weight * nouns if noun_weight else s_plus
+    if noun_weight:
+        s_plus = F.normalize(s_plus, dim=-1) + noun_weight * F.normalize(nouns, dim=-1)
+    return s_plus * (norms / s_plus.norm(dim=-1, keepdim=True).clamp_min(1e-8))
+
+
 @torch.no_grad()
-def noun_norms(embedding: nn.Module, rows: Sequence[TokenizedCaption], subjects: int) -> Tensor:
-    """[B, S] float32: mean norm of the class noun's token embeddings; 1 if a caption has no pseudo-word.
+def noun_embeddings(embedding: nn.Module, rows: Sequence[TokenizedCaption], subjects: int) -> tuple[Tensor, Tensor]:
+    """Mean of the class noun's token embeddings [B, S, d] and mean of their norms [B, S], float32; 0 and 1 if a caption
+    has no pseudo-word.
 
     The vectors come from a call of `embedding`: with offloading, its weights exist only during one.
     """
     nouns = [(b, s, noun) for b, row in enumerate(rows) for s, noun in enumerate(row.nouns)]
     stored = next(embedding.parameters()).device
     ids = torch.tensor([token for _, _, noun in nouns for token in noun], dtype=torch.long)
-    vectors = embedding(ids if stored.type == "meta" else ids.to(stored))
-    norms = torch.ones(len(rows), subjects, device=vectors.device)
+    vectors = embedding(ids if stored.type == "meta" else ids.to(stored)).float()
+    means = vectors.new_zeros(len(rows), subjects, vectors.shape[-1])
+    norms = vectors.new_ones(len(rows), subjects)
     for (b, s, _), of_noun in zip(nouns, vectors.split([len(noun) for _, _, noun in nouns]), strict=True):
-        norms[b, s] = of_noun.float().norm(dim=-1).mean()
-    return norms
+        means[b, s] = of_noun.mean(dim=0)
+        norms[b, s] = of_noun.norm(dim=-1).mean()
+    return means, norms
 
 
 @contextmanager
-def placeholders_filled(embedding: nn.Module, rows: Sequence[TokenizedCaption], words: Tensor | None) -> Iterator[None]:
-    """Inside, the token embedding of B x L captions returns `words` [B, S, L, n_t, d] in their slots.
+def placeholders_filled(
+    embedding: nn.Module, rows: Sequence[TokenizedCaption], words: Tensor | None, where: Tensor
+) -> Iterator[None]:
+    """Inside, the token embedding of the copies of B captions returns `words` [B, S, L, n_t, d] in their slots; `where`
+    [B, L] is each level's copy.
 
     CLIPTextModel takes token ids only; replacing the output of its embedding leaves everything else (positions, causal
     mask, index of the pooled token) to the stock code.
@@ -295,17 +333,17 @@ def placeholders_filled(embedding: nn.Module, rows: Sequence[TokenizedCaption], 
     if words is None:
         yield
         return
-    batch, _, levels, _, _ = words.shape
-    where = [
+    slots = [
         (b, s, k, p) for b, row in enumerate(rows) for s, slots in enumerate(row.slots) for k, p in enumerate(slots)
     ]
-    b, s, k, p = torch.tensor(where, dtype=torch.long, device=words.device).reshape(-1, 4).unbind(dim=1)
+    b, s, k, p = torch.tensor(slots, dtype=torch.long).reshape(-1, 4).unbind(dim=1)
+    values = words[b, s, :, k]
 
     def fill(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        filled = rearrange(output, "(b l) n d -> b l n d", b=batch, l=levels).clone()
+        filled = output.clone()
         # With offloading, the encoder computes on a different device from the one its parameters are stored on.
-        filled[b.to(output.device), :, p.to(output.device)] = words[b, s, :, k].to(output)
-        return rearrange(filled, "b l n d -> (b l) n d")
+        filled[where[b].to(output.device), p[:, None].to(output.device)] = values.to(output)
+        return filled
 
     hook = embedding.register_forward_hook(fill)
     try:

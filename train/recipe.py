@@ -40,6 +40,7 @@ class ModelParams(Section):
     visual_scope: Literal["all", "own"]
     granularity: Literal["group", "layer"]
     rescale: bool
+    noun_weight: float = Field(ge=0)
     fourier_pairs: int
     fourier_sigma_t: float
     fourier_sigma_l: float

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.measure import Line, chosen_parts, measured, report
-from benchmarks.train.parts import checkpoint, encoders, loop, memory, ranks
+from benchmarks.train.parts import baseline, checkpoint, encoders, loop, memory, ranks
 from benchmarks.train.setting import TrainSetting, setting_of
 from runtime.cli import read_params, shared_options
 from runtime.errors import UserError
 
 PARTS: dict[str, Callable[[TrainSetting], Iterator[Line]]] = {
-    part.__name__: part for part in (loop, memory, checkpoint, encoders, ranks)
+    part.__name__: part for part in (loop, baseline, memory, checkpoint, encoders, ranks)
 }
 
 

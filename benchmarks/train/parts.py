@@ -1,4 +1,4 @@
-"""The parts of the benchmark: loop, memory, checkpoint, encoders, ranks."""
+"""The parts of the benchmark: loop, baseline, memory, checkpoint, encoders, ranks."""
 
 from __future__ import annotations
 
@@ -59,6 +59,13 @@ def loop(setting: TrainSetting) -> Iterator[Line]:
     yield ratio("trainer over bare step", ours, plain, count, "sample", 0.95, setting.repeats)
     detail = f"{ours.waited:.2f} of {ours.took:.1f} s; prefetch {setting.params.prefetch}"
     yield Line("share of waiting for data", ours.waited / ours.took, 0.05, most=True, detail=detail)
+
+
+def baseline(setting: TrainSetting) -> Iterator[Line]:
+    """Training with all losses vs IP-Adapter-plus's on the same tables."""
+    ours, plus = Turn(setting.trainer()), Turn(setting.ip_adapter_plus().trainer())
+    count = setting.params.steps * setting.params.batch
+    yield ratio("rate over IP-Adapter-plus's", ours, plus, count, "sample", 0.7, setting.repeats)
 
 
 def plain_steps(setting: TrainSetting, trainer: Trainer) -> Callable[[], None]:

@@ -44,6 +44,12 @@ class TrainSetting:
         """Folder of the tables."""
         return self.all.data
 
+    def ip_adapter_plus(self) -> TrainSetting:
+        """The same for IP-Adapter-plus: its resampler, and L_diff alone."""
+        objective = self.params.objective.model_copy(update={"cscl": False, "macl": False, "location_weight": 0.0})
+        model = self.model.model_copy(update={"encoder": "ip_adapter_plus", "textual": False, "tv_fusion": False})
+        return replace(self, model=model, params=self.params.model_copy(update={"objective": objective}))
+
     def trainer(self, uncached: bool = False) -> Trainer:
         """A new trainer; `uncached`: reads photos and runs the frozen encoders."""
         from train.trainer import build

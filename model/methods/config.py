@@ -54,6 +54,8 @@ class AdapterConfig:
     a layer's visual softmax is 1 everywhere, and K' learns nothing."""
     rescale: bool = True
     """Give S+ tokens the norm of the class noun's embedding [a reading, NeTI]."""
+    noun_weight: float = 0.0
+    """Weight of the class noun's embedding in its pseudo-word, S+ counting 1; 0: S+ alone [a reading]."""
     fourier_pairs: int = 1024
     """Rows of W in the code of (t, l) (NeTI)."""
     fourier_sigma_t: float = 0.03

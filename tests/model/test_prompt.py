@@ -169,6 +169,40 @@ def test_pseudo_word_is_rescaled_to_the_norm_of_its_noun(tiny_sd):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("rescale", [True, False])
+def test_pseudo_word_holds_the_noun_with_its_weight(tiny_sd, rescale):
+    encoder = tiny_sd.text_encoders[0]
+    row = tokenize(tokenizer(), 24, "a teddy bear", ["teddy bear"], tokens=1)
+    word = torch.randn(1, 1, 3, 1, 20)
+    vectors = encoder.get_input_embeddings().weight[ids("teddy bear")]
+    noun = vectors.mean(dim=0)
+    by_hand = 0.5 * noun + word
+    if rescale:
+        direction = 0.5 * noun / noun.norm() + word / word.norm(dim=-1, keepdim=True)
+        by_hand = direction / direction.norm(dim=-1, keepdim=True) * vectors.norm(dim=-1).mean()
+    found, _ = encode_tokens(encoder, [row], word, rescale=rescale, noun_weight=0.5, penultimate=False)
+    expected, _ = encode_tokens(encoder, [row], by_hand, rescale=False, penultimate=False)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_plain_caption_is_encoded_once_for_all_levels(tiny_sd):
+    seen = []
+    hook = (
+        tiny_sd.text_encoders[0]
+        .get_input_embeddings()
+        .register_forward_hook(lambda _m, given, _o: seen.append(given[0].shape))
+    )
+    encode(
+        tiny_sd,
+        ["", "a dog"],
+        class_nouns=[["mug"], ["dog"]],
+        s_plus=[torch.randn(2, 1, 3, 1, 20)],
+        insert=[False, True],
+    )
+    hook.remove()
+    assert seen[-1][0] == 1 + 3
+
+
 def test_text_encoder_is_left_as_it_was(tiny_sd):
     with pytest.raises(RuntimeError):
         encode(tiny_sd, ["a mug"], class_nouns=[["mug"]], s_plus=[torch.randn(1, 1, 1, 1, 7)])

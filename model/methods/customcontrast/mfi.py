@@ -7,7 +7,7 @@ groups of them), n_t text tokens per level, n_v visual tokens, w = the encoder's
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,6 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from model.methods.base import EncoderOutput
-
-KeysValues = tuple[Tensor, Tensor]
 
 QUERY_STD = 1.0
 """Initial standard deviation of learned queries, as for OpenFlamingo's latents [a reading]. Queries far smaller than
@@ -46,8 +44,10 @@ class FeatureProjection(nn.Module):
 class PerceiverAttention(nn.Module):
     """PA(q, f) = softmax((LN(q) Wq)([LN(f), LN(q)] Wk)^T / sqrt(d_head)) ([LN(f), LN(q)] Wv) Wo (equation 2).
 
-    Awadalla et al. 2023. The image part of keys and values is a function of f alone: `context` computes it once per
-    image, and any number of query sets can use it.
+    Awadalla et al. 2023. Features are many and queries few, so the features are never projected: of one head,
+    q (LN(f) Wk)^T = (q Wk^T) LN(f)^T and p (LN(f) Wv) = (p LN(f)) Wv. With h heads, Q queries, N features and width w
+    that is 2 Q h N w multiplications instead of 2 N w^2, and nothing of the features' size is kept for the backward
+    pass but the features themselves.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -60,24 +60,30 @@ class PerceiverAttention(nn.Module):
         self.to_v = nn.Linear(width, width, bias=False)
         self.to_out = nn.Linear(width, width, bias=False)
 
-    def context(self, features: Tensor) -> KeysValues:
-        """f [B, N, w] -> the image part of keys and values, each [B, N, w]."""
-        features = self.norm_features(features)
-        return self.to_k(features), self.to_v(features)
-
-    def forward(self, queries: Tensor, context: KeysValues) -> Tensor:
-        """q [B, T, Q, w] and the `context` of B images -> [B, T, Q, w]."""
+    def forward(self, queries: Tensor, features: Tensor) -> Tensor:
+        """q [B, T, Q, w] and the `standardized` f [B, N, w] of B images -> [B, T, Q, w]."""
+        scale, shift = self.norm_features.weight, self.norm_features.bias
+        to_k, to_v = (rearrange(part.weight, "(h d) w -> h d w", h=self.heads) for part in (self.to_k, self.to_v))
         queries = self.norm_queries(queries)
-        q = self._split(self.to_q(queries))
-        k, v = (
-            self._split(torch.cat([part[:, None].expand(-1, queries.shape[1], -1, -1), own], dim=2))
-            for part, own in zip(context, (self.to_k(queries), self.to_v(queries)), strict=True)
+        query, key, value = (
+            rearrange(part(queries), "b t q (h d) -> b t h q d", h=self.heads)
+            for part in (self.to_q, self.to_k, self.to_v)
         )
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(rearrange(out, "(b t) h q d -> b t q (h d)", t=queries.shape[1]))
+        query = query * query.shape[-1] ** -0.5
+        probe = torch.einsum("bthqd,hdw->bthqw", query, to_k)
+        with_features = torch.einsum("bthqw,bnw->bthqn", probe * scale, features) + (probe @ shift)[..., None]
+        shares = torch.cat([with_features, query @ key.mT], dim=-1).softmax(dim=-1)
+        of_features, of_queries = shares.split([features.shape[1], queries.shape[2]], dim=-1)
+        mean = torch.einsum("bthqn,bnw->bthqw", of_features, features)
+        mean = mean * scale + of_features.sum(dim=-1, keepdim=True) * shift
+        out = torch.einsum("bthqw,hdw->bthqd", mean, to_v) + of_queries @ value
+        return self.to_out(rearrange(out, "b t h q d -> b t q (h d)"))
 
-    def _split(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b t q (h d) -> (b t) h q d", h=self.heads)  # the fused kernels take four axes
+
+def standardized(features: Tensor) -> Tensor:
+    """Features with mean 0 and variance 1 over the last axis: LayerNorm without scale and shift, which every
+    `PerceiverAttention` on them has of its own."""
+    return F.layer_norm(features, features.shape[-1:])
 
 
 class QFormer(nn.Module):
@@ -97,14 +103,10 @@ class QFormer(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def contexts(self, features: Tensor) -> list[KeysValues]:
-        """f [B, N, w] -> the image part of every layer's keys and values."""
-        return [cast(PerceiverAttention, attention).context(features) for attention in self.attentions]
-
-    def forward(self, queries: Tensor, contexts: Sequence[KeysValues]) -> Tensor:
-        """q [B, T, Q, w] -> [B, T, Q, w]."""
-        for attention, feed_forward, context in zip(self.attentions, self.feed_forwards, contexts, strict=True):
-            queries = queries + attention(queries, context)
+    def forward(self, queries: Tensor, features: Tensor) -> Tensor:
+        """q [B, T, Q, w], `standardized` f [B, N, w] -> [B, T, Q, w]."""
+        for attention, feed_forward in zip(self.attentions, self.feed_forwards, strict=True):
+            queries = queries + attention(queries, features)
             queries = queries + feed_forward(queries)
         return self.norm(queries)
 
@@ -171,10 +173,10 @@ class TextualQFormer(nn.Module):
         cls = self.cls_query.expand(*timesteps.shape, 1, -1)
         return torch.cat([rearrange(levels, "b t l n w -> b t (l n) w"), cls.to(levels.dtype)], dim=2)
 
-    def forward(self, contexts: Sequence[KeysValues], timesteps: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """`former.contexts(f)` of B images, t [B, T] -> T without CLS [B, T, L n_t, w], CLS [B, T, w], and S+ per text
+    def forward(self, features: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """`standardized` f of B images, t [B, T] -> T without CLS [B, T, L n_t, w], CLS [B, T, w], and S+ per text
         encoder [B, T, L, n_t, d_text]."""
-        out = self.former(self.queries(timesteps), contexts)
+        out = self.former(self.queries(timesteps), features)
         tokens, cls = out[:, :, :-1], out[:, :, -1]
         s_plus = tuple(rearrange(head(tokens), "b t (l n) d -> b t l n d", n=self.tokens) for head in self.heads)
         return tokens, cls, s_plus
@@ -189,9 +191,9 @@ class VisualQFormer(nn.Module):
         self.former = QFormer(width, heads, depth)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """f [B, N, w] -> V without CLS [B, n_v, w], CLS [B, w]."""
+        """`standardized` f [B, N, w] -> V without CLS [B, n_v, w], CLS [B, w]."""
         queries = repeat(self.queries, "q w -> b 1 q w", b=features.shape[0])
-        out = self.former(queries, self.former.contexts(features))[:, 0]
+        out = self.former(queries, features)[:, 0]
         return out[:, :-1], out[:, -1]
 
 
@@ -234,14 +236,32 @@ class MFIEncoder(nn.Module):
 
     def forward(self, features: Tensor, timesteps: Tensor) -> EncoderOutput:
         """features [B, K, N, d], timesteps [B] (one per image) -> EncoderOutput without a T axis."""
-        out = self._encode(features, timesteps[:, None], chunk=1)
-        return EncoderOutput(
-            v_cls=out.v_cls,
-            v_tokens=out.v_tokens,
-            t_cls=None if out.t_cls is None else out.t_cls[:, 0],
-            s_plus=None if out.s_plus is None else tuple(s[:, 0] for s in out.s_plus),
-            visual_tokens=out.visual_tokens if self.fusion is None else out.visual_tokens[:, 0],
+        return self.with_positives(features, timesteps, features[:0], timesteps[:0])[0]
+
+    def with_positives(
+        self, features: Tensor, timesteps: Tensor, positives: Tensor, positive_timesteps: Tensor
+    ) -> tuple[EncoderOutput, tuple[Tensor, ...] | None]:
+        """`forward` of B references and S+ of P positives, [P, L, n_t, d_text] per text encoder, in one pass.
+
+        positives [P, K, N, d] and their timesteps [P]. Without a textual Q-Former there is no S+.
+        """
+        count = len(features)
+        every = standardized(self.features(torch.cat([features, positives])))
+        v_tokens, v_cls = self.visual(every[:count])
+        if self.textual is None:
+            return EncoderOutput(v_cls, v_tokens, None, None, self.visual_head(v_tokens)), None
+        tokens, cls, s_plus = self.textual(every, torch.cat([timesteps, positive_timesteps])[:, None])
+        visual_tokens = v_tokens
+        if self.fusion is not None:
+            visual_tokens = self.fusion(tokens[:count], standardized(v_tokens))[:, 0]
+        out = EncoderOutput(
+            v_cls=v_cls,
+            v_tokens=v_tokens,
+            t_cls=cls[:count, 0],
+            s_plus=tuple(s[:count, 0] for s in s_plus),
+            visual_tokens=self.visual_head(visual_tokens),
         )
+        return out, tuple(s[count:, 0] for s in s_plus)
 
     def at_timesteps(self, features: Tensor, timesteps: Tensor, chunk: int = 16) -> EncoderOutput:
         """features [B, K, N, d] and timesteps [T], all of them for every image -> EncoderOutput with a T axis.
@@ -249,30 +269,18 @@ class MFIEncoder(nn.Module):
         Everything that depends only on the image is computed once. `chunk` timesteps run at a time, which bounds
         memory.
         """
-        return self._encode(features, timesteps[None].expand(features.shape[0], -1), chunk)
-
-    def s_plus(self, features: Tensor, timesteps: Tensor) -> tuple[Tensor, ...]:
-        """S+ only, [B, L, n_t, d_text] per text encoder, as MACL needs of the positives. Needs a textual
-        Q-Former."""
-        assert self.textual is not None
-        contexts = self.textual.former.contexts(self.features(features))
-        return tuple(s[:, 0] for s in self.textual(contexts, timesteps[:, None])[2])
-
-    def _encode(self, features: Tensor, timesteps: Tensor, chunk: int) -> EncoderOutput:
-        """features [B, K, N, d], timesteps [B, T] -> EncoderOutput with a T axis."""
-        f = self.features(features)
+        f = standardized(self.features(features))
         v_tokens, v_cls = self.visual(f)
         if self.textual is None:
             return EncoderOutput(v_cls, v_tokens, None, None, self.visual_head(v_tokens))
-        contexts = self.textual.former.contexts(f)
-        fusion_context = None if self.fusion is None else self.fusion.context(v_tokens)
+        visual = standardized(v_tokens)
         cls, s_plus, fused = [], [], []
-        for part in timesteps.split(chunk, dim=1):
-            t_tokens, t_cls, s = self.textual(contexts, part)
+        for part in timesteps.expand(len(features), -1).split(chunk, dim=1):
+            t_tokens, t_cls, s = self.textual(f, part)
             cls.append(t_cls)
             s_plus.append(s)
-            if self.fusion is not None and fusion_context is not None:
-                fused.append(self.visual_head(self.fusion(t_tokens, fusion_context)))
+            if self.fusion is not None:
+                fused.append(self.visual_head(self.fusion(t_tokens, visual)))
         return EncoderOutput(
             v_cls=v_cls,
             v_tokens=v_tokens,
@@ -280,3 +288,10 @@ class MFIEncoder(nn.Module):
             s_plus=tuple(torch.cat(parts, dim=1) for parts in zip(*s_plus, strict=True)),
             visual_tokens=torch.cat(fused, dim=1) if fused else self.visual_head(v_tokens),
         )
+
+    def s_plus(self, features: Tensor, timesteps: Tensor) -> tuple[Tensor, ...]:
+        """S+ only, [B, L, n_t, d_text] per text encoder, of features [B, K, N, d] at timesteps [B]. Needs a textual
+        Q-Former."""
+        assert self.textual is not None
+        found = self.textual(standardized(self.features(features)), timesteps[:, None])[2]
+        return tuple(s[:, 0] for s in found)

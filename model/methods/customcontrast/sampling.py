@@ -99,6 +99,7 @@ class SubjectSampling:
             class_nouns=[self.call.nouns] * (len(prompts) * len(steps)),
             s_plus=[s[:, span].transpose(0, 1).repeat_interleave(len(prompts), dim=0) for s in s_plus],
             rescale=self.adapter.config.rescale,
+            noun_weight=self.adapter.config.noun_weight,
         )
         return [
             TextCondition(hidden, pooled, placeholder)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.methods.customcontrast.mfi import FourierCode, MFIEncoder, PerceiverAttention, QFormer
+from model.methods.customcontrast.mfi import FourierCode, MFIEncoder, PerceiverAttention, QFormer, standardized
 
 
 def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
@@ -64,7 +64,7 @@ def features(batch: int = 3) -> Tensor:
 def test_perceiver_attention_is_equation_2():
     pa = perturbed(PerceiverAttention(12, 3))
     q, f = torch.randn(2, 4, 12).double(), torch.randn(2, 7, 12).double()
-    out = pa(q[:, None], pa.context(f))[:, 0]
+    out = pa(q[:, None], standardized(f))[:, 0]
     for b in range(2):
         torch.testing.assert_close(out[b], perceiver_attention(pa, q[b], f[b]), rtol=1e-10, atol=1e-12)
 
@@ -79,7 +79,7 @@ def test_q_former_layer_adds_attention_then_feed_forward():
         hidden = layer_norm(expected, norm) @ up.weight.T
         expected = expected + (hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))) @ down.weight.T
     expected = layer_norm(expected, former.norm)
-    out = former(q[None, None], former.contexts(f[None]))[0, 0]
+    out = former(q[None, None], standardized(f[None]))[0, 0]
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -131,9 +131,9 @@ def test_whole_encoder_is_its_parts_put_together_one_image_and_timestep_at_a_tim
             layer_norm(f[b, k], norm) @ linear.weight.T + linear.bias
             for k, (norm, linear) in enumerate(zip(mfi.features.norms, mfi.features.linears, strict=True))
         ]
-        image = torch.cat(parts)[None]
-        v = mfi.visual.former(mfi.visual.queries[None, None], mfi.visual.former.contexts(image))[0, 0]
-        text = mfi.textual.former(mfi.textual.queries(t[b].view(1, 1)), mfi.textual.former.contexts(image))[0, 0]
+        image = standardized(torch.cat(parts)[None])
+        v = mfi.visual.former(mfi.visual.queries[None, None], image)[0, 0]
+        text = mfi.textual.former(mfi.textual.queries(t[b].view(1, 1)), image)[0, 0]
         torch.testing.assert_close(out.v_cls[b], v[-1])
         torch.testing.assert_close(out.t_cls[b], text[-1])
         for s, head in zip(out.s_plus, mfi.textual.heads, strict=True):
@@ -158,6 +158,16 @@ def test_s_plus_alone_equals_s_plus_of_the_whole():
     mfi, f, t = encoder(), features(), torch.tensor([1, 2, 3])
     for s, expected in zip(mfi.s_plus(f, t), mfi(f, t).s_plus, strict=True):
         torch.testing.assert_close(s, expected)
+
+
+def test_positives_in_the_same_pass_change_nothing():
+    mfi, f, positives = encoder(), features(5)[:3], features(5)[3:]
+    t, of_positives = torch.tensor([1, 2, 3]), torch.tensor([700, 20])
+    out, s_plus = mfi.with_positives(f, t, positives, of_positives)
+    alone = mfi(f, t)
+    for name in ("v_cls", "v_tokens", "t_cls", "s_plus", "visual_tokens"):
+        torch.testing.assert_close(getattr(out, name), getattr(alone, name))
+    torch.testing.assert_close(s_plus, mfi.s_plus(positives, of_positives))
 
 
 def test_shapes_of_the_three_rows_of_table_3():
