@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from pipelines import tables
@@ -15,7 +16,9 @@ from pipelines.engine import subjects
 from pipelines.mask import stage as mask
 from pipelines.photos.roots import Root, SourceParams
 from pipelines.sources import Pose, open_source
+from runtime.closure import ROOT
 from runtime.errors import UserError
+from runtime.params import Params
 from tests.world.photos import blocks, encoded, png_header
 
 PHOTOS = {
@@ -70,6 +73,12 @@ def rows_of(worker: CurateWorker, source: SourceParams) -> dict[str, list]:
     """The rows of all subjects, by table."""
     found = worker.compute([pack(subject) for subject in open_source(source).subjects()])
     return {table: [row for rows in found for row in rows[table]] for table in ("frames", "rejects")}
+
+
+def test_run_without_sources_is_an_error():
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    with pytest.raises(UserError, match=r"params\.yaml lists no sources; add the folders of your photos"):
+        curate.main(Params({**tree, "sources": []}, Path("data")))
 
 
 def test_source_without_a_photo_is_an_error_that_names_it(tmp_path):
@@ -152,7 +161,8 @@ def test_rejects_lead_to_the_photo(source, params):
 
 
 def test_unwanted_classes_are_rejected_photo_by_photo(source, params):
-    rows = rows_of(CurateWorker(params.model_copy(update={"classes": ("pen",)}), [source]), source)
+    wanted = CurateParams.model_validate({**params.model_dump(), "classes": ["Pen"]})
+    rows = rows_of(CurateWorker(wanted, [source]), source)
     assert [row["frame_id"] for row in rows["frames"]] == ["own/pen/one/0"]
     reasons = {row["id"]: row["reason"] for row in rows["rejects"]}
     assert reasons.pop("own/mug/red/notes") == "not_an_image"
