@@ -97,8 +97,6 @@ def main(params: Params) -> None:
     """Run the stage."""
     curate, run = params.section("curate", CurateParams), params.run
     sources = params.section("sources", list[SourceParams])
-    if not sources:
-        raise UserError("params.yaml lists no sources; add the folders of your photos to section sources")
     out, captioner = params.data / STAGE.name, curate.captions.captioner
     photos: dict[str, int] = {}
 

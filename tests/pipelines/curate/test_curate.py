@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 
 from pipelines import tables
@@ -16,9 +15,7 @@ from pipelines.engine import subjects
 from pipelines.mask import stage as mask
 from pipelines.photos.roots import Root, SourceParams
 from pipelines.sources import Pose, open_source
-from runtime.closure import ROOT
 from runtime.errors import UserError
-from runtime.params import Params
 from tests.world.photos import blocks, encoded, png_header
 
 PHOTOS = {
@@ -73,12 +70,6 @@ def rows_of(worker: CurateWorker, source: SourceParams) -> dict[str, list]:
     """The rows of all subjects, by table."""
     found = worker.compute([pack(subject) for subject in open_source(source).subjects()])
     return {table: [row for rows in found for row in rows[table]] for table in ("frames", "rejects")}
-
-
-def test_run_without_sources_is_an_error():
-    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
-    with pytest.raises(UserError, match=r"params\.yaml lists no sources; add the folders of your photos"):
-        curate.main(Params({**tree, "sources": []}, Path("data")))
 
 
 def test_source_without_a_photo_is_an_error_that_names_it(tmp_path):
