@@ -26,15 +26,15 @@ class CaptionerParams(Section):
     path: str  # folder, or hub id
     revision: str | None = Field(pattern=r"^[0-9a-f]{40}$")  # commit of a hub id
     dtype: str
-    batch_size: int
-    max_tokens: int  # beyond the prompt
+    batch_size: int = Field(ge=1)
+    max_tokens: int = Field(ge=1)  # beyond the prompt
 
 
 class CaptionParams(Section):
     """Where captions come from."""
 
     template: str  # {class} is the class noun; also the prefix of the captioner's sentences
-    max_words: int  # up to and including the noun
+    max_words: int = Field(ge=1)  # up to and including the noun
     captioner: CaptionerParams | None  # null: template
 
     @field_validator("template")

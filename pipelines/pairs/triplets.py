@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipelines import tables
-from runtime.params import Section
+from runtime.params import Band, Section
 
 COLUMNS = ("frame_id", "subject_id", "class_name", "rotation", "translation", "object_centre")
 
@@ -36,8 +36,8 @@ class TripletParams(Section):
 
     per_subject: int = Field(ge=1, le=1000)
     class_balance: float = Field(gt=0)  # maximum triplets of a class, as a multiple of the mean class's
-    angle_band: tuple[float, float]  # degrees between viewing directions, reference to the other two
-    order_band: tuple[float, float]  # the same without poses, as a fraction of the capture's length
+    angle_band: Band  # degrees between viewing directions, reference to the other two
+    order_band: Band  # the same without poses, as a fraction of the capture's length
     seed: int
 
 

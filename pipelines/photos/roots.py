@@ -45,7 +45,7 @@ class SourceParams(Section):
 
     name: str = Field(pattern=NAME)  # first part of every id
     layout: Layout  # the reader
-    root: str  # local folder or fsspec URL, or a tar or zip archive at either
+    root: str = Field(min_length=1)  # local folder or fsspec URL, or a tar or zip archive at either
     split: Literal["train", "test"]  # what the photos are used for
 
     _place: str = PrivateAttr()

@@ -209,6 +209,14 @@ def report_other_captions(root: Root) -> None:
             _log.warning("%s is not read; captions belong in %s, columns path and caption", root.name(name), CAPTIONS)
 
 
+def refuse_loose(root: Root, folder: str, expected: str) -> None:
+    """Raise a UserError if there are photos in `folder` itself; they belong below it, in `expected`."""
+    for name in root.files(folder):
+        if is_image(name) and not is_hidden(name):
+            path = root.name(f"{folder}/{name}" if folder else name)
+            raise UserError(f"photo '{path}' is not in a subject folder; move it to {expected}")
+
+
 def refuse_deeper(root: Root, folder: str, expected: str, beside: Collection[str] = ()) -> None:
     """Raise a UserError if there are photos in folders of `folder`, which no reader would look at.
 

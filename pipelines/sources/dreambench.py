@@ -30,6 +30,7 @@ from pipelines.sources.base import (
     not_an_image,
     read_captions,
     refuse_deeper,
+    refuse_loose,
 )
 from runtime.errors import UserError
 
@@ -93,6 +94,8 @@ class DreamBench:
         captions = read_captions(self._root)
         folders = [name for name in self._root.folders(FOLDER) if not is_hidden(name)]
         self._check_same(classes, folders)
+        refuse_loose(self._root, FOLDER, f"{FOLDER}/<subject>/")
+        self._root.report_archives(FOLDER)
         for subject in sorted(classes):
             photos = tuple(self._photos(subject, captions))
             yield Subject(self._id(subject), self._params.name, classes[subject], self._params.split, photos)

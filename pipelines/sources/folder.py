@@ -23,6 +23,7 @@ from pipelines.sources.base import (
     not_an_image,
     read_captions,
     refuse_deeper,
+    refuse_loose,
     report_unmatched,
 )
 from runtime.errors import UserError
@@ -100,8 +101,5 @@ class Folder:
             raise UserError(f"'{self._root.name(folder)}' is read as no mask; put masks into {_EXPECTED}{_MASKS}/")
 
     def _check_loose_files(self, folder: str) -> None:
-        for name in self._root.files(folder):
-            if is_image(name) and not is_hidden(name):
-                path = self._root.name(f"{folder}/{name}" if folder else name)
-                raise UserError(f"photo '{path}' is not in a subject folder; move it to <class noun>/<subject>/")
+        refuse_loose(self._root, folder, _EXPECTED)
         self._root.report_archives(folder)

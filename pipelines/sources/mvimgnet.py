@@ -28,11 +28,13 @@ from pipelines.sources.base import (
     not_an_image,
     read_captions,
     refuse_deeper,
+    refuse_loose,
     report_unmatched,
 )
 from runtime.errors import UserError
 
 CATEGORIES = "mvimgnet_category.txt"
+_EXPECTED = "<class id>/<video id>/images/"
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +86,7 @@ class MVImgNet:
                 classes += [f"{archive}/{name}" for name in self._root.folders(archive) if name.isdecimal()]
         videos: dict[tuple[str, str], list[str]] = {}
         for folder in classes:
+            refuse_loose(self._root, folder, _EXPECTED)
             for video in self._root.folders(folder):
                 if not is_hidden(video):
                     videos.setdefault((PurePosixPath(folder).name, video), []).append(f"{folder}/{video}")
@@ -119,6 +122,8 @@ class MVImgNet:
         """Return {file name: path} over the folders' `kind` subfolders, each file from the first that has it."""
         paths: dict[str, str] = {}
         for folder in folders:
+            if self._root.isdir(f"{folder}/images"):  # without, its images are masks
+                refuse_loose(self._root, folder, _EXPECTED)
             refuse_deeper(self._root, f"{folder}/{kind}", f"<class id>/<video id>/{kind}/")
             for name in self._root.files(f"{folder}/{kind}"):
                 paths.setdefault(name, f"{folder}/{kind}/{name}")

@@ -152,7 +152,8 @@ def test_rejects_lead_to_the_photo(source, params):
 
 
 def test_unwanted_classes_are_rejected_photo_by_photo(source, params):
-    rows = rows_of(CurateWorker(params.model_copy(update={"classes": ("pen",)}), [source]), source)
+    wanted = CurateParams.model_validate({**params.model_dump(), "classes": ["Pen"]})
+    rows = rows_of(CurateWorker(wanted, [source]), source)
     assert [row["frame_id"] for row in rows["frames"]] == ["own/pen/one/0"]
     reasons = {row["id"]: row["reason"] for row in rows["rejects"]}
     assert reasons.pop("own/mug/red/notes") == "not_an_image"

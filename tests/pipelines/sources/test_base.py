@@ -121,6 +121,23 @@ def test_root_of_another_layout_is_recognised_and_named(put, params, layout, of)
             open_source(params(layout))
 
 
+@pytest.mark.parametrize(
+    ("layout", "path", "expected"),
+    [
+        ("dreambench", "dataset/x.jpg", "dataset/<subject>/"),
+        ("mvimgnet", "7/x.jpg", "<class id>/<video id>/images/"),
+        ("mvimgnet", "7/17/x.jpg", "<class id>/<video id>/images/"),
+    ],
+)
+def test_photo_above_the_photo_folders_is_named(put, params, layout, path, expected):
+    put("mvimgnet_category.txt", content="7,mug\n") if layout == "mvimgnet" else put(
+        SIGNS["dreambench"], content="Classes\nmug,mug\nObject Prompts\n'a {0} {1} here'\n"
+    )
+    put("dataset/mug/1.jpg", "7/17/images/0.jpg", path)
+    with pytest.raises(UserError, match=rf"photo '.*/{path}' is not in a subject folder; move it to {expected}"):
+        list(open_source(params(layout)).subjects())
+
+
 def test_folder_inside_the_dreambench_root_is_recognised(put, params, tmp_path):
     put("dataset/prompts_and_classes.txt", "dataset/mug/1.jpg")
     with pytest.raises(UserError, match="use layout dreambench, whose root is the folder above"):
