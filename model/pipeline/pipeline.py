@@ -220,7 +220,7 @@ class CustomContrastPipeline(
         negative_crops_coords_top_left: tuple[int, int] = NO_CROP,
         negative_target_size: tuple[int, int] | None = None,
         subject_strength: float = 1.0,
-        location_masks: bool = True,
+        location_masks: bool | None = None,
         location_start: int = 950,
         text_every: int = 1,
         text_batch: int = 256,
@@ -264,7 +264,7 @@ class CustomContrastPipeline(
                 in pixels, by default the image's size and no crop; the negative side has its own if both of its sizes
                 are given.
             subject_strength: lambda, the scale of the visual branch; 0 turns the subject off, its pseudo-word included.
-            location_masks: each step's attention locates the subject for the next one.
+            location_masks: each step's attention locates the subject for the next one (None: the adapter's own choice).
             location_start: masks are not used at timesteps (0..999) from here up, where no content has formed yet.
             text_every: number of consecutive steps that share the S+ and captions of the first; 1 is the method.
             text_batch: captions per forward pass of the text encoder, at least one step's; bounds memory.
@@ -381,7 +381,7 @@ class CustomContrastPipeline(
                 images_per_prompt=num_images_per_prompt,
                 size=(latents.shape[-2], latents.shape[-1]),
                 strength=subject_strength,
-                location_masks=location_masks,
+                location_masks=self.adapter.config.location_masks if location_masks is None else location_masks,
                 location_start=location_start,
                 text_every=text_every,
                 text_batch=text_batch,

@@ -167,6 +167,15 @@ def test_two_subjects_have_a_location_map_each(diffusion):
     assert seen[-1][1] is None and not torch.equal(masked[:1], bare)
 
 
+def test_location_masks_are_used_as_the_adapter_says_unless_the_call_does(diffusion):
+    kind = {"location_start": 1000}
+    for says in (True, False):
+        ours = pipeline(diffusion, location_masks=says)
+        found = draw(ours, "a mug", make_features(1), "mug", **kind)
+        assert torch.equal(found, draw(ours, "a mug", make_features(1), "mug", location_masks=says, **kind))
+        assert not torch.equal(found, draw(ours, "a mug", make_features(1), "mug", location_masks=not says, **kind))
+
+
 def test_location_map_acts_below_its_start_only(diffusion):
     ours = pipeline(diffusion)
     plain = draw(ours, "a mug", make_features(1), "mug", location_masks=False)
