@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,12 @@ from PIL import Image
 from experiments.document import MODEL
 from model.images.segment import on_white
 from pipelines import tables
-from pipelines.toybox.accessories import ACCESSORIES
-from pipelines.toybox.layouts import DREAMBENCH, capture, generator
+from pipelines.toybox import layouts
+from pipelines.toybox.prompts import asked
 from pipelines.toybox.render import Item, render
-from pipelines.toybox.scenes import BLANK, SCENES
+from pipelines.toybox.scenes import BLANK
 from pipelines.toybox.stage import ToyboxParams
-from pipelines.toybox.styles import STYLES
-from pipelines.toybox.world import FAMILIES, SHAPES, Look, Toy, View, sample_subject
+from pipelines.toybox.world import NEAR, Look, Toy, View, apart
 from runtime.cli import Parser, guarded, read_params, shared_options
 from runtime.files import write_json
 from train.toybox.lessons.data import ATTRIBUTES
@@ -35,48 +33,16 @@ AZIMUTHS = np.arange(-180, 180, 15)
 """Degrees; azimuths of the renders that an image's pose is matched against."""
 ELEVATIONS = (12.0, 25.0, 38.0)
 """Degrees; covers the range of the photos."""
-NEAR = 30.0
-"""Degrees within which two azimuths count as one pose: photos of a subject are 72 apart."""
 READABLE = 0.6
 """Fraction of a subject's own photos whose azimuth must be read correctly; a ball's pose, say, cannot be read."""
 SIDE = 32
 """Side in pixels of the cut-outs on which poses are compared."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a prompt of the toybox asks for; None if unspecified."""
-
-    scene: str | None
-    style: str | None
-    accessory: str | None
-    shape: str | None
-
-
 def people(params: ToyboxParams) -> dict[str, tuple[Toy, list[Item]]]:
-    """Name of each evaluation subject -> the subject and its photos in order, as `layouts.write_dreambench` samples."""
-    objects = [family for family in FAMILIES if family != "duck"]
-    order = ["duck", *generator(params.seed, DREAMBENCH, 0).permutation(objects).tolist()]
-    found: dict[str, tuple[Toy, list[Item]]] = {}
-    for index in range(params.dreambench_subjects):
-        family, turn = order[index % len(order)], index // len(order)
-        rng = generator(params.seed, DREAMBENCH, index + 1)
-        subject = sample_subject(rng, family, kept=True)
-        found[f"{family}{turn + 1}" if turn else family] = (
-            subject,
-            capture(rng, params.dreambench_photos, True, subject),
-        )
-    return found
-
-
-def asked(prompt: str) -> Answer:
-    """Parse a prompt: scenes, styles, accessories and shapes by the toybox's phrases for them."""
-    # Reconstruction prompts say "a photo of" too, so only the other styles count as asked for.
-    styles = [name for name, style in STYLES.items() if name != "photo" and style.phrase in prompt]
-    scenes = [name for name, scene in SCENES.items() if name != BLANK and prompt.endswith(scene.phrase)]
-    worn = [name for name in ACCESSORIES if f"wearing {name}" in prompt or f"wearing a {name}" in prompt]
-    shapes = [name for name in SHAPES if f"{name} shaped" in prompt]
-    return Answer(*(found[0] if found else None for found in (scenes, styles, worn, shapes)))
+    """Name of each evaluation subject -> the subject and its photos in order."""
+    found = layouts.people(params.seed, params.dreambench_subjects, params.dreambench_photos)
+    return {name: (photos[0][0], photos) for name, photos in found.items()}
 
 
 def attributes(rows: Sequence[Mapping[str, Any]], subjects: Mapping[str, Toy], judge: Judge) -> dict[str, Any]:
@@ -140,11 +106,6 @@ def renders_of(subject: Toy) -> np.ndarray:
     pairs = zip(rendered.images.numpy(), rendered.subject_masks.numpy(), strict=True)
     cuts = [cut_out(image, mask) for image, mask in pairs]
     return np.stack([cut for cut in cuts if cut is not None]).reshape(len(ELEVATIONS), len(AZIMUTHS), SIDE, SIDE, 3)
-
-
-def apart(a: float, b: float) -> float:
-    """Degrees between two azimuths, 0..180."""
-    return abs((a - b + 180) % 360 - 180)
 
 
 def leakage(read: Iterable[tuple[str, float, float]], azimuths: Mapping[str, Sequence[float]]) -> dict[str, float]:

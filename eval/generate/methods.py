@@ -19,12 +19,14 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from PIL import Image
 
 from eval.generate.params import GenerateParams
+from eval.generate.truth import Renderer, world_ids
 from model.adapter import DESCRIPTION, WEIGHTS, Adapter
 from model.backbones.clip import load_clip
 from model.backbones.diffusion import Diffusion, load_diffusion
 from model.backbones.identity import weights_name
 from model.backbones.variant import Variant
 from model.pipeline.pipeline import build_pipeline
+from pipelines.photos.roots import SourceParams
 from runtime.digest import digest_files
 from runtime.errors import UserError
 
@@ -38,7 +40,7 @@ class Painter(Protocol):
         """Return an image for each prompt and seed, `variant.resolution` px a side.
 
         Args:
-            segments: the reference of each subject, cut out on white.
+            segments: the reference of each subject, cut out on white; `info["frame_id"]` is the id of its photo.
             class_names: the class noun of each subject, which every prompt contains, in the order of `segments`.
             prompts: one per image.
             seeds: one per image, for its initial noise, 0..2^32 - 1; the same for every method.
@@ -56,6 +58,8 @@ class MethodInputs:
     """Folder of the trained adapter; empty or missing until the train stage has run."""
     device: str
     """cpu, cuda or cuda:<index>."""
+    sources: Sequence[SourceParams] = ()
+    """Where the photos come from."""
 
 
 Load = Callable[[MethodInputs], Painter]
@@ -174,6 +178,12 @@ def prompt_only(inputs: MethodInputs) -> Painter:
     return sample
 
 
+def truth(inputs: MethodInputs) -> Painter:
+    """Render what each prompt asks for, of this subject: an oracle, the upper bound of a method that keeps the subject
+    and follows the prompt. It needs no weights, and photos that were rendered here."""
+    return Renderer(inputs.sources, inputs.variant.resolution)
+
+
 def stock(diffusion: Diffusion) -> Any:
     """Return diffusers' own pipeline of the base model, with the scheduler of the adapter's pipeline."""
     parts: dict[str, Any] = {
@@ -202,6 +212,7 @@ def noise(seeds: Sequence[int]) -> list[torch.Generator]:
 METHODS: dict[str, Load] = {
     "customcontrast": Method(customcontrast, trained_weights, pairs=True),
     "prompt_only": Method(prompt_only, base_weights, pairs=True),
+    "truth": Method(truth, lambda inputs: world_ids(inputs.sources)),
 }
 
 

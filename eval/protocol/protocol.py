@@ -303,7 +303,12 @@ def read_photo(roots: Roots, photo: HeldOutPhoto) -> tuple[Image.Image, np.ndarr
 
 
 def read_segment(roots: Roots, photo: HeldOutPhoto, margin: float) -> Image.Image:
-    """Return the subject of a photo cut out on white; the photo must have a mask. `margin`: see `on_white`."""
+    """Return the subject of a photo cut out on white, with the photo's id in `info`; the photo must have a mask.
+
+    margin: see `on_white`.
+    """
     image, mask = read_photo(roots, photo)
     assert mask is not None
-    return on_white(image, mask, margin=margin)
+    segment = on_white(image, mask, margin=margin)
+    segment.info["frame_id"] = photo.frame_id
+    return segment

@@ -24,6 +24,7 @@ COLOURS = {
     "real": "#0a0b0c",
     "copy": "#0d0e0f",
     "prompt_only": "#101112",
+    "truth": "#161718",
     **{f"other{number}": f"#1{number}1415" for number in range(OTHERS)},
 }
 LABEL = 18  # characters

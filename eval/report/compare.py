@@ -31,7 +31,7 @@ from eval.report.sections.base import (
 )
 from eval.report.sections.pictures import generated
 from eval.report.stage import environment
-from eval.score.metrics import HEADLINE, METRICS, MODEL, Estimate, IntervalParams, estimate
+from eval.score.metrics import HEADLINE, METRICS, MODEL, Estimate, IntervalParams, estimate, positions
 from pipelines.photos.roots import Roots, SourceParams
 from runtime.cli import read_params, shared_options
 from runtime.errors import UserError
@@ -153,6 +153,12 @@ def score_rows(runs: Sequence[ScoredRun]) -> Iterator[tuple[str, dict[str, Any]]
             yield name_of(oracle) if len(found) == 1 else f"{name_of(oracle)} ({run_name})", summary
 
 
+def position_rows(runs: Sequence[ScoredRun]) -> list[tuple[str, dict[str, float | None]]]:
+    """Return (name, `metrics.positions` of the model) of each run that has scores of both ends."""
+    found = [(run.name, positions(run.summaries).get(MODEL)) for run in runs]
+    return [(name, of) for name, of in found if of is not None]
+
+
 def settings(runs: Sequence[ScoredRun]) -> list[tuple[str, list[str]]]:
     """Return (key, value in each run) of the settings in which the runs differ."""
     of = [flat(run.protocol, "") for run in runs]
@@ -193,6 +199,7 @@ def page(runs: Sequence[ScoredRun], sources: Sources) -> str:
         names=[run.name for run in runs],
         metrics=METRICS,
         rows=list(score_rows(runs)),
+        positions=position_rows(runs),
         differences=[(other.name, differences(runs[0], other, bootstrap)) for other in runs[1:]],
         level=bootstrap.level,
         settings=settings(runs),
@@ -209,6 +216,11 @@ def text(runs: Sequence[ScoredRun]) -> str:
         for name, values in score_rows(runs)
     ]
     lines = [text_table(("run", *METRICS, "not found"), rows)]
+    if places := position_rows(runs):
+        lines.append("\n  position: 0 is prompt only, 1 is true renders; -: they are not above it")
+        lines.append(
+            text_table(("run", *METRICS), [[name, *(of[column] for column in METRICS)] for name, of in places])
+        )
     lines.append(f"\n  minus {runs[0].name}, paired by subject, {100 * bootstrap.level:.0f} % intervals; *: excludes 0")
     changes = [
         [other.name, *(_change(found[column]) for column in METRICS)]

@@ -52,6 +52,7 @@ def environment() -> Environment:
     )
     found.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
     found.filters["estimate"] = estimate
+    found.filters["position"] = lambda value: "" if value is None else f"{value:.2f}"
     found.filters["svg"] = Markup  # charts are our own, and matplotlib escapes their text
     return found
 

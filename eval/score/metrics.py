@@ -20,7 +20,7 @@ Row = dict[str, Any]
 Estimate = dict[str, float | None]
 """mean, with low and high, the ends of its confidence interval: null with only one subject."""
 
-MODEL, PROMPT_ONLY, REAL, COPY = "customcontrast", "prompt_only", "real", "copy"
+MODEL, PROMPT_ONLY, TRUTH, REAL, COPY = "customcontrast", "prompt_only", "truth", "real", "copy"
 METRICS = ("CT", "IR", "R-CI", "E-CI", "R-DI", "E-DI")
 """The columns of the published table."""
 
@@ -170,7 +170,7 @@ def summaries(
 ) -> dict[str, dict[str, Any]]:
     """Return the `summary` of each method: the model, other methods by name, the oracles."""
     scored, segmented = _by_method(scores), _by_method(segmentations)
-    order = {MODEL: -1, PROMPT_ONLY: 1, REAL: 2, COPY: 3}
+    order = {MODEL: -1, PROMPT_ONLY: 1, TRUTH: 2, REAL: 3, COPY: 4}
     methods = sorted(scored, key=lambda name: (order.get(name, 0), name))
     return {name: summary(scored[name], segmented.get(name, []), intervals) for name in methods}
 
@@ -185,6 +185,41 @@ def columns(values: dict[str, Any]) -> dict[str, Estimate | None]:
         if found is not None and (name, part) not in shown
     }
     return {column: values[column] for column in METRICS} | others
+
+
+def position(value: Estimate | None, low: Estimate | None, high: Estimate | None) -> float | None:
+    """Return where a score lies between two others, (value - low) / (high - low): 0 is `low`, 1 is `high`.
+
+    None without one of the three, and unless `high` is above `low` by more than SAME: then nothing lies between them.
+    """
+    if value is None or low is None or high is None:
+        return None
+    score, bottom, top = (float(of["mean"] or 0.0) for of in (value, low, high))
+    return round((score - bottom) / (top - bottom), 3) if top - bottom > SAME else None
+
+
+def positions(scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the `position` of each method between PROMPT_ONLY and TRUTH, from `summaries`; empty unless it has both.
+
+    A position for each column of METRICS, and in `groups` ({group: {metric: ...}}) for its metrics in each prompt group
+    of TRUTH's.
+    """
+    if PROMPT_ONLY not in scores or TRUTH not in scores:
+        return {}
+    low, high = scores[PROMPT_ONLY], scores[TRUTH]
+    judged = dict.fromkeys(metric for metric, _ in HEADLINE.values())
+
+    def in_group(group: str, metric: str, values: dict[str, Any]) -> float | None:
+        return position(*(of["groups"].get(group, {}).get(metric) for of in (values, low, high)))
+
+    return {
+        method: {
+            **{column: position(values[column], low[column], high[column]) for column in METRICS},
+            "groups": {group: {name: in_group(group, name, values) for name in judged} for group in high["groups"]},
+        }
+        for method, values in scores.items()
+        if method not in (PROMPT_ONLY, TRUTH)
+    }
 
 
 def _by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:

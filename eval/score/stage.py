@@ -227,6 +227,7 @@ def report(out: Path, subjects: Sequence[protocol.HeldOutSubject], params: Score
     """Write metrics.json and groups.csv (for `dvc plots`) from the tables, and print the scores."""
     rows, segmentations = tables.read(out, "scores").to_pylist(), tables.read(out, "segmentations").to_pylist()
     scores = metrics.summaries(rows, segmentations, params.intervals)
+    places = metrics.positions(scores)
     photos = sum(len(subject.photos) for subject in subjects)
     compared = sum(len(comparable(subject, params)) for subject in subjects)
     wanted = ", ".join(params.photo_quality)
@@ -234,7 +235,11 @@ def report(out: Path, subjects: Sequence[protocol.HeldOutSubject], params: Score
     counts = {"photos": photos, "photos_compared": compared, "subjects_without_photos": len(skipped)}
     # Without groups and subjects, which would add hundreds of metrics.
     overall = {
-        method: {**metrics.columns(values), **{key: values[key] for key in ("pictures", "misses", "miss_rate")}}
+        method: {
+            **metrics.columns(values),
+            **{key: values[key] for key in ("pictures", "misses", "miss_rate")},
+            **({"position": {name: places[method][name] for name in metrics.METRICS}} if method in places else {}),
+        }
         for method, values in scores.items()
     }
     write_metrics(out, {**overall, **counts}, headline(overall))
@@ -247,6 +252,9 @@ def report(out: Path, subjects: Sequence[protocol.HeldOutSubject], params: Score
     if skipped:
         print(f"  subjects skipped, no photo with such a mask: {', '.join(skipped)}")
     print(text_table(("", *scores), table(scores)))
+    if places:
+        print(f"  position: 0 is {metrics.PROMPT_ONLY}, 1 is {metrics.TRUTH}; -: {metrics.TRUTH} is not above it")
+        print(text_table(("", *places), [[name, *(of[name] for of in places.values())] for name in metrics.METRICS]))
     meaning = {"zero": "count as 0", "skip": "are excluded", "unsegmented": "are of the whole image"}[params.miss]
     for method, values in scores.items():
         if values["misses"]:

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.toybox import colmap
+from pipelines.toybox.prompts import Answer, prompt
 from pipelines.toybox.render import Item, camera, render
-from pipelines.toybox.scenes import SCENES as SCENE_ROWS
-from pipelines.toybox.styles import STYLES as STYLE_ROWS
 from pipelines.toybox.world import (
     ACCESSORIES,
     FAMILIES,
@@ -220,17 +219,36 @@ def prompts(live: bool) -> list[str]:
     """25 evaluation prompts; {0} is the unique token, {1} the class noun. Live subjects have more accessory and shape
     prompts, objects more scene prompts."""
     places, worn, shapes = (10, 4, 5) if live else (12, 3, 4)
-    return [
-        *(f"a {{0}} {{1}} {SCENE_ROWS[scene].phrase}" for scene in SCENES[:places]),
-        *(f"{STYLE_ROWS[style].phrase} a {{0}} {{1}}" for style in STYLES[1:]),
-        *(f"a {{0}} {{1}} wearing {a if a.endswith('s') else f'a {a}'}" for a in ACCESSORIES[:worn]),
-        *(f"a {shape} shaped {{0}} {{1}}" for shape in SHAPES[:shapes]),
-    ]
+    answers = (
+        *(Answer(scene=scene) for scene in SCENES[:places]),
+        *(Answer(style=style) for style in STYLES[1:]),
+        *(Answer(accessory=accessory) for accessory in ACCESSORIES[:worn]),
+        *(Answer(shape=shape) for shape in SHAPES[:shapes]),
+    )
+    return [prompt(answer, "{0} {1}") for answer in answers]
 
 
 def _prompt_block(title: str, live: bool) -> str:
-    lines = ",\n".join(f"'{prompt}'.format(unique_token, class_token)" for prompt in prompts(live))
+    lines = ",\n".join(f"'{text}'.format(unique_token, class_token)" for text in prompts(live))
     return f"{title}\n\nprompt_list = [\n{lines}\n]\n"
+
+
+def _held_out(seed: int, subjects: int, photos: int) -> dict[str, tuple[np.random.Generator, list[Item]]]:
+    """Name of each evaluation subject -> its random stream after its photos, and its photos in order."""
+    objects = [family for family in FAMILIES if family != "duck"]
+    order = ["duck", *generator(seed, DREAMBENCH, 0).permutation(objects).tolist()]
+    found: dict[str, tuple[np.random.Generator, list[Item]]] = {}
+    for index in range(subjects):
+        family, turn = order[index % len(order)], index // len(order)
+        rng = generator(seed, DREAMBENCH, index + 1)
+        subject = sample_subject(rng, family, kept=True)
+        found[f"{family}{turn + 1}" if turn else family] = rng, capture(rng, photos, True, subject)
+    return found
+
+
+def people(seed: int, subjects: int, photos: int) -> dict[str, list[Item]]:
+    """Name of each evaluation subject of `write_dreambench` -> its photos in order."""
+    return {name: items for name, (_, items) in _held_out(seed, subjects, photos).items()}
 
 
 def write_dreambench(
@@ -243,20 +261,18 @@ def write_dreambench(
     progress: Progress,
 ) -> None:
     """`dataset/<subject>/NN.jpg` and prompts_and_classes.txt, of held-out subjects only."""
-    objects = [f for f in FAMILIES if f != "duck"]
-    order = ["duck", *generator(seed, DREAMBENCH, 0).permutation(objects).tolist()]
-    families = [order[i % len(order)] for i in range(subjects)]
-    names = [f if i < len(order) else f"{f}{i // len(order) + 1}" for i, f in enumerate(families)]
-    streams = [generator(seed, DREAMBENCH, i + 1) for i in range(subjects)]
-    people = [sample_subject(rng, family, kept=True) for rng, family in zip(streams, families, strict=True)]
-    groups = [capture(rng, photos, True, who) for rng, who in zip(streams, people, strict=True)]
+    members = _held_out(seed, subjects, photos)
+    names, groups = list(members), [items for _, items in members.values()]
     captions: list[tuple[str, str]] = []
     for i, rendered in _rendered(groups, size, progress):
         for k, ((rgb, _, _), (who, _, look)) in enumerate(zip(rendered, groups[i], strict=True)):
             path = f"dataset/{names[i]}/{k:02d}.jpg"
             _save_jpeg(root / path, rgb)
-            captions.append((path, caption(who, look, detail=detail, rng=streams[i])))
-    classes = "".join(f"{name},{family}\n" for name, family in sorted(zip(names, families, strict=True)))
+            captions.append((path, caption(who, look, detail=detail, rng=members[names[i]][0])))
+    classes = "".join(
+        f"{name},{family}\n"
+        for name, family in sorted((name, items[0][0].family) for name, (_, items) in members.items())
+    )
     text = f"Classes\n\nsubject_name,class\n{classes}\nPrompts\n\n"
     text += _prompt_block("Object Prompts", False) + "\n" + _prompt_block("Live Subject Prompts", True)
     (root / "dataset").mkdir(parents=True, exist_ok=True)

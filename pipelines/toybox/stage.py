@@ -63,6 +63,21 @@ def is_complete(root: Path, params: ToyboxParams) -> bool:
     return marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint(params)
 
 
+def world_of(bench: Path) -> ToyboxParams | None:
+    """The params of the world that the folder `bench` is the DreamBench layout of; None if it is of no world.
+
+    Raises:
+        UserError: this code would render that world otherwise.
+    """
+    root = bench.parent
+    if bench.name != "dreambench" or not (root / MARKER).is_file():
+        return None
+    found = ToyboxParams(root=str(root), **json.loads((root / MARKER).read_text())["params"])
+    if not is_complete(root, found):
+        raise UserError(f"{root} was rendered by other code than this; run the toybox stage again")
+    return found
+
+
 def write_world(
     root: Path,
     params: ToyboxParams,

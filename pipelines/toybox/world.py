@@ -22,6 +22,9 @@ ACCESSORIES = tuple(accessories.ACCESSORIES)
 SHAPES = ("ball", "box", "can", "cone", "ring", "gem")
 """Families whose shape can take another family's texture."""
 
+NEAR = 30.0
+"""Degrees within which two azimuths count as one pose: photos of an evaluation subject are 72 apart."""
+
 HELD_OUT_SHARE = 8
 """One in this many combinations of family, main colour and pattern belongs to held-out subjects."""
 
@@ -184,6 +187,14 @@ def sample_look(
     )
 
 
+def widest(look: Look) -> float:
+    """The largest azimuth, in degrees to either side of the front, at which all of a look can be seen.
+
+    180, all around, unless the subject wears something on its face.
+    """
+    return 50.0 if look.accessory and accessories.ACCESSORIES[look.accessory].anchor == "face" else 180.0
+
+
 TEMPLATES = (
     "{style} {thing}{wearing} {scene}",
     "{plain_style} {thing}{wearing} {scene}",
@@ -194,7 +205,9 @@ TEMPLATES = (
 colour ("a red mug with white stripes")."""
 
 
-def _article(words: str) -> str:
+def article(words: str) -> str:
+    """Words with "a" or "an" before them."""
+    """The words after "a" or "an"."""
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
@@ -219,11 +232,11 @@ def caption(
         "colour": f"{subject.colours[0]} ",
         "noun": "",
     }[detail]
-    thing = with_thing = _article(noun.format(words))
+    thing = with_thing = article(noun.format(words))
     if detail == "full" and pattern.noun:
-        with_thing = _article(noun.format(f"{subject.colours[0]} ")) + f" with {subject.colours[1]} {pattern.noun}"
+        with_thing = article(noun.format(f"{subject.colours[0]} ")) + f" with {subject.colours[1]} {pattern.noun}"
     prefix = styles.STYLES[look.style].phrase
-    wearing = f" wearing {_article_of(look.accessory)}" if look.accessory else ""
+    wearing = f" wearing {worn(look.accessory)}" if look.accessory else ""
     template = TEMPLATES[variant % len(TEMPLATES)]
     text = template.format(
         style=prefix,
@@ -236,8 +249,14 @@ def caption(
     return " ".join(text.split())
 
 
-def _article_of(accessory: str) -> str:
-    return accessory if accessory.endswith("s") else _article(accessory)
+def worn(accessory: str) -> str:
+    """An accessory as something to wear: "a hat", but "glasses"."""
+    return accessory if accessory.endswith("s") else article(accessory)
+
+
+def apart(a: float, b: float) -> float:
+    """Degrees between two azimuths, 0..180."""
+    return abs((a - b + 180) % 360 - 180)
 
 
 def undressed(look: Look) -> Look:

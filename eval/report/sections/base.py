@@ -12,15 +12,21 @@ import numpy as np
 from pydantic import Field
 
 from eval.report.album import Album, present
-from eval.score.metrics import COPY, MODEL, PROMPT_ONLY, REAL, IntervalParams, Row, summaries
+from eval.score.metrics import COPY, MODEL, PROMPT_ONLY, REAL, TRUTH, IntervalParams, Row, summaries
 from pipelines import tables
 from runtime.errors import UserError
 from runtime.params import Section
 from runtime.stages import stages
 
 STAGES = tuple(stage.name for stage in stages().values() if stage.metrics)
-ORACLES = (PROMPT_ONLY, REAL, COPY)
-NAMES = {MODEL: "CustomContrast", PROMPT_ONLY: "prompt only", REAL: "oracle: real photos", COPY: "oracle: copied photo"}
+ORACLES = (PROMPT_ONLY, TRUTH, REAL, COPY)
+NAMES = {
+    MODEL: "CustomContrast",
+    PROMPT_ONLY: "prompt only",
+    TRUTH: "oracle: true renders",
+    REAL: "oracle: real photos",
+    COPY: "oracle: copied photo",
+}
 """Display names of methods; others are shown as in the tables."""
 TITLES = {
     "clip_t": "CLIP-T: prompt fidelity",

@@ -37,8 +37,22 @@ def scores(sources: Sources) -> dict[str, Any]:
         "protocol": read_json(sources.data / "score" / "protocol.json", "score"),
         "above_real": above_real(by_method),
         "scatters": scatters(by_method, colours),
+        "positions": positions(by_method),
         "further": further(by_method),
         "published": published,
+    }
+
+
+def positions(by_method: Summaries) -> dict[str, Any] | None:
+    """Return where each method lies between the base model alone and true renders, and the model in each prompt group;
+    None unless both were scored."""
+    found = metrics.positions(by_method)
+    if not found:
+        return None
+    return {
+        "rows": [{"name": name_of(method), "values": [of[m] for m in METRICS]} for method, of in found.items()],
+        "groups": found.get(MODEL, {}).get("groups", {}),
+        "metrics": {name: title.split(":")[0] for name, title in TITLES.items()},
     }
 
 

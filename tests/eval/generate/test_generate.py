@@ -302,11 +302,13 @@ def test_the_protocols_id_is_that_of_its_parts_and_knows_no_method(stage, data, 
     assert stage("generate.methods=[theirs:load]", "generate.protocol.reference=leave_one_out")["id"] not in ids
 
 
-def test_a_method_listed_twice_and_an_untrained_adapter_are_one_sentence(stage, tmp_path):
+def test_a_method_listed_twice_or_without_what_it_needs_is_one_sentence(stage, tmp_path):
     with pytest.raises(UserError, match="a method is listed twice"):
         stage("generate.methods=[prompt_only, prompt_only]")
     with pytest.raises(UserError, match=r"holds no adapter .* run the train stage first"):
         stage("generate.methods=[customcontrast]")
+    with pytest.raises(UserError, match=r"method truth renders subjects of the toybox, and source photos \("):
+        stage("generate.methods=[truth]")
     with pytest.raises(UserError, match="elsewhere holds no adapter"):
         stage("generate.methods=[customcontrast]", adapter=str(tmp_path / "elsewhere"))
 

@@ -140,6 +140,47 @@ def test_summary_by_hand():
     assert (real["pictures"], real["misses"], real["miss_rate"]) == (1, 0, 0.0)
 
 
+def test_position_by_hand():
+    low, high = ({"mean": mean, "low": None, "high": None} for mean in (0.2, 0.6))
+    for mean, place in ((0.2, 0.0), (0.6, 1.0), (0.3, 0.25), (0.1, -0.25), (0.8, 1.5)):
+        assert metrics.position({"mean": mean, "low": 0.0, "high": 1.0}, low, high) == place
+    nearly = {"mean": 0.2009, "low": None, "high": None}
+    for nothing_between in ((high, high, low), (low, low, low), (low, low, nearly)):
+        assert metrics.position(*nothing_between) is None
+    for missing in ((None, low, high), (low, None, high), (low, low, None)):
+        assert metrics.position(*missing) is None
+
+
+def test_positions_are_of_every_method_between_the_base_model_and_true_renders():
+    ends = [
+        *spread("prompt_only", "a", "scene", 0, clip_t=0.4, dino_i=0.25),
+        *spread("prompt_only", "a", "style", 1, clip_t=0.2, dino_i=0.25),
+        *spread("truth", "a", "scene", 0, clip_t=0.3, dino_i=0.75),
+        *spread("truth", "a", "style", 1, clip_t=0.3, dino_i=0.75),
+    ]
+    table = [
+        *ends,
+        *spread("customcontrast", "a", "scene", 0, clip_t=0.3, dino_i=0.5),
+        *spread("customcontrast", "a", "style", 1, clip_t=0.25, dino_i=0.75),
+        *spread("real", "a", "photo", -1, clip_t=None, dino_i=0.875),
+    ]
+    found = metrics.positions(metrics.summaries(table, [], INTERVALS))
+    assert list(found) == ["customcontrast", "real"]
+    model = found["customcontrast"]
+    nothing = dict.fromkeys(metrics.METRICS)
+    assert {name: model[name] for name in metrics.METRICS} == nothing | {"E-DI": 0.75}, "CT of both ends is 0.3"
+    assert {name: found["real"][name] for name in metrics.METRICS} == nothing | {"E-DI": 1.25}
+    # In scenes the base model's CLIP-T is above that of true renders.
+    assert {group: (of["clip_t"], of["dino_i"]) for group, of in model["groups"].items()} == {
+        "scene": (None, 0.5),
+        "style": (0.5, 1.0),
+    }
+    assert found["real"]["groups"]["scene"]["dino_i"] is None
+    for one in ("prompt_only", "truth"):
+        rest = [row for row in table if row["method"] != one]
+        assert metrics.positions(metrics.summaries(rest, [], INTERVALS)) == {}
+
+
 def test_columns_are_the_published_ones_and_then_every_other_metric_that_says_something():
     table = [
         *spread("m", "a", "scene", 0, clip_t=0.3, clip_i_whole=0.5, lpips=None),

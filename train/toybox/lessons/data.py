@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.toybox import styles, world
-from pipelines.toybox.accessories import ACCESSORIES
 from pipelines.toybox.render import Item, render
 from runtime.cli import Parser, guarded
 from runtime.errors import UserError
@@ -68,15 +67,15 @@ class SetSpec:
         return self.subjects * self.views
 
     def item(self, index: int) -> Item:
-        """Subject, view and look of one image; accessories worn on the face are seen from the front."""
+        """Subject, view and look of one image."""
         which, view = divmod(index, self.views)
         subject = world.sample_subject(np.random.default_rng([self.seed, which]), kept=self.held_out)
         rng = np.random.default_rng([self.seed, which, 1 + view])
         look = world.sample_look(
             rng, style=self.style, shape=self.shape, accessory=self.accessory, family=subject.family
         )
-        worn_in_front = look.accessory is not None and ACCESSORIES[look.accessory].anchor == "face"
-        return subject, world.sample_view(rng, float(rng.uniform(-50, 50)) if worn_in_front else None), look
+        side = world.widest(look)
+        return subject, world.sample_view(rng, float(rng.uniform(-side, side))), look
 
 
 SETS: dict[str, SetSpec] = {

@@ -1,0 +1,77 @@
+"""The oracle `truth`: the right answer to each prompt, rendered, where the photos themselves were rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipelines.photos.roots import SourceParams
+from pipelines.toybox.layouts import people
+from pipelines.toybox.prompts import PLAIN, Answer, asked
+from pipelines.toybox.render import Item, render
+from pipelines.toybox.stage import ToyboxParams, fingerprint, world_of
+from pipelines.toybox.world import NEAR, Toy, View, apart, sample_look, sample_view, widest
+from runtime.errors import UserError
+
+
+def worlds(sources: Sequence[SourceParams]) -> dict[str, ToyboxParams]:
+    """Return the world that each evaluated source's photos are of, by the source's name.
+
+    Raises:
+        UserError: the photos of a source are of none, or the present code would render them otherwise.
+    """
+    found = {}
+    for source in sources:
+        if source.split == "test":
+            world = world_of(Path(source.place)) if source.layout == "dreambench" else None
+            if world is None:
+                raise UserError(
+                    f"method truth renders subjects of the toybox, and source {source.name} ({source.root}) is none of "
+                    f"its; remove truth from generate.methods"
+                )
+            found[source.name] = world
+    return found
+
+
+def world_ids(sources: Sequence[SourceParams]) -> dict[str, str]:
+    """Return the ids of what the renders depend on, by role; raises as `worlds` does."""
+    named = (f"{name}@{fingerprint(world)[:12]}" for name, world in worlds(sources).items())
+    return {"world": ", ".join(named)}
+
+
+class Renderer:
+    """Paints the right answers, `side` px a side (`eval.generate.methods.Painter`); raises as `worlds` does."""
+
+    def __init__(self, sources: Sequence[SourceParams], side: int) -> None:
+        self.side = side
+        self.subjects = {
+            name: people(world.seed, world.dreambench_subjects, world.dreambench_photos)
+            for name, world in worlds(sources).items()
+        }
+
+    def __call__(
+        self, segments: Sequence[Image.Image], class_names: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]
+    ) -> list[Image.Image]:
+        source, name, number = segments[0].info["frame_id"].split("/")
+        subject, shown, _ = self.subjects[source][name][int(number)]
+        items = [answer_of(subject, shown, asked(text), seed) for text, seed in zip(prompts, seeds, strict=True)]
+        return [Image.fromarray(image) for image in render(items, self.side).images.numpy()]
+
+
+def answer_of(subject: Toy, shown: View, answer: Answer, seed: int) -> Item:
+    """Return an image of the subject as a prompt asks for it; what the prompt leaves open is drawn from `seed`.
+
+    Its azimuth is more than NEAR degrees from that of the reference, `shown`, and from where an accessory can be seen.
+    """
+    rng = np.random.default_rng(seed)
+    look = replace(
+        sample_look(rng, answer.scene), style=answer.style or PLAIN, shape=answer.shape, accessory=answer.accessory
+    )
+    side, azimuth = widest(look), shown.azimuth
+    while apart(azimuth, shown.azimuth) <= NEAR:
+        azimuth = float(rng.uniform(-side, side))
+    return subject, sample_view(rng, azimuth), look
