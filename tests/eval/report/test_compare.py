@@ -115,6 +115,20 @@ def test_an_oracle_that_differs_is_shown_for_each_run(make):
     assert oracles(a, c) == ["oracle: copied photo (a)", "oracle: copied photo (c)"]
 
 
+def test_a_run_with_both_ends_shows_where_it_lies_between_them(make):
+    a, b = make("a", dict.fromkeys(SUBJECTS, 0.5)), make("b", dict.fromkeys(SUBJECTS, 0.5))
+    assert "position" not in compare.text(runs(a, b))
+    rows = [row for row in tables.rows(b / "score", "scores") if row["method"] == metrics.MODEL]
+    ends = ((metrics.PROMPT_ONLY, 0.25), (metrics.TRUTH, 0.75))
+    more = [row | {"method": method, "value": value} for row in rows for method, value in ends]
+    tables.write(b / "score", "scores", tables.from_rows("scores", rows + more))
+    ((name, found),) = compare.position_rows(runs(a, b))
+    assert (name, found["E-DI"], found["CT"]) == ("b", 0.5, None)
+    text = compare.text(runs(a, b))
+    assert "position: 0 is prompt only, 1 is true renders" in text
+    assert "oracle: true renders" in text
+
+
 def test_names_are_what_tells_the_folders_apart(tmp_path):
     assert compare.short_names([tmp_path / "runs/a/data", tmp_path / "runs/b/data"]) == ["a", "b"]
     assert compare.short_names([tmp_path / "data", tmp_path / "other"]) == ["data", "other"]

@@ -167,6 +167,34 @@ def test_metrics_beside_the_published_columns_are_listed_by_part(full):
     assert rows["copy_paste", "editing"][0]["mean"] == 0.125
 
 
+def test_positions_between_prompt_only_and_true_renders_are_shown_where_both_were_scored(page, full, data):
+    assert scores(full)["positions"] is None
+    assert "true renders" not in page.lower()
+    rows = list(tables.rows(data / "score", "scores"))
+    higher = {"dino_i": 0.25, "clip_t": -0.05, "reward": 0.0}
+    true = [
+        row | {"method": metrics.TRUTH, "value": row["value"] + higher.get(row["metric"], 0.1)}
+        for row in rows
+        if row["method"] == metrics.PROMPT_ONLY
+    ]
+    better = [
+        row | {"value": row["value"] + 0.2} if (row["method"], row["metric"]) == (metrics.MODEL, "dino_i") else row
+        for row in rows
+    ]
+    write(data / "score", "scores", better + true)
+    found = scores(full)
+    assert [row["name"] for row in found["methods"]][-4:] == [
+        "prompt only", "oracle: true renders", "oracle: real photos", "oracle: copied photo"
+    ]  # fmt: skip
+    at = {row["name"]: dict(zip(metrics.METRICS, row["values"], strict=True)) for row in found["positions"]["rows"]}
+    assert list(at) == ["CustomContrast", "other", "oracle: real photos", "oracle: copied photo"]
+    assert at["CustomContrast"] == {"CT": None, "IR": None, "R-CI": 0.0, "E-CI": 0.0, "R-DI": 0.8, "E-DI": 0.8}
+    assert found["positions"]["groups"]["scene"] == {"clip_t": None, "reward": None, "clip_i": 0.0, "dino_i": 0.8}
+    text = report.page(full)
+    assert "(score − prompt only) / (true renders − prompt only)" in text
+    assert "<td>CustomContrast</td><td></td><td></td><td>0.00</td><td>0.00</td><td>0.80</td><td>0.80</td>" in text
+
+
 def test_shades_go_from_the_lowest_to_the_highest_of_a_column():
     subjects = {name: {"dino_i": {"R": value, "E": None}} for name, value in (("a", 0.2), ("b", 0.6), ("c", 0.3))}
     table = subject_table(subjects)
