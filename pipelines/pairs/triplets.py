@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipelines import tables
+from pipelines.photos import poses
 from runtime.params import Section
 
-COLUMNS = ("frame_id", "subject_id", "class_name", "rotation", "translation", "object_centre")
+COLUMNS = ("frame_id", "subject_id", "class_name", *poses.POSE_COLUMNS)
 
 # Steps of the two-dimensional additive sequence with the most even gaps (Roberts 2018, "R2"), from the plastic number.
 _STEPS = (0.7548776662466927, 0.5698402909980532)
@@ -117,7 +118,7 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
     frames = frames.combine_chunks()
     new = tables.changes(frames["subject_id"])
     starts, subject = np.flatnonzero(new), np.cumsum(new) - 1
-    directions = viewing_directions(frames, starts)
+    directions = poses.viewing_directions(frames, starts)
     posed = np.isfinite(directions).all(axis=1)
     by_pose = np.add.reduceat(posed, starts) >= 3
     usable = np.flatnonzero(posed | ~by_pose[subject])
@@ -153,47 +154,6 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
     return pa.table(columns).cast(tables.spec("triplets").schema)
 
 
-def viewing_directions(frames: pa.Table, starts: np.ndarray) -> np.ndarray:
-    """Return the unit vectors from object to camera [N, 3], NaN where unknown, as in subjects with fewer than 3 poses.
-
-    The point nearest to all optical axes stands in for an unknown object centre.
-
-    Args:
-        frames: rotation, translation, object_centre. starts: first row of each subject [S].
-    """
-    rotation = _vectors(frames["rotation"], 9).reshape(-1, 3, 3)
-    camera = -(rotation * _vectors(frames["translation"], 3)[:, :, None]).sum(axis=1)
-    posed = np.isfinite(camera).all(axis=1)
-    count = np.add.reduceat(posed, starts)
-    length = np.diff(np.append(starts, len(posed)))
-    centre = _vectors(frames["object_centre"], 3)
-    unknown = (np.isnan(np.fmin.reduceat(centre, starts)).any(axis=1)) & (count >= 3)
-    centre = np.fmin.reduceat(centre, starts)  # the same in all rows of a subject that have it
-    if unknown.any():
-        rows = np.flatnonzero(np.repeat(unknown, length) & posed)
-        owner = np.repeat(np.arange(len(starts)), length)[rows]
-        first = np.flatnonzero(np.append(True, owner[1:] != owner[:-1]))
-        centre[unknown] = nearest_points(camera[rows], rotation[rows, 2], first)
-    offset = camera - np.repeat(centre, length, axis=0)
-    norm = np.sqrt((offset**2).sum(axis=1, keepdims=True))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        directions = np.where(norm > 0, offset / norm, np.nan)
-    directions[np.repeat(count < 3, length)] = np.nan
-    return directions
-
-
-def nearest_points(origins: np.ndarray, directions: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Return the point with the least squared distance to the lines origin + s * direction (unit) of each group [S, 3].
-
-    Args:
-        origins, directions: [N, 3]. starts: first row of each group [S].
-    """
-    across = np.eye(3) - directions[:, :, None] * directions[:, None, :]
-    weighted = (across * origins[:, None, :]).sum(axis=2)
-    inverse = np.linalg.pinv(np.add.reduceat(across, starts), hermitian=True)
-    return (inverse * np.add.reduceat(weighted, starts)[:, None, :]).sum(axis=2)
-
-
 def _pick(
     keys: np.ndarray, directions: np.ndarray | None, size: int, params: TripletParams
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -211,9 +171,8 @@ def _pick(
     def distances(places: np.ndarray) -> np.ndarray:
         if directions is None:
             return np.abs(places[:, :, None] - np.arange(size)) / max(size - 1, 1)
-        a, b = np.take_along_axis(directions, places[:, :, None], axis=1)[:, :, None], directions[:, None]
-        cosine = sum(a[..., axis] * b[..., axis] for axis in range(3))  # no matmul: its summation order varies
-        return np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
+        chosen = np.take_along_axis(directions, places[:, :, None], axis=1)
+        return poses.angles(chosen[:, :, None], directions[:, None])
 
     def nearest(distance: np.ndarray, stream: int, itself: np.ndarray, repeated: np.ndarray | None) -> np.ndarray:
         even = _uniform(keys, np.array([-1 - stream]))[:, None] + samples * _STEPS[stream]
@@ -266,17 +225,6 @@ def _mix(values: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
-
-
-def _vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """Return a column of fixed-size lists as [N, width] float64, NaN where it is null."""
-    found = np.full((len(column), width), np.nan)
-    valid = column.is_valid()
-    present = column.filter(valid)
-    if len(present):
-        flat = np.concatenate([chunk.flatten().to_numpy() for chunk in present.chunks])
-        found[valid.to_numpy()] = flat.reshape(-1, width)
-    return found
 
 
 def _nullable(values: np.ndarray) -> pa.Array:
