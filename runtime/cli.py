@@ -32,6 +32,7 @@ COMMANDS = {
     "sample": Command("model.sample", "generate images of a subject from its photos"),
     "export": Command("model.export", "export an adapter in IP-Adapter's layout"),
     "show": Command("pipelines.tables.show", "print rows of a table"),
+    "trial": Command("eval.trial.command", "put the similarity metrics on trial on your own captures"),
     "compare": Command("eval.report.compare", "compare the scores of several runs side by side"),
     "params": Command("runtime.params", "merge a file such as configs/sd15.yaml into params.yaml"),
     "submit": Command("pipelines.engine.submit", "run a data stage as a job on a Ray cluster"),

@@ -17,9 +17,14 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipelines import tables
+<<<<<<< HEAD
 from runtime.params import Band, Section
+=======
+from pipelines.photos import poses
+from runtime.params import Section
+>>>>>>> 48296bf193dbb44cc3eeee8cd5cff3467befc8fe
 
-COLUMNS = ("frame_id", "subject_id", "class_name", "rotation", "translation", "object_centre")
+COLUMNS = ("frame_id", "subject_id", "class_name", *poses.POSE_COLUMNS)
 
 # Steps of the two-dimensional additive sequence with the most even gaps (Roberts 2018, "R2"), from the plastic number.
 _STEPS = (0.7548776662466927, 0.5698402909980532)
@@ -119,7 +124,7 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
     frames = in_capture_order(frames.combine_chunks())
     new = tables.changes(frames["subject_id"])
     starts, subject = np.flatnonzero(new), np.cumsum(new) - 1
-    directions = viewing_directions(frames, starts)
+    directions = poses.viewing_directions(frames, starts)
     posed = np.isfinite(directions).all(axis=1)
     by_pose = np.add.reduceat(posed, starts) >= 3
     usable = np.flatnonzero(posed | ~by_pose[subject])
@@ -155,6 +160,7 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
     return pa.table(columns).cast(tables.spec("triplets").schema)
 
 
+<<<<<<< HEAD
 def in_capture_order(frames: pa.Table) -> pa.Table:
     """Return the rows with each subject's frames in the order of the numbers in their names; subjects stay in place.
 
@@ -224,6 +230,8 @@ def nearest_points(origins: np.ndarray, directions: np.ndarray, starts: np.ndarr
     return (inverse * np.add.reduceat(weighted, starts)[:, None, :]).sum(axis=2)
 
 
+=======
+>>>>>>> 48296bf193dbb44cc3eeee8cd5cff3467befc8fe
 def _pick(
     keys: np.ndarray, directions: np.ndarray | None, size: int, params: TripletParams
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -241,9 +249,8 @@ def _pick(
     def distances(places: np.ndarray) -> np.ndarray:
         if directions is None:
             return np.abs(places[:, :, None] - np.arange(size)) / max(size - 1, 1)
-        a, b = np.take_along_axis(directions, places[:, :, None], axis=1)[:, :, None], directions[:, None]
-        cosine = sum(a[..., axis] * b[..., axis] for axis in range(3))  # no matmul: its summation order varies
-        return np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
+        chosen = np.take_along_axis(directions, places[:, :, None], axis=1)
+        return poses.angles(chosen[:, :, None], directions[:, None])
 
     def nearest(distance: np.ndarray, stream: int, itself: np.ndarray, repeated: np.ndarray | None) -> np.ndarray:
         even = _uniform(keys, np.array([-1 - stream]))[:, None] + samples * _STEPS[stream]
@@ -296,17 +303,6 @@ def _mix(values: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
-
-
-def _vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """Return a column of fixed-size lists as [N, width] float64, NaN where it is null."""
-    found = np.full((len(column), width), np.nan)
-    valid = column.is_valid()
-    present = column.filter(valid)
-    if len(present):
-        flat = np.concatenate([chunk.flatten().to_numpy() for chunk in present.chunks])
-        found[valid.to_numpy()] = flat.reshape(-1, width)
-    return found
 
 
 def _nullable(values: np.ndarray) -> pa.Array:

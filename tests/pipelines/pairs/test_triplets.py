@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipelines import tables
 from pipelines.pairs import triplets
 from pipelines.pairs.triplets import TripletParams, per_subject, select, whole_subjects
+from pipelines.photos import poses
 
 BAND = (15.0, 90.0)
 PARAMS = TripletParams(per_subject=8, class_balance=4.0, angle_band=BAND, order_band=(0.1, 0.5), seed=0)
@@ -204,7 +205,7 @@ def test_a_subject_gets_the_same_triplets_whoever_is_beside_it():
 def test_poses_give_the_known_angles_wherever_the_object_stands(known):
     """Without a known centre, the point nearest to the optical axes is found."""
     wanted = ring([0, 10, 40, 100, 190], elevation=20.0)
-    found = triplets.viewing_directions(table(views(wanted, known=known)), np.array([0]))
+    found = poses.viewing_directions(table(views(wanted, known=known)), np.array([0]))
     assert np.allclose(found, wanted, atol=1e-5)
 
 
@@ -218,7 +219,7 @@ def test_nearest_point_has_the_least_squared_distance_to_the_axes():
         to = origins[group] - point
         return np.sum((to - along[group] * np.sum(to * along[group], axis=1, keepdims=True)) ** 2)
 
-    best = triplets.nearest_points(origins, along, np.array([0, 5]))
+    best = poses.nearest_points(origins, along, np.array([0, 5]))
     for point, group in zip(best, groups, strict=True):
         assert all(cost(point, group) <= cost(point + 0.01 * step, group) for step in rng.normal(size=(50, 3)))
 
