@@ -17,12 +17,8 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipelines import tables
-<<<<<<< HEAD
-from runtime.params import Band, Section
-=======
 from pipelines.photos import poses
-from runtime.params import Section
->>>>>>> 48296bf193dbb44cc3eeee8cd5cff3467befc8fe
+from runtime.params import Band, Section
 
 COLUMNS = ("frame_id", "subject_id", "class_name", *poses.POSE_COLUMNS)
 
@@ -160,7 +156,6 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
     return pa.table(columns).cast(tables.spec("triplets").schema)
 
 
-<<<<<<< HEAD
 def in_capture_order(frames: pa.Table) -> pa.Table:
     """Return the rows with each subject's frames in the order of the numbers in their names; subjects stay in place.
 
@@ -189,49 +184,6 @@ def _number_order(name: str) -> list[tuple[int, str]]:
     return [(len(part.lstrip("0")), part.lstrip("0")) if at % 2 else (0, part) for at, part in enumerate(parts)]
 
 
-def viewing_directions(frames: pa.Table, starts: np.ndarray) -> np.ndarray:
-    """Return the unit vectors from object to camera [N, 3], NaN where unknown, as in subjects with fewer than 3 poses.
-
-    The point nearest to all optical axes stands in for an unknown object centre.
-
-    Args:
-        frames: rotation, translation, object_centre. starts: first row of each subject [S].
-    """
-    rotation = _vectors(frames["rotation"], 9).reshape(-1, 3, 3)
-    camera = -(rotation * _vectors(frames["translation"], 3)[:, :, None]).sum(axis=1)
-    posed = np.isfinite(camera).all(axis=1)
-    count = np.add.reduceat(posed, starts)
-    length = np.diff(np.append(starts, len(posed)))
-    centre = _vectors(frames["object_centre"], 3)
-    unknown = (np.isnan(np.fmin.reduceat(centre, starts)).any(axis=1)) & (count >= 3)
-    centre = np.fmin.reduceat(centre, starts)  # the same in all rows of a subject that have it
-    if unknown.any():
-        rows = np.flatnonzero(np.repeat(unknown, length) & posed)
-        owner = np.repeat(np.arange(len(starts)), length)[rows]
-        first = np.flatnonzero(np.append(True, owner[1:] != owner[:-1]))
-        centre[unknown] = nearest_points(camera[rows], rotation[rows, 2], first)
-    offset = camera - np.repeat(centre, length, axis=0)
-    norm = np.sqrt((offset**2).sum(axis=1, keepdims=True))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        directions = np.where(norm > 0, offset / norm, np.nan)
-    directions[np.repeat(count < 3, length)] = np.nan
-    return directions
-
-
-def nearest_points(origins: np.ndarray, directions: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Return the point with the least squared distance to the lines origin + s * direction (unit) of each group [S, 3].
-
-    Args:
-        origins, directions: [N, 3]. starts: first row of each group [S].
-    """
-    across = np.eye(3) - directions[:, :, None] * directions[:, None, :]
-    weighted = (across * origins[:, None, :]).sum(axis=2)
-    inverse = np.linalg.pinv(np.add.reduceat(across, starts), hermitian=True)
-    return (inverse * np.add.reduceat(weighted, starts)[:, None, :]).sum(axis=2)
-
-
-=======
->>>>>>> 48296bf193dbb44cc3eeee8cd5cff3467befc8fe
 def _pick(
     keys: np.ndarray, directions: np.ndarray | None, size: int, params: TripletParams
 ) -> tuple[np.ndarray, np.ndarray]:
