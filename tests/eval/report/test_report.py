@@ -11,8 +11,7 @@ from eval.report import stage as report
 from eval.report.album import Album, boxed, heated, inline, outlined
 from eval.report.sections import SECTIONS, base, inside, pictures
 from eval.report.sections import data as data_sections
-from eval.report.sections import scores as score_sections
-from eval.report.sections.scores import PUBLISHED, above_real, further, scores, shade, subject_table
+from eval.report.sections.scores import PUBLISHED, above_real, further, scores, shade, subject_table, trials
 from eval.score import metrics
 from pipelines import tables
 from runtime.errors import UserError
@@ -81,11 +80,11 @@ def test_trials_of_the_scores_encoders_are_shown_beside_them(page, full, fakes, 
     }
     title = "Do these similarities measure identity?"
     assert title not in page
-    monkeypatch.setattr(score_sections, "read_results", lambda: [trial])
+    monkeypatch.setitem(trials.__globals__, "read_results", lambda: [trial])
     shown = report.page(full)
     assert title in shown and "Which mug?" in shown and "0.812" in shown and fakes.hostile not in shown
-    assert score_sections.trials({"clip": trial["encoders"]["clip"]})["metrics"] == ["clip_i"]
-    assert score_sections.trials({"clip": "another"}) is None
+    assert trials({"clip": trial["encoders"]["clip"]})["metrics"] == ["clip_i"]
+    assert trials({"clip": "another"}) is None
 
 
 def test_the_published_table_is_marked_as_another_run(page):
