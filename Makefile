@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Stages run this environment's commands, whether or not it is activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro without-git test test-fast lint lock clean toybox toybox-check bench-data bench-model bench-train ablation bench-eval
+.PHONY: repro without-git test test-fast lint lock clean toybox toybox-check adapter bench-data bench-model bench-train ablation bench-eval
 .DEFAULT_GOAL := repro
 
 repro: without-git
@@ -54,6 +54,12 @@ clean:
 # Retrain the toybox's small backbones from scratch; resumes if interrupted.
 toybox: .venv/installed
 	$(BIN)/python -m train.toybox.all
+
+# Train the toybox's ready adapter, on a larger world than `make repro`'s; resumes if interrupted.
+ADAPTER := --params configs/toybox_adapter.yaml --data .work/adapter/data
+adapter: .venv/installed
+	for stage in toybox curate mask similarity pairs encode train; do $(BIN)/customcontrast $$stage $(ADAPTER) || exit; done
+	cp .work/adapter/data/train/adapter/* weights/toybox/adapter/
 
 # Measure the toybox's backbones against targets and chance.
 toybox-check: .venv/installed

@@ -23,7 +23,6 @@ import yaml
 from experiments.document import write_document
 from experiments.matrix import FILE, Matrix, Run, read_matrix
 from model.backbones.variant import Spec, load_variant
-from model.sample import READY
 from runtime.cli import Parser, guarded, read_params, shared_options
 from runtime.digest import digest, digest_files
 from runtime.errors import UserError
@@ -35,6 +34,8 @@ from train.toybox.models.judge import FOLDER as JUDGE
 
 HERE = Path(__file__).parent
 RESULTS, DOCUMENT = HERE / "results", HERE.parent / "docs" / "ablation.md"
+TABLES = "tables.json"
+"""Beside the results: the tables that they are compared with where the tables themselves are not there."""
 WORK = Path(".work/ablation")
 TRAINED_ON = ("curate", "similarity", "pairs", "encode")
 """Stages of the default pipeline whose tables training reads."""
@@ -151,10 +152,9 @@ def current_results(matrix: Matrix, params: Params, data: str) -> list[Result]:
     return mine or results
 
 
-def ready_tables() -> str:
-    """The digest of the tables that the ready adapter was trained on: those of the default pipeline."""
-    recipe: dict[str, Any] = read_json(READY / "card.json")["recipe"]
-    return str(recipe["data"])
+def recorded_tables() -> str:
+    """The digest of the default pipeline's tables when runs were last made or looked for."""
+    return str(read_json(RESULTS / TABLES)["digest"])
 
 
 def command(module: str, folder: Path, data: Path, log: Path) -> None:
@@ -242,7 +242,7 @@ def main(words: Sequence[str]) -> None:
     if not options.document:
         with exclusive("ablation", WORK):
             run_missing(matrix, params, options.runs, options.seeds, options.jobs)
-    tables = ready_tables() if options.document else input_digest(params.data)
+    tables = recorded_tables() if options.document else input_digest(params.data)
     data = circumstances(params, tables, matrix.world).name
     write_document(matrix, current_results(matrix, params, data), data, DOCUMENT)
     print(f"ablation: {DOCUMENT.relative_to(HERE.parent)}")
@@ -256,6 +256,7 @@ def run_missing(matrix: Matrix, params: Params, names: Sequence[str], seeds: int
         UserError: some jobs failed; raised after all others have run.
     """
     of = circumstances(params, input_digest(params.data), matrix.world)
+    write_json(RESULTS / TABLES, {"digest": of.tables})
     jobs = jobs_of(matrix, names, seeds)
     missing = [job for job in jobs if not is_done(job, params, matrix.world, of.name)]
     print(f"ablation: {len(jobs) - len(missing)} of {len(jobs)} runs are done", flush=True)

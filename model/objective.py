@@ -15,7 +15,7 @@ from model.attention import CrossAttentionContext, MapRecorder
 from model.methods.base import AdapterOutput
 from model.methods.config import AdapterConfig
 from model.prompt import TextCondition, encode_captions
-from model.unet import added_conditions, call_unet, pixel_size
+from model.unet import added_conditions, call_unet, uncropped
 from runtime.errors import ModelError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def diffusion_losses(
     scheduler: Any = diffusion.scheduler
     schedule = scheduler.alphas_cumprod
     noisy = losses.noisy_latents(batch.latents, batch.noise, schedule, batch.timesteps)
-    added = added_conditions(diffusion.unet, text, pixel_size(diffusion, noisy))
+    added = added_conditions(diffusion.unet, text, uncropped(diffusion, noisy))
     prediction = call_unet(diffusion.unet, noisy, batch.timesteps, context, added)
     target = losses.diffusion_target(
         batch.latents, batch.noise, schedule, batch.timesteps, scheduler.config.prediction_type

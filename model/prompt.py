@@ -70,6 +70,8 @@ def encode_captions(
     tokenizers: Sequence[Any],
     captions: Sequence[str],
     *,
+    captions_2: Sequence[str] | None = None,
+    clip_skip: int | None = None,
     class_nouns: Sequence[Sequence[str]] | None = None,
     s_plus: Sequence[Tensor] | None = None,
     insert: Sequence[bool] | None = None,
@@ -78,11 +80,13 @@ def encode_captions(
 ) -> TextCondition:
     """Captions -> text condition.
 
-    Without `s_plus`: plain captions, as in the stock pipelines. With it, `class_nouns[b]` are the S nouns of caption b,
-    `s_plus` one [B, S, L, n_t, d_text] per text encoder, and `insert[b]` False leaves caption b unchanged.
+    `captions_2`: what the second text encoder reads, if not the same. `clip_skip`: number of the last layers that are
+    skipped. Without `s_plus`: plain captions, as in the stock pipelines. With it, `class_nouns[b]` are the S nouns of
+    caption b, `s_plus` one [B, S, L, n_t, d_text] per text encoder, and `insert[b]` False leaves caption b unchanged.
     `rescale`, `noun_weight`: see `pseudo_words`.
 
-    Raises ModelError if a caption has no room for its class noun, or does not contain it.
+    Raises ModelError if a caption has no room for its class noun, or does not contain it, and if the two text encoders
+    have it at different tokens.
     """
     nouns: Sequence[Sequence[str]] = [()] * len(captions)
     tokens = 0
@@ -94,15 +98,27 @@ def encode_captions(
     hidden, pooled, placeholder = [], None, None
     for index, (encoder, tokenizer) in enumerate(zip(text_encoders, tokenizers, strict=True)):
         length = caption_length(encoder, tokenizer)
-        rows = [tokenize(tokenizer, length, caption, row, tokens) for caption, row in zip(captions, nouns, strict=True)]
+        texts = captions if index == 0 or captions_2 is None else captions_2
+        rows = [tokenize(tokenizer, length, text, row, tokens) for text, row in zip(texts, nouns, strict=True)]
         words = None if s_plus is None else s_plus[index]
         states, pooled = encode_tokens(
-            encoder, rows, words, rescale=rescale, noun_weight=noun_weight, penultimate=len(text_encoders) > 1
+            encoder,
+            rows,
+            words,
+            rescale=rescale,
+            noun_weight=noun_weight,
+            penultimate=len(text_encoders) > 1,
+            clip_skip=clip_skip,
         )
         hidden.append(states)
         if words is not None:
             marks = slot_marks(rows, words.shape[1], tokens, length).to(states.device)
             if placeholder is not None and not torch.equal(placeholder, marks):
+                if captions_2 is not None:
+                    raise ModelError(
+                        "prompt and prompt_2 have the class noun at different tokens, but the UNet reads both as one"
+                        " text; write the same words up to the last class noun"
+                    )
                 raise ModelError(
                     "the two tokenizers of the base model split a caption differently, so its placeholder has no common"
                     " position; use a base model whose tokenizers share a vocabulary"
@@ -198,12 +214,14 @@ def encode_tokens(
     rescale: bool,
     noun_weight: float = 0.0,
     penultimate: bool,
+    clip_skip: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """One text encoder over B captions x L levels: s_plus [B, S, L, n_t, d] -> hidden [B, L, n, d], pooled [B, p] or
     None.
 
-    `penultimate` takes the second-to-last hidden state (SDXL) instead of the last one after its norm (SD 1.5). A
-    caption without a pseudo-word is the same at all levels and encoded once.
+    `penultimate` takes the second-to-last hidden state (SDXL) instead of the last one after its norm (SD 1.5);
+    `clip_skip` takes the one that many layers before it. A caption without a pseudo-word is the same at all levels and
+    encoded once.
     """
     device = get_module_execution_device(text_encoder)
     embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
@@ -218,8 +236,15 @@ def encode_tokens(
         copies, where = copies_of(rows, 1 if words is None else words.shape[2])
         ids = torch.tensor([row.ids for row, count in zip(rows, copies, strict=True) for _ in range(count)])
         with placeholders_filled(embedding, rows, words, where):
-            out = text_encoder(ids.to(device), output_hidden_states=penultimate)
-        states = out.hidden_states[-2] if penultimate else out.last_hidden_state
+            every = penultimate or clip_skip is not None
+            out = text_encoder(ids.to(device), output_hidden_states=every)
+        if penultimate:
+            states = out.hidden_states[-2 - (clip_skip or 0)]
+        elif clip_skip is None:
+            states = out.last_hidden_state
+        else:
+            inner: Any = getattr(text_encoder, "text_model", text_encoder)  # transformers 5 has no inner model
+            states = inner.final_layer_norm(out.hidden_states[-1 - clip_skip])
         embeds = getattr(out, "text_embeds", None)
         pooled = None if embeds is None else embeds[where.to(embeds.device)].mean(dim=1)
         states = states.index_select(0, where.flatten().to(states.device))

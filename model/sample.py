@@ -61,7 +61,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--margin", type=float, default=MARGIN, help="white border of the segment, as a fraction of its longer side"
     )
     parser.add_argument(
-        "--no-location-masks", action="store_true", help="do not confine the subject's influence to its location"
+        "--location-masks",
+        action=argparse.BooleanOptionalAction,
+        help="confine the subject's influence to its location (default: as the adapter says)",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
@@ -106,7 +108,7 @@ def main(options: argparse.Namespace) -> None:
             "steps": options.steps,
             "guidance_scale": options.guidance_scale,
             "subject_strength": options.strength,
-            "location_masks": not options.no_location_masks,
+            "location_masks": config.location_masks if options.location_masks is None else options.location_masks,
         }
         image = generate(pipeline, features, settings, variant.resolution)
         chunk = PngInfo()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,18 +42,23 @@ def call_unet(
     )[0]
 
 
-def added_conditions(unet: Any, text: TextCondition, size: tuple[int, int]) -> dict[str, Tensor] | None:
-    """SDXL's pooled text and size conditions (original size, crop corner 0 0, target size; pixels); None for SD 1.5."""
+def added_conditions(unet: Any, text: TextCondition, sizes: Sequence[Sequence[int]]) -> dict[str, Tensor] | None:
+    """SDXL's pooled text and size conditions; None for SD 1.5.
+
+    `sizes`: for each row six numbers in pixels: original height and width, top and left of the crop, target height and
+    width.
+    """
     if unet.config.addition_embed_type != "text_time":
         return None
     if text.pooled is None:
         raise ModelError("the UNet needs a pooled text embedding; use a base model with two text encoders")
-    ids = torch.tensor([*size, 0, 0, *size], dtype=text.pooled.dtype, device=text.pooled.device)
-    return {"text_embeds": text.pooled, "time_ids": ids.expand(text.pooled.shape[0], -1)}
+    ids = torch.tensor(sizes, dtype=text.pooled.dtype, device=text.pooled.device)
+    return {"text_embeds": text.pooled, "time_ids": ids}
 
 
-def pixel_size(diffusion: Diffusion, latents: Tensor) -> tuple[int, int]:
-    """Height and width in pixels of the images that `latents` decode to."""
+def uncropped(diffusion: Diffusion, latents: Tensor) -> list[tuple[int, ...]]:
+    """SDXL's size conditions of images that are neither scaled nor cropped, of the size that `latents` decode to."""
     vae: Any = diffusion.vae
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    return latents.shape[-2] * factor, latents.shape[-1] * factor
+    height, width = latents.shape[-2] * factor, latents.shape[-1] * factor
+    return [(height, width, 0, 0, height, width)] * len(latents)

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
-
-import yaml
 
 from pipelines.photos.roots import NAME, Layout, Root
 from runtime.cli import read_params, shared_options
@@ -63,7 +62,7 @@ def main(options: argparse.Namespace) -> int:
         "split": options.split,
     }
     overlay = params.data / "sources.yaml"
-    write_text(overlay, yaml.safe_dump({"sources": [source]}, sort_keys=False))
+    write_text(overlay, json.dumps({"sources": [source]}, ensure_ascii=False, indent=2) + "\n")  # JSON is YAML 1.2
     words = [*params.words(), "--params", str(overlay)]
     stages = options.stages or (STAGES if options.split == "train" else STAGES[:3])
     for stage in stages:

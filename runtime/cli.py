@@ -32,6 +32,7 @@ COMMANDS = {
     "sample": Command("model.sample", "generate images of a subject from its photos"),
     "export": Command("model.export", "export an adapter in IP-Adapter's layout"),
     "show": Command("pipelines.tables.show", "print rows of a table"),
+    "trial": Command("eval.trial.command", "put the similarity metrics on trial on your own captures"),
     "compare": Command("eval.report.compare", "compare the scores of several runs side by side"),
     "params": Command("runtime.params", "merge a file such as configs/sd15.yaml into params.yaml"),
     "submit": Command("pipelines.engine.submit", "run a data stage as a job on a Ray cluster"),
@@ -91,7 +92,12 @@ def read_params(options: argparse.Namespace) -> Params:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command in `words` (default: this process's arguments) and exit with its code."""
+    reopen_streams()
     words = sys.argv[1:] if words is None else list(words)
+    if sys.getfilesystemencoding().lower() != "utf-8":
+        found = sys.getfilesystemencoding()
+        print(f"error: file names are read as {found}; set the environment variable PYTHONUTF8=1", file=sys.stderr)
+        sys.exit(1)
     known = stages()
     if not words or words[0] in ("-h", "--help", "help"):
         guarded(lambda: print(overview(known)))
@@ -157,6 +163,19 @@ def run_command(name: str, words: Sequence[str]) -> None:
     code = module.main(parser.parse_args(words))
     if code:
         sys.exit(code)
+
+
+def reopen_streams() -> None:
+    """Open closed standard streams (`>&-`) on the null device: the next file opened would be in their place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # for good
 
 
 def guarded(work: Callable[[], None]) -> None:

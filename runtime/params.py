@@ -7,10 +7,10 @@ import copy
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
@@ -25,12 +25,31 @@ FREE_MAPPINGS = ("train.mixture", "generate.protocol.references", "score.encoder
 
 
 class Section(pydantic.BaseModel):
-    """A section of `params.yaml`. Fields have no defaults: the file is the only source of values."""
+    """A section of `params.yaml`. Fields have no defaults: the file is the only source of values. Numbers are finite,
+    and true or false is none."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_flag(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind in (int, float):
+            raise ValueError(f"it is {str(value).lower()}, not a number")
+        return value
 
 
 T = TypeVar("T")
+
+
+def _ascends(band: tuple[float, float]) -> tuple[float, float]:
+    if band[0] > band[1]:
+        raise ValueError(f"{list(band)} must be [lower, upper]")
+    return band
+
+
+Band = Annotated[tuple[float, float], AfterValidator(_ascends)]
+"""Lower and upper limit."""
 
 
 class RunParams(Section):
@@ -42,7 +61,7 @@ class RunParams(Section):
     device: Literal["auto", "cpu", "cuda"]  # auto: cuda if available
     gpus_per_worker: float = Field(ge=0)  # share of a GPU each actor reserves; only used on cuda
     restarts: int = Field(ge=0)  # how often a dead actor is restarted before the run gives up
-    work: str  # folder of finished shards and checkpoints; outside DVC's outs, safe to delete
+    work: str = Field(min_length=1)  # folder of finished shards and checkpoints; outside DVC's outs, safe to delete
 
     @field_validator("work")
     @classmethod

@@ -31,6 +31,7 @@ ALLOWED = {
         "pipelines.toybox",
         "train.recipe",
         "train.toybox",
+        "eval.trial",
     ),
     "benchmarks": ("runtime", "model", "pipelines", "train", "eval"),
 }

@@ -41,6 +41,7 @@ class ModelParams(Section):
     granularity: Literal["group", "layer"]
     rescale: bool
     noun_weight: float = Field(ge=0)
+    location_masks: bool
     fourier_pairs: int
     fourier_sigma_t: float
     fourier_sigma_l: float

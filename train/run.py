@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from model.backbones.diffusion import load_tokenizers
 from model.backbones.variant import Variant, load_variant
 from pipelines import tables
 from pipelines.photos.roots import SourceParams
@@ -54,14 +55,18 @@ def train(ranks: Ranks, params: Params, resume: ResumeOptions) -> None:
     if photos is not None:
         data_hash = digest(data_hash, digest_files(*tables.parts(data / "mask", "masks")), augmentation.model_dump())
     samples = TrainingSet.read(data, found, how.pairing, photos)
+    moved = 0
+    if model.textual:
+        samples, moved = samples.with_nouns_first(load_tokenizers(variant.diffusion), model.text_tokens)
     trained_on, held_out = hold_out(samples, how.validation.subjects, how.batch)
     counts = {"triplets": len(trained_on), "triplets_held_out": len(samples) - len(trained_on)}
     ranks.say(f"train: {len(samples)} triplets, {counts['triplets_held_out']} of them held out for validation")
+    if moved:
+        counts["captions_with_noun_first"] = moved
+        ranks.say(f"train: {moved} captions have their class noun beyond the text encoder's tokens; put first")
     trainer = build(how, model, variant, trained_on, ranks, run.threads)
     config = trainer.adapter.config
-    advice = (
-        "lower curate.captions.max_words, which puts the template before them, or shorten them, and run curate again"
-    )
+    advice = "shorten the class noun, its folder's name or entry in the annotations, and run curate again"
     require_room(trainer.diffusion, config, samples.captions.to_pylist(), samples.class_names.to_pylist(), advice)
     base = backbone(trainer.diffusion.name, trainer.diffusion.revision, config.image_encoder, variant)
     whole = recipe(how, model, data=data_hash, code=run_code(), base=base, ranks=[ranks.world, ranks.device.type])

@@ -212,7 +212,7 @@ def build(
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(params.deterministic, warn_only=True)
     # Every new buffer would be filled with NaN, a tenth of a step; nothing here reads what it has not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # ZeRO 3 itself moves each rank's share of the frozen weights to its device.
     place = torch.device("cpu") if params.zero_stage == 3 else ranks.device
     diffusion = load_diffusion(variant.diffusion, DTYPES[params.precision], place)

@@ -31,7 +31,7 @@ from model.dry.shapes import Shapes
 from model.methods.customcontrast.training import training_losses
 from model.objective import ObjectiveConfig, TrainingBatch
 from model.prompt import TextCondition, checkpoint_text, encode_captions
-from model.unet import added_conditions, pixel_size
+from model.unet import added_conditions, uncropped
 from runtime.timing import turns
 
 CARD = 24.0
@@ -285,6 +285,6 @@ def noise_loss(
     """Mean squared error of a stock UNet's noise prediction; `embeds`: conditions in addition to text and size."""
     scheduler: Any = diffusion.scheduler
     noisy = losses.noisy_latents(latents, noise, scheduler.alphas_cumprod, timesteps)
-    added = (added_conditions(unet, text, pixel_size(diffusion, noisy)) or {}) | embeds
+    added = (added_conditions(unet, text, uncropped(diffusion, noisy)) or {}) | embeds
     prediction = unet(noisy, timesteps, text.hidden[:, 0], added_cond_kwargs=added).sample
     return F.mse_loss(prediction.float(), noise.float())

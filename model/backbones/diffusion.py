@@ -11,7 +11,13 @@ from typing import Any, cast
 import diffusers
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
-from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerBase,
+)
 
 from model.backbones.frozen import freeze
 from model.backbones.hub import from_pretrained, identify, reading, require_vocabulary, resolve
@@ -78,6 +84,20 @@ def load_vae(spec: DiffusionSpec, dtype: torch.dtype, device: str | torch.device
     wanted = [pattern for pattern in patterns(suffix(spec)) if pattern.startswith("vae/")]
     folder = resolve(spec, wanted)
     return freeze(part(spec, folder, "vae", AutoencoderKL, vae_dtype(spec, folder, dtype)), device)
+
+
+def load_tokenizers(spec: DiffusionSpec) -> list[tuple[PreTrainedTokenizerBase, int]]:
+    """The tokenizers of `spec`, each with the tokens of its text encoder's captions, start and end included; reads no
+    weights. Raises as `load_diffusion`."""
+    wanted = [pattern for pattern in patterns("") if not pattern.endswith(".safetensors")]
+    folder = resolve(spec, wanted)
+    found = []
+    for name in text_encoders(folder, spec.path):
+        words = tokenizer(spec, folder, name.replace("text_encoder", "tokenizer"))
+        with reading(f"{spec.path}/{name}", "a text encoder"):
+            config = CLIPTextConfig.from_pretrained(folder / name, local_files_only=True)
+        found.append((words, min(int(words.model_max_length), int(config.max_position_embeddings))))
+    return found
 
 
 def suffix(spec: DiffusionSpec) -> str:

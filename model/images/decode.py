@@ -9,12 +9,19 @@ from importlib.util import find_spec
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from runtime.errors import ModelError, one_line
+from runtime.files import LFS_POINTER
 
 # Listed because Pillow would otherwise also try formats that run other programs (EPS). JPEG includes MPO.
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+
+READS_AVIF = features.check("avif")
+"""Whether Pillow was built with AVIF, as its wheels are."""
+
+if READS_AVIF:
+    FORMATS = (*FORMATS, "AVIF")
 
 READS_HEIF = find_spec("pillow_heif") is not None
 """Whether the package pillow-heif is installed (extra `heic`), with which HEIC photos are read too."""
@@ -37,6 +44,10 @@ _UPRIGHT = {
 }
 SIDEWAYS = tuple(turn for orientation, turn in _UPRIGHT.items() if orientation >= 5)
 """The transposes that exchange width and height."""
+
+# A mask of integers has two values, blurred by compression or smoothing, if this share of them is near either end; if
+# the ends are closer together than the span, it is noise.
+_EXTREME, _SPAN = 0.95, 16
 
 T = TypeVar("T")
 
@@ -67,6 +78,8 @@ def opened(data: bytes, convert: Callable[[Image.Image], T], max_pixels: int | N
     """
     if not data:
         raise DecodeError("empty", "0 bytes")
+    if data.startswith(LFS_POINTER):
+        raise DecodeError("unreadable", "a git-lfs pointer, not the file itself; run git lfs pull in its folder")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # size is checked here; harmless oddities of old files need no warning
         try:
@@ -104,9 +117,9 @@ def mask(given: Image.Image | np.ndarray) -> np.ndarray:
     """Return the mask that an image or array shows, bool [H, W], True on the subject.
 
     The mask of an image with transparent pixels is its alpha channel, of any other its brightest channel. One with two
-    values is True where it has the higher of them, and one with a single value where that is not 0; any other is cut at
-    half of its range: 0..1, 0..255 or 0..65535. Images are made upright. Arrays are [H, W], or [H, W, C] with the
-    channels of an image (L, LA, RGB or RGBA).
+    values is True where it has the higher of them, also if compression or smoothing put some integers between, and one
+    with a single value where that is not 0; any other is cut at half of its range: 0..1, 0..255 or 0..65535. Images are
+    made upright. Arrays are [H, W], or [H, W, C] with the channels of an image (L, LA, RGB or RGBA).
 
     Raises:
         ModelError: the array has another shape, or values that are not numbers or are in none of these ranges.
@@ -171,6 +184,10 @@ def _subject(values: np.ndarray) -> np.ndarray:
         return above
     if low < (-0.25 if high <= 1.25 else 0) or high > 65535:
         raise ModelError(f"the mask has values from {low:g} to {high:g}; give 0..1 or 0..255")
+    if np.issubdtype(values.dtype, np.integer) and int(high) - int(low) >= _SPAN:
+        third = (int(high) - int(low)) / 3
+        if ((values < low + third) | (values > high - third)).mean() >= _EXTREME:
+            return values > low + 1.5 * third
     return values > _half(values)
 
 

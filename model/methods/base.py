@@ -54,12 +54,16 @@ class AdapterOutput:
 
 @dataclass
 class Call:
-    """One call of a pipeline, as seen by its method; P prompts, `images` = P times the images per prompt.
+    """One call of a pipeline, as seen by its method; P prompts or their embeddings, `images` = P times the images per
+    prompt.
 
-    A callback may change `guidance_scale`, `plain` and `negative` between steps: a method reads them at each step.
+    A callback may change both guidance numbers, `plain` and `negative` between steps: a method reads them at each step.
     """
 
     prompts: Sequence[str]
+    """[P]; empty if embeddings were given instead, and then no word can be inserted."""
+    prompts_2: Sequence[str] | None
+    """[P], what the second text encoder reads; None: the same."""
     nouns: tuple[str, ...]
     """Class nouns of the S subjects."""
     features: tuple[Tensor, Sequence[int]] | None
@@ -71,6 +75,10 @@ class Call:
     negative: TextCondition | None
     """Unconditional or negative side of guidance, one row per image; None without guidance."""
     guidance_scale: float
+    guidance_rescale: float
+    """How far the guided prediction gets the standard deviation of the conditional one, 0 (not) to 1."""
+    clip_skip: int | None
+    """Number of the text encoders' last layers that the prompts skip."""
     images_per_prompt: int
     size: tuple[int, int]
     """Height and width of the latents."""
@@ -87,7 +95,7 @@ class Call:
     @property
     def images(self) -> int:
         """Number of images sampled together."""
-        return len(self.prompts) * self.images_per_prompt
+        return self.plain.hidden.shape[0]
 
     @property
     def guided(self) -> bool:
@@ -122,6 +130,12 @@ class TextModel:
 
     encoders: Sequence[Any]
     tokenizers: Sequence[Any]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the text conditions."""
+        found: torch.dtype = self.encoders[-1].dtype
+        return found
 
 
 class Losses(Protocol):

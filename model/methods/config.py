@@ -56,6 +56,9 @@ class AdapterConfig:
     """Give S+ tokens the norm of the class noun's embedding [a reading, NeTI]."""
     noun_weight: float = 0.0
     """Weight of the class noun's embedding in its pseudo-word, S+ counting 1; 0: S+ alone [a reading]."""
+    location_masks: bool = True
+    """Whether calls of a pipeline that do not say otherwise use location masks: only where training made the attention
+    maps locate the subject do they help."""
     fourier_pairs: int = 1024
     """Rows of W in the code of (t, l) (NeTI)."""
     fourier_sigma_t: float = 0.03

@@ -11,6 +11,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from model.adapter import Adapter
 from model.attention import remove_processors
 from model.backbones.variant import load_variant, variant_of
+from model.pipeline.checks import describe
 from runtime.errors import ModelError
 from runtime.files import refuse_pointers
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from model.backbones.diffusion import Diffusion
     from model.backbones.variant import Variant
 
+TAKEN = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2", "controlnet")
+LEFT = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of a loaded pipeline that are used here, and those that change nothing if they are not."""
 ADAPTER, BACKBONES = "adapter", "backbones.json"  # in a saved pipeline, beside the stock components
 
 
@@ -69,15 +73,24 @@ class Assembled(DiffusionPipeline):
         Nothing is copied, and the given pipeline's own output is unchanged. `adapter`: an adapter or its folder.
         `variant` as in the constructor; None: the one with the adapter's base model, if there is one.
 
-        Raises ModelError, and leaves the given pipeline as it was, if the adapter does not fit it or it has an
-        IP-Adapter.
+        Raises ModelError, and leaves the given pipeline as it was, if the adapter does not fit it, or it has an
+        IP-Adapter or another part that would be left out.
         """
+        if not isinstance(pipeline, DiffusionPipeline):
+            raise ModelError(f"the pipeline is {describe(pipeline)}; give a loaded one, or use from_pretrained")
+        for name, part in pipeline.components.items():
+            if part is not None and name not in TAKEN + LEFT and not isinstance(part, Adapter):
+                raise ModelError(
+                    f"the given pipeline has a part '{name}' ({type(part).__name__}), which this one has no use for;"
+                    " give one without it"
+                )
+        if not isinstance(adapter, Adapter | str | Path):
+            raise ModelError(f"adapter is {describe(adapter)}; give an adapter, or the folder of one")
         if not isinstance(adapter, Adapter):
             adapter = Adapter.load(Path(adapter))
         adapter = adapter.to(pipeline.device).eval()
-        names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2", "controlnet")
         return cls(
-            **{name: getattr(pipeline, name) for name in names if getattr(pipeline, name, None) is not None},
+            **{name: getattr(pipeline, name) for name in TAKEN if getattr(pipeline, name, None) is not None},
             adapter=adapter,
             image_encoder=image_encoder,
             force_zeros_for_empty_prompt=getattr(pipeline.config, "force_zeros_for_empty_prompt", None),
@@ -110,7 +123,8 @@ class Assembled(DiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:
         """Write a folder that the stock pipeline can load, with the adapter in `adapter/` and the sources of the frozen
-        encoders, which are not copied, in `backbones.json`. `settings`: passed to the stock `save_pretrained`."""
+        encoders, which are not copied, in `backbones.json`. A ControlNet is left out: give it to the constructor again.
+        `settings`: passed to the stock `save_pretrained`."""
         folder = Path(save_directory)
         self.to_stock().save_pretrained(folder, **settings)
         self.adapter.save(folder / ADAPTER)
@@ -122,7 +136,7 @@ class Assembled(DiffusionPipeline):
         remove_processors(self.unet)
 
     def to_stock(self) -> Any:
-        """Diffusers' own pipeline around the same components; it samples without the subject."""
+        """Diffusers' own text-to-image pipeline around the same components, without the subject and ControlNets."""
         parts = {"vae": self.vae, "unet": self.unet, "scheduler": self.scheduler}
         for name, encoder, tokenizer in zip(("", "_2"), self.text_encoders, self.tokenizers, strict=False):
             parts |= {f"text_encoder{name}": encoder, f"tokenizer{name}": tokenizer}

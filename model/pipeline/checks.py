@@ -2,39 +2,123 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from model.images.references import is_coloured_photo
-from runtime.errors import ModelError
+from runtime.errors import ModelError, one_line
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+NO_CROP = (0, 0)
 
 
-def check_texts(prompts: Sequence[Any], negative_prompt: Any, nouns: Sequence[Any]) -> None:
-    """Raise ModelError unless there are prompts, as many negative prompts (or one, or none), and all are strings."""
-    if not prompts:
-        raise ModelError("no prompt was given; give one or several")
-    if isinstance(negative_prompt, str) or negative_prompt is None:
-        negative: Sequence[Any] = ()
-    elif isinstance(negative_prompt, Sequence):
-        negative = negative_prompt
-        if len(negative) != len(prompts):
+def one_each(name: str, value: Any, count: int | None = None) -> list[str] | None:
+    """A text for each of `count` prompts, from one for all or one each; None stays None.
+
+    Raises ModelError for another number of them, and for what is no text.
+    """
+    if value is None:
+        return None
+    listed = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    for text in listed:
+        if not isinstance(text, str):
+            raise ModelError(f"{name} contains {describe(text)}; give text")
+    if isinstance(value, str):
+        return listed * (1 if count is None else count)
+    if count is not None and len(listed) != count:
+        raise ModelError(f"{name} has {len(listed)} texts for {count} prompts; give one for all, or one each")
+    return listed
+
+
+def check_embeddings(name: str, value: Any, shape: Sequence[int | None]) -> None:
+    """Raise ModelError unless `value` is a tensor of finite numbers with this shape; None: any size but 0."""
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    if (
+        not isinstance(value, Tensor)
+        or value.ndim != len(shape)
+        or any(found != size for found, size in zip(value.shape, shape, strict=True) if size is not None)
+        or not value.numel()
+    ):
+        raise ModelError(f"{name} is {describe(value)}; give a tensor of shape ({sizes})")
+    if (~torch.isfinite(value)).any():
+        raise ModelError(f"{name} contains NaN or infinite values; encode the text again, in float32")
+
+
+def check_pair(name: str, value: Any) -> None:
+    """Raise ModelError unless `value` is a pair of whole numbers of pixels, 0 or more."""
+    if (
+        not isinstance(value, Sequence)
+        or len(value) != 2
+        or not all(isinstance(part, numbers.Integral) and int(part) >= 0 for part in value)
+    ):
+        raise ModelError(f"{name} is {value}; give a pair of pixels, (height, width) or (top, left)")
+
+
+def check_absent(given: Mapping[str, Any]) -> None:
+    """Raise ModelError for an argument of SDXL's, in a call of a pipeline with one text encoder."""
+    for name, value in given.items():
+        if value is not None and value is not NO_CROP:
+            raise ModelError(f"{name} is an argument of SDXL, but the base model is none; leave it out")
+
+
+def check_noise(generator: Any, latents: Any, shape: tuple[int, ...]) -> None:
+    """Raise ModelError unless `generator` is one, or one per image, and `latents` None or finite and of this shape."""
+    several = isinstance(generator, list | tuple)
+    for one in generator if several else [generator]:
+        if not isinstance(one, torch.Generator) and (several or one is not None):
+            raise ModelError(f"generator is {describe(one)}; give a torch.Generator, or a list of one per image")
+    if several and len(generator) != shape[0]:
+        raise ModelError(f"{len(generator)} generators for {shape[0]} images; give one per image, or one for all")
+    if latents is None:
+        return
+    if not isinstance(latents, Tensor) or latents.shape != shape:
+        raise ModelError(f"latents is {describe(latents)}, but the images need {shape}; pass noise of that size")
+    if (~torch.isfinite(latents)).any():
+        raise ModelError("latents contain NaN or infinite values; pass Gaussian noise")
+
+
+def check_clip_skip(clip_skip: Any, text_encoders: Sequence[Any]) -> None:
+    """Raise ModelError unless `clip_skip` is None or a number of layers that all text encoders have to skip."""
+    if clip_skip is None:
+        return
+    # SDXL reads the second-to-last hidden state and skips from there.
+    most = min(encoder.config.num_hidden_layers for encoder in text_encoders) - (len(text_encoders) > 1)
+    if not isinstance(clip_skip, numbers.Integral) or not 0 <= int(clip_skip) <= most:
+        raise ModelError(f"clip_skip is {clip_skip}; give a whole number of layers, 0 to {most}")
+
+
+def check_schedule(scheduler: Any, count: Any, timesteps: Any, sigmas: Any) -> None:
+    """Raise ModelError unless the scheduler has `count` timesteps, or takes those of the one list that is given."""
+    if not hasattr(scheduler, "init_noise_sigma"):
+        raise ModelError(f"{type(scheduler).__name__} is no scheduler for Stable Diffusion; set another")
+    trained = scheduler.config.num_train_timesteps
+    if timesteps is None and sigmas is None:
+        check_numbers(whole={"num_inference_steps": count}, real={})
+        if count > trained:
             raise ModelError(
-                f"{len(negative)} negative prompts for {len(prompts)} prompts; give one for all, or one each"
+                f"num_inference_steps is {count}, but the base model was trained on {trained} timesteps; give at most"
+                " that many"
             )
-    else:
-        negative = (negative_prompt,)
-    for name, texts in (("prompt", prompts), ("negative_prompt", negative), ("class_nouns", nouns)):
-        for text in texts:
-            if not isinstance(text, str):
-                raise ModelError(f"{name} contains {describe(text)}; give text")
+    if timesteps is not None and sigmas is not None:
+        raise ModelError("timesteps and sigmas were both given; give one of them")
+    for name, value in (("timesteps", timesteps), ("sigmas", sigmas)):
+        if value is None:
+            continue
+        if name not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise ModelError(f"{type(scheduler).__name__} takes no {name}; leave them out, or set another scheduler")
+        if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+            raise ModelError(f"{name} is {describe(value)}; give a list of numbers")
+        check_numbers(whole={}, real={f"{name}[{place}]": one for place, one in enumerate(value)})
+        if name == "timesteps" and not 0 <= min(value) <= max(value) < trained:
+            raise ModelError(f"timesteps go from {min(value)} to {max(value)}; give some of 0 to {trained - 1}")
 
 
 def check_numbers(whole: Mapping[str, Any], real: Mapping[str, Any]) -> None:
@@ -79,8 +163,7 @@ def _check_photo(photo: Any, noun: str) -> None:
         image, mask = photo
         if mask is None:
             raise ModelError(f"the mask of a photo of '{noun}' is None; give the photo alone, or (photo, mask)")
-    if not isinstance(image, Image.Image):
-        raise ModelError(f"a photo of '{noun}' is {describe(image)}; give a PIL image, as Image.open makes it")
+    _check_image(image, f"a photo of '{noun}'")
     if mask is not None and not isinstance(mask, Image.Image | np.ndarray):
         raise ModelError(f"the mask of a photo of '{noun}' is {describe(mask)}; give a PIL image or an array")
     if mask is not None and is_coloured_photo(mask):
@@ -92,8 +175,10 @@ def _check_photo(photo: Any, noun: str) -> None:
 
 def check_references(references: Any) -> None:
     """Raise ModelError unless `references` are an image, or a list of images or of non-empty lists of them."""
-    if references is None or isinstance(references, Tensor | Image.Image):
+    if references is None or isinstance(references, Tensor):
         return
+    if isinstance(references, Image.Image):
+        references = [references]
     if isinstance(references, str) or not isinstance(references, Sequence):
         raise ModelError(f"references is {describe(references)}; give PIL images, or hidden states as a tensor")
     for index, entry in enumerate(references):
@@ -101,8 +186,16 @@ def check_references(references: Any) -> None:
         if not images:
             raise ModelError(f"the list of photos of reference {index} is empty; give at least one photo")
         for image in images:
-            if not isinstance(image, Image.Image):
-                raise ModelError(f"reference {index} is {describe(image)}; give a PIL image, as Image.open makes it")
+            _check_image(image, f"reference {index}")
+
+
+def _check_image(image: Any, name: str) -> None:
+    if not isinstance(image, Image.Image):
+        raise ModelError(f"{name} is {describe(image)}; give a PIL image, as Image.open makes it")
+    try:
+        image.load()  # Image.open reads no more than the header
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ModelError(f"{name} cannot be read ({one_line(error)}); open a complete image file") from error
 
 
 def describe(value: Any) -> str:

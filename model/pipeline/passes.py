@@ -10,6 +10,8 @@ from torch import Tensor
 
 from model.attention import CrossAttentionContext
 from model.methods.base import Call
+from model.pipeline.conditioning import SizeConditions
+from model.pipeline.control import Control
 from model.prompt import TextCondition
 from model.unet import added_conditions, call_unet
 
@@ -17,12 +19,11 @@ from model.unet import added_conditions, call_unet
 class UNetPasses:
     """Calls the UNet for one call of a pipeline."""
 
-    def __init__(
-        self, pipeline: Any, call: Call, pixels: tuple[int, int], control: Tensor | None, control_scale: float
-    ) -> None:
-        """`pixels`: height and width of the images. `control`: the ControlNet's input, [images, 3, *pixels]."""
-        self.unet, self.controlnet, self.scheduler = pipeline.unet, pipeline.controlnet, pipeline.scheduler
-        self.call, self.pixels, self.control, self.control_scale = call, pixels, control, control_scale
+    def __init__(self, pipeline: Any, call: Call, sizes: SizeConditions, control: Control | None) -> None:
+        self.unet, self.scheduler = pipeline.unet, pipeline.scheduler
+        self.call, self.sizes, self.control = call, sizes, control
+        self.step = 0
+        """The current one; ControlNets act in some steps only."""
         self.guidance: Tensor | None = None
         if (width := self.unet.config.time_cond_proj_dim) is not None:
             scale = torch.tensor([call.guidance_scale - 1.0])
@@ -32,27 +33,22 @@ class UNetPasses:
     def __call__(self, latents: Tensor, t: Tensor, context: CrossAttentionContext, text: TextCondition) -> Tensor:
         """The prediction [rows, C, h, w] for rows of latents; `text` is their condition, with as many rows."""
         rows = self.scheduler.scale_model_input(latents, t)
-        added = added_conditions(self.unet, text, self.pixels)
-        residuals = None if self.control is None else self.residuals(rows, t)
+        residuals = None if self.control is None else self.residuals(self.control, rows, t)
         guidance = None if self.guidance is None else self.guidance.to(latents).expand(len(rows), -1)
-        return call_unet(self.unet, rows, t, context, added, residuals, guidance)
+        return call_unet(self.unet, rows, t, context, self.added(text), residuals, guidance)
 
-    def residuals(self, rows: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Residuals of the ControlNet, which reads the plain prompts, for the skip connections and the middle block."""
-        text = self.call.plain
-        if self.call.guided and self.call.negative is not None:
-            text = text.after(self.call.negative)
-        down, middle = self.controlnet(
-            rows.to(self.controlnet.dtype),
-            t,
-            encoder_hidden_states=text.hidden[:, 0],
-            controlnet_cond=self.control_of(rows.shape[0]),
-            conditioning_scale=self.control_scale,
-            added_cond_kwargs=added_conditions(self.unet, text, self.pixels),
-            return_dict=False,
-        )
+    def added(self, text: TextCondition) -> dict[str, Tensor] | None:
+        """SDXL's extra conditions of these rows; None for SD 1.5."""
+        return added_conditions(self.unet, text, self.sizes.rows(text.hidden.shape[0], self.call.images))
+
+    def residuals(self, control: Control, rows: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Residuals of the ControlNets, which read the plain prompts, for the skip connections and the middle block."""
+        text, negative = self.call.plain, self.call.negative
+        if self.call.guided and negative is not None and not control.guess:
+            text = text.after(negative)
+        seen = text.hidden.shape[0]
+        down, middle = control.residuals(self.step, rows[-seen:], t, text.hidden[:, 0], self.added(text))
+        if seen < len(rows):  # the unconditional rows, which guess mode leaves alone
+            down = [torch.cat([torch.zeros_like(part), part]) for part in down]
+            middle = torch.cat([torch.zeros_like(middle), middle])
         return down, middle
-
-    def control_of(self, rows: int) -> Tensor | None:
-        """The ControlNet's input for `rows`, once or twice the images; None without a ControlNet."""
-        return None if self.control is None else self.control.repeat(rows // self.call.images, 1, 1, 1)

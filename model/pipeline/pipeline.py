@@ -13,19 +13,32 @@ from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, Stab
 from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput, StableDiffusionMixin
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
 from model.adapter import Adapter
-from model.images.references import Photo, segment_photo
 from model.methods.base import Call, TextModel
 from model.methods.registry import method_of
-from model.pipeline.assembled import Assembled
 from model.pipeline.callbacks import StepCallback
-from model.pipeline.checks import check_numbers, check_output, check_references, check_subjects, check_texts
+from model.pipeline.checks import (
+    NO_CROP,
+    check_absent,
+    check_noise,
+    check_numbers,
+    check_output,
+    check_references,
+    check_schedule,
+    check_subjects,
+    one_each,
+)
+from model.pipeline.conditioning import Texts, read_sizes, read_texts
+from model.pipeline.control import networks, read_control, read_images
+from model.pipeline.lora import lora_scale, scaled_lora
 from model.pipeline.passes import UNetPasses
-from model.prompt import TextCondition, encode_captions, noun_ends
+from model.pipeline.subjects import References, SubjectReader, Subjects
+from model.prompt import TextCondition, noun_ends
 from runtime.errors import ModelError, one_line
 
 if TYPE_CHECKING:
@@ -34,18 +47,15 @@ if TYPE_CHECKING:
     from model.backbones.grounded_sam import GroundedSam
     from model.backbones.variant import Variant
 
-References = Image.Image | Sequence[Image.Image | Sequence[Image.Image]] | Tensor
-Subjects = Mapping[str, Photo | list[Photo]]
-
 
 class CustomContrastPipeline(
-    Assembled, StableDiffusionMixin, TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin
+    SubjectReader, StableDiffusionMixin, TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin
 ):
     """Stable Diffusion (one text encoder) with an adapter: `pipeline("a mug on a beach", subjects={"mug": photo})`.
 
-    Steps: check_inputs, hidden_states, encode_prompt, prepare_latents, denoise (by the adapter's method), decode.
-    Without references, or with `subject_strength=0`, it computes what diffusers' StableDiffusionPipeline computes, bit
-    for bit.
+    Steps: checks, prepare_timesteps, prepare_latents, segment, hidden_states, texts, denoise (by the adapter's method),
+    decode. Without references, or with `subject_strength=0`, it computes what diffusers' StableDiffusionPipeline
+    computes, bit for bit.
     """
 
     model_cpu_offload_seq: Any = "text_encoder->text_encoder_2->unet->vae"
@@ -60,6 +70,8 @@ class CustomContrastPipeline(
     ]
     text_encoder_count = 1
     stock: Any = StableDiffusionPipeline
+    encode_prompt: Any = StableDiffusionPipeline.encode_prompt
+    """Diffusers' own, for embeddings to pass instead of texts."""
 
     def __init__(
         self,
@@ -83,8 +95,14 @@ class CustomContrastPipeline(
         Raises ModelError if the adapter does not fit the UNet, the text encoders or the image encoder.
         """
         super().__init__()
-        if isinstance(controlnet, list | tuple | MultiControlNetModel):
-            raise ModelError("the pipeline was given several ControlNets, but it takes one; pass one of them")
+        if isinstance(controlnet, list | tuple):
+            controlnet = MultiControlNetModel(controlnet)
+        networks(controlnet)
+        if unet.config.in_channels != vae.config.latent_channels:
+            raise ModelError(
+                f"the UNet reads {unet.config.in_channels} latent channels, but the VAE has"
+                f" {vae.config.latent_channels}; load a text-to-image base model, not one for inpainting or editing"
+            )
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -116,7 +134,9 @@ class CustomContrastPipeline(
         if image_encoder is not None:
             self._check_encoder(image_encoder)
         adapter.install(unet)
-        self._guidance_scale, self._num_timesteps, self._interrupt = 0.0, 0, False
+        self._guidance_scale, self._guidance_rescale, self._num_timesteps, self._interrupt = 0.0, 0.0, 0, False
+        self._clip_skip: int | None = None
+        self._cross_attention_kwargs: Mapping[str, Any] | None = None
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
@@ -150,30 +170,65 @@ class CustomContrastPipeline(
         """Whether sampling stops before the next step; a callback sets `_interrupt`, as in diffusers."""
         return self._interrupt
 
+    @property
+    def guidance_rescale(self) -> float:
+        """Of the current call; a callback sets `_guidance_rescale` for the next step."""
+        return self._guidance_rescale
+
+    @property
+    def clip_skip(self) -> int | None:
+        """Of the current call."""
+        return self._clip_skip
+
+    @property
+    def cross_attention_kwargs(self) -> Mapping[str, Any] | None:
+        """Of the current call."""
+        return self._cross_attention_kwargs
+
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         references: References | None = None,
         class_nouns: str | Sequence[str] = (),
         *,
         subjects: Subjects | None = None,
+        prompt_2: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
         guidance_scale: float = 7.5,
+        guidance_rescale: float = 0.0,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        clip_skip: int | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = NO_CROP,
+        target_size: tuple[int, int] | None = None,
+        negative_original_size: tuple[int, int] | None = None,
+        negative_crops_coords_top_left: tuple[int, int] = NO_CROP,
+        negative_target_size: tuple[int, int] | None = None,
         subject_strength: float = 1.0,
-        location_masks: bool = True,
+        location_masks: bool | None = None,
         location_start: int = 950,
         text_every: int = 1,
         text_batch: int = 256,
         control_image: Any = None,
-        controlnet_conditioning_scale: float = 1.0,
+        controlnet_conditioning_scale: float | list[float] = 1.0,
+        control_guidance_start: float | list[float] = 0.0,
+        control_guidance_end: float | list[float] = 1.0,
+        guess_mode: bool = False,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Any]], Any] | None = None,
@@ -191,18 +246,33 @@ class CustomContrastPipeline(
                 several photos are averaged [a reading]. None: the base model alone.
             class_nouns: one per reference, in order.
             negative_prompt: one for all prompts, or one per prompt.
-            height, width: pixels; the UNet's native size by default.
+            prompt_2, negative_prompt_2: what SDXL's second text encoder reads instead, one for all or one per prompt;
+                with a subject, `prompt_2` begins like `prompt` up to the last class noun.
+            height, width: pixels; by default those of the control image, else the UNet's native size.
+            timesteps, sigmas: the steps themselves instead of `num_inference_steps`, where the scheduler takes them.
             guidance_scale: 1 or less turns classifier-free guidance off.
+            guidance_rescale: 0 to 1, how far the guided prediction gets the conditional one's standard deviation.
             eta: noise that schedulers such as DDIM and TCD add at each step, 0 (none) to 1; others ignore it.
             generator: one, or one per image.
             latents: initial noise [images, C, h, w] instead of noise from `generator`.
+            prompt_embeds, negative_prompt_embeds: hidden states [prompts, n, d] of the text encoders instead of the
+                texts, as `encode_prompt` makes them; for SDXL with `pooled_prompt_embeds` and
+                `negative_pooled_prompt_embeds` [prompts, p]. A pseudo-word needs the prompt itself.
+            clip_skip: number of the text encoders' last layers that the prompts skip.
+            cross_attention_kwargs: {"scale": s}, the scale of loaded LoRAs in this call.
+            original_size, crops_coords_top_left, target_size: SDXL's size conditions, (height, width) and (top, left)
+                in pixels, by default the image's size and no crop; the negative side has its own if both of its sizes
+                are given.
             subject_strength: lambda, the scale of the visual branch; 0 turns the subject off, its pseudo-word included.
-            location_masks: each step's attention locates the subject for the next one.
+            location_masks: each step's attention locates the subject for the next one (None: the adapter's own choice).
             location_start: masks are not used at timesteps (0..999) from here up, where no content has formed yet.
             text_every: number of consecutive steps that share the S+ and captions of the first; 1 is the method.
             text_batch: captions per forward pass of the text encoder, at least one step's; bounds memory.
-            control_image, controlnet_conditioning_scale: a ControlNet's input, one image for all or one per
-                prompt, at the size of the image, and its scale; it sees the plain prompts.
+            control_image: a ControlNet's input, one image for all or one per prompt; for several ControlNets a list of
+                these, or for each prompt a list. It sees the plain prompts.
+            controlnet_conditioning_scale, control_guidance_start, control_guidance_end: scale of a ControlNet, and the
+                part of the steps (0..1) in which it acts; a number for all ControlNets, or a list.
+            guess_mode: under guidance, only the side of the prompt sees the ControlNets.
             output_type: `pil`, `np`, `pt` or `latent`. return_dict: False gives a tuple.
             callback_on_step_end: called with (pipeline, step, timestep, tensors) as in diffusers, the tensors those of
                 `callback_on_step_end_tensor_inputs`, or of diffusers' own callback objects; `location` is the map
@@ -211,7 +281,29 @@ class CustomContrastPipeline(
 
         Raises ModelError, one sentence, for inconsistent arguments and for a prompt without its class noun.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        words = {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "clip_skip": clip_skip,
+        }
+        words_xl = {
+            "prompt_2": prompt_2,
+            "negative_prompt_2": negative_prompt_2,
+            "pooled_prompt_embeds": pooled_prompt_embeds,
+            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+        }
+        sizes_xl = {
+            "original_size": original_size,
+            "crops_coords_top_left": crops_coords_top_left,
+            "target_size": target_size,
+            "negative_original_size": negative_original_size,
+            "negative_crops_coords_top_left": negative_crops_coords_top_left,
+            "negative_target_size": negative_target_size,
+        }
+        if self.text_encoder_count == 1:
+            check_absent(words_xl | sizes_xl)
         if subjects is not None:
             if references is not None or class_nouns:
                 raise ModelError("subjects and references were both given; give one of them")
@@ -219,146 +311,143 @@ class CustomContrastPipeline(
             references, class_nouns = list[Any](subjects.values()), tuple(subjects)
         else:
             check_references(references)
-        nouns = (class_nouns,) if isinstance(class_nouns, str) else tuple(class_nouns)
-        native = (self.unet.config.sample_size,) * 2 if isinstance(self.unet.config.sample_size, int) else None
-        native_height, native_width = native or self.unet.config.sample_size
-        height = native_height * self.vae_scale_factor if height is None else height
-        width = native_width * self.vae_scale_factor if width is None else width
-        check_texts(prompts, negative_prompt, nouns)
+        nouns = tuple(one_each("class_nouns", class_nouns) or ())
+        generator = list(generator) if isinstance(generator, tuple) else generator  # diffusers takes lists only
+        text_model, device = self.text_model, self._execution_device
+        texts = read_texts(words | words_xl, text_model, self.unet.config.cross_attention_dim, device)
+        lora = lora_scale(cross_attention_kwargs)
         check_numbers(
             whole={
-                "height": height,
-                "width": width,
-                "num_inference_steps": num_inference_steps,
+                **{name: value for name, value in (("height", height), ("width", width)) if value is not None},
                 "num_images_per_prompt": num_images_per_prompt,
                 "text_every": text_every,
                 "text_batch": text_batch,
             },
             real={
                 "guidance_scale": guidance_scale,
+                "guidance_rescale": guidance_rescale,
                 "eta": eta,
                 "subject_strength": subject_strength,
                 "location_start": location_start,
-                "controlnet_conditioning_scale": controlnet_conditioning_scale,
             },
         )
         check_output(output_type)
-        self.check_inputs(prompts, references, nouns, height, width, num_inference_steps, subject_strength)
-        # Since the last call, diffusers may have replaced the processors: slicing, fusing, another adapter.
-        self.adapter.install(self.unet)
-        if subjects is not None:
-            references = self.segment(subjects)  # after the checks: it may load Grounded SAM
-        device = self._execution_device
+        pixels = read_images(self.controlnet, control_image, height, width, self.vae_scale_factor)
+        height, width = self.image_size(height, width, pixels)
+        sizes = read_sizes(sizes_xl, height, width)
+        self.check_subjects_in(texts, references, nouns, subject_strength)
+        images = texts.count * num_images_per_prompt
+        steps = self.prepare_timesteps(num_inference_steps, timesteps, sigmas, device)
+        control = read_control(
+            self.controlnet,
+            [part.to(device) for part in pixels],
+            (texts.count, images, len(steps)),
+            (controlnet_conditioning_scale, control_guidance_start, control_guidance_end),
+            guess_mode,
+        )
+        latents = self.prepare_latents(images, height, width, text_model.dtype, device, generator, latents)
         after_step = None
         if callback_on_step_end is not None:
             known = self._callback_tensor_inputs
             after_step = StepCallback(callback_on_step_end, callback_on_step_end_tensor_inputs, known)
-        self._guidance_scale, self._interrupt = guidance_scale, False
-        guided = self.do_classifier_free_guidance
-        images = len(prompts) * num_images_per_prompt
-
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps = self.scheduler.timesteps
-        self._num_timesteps = len(timesteps)
+        # Since the last call, diffusers may have replaced the processors: slicing, fusing, another adapter.
+        self.adapter.install(self.unet)
         used = references if subject_strength > 0 else None
+        if used is not None and subjects is not None:
+            used = self.segment(subjects)  # after the checks: it may load Grounded SAM
         features = None if used is None else self.hidden_states(used, len(nouns))
-        plain, negative = self.encode_prompt(prompts, negative_prompt if guided else None, guided)
-        latents = self.prepare_latents(images, height, width, plain.hidden.dtype, device, generator, latents)
-        call = Call(
-            prompts=prompts,
-            nouns=nouns,
-            features=features,
-            timesteps=timesteps,
-            plain=_each_image(plain, num_images_per_prompt),
-            negative=None if negative is None else _each_image(negative, num_images_per_prompt),
-            guidance_scale=guidance_scale,
-            images_per_prompt=num_images_per_prompt,
-            size=(latents.shape[-2], latents.shape[-1]),
-            strength=subject_strength,
-            location_masks=location_masks,
-            location_start=location_start,
-            text_every=text_every,
-            text_batch=text_batch,
-        )
-        image = self.prepare_control(control_image, height, width, len(prompts), images, plain.hidden.dtype)
-        passes = UNetPasses(self, call, (height, width), image, controlnet_conditioning_scale)
-        sampling = method_of(self.adapter.config).sampling(self.adapter, self.text_model, passes, call)
+        self._guidance_scale, self._guidance_rescale, self._interrupt = guidance_scale, guidance_rescale, False
+        self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
+        self._num_timesteps = len(steps)
 
-        # Schedulers that add noise draw it from the same generators.
-        accepted = inspect.signature(self.scheduler.step).parameters
-        randomness = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
-        for step, t in enumerate(self.progress_bar(timesteps)):
-            if self.interrupt:
-                break
-            call.guidance_scale = self.guidance_scale
-            if self.do_classifier_free_guidance and call.negative is None:  # a callback has turned guidance on
-                _, found = self.encode_prompt(prompts, negative_prompt, True)
-                call.negative = None if found is None else _each_image(found, num_images_per_prompt)
-            noise = sampling.predict(step, t, latents)
-            latents = self.scheduler.step(noise, t, latents, **randomness, return_dict=False)[0]
-            if after_step is not None:
-                latents = after_step(self, step, t, latents, sampling.location, passes)
+        with scaled_lora((self.unet, *self.text_encoders), lora):
+            plain = texts.encode(text_model)
+
+            def negative() -> TextCondition:
+                found = texts.encode_negative(text_model, plain, self.zero_negative)
+                return _each_image(found, num_images_per_prompt)
+
+            call = Call(
+                prompts=texts.prompts,
+                prompts_2=texts.prompts_2,
+                clip_skip=clip_skip,
+                nouns=nouns,
+                features=features,
+                timesteps=steps,
+                plain=_each_image(plain, num_images_per_prompt),
+                negative=negative() if self.do_classifier_free_guidance else None,
+                guidance_scale=guidance_scale,
+                guidance_rescale=guidance_rescale,
+                images_per_prompt=num_images_per_prompt,
+                size=(latents.shape[-2], latents.shape[-1]),
+                strength=subject_strength,
+                location_masks=self.adapter.config.location_masks if location_masks is None else location_masks,
+                location_start=location_start,
+                text_every=text_every,
+                text_batch=text_batch,
+            )
+            passes = UNetPasses(self, call, sizes, control)
+            # Schedulers that add noise draw it from the same generators.
+            accepted = inspect.signature(self.scheduler.step).parameters
+            randomness = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
+            latents = self.denoise(call, passes, negative, latents, randomness, after_step)
         result = self.decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
 
-    def segment(self, subjects: Subjects) -> list[list[Image.Image]]:
-        """The photos of each subject, segmented on white; Grounded SAM is loaded only if needed."""
-        return [
-            [segment_photo(photo, noun, self.finder) for photo in (photos if isinstance(photos, list) else [photos])]
-            for noun, photos in subjects.items()
-        ]
-
-    def finder(self) -> GroundedSam:
-        """Grounded SAM, loaded on first use; ModelError if no source is configured."""
-        from model.backbones.grounded_sam import load_grounded_sam
-
-        if self._finder is None:
-            if self.variant is None:
-                raise ModelError("no Grounded SAM is configured; pass photos with their masks, or a variant")
-            self._finder = load_grounded_sam(self.variant.detector, self.variant.sam, self.adapter.device, batch_size=1)
-        return self._finder
-
-    def encoder(self) -> Clip:
-        """The image encoder, loaded on first use; ModelError if no source is configured."""
-        from model.backbones.clip import load_clip
-
-        if self.image_encoder is None:
-            if self.variant is None:
-                raise ModelError("the pipeline has no image encoder; pass one, a variant, or hidden states")
-            found = load_clip(self.variant.image_encoder, self.adapter.device)
-            self._check_encoder(found)
-            self.register_modules(image_encoder=found)
-        return self.image_encoder
-
-    def _check_encoder(self, encoder: Clip) -> None:
-        wanted = self.adapter.config.image_encoder
-        if encoder.name != wanted:
-            raise ModelError(
-                f"the adapter was trained on image encoder '{wanted}', but '{encoder.name}' is loaded; load the one it"
-                " was trained on"
-            )
-
-    def check_inputs(
+    def denoise(
         self,
-        prompts: Sequence[str],
-        references: References | None,
-        nouns: Sequence[str],
-        height: int,
-        width: int,
-        steps: int,
-        strength: float,
-    ) -> None:
-        """Raise ModelError if the arguments of a call are inconsistent."""
+        call: Call,
+        passes: UNetPasses,
+        negative: Callable[[], TextCondition],
+        latents: Tensor,
+        randomness: Mapping[str, Any],
+        after_step: StepCallback | None,
+    ) -> Tensor:
+        """Latents after all steps. `negative` encodes guidance's negative side, for a callback that turns guidance on;
+        `randomness`: what else the scheduler's steps take."""
+        sampling = method_of(self.adapter.config).sampling(self.adapter, self.text_model, passes, call)
+        for step, t in enumerate(self.progress_bar(call.timesteps)):
+            if self.interrupt:
+                break
+            passes.step = step
+            call.guidance_scale, call.guidance_rescale = self.guidance_scale, self.guidance_rescale
+            if self.do_classifier_free_guidance and call.negative is None:
+                call.negative = negative()
+            noise = sampling.predict(step, t, latents)
+            latents = self.scheduler.step(noise, t, latents, **randomness, return_dict=False)[0]
+            if after_step is not None:
+                latents = after_step(self, step, t, latents, sampling.location, passes)
+        return latents
+
+    def image_size(self, height: int | None, width: int | None, control: Sequence[Tensor]) -> tuple[int, int]:
+        """Height and width of the images: as given, else of the `control` images, else the UNet's native size. Raises
+        ModelError if they do not fit the VAE."""
+        native: Any = self.unet.config.sample_size
+        native = (native, native) if isinstance(native, int) else native
+        default = control[0].shape[-2:] if control else [side * self.vae_scale_factor for side in native]
+        height, width = height or default[0], width or default[1]
         if height % self.vae_scale_factor or width % self.vae_scale_factor:
             raise ModelError(
                 f"size {width}x{height} is not a multiple of {self.vae_scale_factor} pixels; choose one that is"
             )
-        if steps > self.scheduler.config.num_train_timesteps:
-            raise ModelError(
-                f"num_inference_steps is {steps}, but the base model was trained on"
-                f" {self.scheduler.config.num_train_timesteps} timesteps; give at most that many"
-            )
+        return height, width
+
+    def prepare_timesteps(self, count: int, timesteps: Any, sigmas: Any, device: torch.device) -> Tensor:
+        """The scheduler's timesteps: `count` of them, or those that are given. Raises ModelError if it refuses."""
+        check_schedule(self.scheduler, count, timesteps, sigmas)
+        try:
+            found, _ = retrieve_timesteps(self.scheduler, count, device, timesteps, sigmas)
+        except ValueError as error:
+            raise ModelError(f"the scheduler refuses these timesteps ({one_line(error)}); give others") from error
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(0)  # else a scheduler whose first timesteps are equal starts at the second
+        return found
+
+    def check_subjects_in(
+        self, texts: Texts, references: References | None, nouns: Sequence[str], strength: float
+    ) -> None:
+        """Raise ModelError if the subjects of a call, their nouns and its texts are inconsistent."""
         if strength < 0:
             raise ModelError(f"subject_strength is {strength}; give 0 (no subject) or more")
         if references is None:
@@ -367,7 +456,12 @@ class CustomContrastPipeline(
         if count == 0 or count != len(nouns):
             raise ModelError(f"{count} references and {len(nouns)} class nouns; give one noun per reference")
         if self.adapter.config.textual and strength > 0:
-            for prompt in prompts:
+            if texts.embeds is not None:
+                raise ModelError(
+                    f"prompt_embeds were given, but the pseudo-word of '{nouns[0]}' is placed in the prompt; give"
+                    " prompt, or subject_strength=0"
+                )
+            for prompt in (*texts.prompts, *(texts.prompts_2 or ())):
                 noun_ends(prompt, nouns)
         if isinstance(references, Tensor):
             config = self.adapter.config
@@ -378,40 +472,10 @@ class CustomContrastPipeline(
                     f" {expected[1]}], the hidden states of '{config.image_encoder}'"
                 )
 
-    def hidden_states(self, references: References, subjects: int) -> tuple[Tensor, list[int]]:
-        """Features [photos, K, N, d] of the references, and the number of photos per subject."""
-        if isinstance(references, Tensor):
-            return self.checked(references), [1] * subjects
-        listed = [references] if isinstance(references, Image.Image) else references
-        photos = [[entry] if isinstance(entry, Image.Image) else list(entry) for entry in listed]
-        images = [photo for some in photos for photo in some]
-        features = self.encoder().hidden_states(images, self.adapter.config.feature_layers)
-        return self.checked(features), [len(some) for some in photos]
-
-    def checked(self, features: Tensor) -> Tensor:
-        """Features on the adapter's device; ModelError if some are not finite, which would make a black image."""
-        if (~torch.isfinite(features)).any():
-            raise ModelError("reference features contain NaN or infinite values; compute them again, in float32")
-        return features.to(self.adapter.device)
-
     @property
     def text_model(self) -> TextModel:
         """The text encoders and their tokenizers."""
         return TextModel(self.text_encoders, self.tokenizers)
-
-    def encode_prompt(
-        self, prompts: Sequence[str], negative_prompt: str | Sequence[str] | None, guided: bool
-    ) -> tuple[TextCondition, TextCondition | None]:
-        """Conditions of the plain prompts and of guidance's negative side (None without guidance); rows = prompts."""
-        plain = encode_captions(self.text_encoders, self.tokenizers, prompts)
-        if not guided:
-            return plain, None
-        if negative_prompt is None and self.zero_negative:
-            pooled = None if plain.pooled is None else torch.zeros_like(plain.pooled)
-            return plain, TextCondition(torch.zeros_like(plain.hidden), pooled, None)
-        negative = negative_prompt or ""
-        captions = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
-        return plain, encode_captions(self.text_encoders, self.tokenizers, captions)
 
     def prepare_latents(
         self,
@@ -420,7 +484,7 @@ class CustomContrastPipeline(
         width: int,
         dtype: torch.dtype,
         device: torch.device,
-        generator: torch.Generator | list[torch.Generator] | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
         latents: Tensor | None,
     ) -> Tensor:
         """Initial noise [images, C, h, w] at the scheduler's scale."""
@@ -430,42 +494,10 @@ class CustomContrastPipeline(
             height // self.vae_scale_factor,
             width // self.vae_scale_factor,
         )
-        if isinstance(generator, list) and len(generator) != images:
-            raise ModelError(f"{len(generator)} generators for {images} images; give one per image, or one for all")
-        if latents is not None and latents.shape != shape:
-            raise ModelError(
-                f"latents are {tuple(latents.shape)}, but the images need {shape}; pass noise of that size"
-            )
-        if latents is not None and (~torch.isfinite(latents)).any():
-            raise ModelError("latents contain NaN or infinite values; pass Gaussian noise")
+        check_noise(generator, latents, shape)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         return latents.to(device) * self.scheduler.init_noise_sigma
-
-    def prepare_control(
-        self, image: Any, height: int, width: int, prompts: int, images: int, dtype: torch.dtype
-    ) -> Tensor | None:
-        """The ControlNet's input [images, 3, height, width] in 0..1, from one image for all or one per prompt; None
-        without a ControlNet."""
-        if self.controlnet is None or image is None:
-            if self.controlnet is not None or image is not None:
-                raise ModelError("a ControlNet and a control_image belong together; give both or neither")
-            return None
-        processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_convert_rgb=True, do_normalize=False)
-        try:
-            pixels = processor.preprocess(image, height=height, width=width).to(self._execution_device, dtype)
-        except (ValueError, TypeError, AttributeError, IndexError) as error:
-            raise ModelError(f"control_image cannot be read ({one_line(error)}); give PIL images") from error
-        if len(pixels) not in (1, prompts):
-            raise ModelError(f"{len(pixels)} control images for {prompts} prompts; give one, or one per prompt")
-        channels = self.controlnet.config.conditioning_channels
-        if pixels.shape[1] != channels:
-            raise ModelError(
-                f"control_image has {pixels.shape[1]} channels, but the ControlNet reads {channels}; give that many"
-            )
-        if (~torch.isfinite(pixels)).any() or pixels.max() > 1:
-            raise ModelError("control_image has values that are not in 0..1; scale them, or give PIL images")
-        return pixels.repeat_interleave(images // len(pixels), dim=0)
 
     def decode(self, latents: Tensor, output_type: str) -> Any:
         """Latents -> images as `output_type`."""
@@ -495,10 +527,13 @@ class CustomContrastXLPipeline(StableDiffusionXLLoraLoaderMixin, CustomContrastP
     _callback_tensor_inputs: ClassVar[list[str]] = [
         *CustomContrastPipeline._callback_tensor_inputs,
         "add_text_embeds",
+        "negative_pooled_prompt_embeds",
         "add_time_ids",
+        "negative_add_time_ids",
     ]
     text_encoder_count = 2
     stock: Any = StableDiffusionXLPipeline
+    encode_prompt: Any = StableDiffusionXLPipeline.encode_prompt
 
 
 def _each_image(text: TextCondition, images_per_prompt: int) -> TextCondition:

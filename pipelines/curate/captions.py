@@ -12,6 +12,7 @@ noun is repaired rather than dropped:
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from pydantic import Field, field_validator
@@ -25,15 +26,15 @@ class CaptionerParams(Section):
     path: str  # folder, or hub id
     revision: str | None = Field(pattern=r"^[0-9a-f]{40}$")  # commit of a hub id
     dtype: str
-    batch_size: int
-    max_tokens: int  # beyond the prompt
+    batch_size: int = Field(ge=1)
+    max_tokens: int = Field(ge=1)  # beyond the prompt
 
 
 class CaptionParams(Section):
     """Where captions come from."""
 
     template: str  # {class} is the class noun; also the prefix of the captioner's sentences
-    max_words: int  # up to and including the noun
+    max_words: int = Field(ge=1)  # up to and including the noun
     captioner: CaptionerParams | None  # null: template
 
     @field_validator("template")
@@ -62,7 +63,7 @@ def place(text: str, noun: str) -> tuple[int, int] | None:
 
 def caption(noun: str, params: CaptionParams, text: str | None = None, origin: str = "shipped") -> Caption:
     """Return the caption of a photo of a `noun`: `text`, in lower case and repaired if needed, or the template's."""
-    text = " ".join((text or "").lower().split())
+    text = unicodedata.normalize("NFC", " ".join((text or "").lower().split()))  # as class nouns are
     plain = template(noun, params)
     if not text:
         text, origin = plain, "template"

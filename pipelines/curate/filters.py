@@ -14,11 +14,12 @@ from typing import Literal, TypeVar
 import imagehash
 import numpy as np
 from PIL import Image
+from pydantic import Field
 from scipy import ndimage
 
 from pipelines.photos.decode import decode_grey
 from pipelines.sources.base import Photo
-from runtime.params import Section
+from runtime.params import Band, Section
 
 # A box touches a side of the photo if it is nearer than this fraction: annotators do not hit the last pixel.
 _TOUCH = 0.005
@@ -37,10 +38,10 @@ class FilterParams(Section):
     max_cut_sides: int  # sides of the photo that the annotated box touches
     min_side: int  # px
     max_aspect: float  # longer side over shorter side
-    sharpness_side: int  # px; a longer shorter side is downscaled to it before anything is measured
+    sharpness_side: int = Field(ge=1)  # px; a longer shorter side is downscaled to it before anything is measured
     min_sharpness: float  # variance of the Laplacian of grey values 0..255
     min_contrast: float  # standard deviation of grey values 0..255
-    brightness: tuple[float, float]  # allowed mean grey value 0..255
+    brightness: Band  # allowed mean grey value 0..255
     duplicate_bits: int  # photos are the same image if their perceptual hashes differ in at most n of 256 bits
 
 

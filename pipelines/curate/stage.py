@@ -17,7 +17,7 @@ from pipelines.engine import driver
 from pipelines.engine.items import Item
 from pipelines.photos.roots import Root, SourceParams
 from pipelines.sources import Subject, open_source
-from pipelines.sources.base import CAPTIONS, caption_rows
+from pipelines.sources.base import CAPTIONS, caption_key, caption_rows, report_other_captions
 from runtime.digest import digest
 from runtime.errors import UserError
 from runtime.params import Params
@@ -74,10 +74,11 @@ def items_of(source_params: SourceParams) -> Iterator[SubjectItem]:
     """
     root, photos = Root(source_params.root), 0
     captions = caption_rows(root)
+    report_other_captions(root)
     for s in open_source(source_params).subjects():
         photos += len(s.photos)
         for photo in s.photos:
-            captions.pop(photo.path, None)
+            captions.pop(caption_key(photo.path), None)
         yield SubjectItem.of(fingerprint(s, root), s)
     if captions:
         path, (line, _) = next(iter(captions.items()))

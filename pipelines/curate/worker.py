@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter, field_validator
 
 from pipelines import tables
 from pipelines.curate import captions, filters
@@ -16,6 +16,7 @@ from pipelines.engine.shards import Rows
 from pipelines.photos.decode import DecodeError, decode_image
 from pipelines.photos.roots import Roots, SourceParams
 from pipelines.sources import Photo, Subject
+from pipelines.sources.base import class_noun
 from runtime.params import Section
 
 SUBJECT = TypeAdapter(Subject)
@@ -24,12 +25,18 @@ SUBJECT = TypeAdapter(Subject)
 class CurateParams(Section):
     """Which photos are kept, and how they are captioned."""
 
-    classes: tuple[str, ...]  # wanted class nouns, lower case; empty: all
-    max_pixels: int
+    classes: tuple[str, ...]  # wanted class nouns; empty: all
+    max_pixels: int = Field(ge=1)
     min_views: int  # frames that a subject with several photos must keep
     captions: captions.CaptionParams
     filters: filters.FilterParams
-    shard_subjects: int
+    shard_subjects: int = Field(ge=1)
+
+    @field_validator("classes")
+    @classmethod
+    def classes_are_nouns(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """Compare as class nouns do, whose case and underscores the sources normalise."""
+        return tuple(class_noun(name) for name in classes)
 
 
 class CurateWorker:

@@ -21,7 +21,7 @@ from pipelines.engine.shards import Rows
 from pipelines.photos import segments
 from pipelines.photos.prefetch import prefetch
 from pipelines.photos.roots import Roots, SourceParams
-from runtime.params import Section
+from runtime.params import Band, Section
 
 
 class EncodeParams(Section):
@@ -32,12 +32,12 @@ class EncodeParams(Section):
     inputs: tuple[Literal["reference", "positive", "target"], ...]  # roles whose hidden states are cached
     augmentations: int = Field(ge=1)  # per photo: the plain segment, and n - 1 placed at random on white
     margin: float  # white border of the plain segment, fraction of its longer side
-    scale: tuple[float, float]  # longer side of a placed segment, fraction of the canvas
+    scale: Band  # longer side of a placed segment, fraction of the canvas
     single_photo_rotation: float  # degrees; rotations (and flips) stand in for other views of a single photo
     max_gigabytes: float  # hidden states are skipped if they would take more
     seed: int
-    batch_size: int
-    shard_subjects: int
+    batch_size: int = Field(ge=1)
+    shard_subjects: int = Field(ge=1)
 
 
 @dataclass(frozen=True)

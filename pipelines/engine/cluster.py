@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
 from runtime.params import RunParams
 
 SHORT = "/tmp"
@@ -54,6 +56,9 @@ def connect(run: RunParams) -> bool:
     """Join the cluster at RAY_ADDRESS, or start a local Ray on loopback without usage reports.
 
     Return whether this call joined or started Ray, so that the caller has to disconnect.
+
+    Raises:
+        UserError: Ray cannot be started, or the cluster cannot be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -71,16 +76,43 @@ def connect(run: RunParams) -> bool:
     if ray.is_initialized():
         return False
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        with _one_sentence(
+            "the Ray cluster at RAY_ADDRESS cannot be joined", "check the address, or unset it to use this machine"
+        ):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return True
-    ray.init(
-        address="local",
-        num_cpus=max(run.workers * max(run.threads, run.decoders), 1),
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=session_folder(),
-        object_store_memory=128 * 2**20,  # only items and paths pass through it
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    if not home_can_be_written():
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray makes one and keeps it there
+    folder = session_folder()
+    place = folder or os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", SHORT))
+    with _one_sentence("Ray cannot be started", f"free some space in {place}, or set TMPDIR to another folder"):
+        ray.init(
+            address="local",
+            num_cpus=max(run.workers * max(run.threads, run.decoders), 1),
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=folder,
+            object_store_memory=128 * 2**20,  # only items and paths pass through it
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     return True
+
+
+def home_can_be_written() -> bool:
+    """Whether the user has a home folder that takes files."""
+    try:
+        return os.access(Path.home(), os.W_OK | os.X_OK)
+    except RuntimeError:  # without HOME and an entry in /etc/passwd
+        return False
+
+
+@contextlib.contextmanager
+def _one_sentence(what: str, advice: str) -> Iterator[None]:
+    """Turn what Ray raises, of all kinds and many lines, into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"{what} ({one_line(error)[:200].rstrip('. ')}); {advice}, and run the same command again"
+        ) from None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 
 from model.backbones.grounded_sam import Cut, Detection, GroundedSam, Prepared, load_grounded_sam
 from model.backbones.variant import load_variant
@@ -29,11 +30,11 @@ class MaskParams(Section):
     method: Literal["annotated", "grounded_sam"]  # annotated: masks shipped with the photos, Grounded SAM for the rest
     phrase: str  # prompt of the detector; {class} is the class noun
     min_detection: float  # score below which a detection does not count, 0..1
-    batch_size: int
+    batch_size: int = Field(ge=1)
     dtype: Literal["float32", "float16", "bfloat16"]
     compare: float  # share of the photos with a shipped mask that Grounded SAM segments too, 0..1
     quality: QualityParams
-    shard_subjects: int
+    shard_subjects: int = Field(ge=1)
 
 
 @dataclass
@@ -145,6 +146,8 @@ class MaskWorker:
         height, width = mask.shape
         if abs(width / height - image.width / image.height) > 0.02 * image.width / image.height:
             detail = f"{frame['mask_path']}: {width} x {height} for a photo of {image.width} x {image.height}"
+            if (width, height) == (image.height, image.width):
+                detail += ", upright by its EXIF orientation if it has one; turn the mask"
             raise DecodeError("mask_unreadable", detail)
         return np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
 

@@ -6,6 +6,7 @@ for a Python object each. Nothing depends on how the table is split into chunks.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,9 +17,10 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipelines import tables
-from runtime.params import Section
+from pipelines.photos import poses
+from runtime.params import Band, Section
 
-COLUMNS = ("frame_id", "subject_id", "class_name", "rotation", "translation", "object_centre")
+COLUMNS = ("frame_id", "subject_id", "class_name", *poses.POSE_COLUMNS)
 
 # Steps of the two-dimensional additive sequence with the most even gaps (Roberts 2018, "R2"), from the plastic number.
 _STEPS = (0.7548776662466927, 0.5698402909980532)
@@ -35,8 +37,8 @@ class TripletParams(Section):
 
     per_subject: int = Field(ge=1, le=1000)
     class_balance: float = Field(gt=0)  # maximum triplets of a class, as a multiple of the mean class's
-    angle_band: tuple[float, float]  # degrees between viewing directions, reference to the other two
-    order_band: tuple[float, float]  # the same without poses, as a fraction of the capture's length
+    angle_band: Band  # degrees between viewing directions, reference to the other two
+    order_band: Band  # the same without poses, as a fraction of the capture's length
     seed: int
 
 
@@ -106,7 +108,8 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
     Targets cycle through the frames. For reference and positive, a distance is drawn from the band, evenly spread over
     a subject's samples, and the frame nearest to it is chosen, those inside the band first, so that angles spread over
     the band and a subject with few views still gets its best ones. The distance is the angle between viewing directions
-    if three frames or more have poses (the others are left out), otherwise how far apart the frames are in the capture.
+    if three frames or more have poses (the others are left out), otherwise how far apart the frames are in the capture,
+    which is the order of the numbers in their names (2 before 10).
     The three frames differ if the subject has three; with two, positive and target coincide; with one, all do, and
     augmentation has to make the difference.
 
@@ -114,10 +117,10 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
         frames: COLUMNS of whole subjects, in key order, at least one row.
         counts: triplets of each of these subjects [S], 1 .. per_subject.
     """
-    frames = frames.combine_chunks()
+    frames = in_capture_order(frames.combine_chunks())
     new = tables.changes(frames["subject_id"])
     starts, subject = np.flatnonzero(new), np.cumsum(new) - 1
-    directions = viewing_directions(frames, starts)
+    directions = poses.viewing_directions(frames, starts)
     posed = np.isfinite(directions).all(axis=1)
     by_pose = np.add.reduceat(posed, starts) >= 3
     usable = np.flatnonzero(posed | ~by_pose[subject])
@@ -153,45 +156,32 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
     return pa.table(columns).cast(tables.spec("triplets").schema)
 
 
-def viewing_directions(frames: pa.Table, starts: np.ndarray) -> np.ndarray:
-    """Return the unit vectors from object to camera [N, 3], NaN where unknown, as in subjects with fewer than 3 poses.
+def in_capture_order(frames: pa.Table) -> pa.Table:
+    """Return the rows with each subject's frames in the order of the numbers in their names; subjects stay in place.
 
-    The point nearest to all optical axes stands in for an unknown object centre.
-
-    Args:
-        frames: rotation, translation, object_centre. starts: first row of each subject [S].
+    Key order is that of text, which is the same where numbers have leading zeros: only subjects whose names differ in
+    length are looked at one by one.
     """
-    rotation = _vectors(frames["rotation"], 9).reshape(-1, 3, 3)
-    camera = -(rotation * _vectors(frames["translation"], 3)[:, :, None]).sum(axis=1)
-    posed = np.isfinite(camera).all(axis=1)
-    count = np.add.reduceat(posed, starts)
-    length = np.diff(np.append(starts, len(posed)))
-    centre = _vectors(frames["object_centre"], 3)
-    unknown = (np.isnan(np.fmin.reduceat(centre, starts)).any(axis=1)) & (count >= 3)
-    centre = np.fmin.reduceat(centre, starts)  # the same in all rows of a subject that have it
-    if unknown.any():
-        rows = np.flatnonzero(np.repeat(unknown, length) & posed)
-        owner = np.repeat(np.arange(len(starts)), length)[rows]
-        first = np.flatnonzero(np.append(True, owner[1:] != owner[:-1]))
-        centre[unknown] = nearest_points(camera[rows], rotation[rows, 2], first)
-    offset = camera - np.repeat(centre, length, axis=0)
-    norm = np.sqrt((offset**2).sum(axis=1, keepdims=True))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        directions = np.where(norm > 0, offset / norm, np.nan)
-    directions[np.repeat(count < 3, length)] = np.nan
-    return directions
+    new = tables.changes(frames["subject_id"])
+    starts = np.flatnonzero(new)
+    lengths = pc.utf8_length(frames["frame_id"]).to_numpy()
+    uneven = np.minimum.reduceat(lengths, starts) != np.maximum.reduceat(lengths, starts)
+    if not uneven.any():
+        return frames
+    order = np.arange(len(new))
+    ends = np.append(starts[1:], len(new))
+    for start, end in zip(starts[uneven], ends[uneven], strict=True):
+        names = frames["frame_id"][start:end].to_pylist()
+        order[start:end] = start + np.array(
+            sorted(range(end - start), key=[_number_order(n) for n in names].__getitem__)
+        )
+    return frames.take(pa.array(order))
 
 
-def nearest_points(origins: np.ndarray, directions: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Return the point with the least squared distance to the lines origin + s * direction (unit) of each group [S, 3].
-
-    Args:
-        origins, directions: [N, 3]. starts: first row of each group [S].
-    """
-    across = np.eye(3) - directions[:, :, None] * directions[:, None, :]
-    weighted = (across * origins[:, None, :]).sum(axis=2)
-    inverse = np.linalg.pinv(np.add.reduceat(across, starts), hermitian=True)
-    return (inverse * np.add.reduceat(weighted, starts)[:, None, :]).sum(axis=2)
+def _number_order(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that compares runs of digits as numbers: by length without leading zeros, then as text."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(len(part.lstrip("0")), part.lstrip("0")) if at % 2 else (0, part) for at, part in enumerate(parts)]
 
 
 def _pick(
@@ -211,9 +201,8 @@ def _pick(
     def distances(places: np.ndarray) -> np.ndarray:
         if directions is None:
             return np.abs(places[:, :, None] - np.arange(size)) / max(size - 1, 1)
-        a, b = np.take_along_axis(directions, places[:, :, None], axis=1)[:, :, None], directions[:, None]
-        cosine = sum(a[..., axis] * b[..., axis] for axis in range(3))  # no matmul: its summation order varies
-        return np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
+        chosen = np.take_along_axis(directions, places[:, :, None], axis=1)
+        return poses.angles(chosen[:, :, None], directions[:, None])
 
     def nearest(distance: np.ndarray, stream: int, itself: np.ndarray, repeated: np.ndarray | None) -> np.ndarray:
         even = _uniform(keys, np.array([-1 - stream]))[:, None] + samples * _STEPS[stream]
@@ -266,17 +255,6 @@ def _mix(values: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
-
-
-def _vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """Return a column of fixed-size lists as [N, width] float64, NaN where it is null."""
-    found = np.full((len(column), width), np.nan)
-    valid = column.is_valid()
-    present = column.filter(valid)
-    if len(present):
-        flat = np.concatenate([chunk.flatten().to_numpy() for chunk in present.chunks])
-        found[valid.to_numpy()] = flat.reshape(-1, width)
-    return found
 
 
 def _nullable(values: np.ndarray) -> pa.Array:

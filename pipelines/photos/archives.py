@@ -31,7 +31,7 @@ from runtime.errors import UserError
 
 SUFFIXES = (".tar", ".zip")
 # No random access: reading the last file means unpacking all before it.
-PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".7z", ".rar")
 
 _SCHEMA = pa.schema(
     [
@@ -43,10 +43,12 @@ _SCHEMA = pa.schema(
         ("crc", pa.int64()),  # CRC-32; -1 if the archive has none (tar)
     ]
 )
-_INDEX = 2  # format of the index: another number indexes every archive again
+_INDEX = 3  # format of the index: another number indexes every archive again
 _Row = tuple[str, int, int, int, int, int]
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # ZIP appnote 4.3.7: signature, lengths of name and extra field
 _DEFLATED = 8
+UNKNOWN = "\ufffd"
+"""Stands for the bytes of a name that are not UTF-8."""
 
 
 class DamagedFile(Exception):
@@ -71,12 +73,12 @@ class Archive:
 
         Raises:
             FileNotFoundError: there is no such file.
-            DamagedFile: its checksum is wrong or its end is missing.
+            DamagedFile: its checksum is wrong or its end is missing, or it is a link that leads nowhere.
         """
         row = self._row(path)
         offset, stored, crc = (int(self._columns[name][row]) for name in ("offset", "stored", "crc"))
         if offset < 0:
-            raise FileNotFoundError(f"{self.name}/{path} is a link to a file outside the archive")
+            raise DamagedFile("a link that leads to no file of the archive")
         if crc < 0:
             return self._bytes(offset, stored, path)
         return self._from_zip(path, offset, stored, int(self._columns["size"][row]), crc)
@@ -132,21 +134,27 @@ class Archive:
     def _bytes(self, offset: int, count: int, path: str) -> bytes:
         data = self._fs.cat_file(self._path, start=offset, end=offset + count) if count else b""
         if len(data) != count:
-            raise DamagedFile(f"{self.name} ends within {path}")
+            raise DamagedFile(f"{self._file} ends within {path}")
         return data
 
     def _from_zip(self, path: str, offset: int, stored: int, size: int, crc: int) -> bytes:
         signature, name, extra = _LOCAL_HEADER.unpack(self._bytes(offset, _LOCAL_HEADER.size, path))
         if signature != b"PK\x03\x04":
-            raise DamagedFile(f"{self.name} is damaged at {path}")
+            raise DamagedFile(f"{self._file} is damaged at {path}")
         data = self._bytes(offset + _LOCAL_HEADER.size + name + extra, stored, path)
         try:
-            data = data if stored == size and zlib.crc32(data) == crc else zlib.decompress(data, -zlib.MAX_WBITS)
+            if stored != size or zlib.crc32(data) != crc:
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)  # no more than the index promises
         except zlib.error as error:
-            raise DamagedFile(f"{self.name} is damaged at {path} ({error})") from None
+            raise DamagedFile(f"{self._file} is damaged at {path} ({error})") from None
         if zlib.crc32(data) != crc:
-            raise DamagedFile(f"{self.name} is damaged at {path} (checksum)")
+            raise DamagedFile(f"{self._file} is damaged at {path} (checksum)")
         return data
+
+    @property
+    def _file(self) -> str:
+        """The archive's file name: what is said of a file in it goes into tables, which do not depend on its folder."""
+        return posixpath.basename(self.name)
 
     @cached_property
     def _own_time(self) -> float:
@@ -216,24 +224,31 @@ def file_time(fs: Any, path: str) -> float:
 
 def _tar_rows(stream: Any) -> Iterator[_Row]:
     rows: dict[str, tuple[int, int, int]] = {}
-    links: list[tuple[str, str, int]] = []
+    links: dict[str, tuple[str, int]] = {}
+    strange: dict[str, str] = {}
     with tarfile.open(fileobj=stream, mode="r:") as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every member
             name = _plain(member.name)
+            if UNKNOWN in name and strange.setdefault(name, member.name) != member.name:
+                raise ValueError(f"several names like {name} are not UTF-8 and cannot be told apart")
             if member.sparse is not None:
                 raise ValueError(f"{name} is stored as a sparse file")
             if member.isreg():
                 rows[name] = (member.offset_data, member.size, int(member.mtime))
             elif member.islnk():
-                links.append((name, _plain(member.linkname), int(member.mtime)))
+                links[name] = _plain(member.linkname), int(member.mtime)
             elif member.issym():
-                target = posixpath.join(posixpath.dirname(name), member.linkname)
-                links.append((name, _plain(target), int(member.mtime)))
+                target = posixpath.join("/", posixpath.dirname(name), member.linkname)
+                links[name] = _plain(target), int(member.mtime)
         stream.seek(tar.offset)
         if stream.read(512).strip(b"\0"):  # tarfile takes an invalid header for the end
             raise ValueError(f"it is cut off or damaged at byte {tar.offset}")
-    for name, target, time in links:
+    for name, (target, time) in links.items():
+        seen = {name}
+        while target in links and target not in seen:
+            seen.add(target)
+            target = links[target][0]
         rows[name] = rows.get(target, (-1, 0, time))
     for name, (offset, size, time) in rows.items():
         yield name, offset, size, size, time, -1
@@ -271,8 +286,9 @@ def _seconds(date: tuple[int, int, int, int, int, int]) -> int:
 
 
 def _plain(name: str) -> str:
-    """Return a path as stored in the index: no `./`, no leading `/`, and text that Arrow can hold."""
-    path = posixpath.normpath(name.replace("\\", "/")).lstrip("/")
+    """Return a path as stored in the index: no `./`, no leading `/` or `../`, as unpacking programs drop them, and text
+    that Arrow can hold."""
+    path = posixpath.normpath("/" + name.replace("\\", "/")).lstrip("/")
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 from model.images import decode
-from model.images.decode import FORMATS, READS_HEIF, DecodeError
+from model.images.decode import FORMATS, READS_AVIF, READS_HEIF, DecodeError
 
-__all__ = ["FORMATS", "READS_HEIF", "DecodeError", "decode_grey", "decode_image", "decode_mask_image"]
+__all__ = ["FORMATS", "READS_AVIF", "READS_HEIF", "DecodeError", "decode_grey", "decode_image", "decode_mask_image"]
 
 
 def decode_image(data: bytes, max_pixels: int | None = None) -> Image.Image:

@@ -15,12 +15,10 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field, PrivateAttr
 
-from pipelines.photos.archives import PACKED_SUFFIXES, SUFFIXES, Archive, DamagedFile, file_time
+from pipelines.photos.archives import PACKED_SUFFIXES, SUFFIXES, UNKNOWN, Archive, DamagedFile, file_time
 from pipelines.photos.decode import DecodeError
 from runtime.errors import UserError, one_line
 from runtime.params import Section
-
-_UNKNOWN = "\ufffd"
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +45,7 @@ class SourceParams(Section):
 
     name: str = Field(pattern=NAME)  # first part of every id
     layout: Layout  # the reader
-    root: str  # local folder or fsspec URL, or a tar or zip archive at either
+    root: str = Field(min_length=1)  # local folder or fsspec URL, or a tar or zip archive at either
     split: Literal["train", "test"]  # what the photos are used for
 
     _place: str = PrivateAttr()
@@ -108,7 +106,7 @@ class Root:
             what = f"folder '{url}' does not exist"
             if file is not None:
                 packed = file.lower().endswith(PACKED_SUFFIXES)
-                kind = "a compressed tar, which cannot be read in place" if packed else "no folder, tar or zip"
+                kind = "a compressed archive, which cannot be read in place" if packed else "no folder, tar or zip"
                 what = f"'{url}' does not exist: {PurePosixPath(file).name} is {kind}"
             elif inside is not None and not self._base:
                 what = f"archive '{url}' holds no file"
@@ -168,16 +166,31 @@ class Root:
         it is the path of that folder.
         """
         found = {}
-        beside = set(self.folders())
-        for file in self.files():
-            stem, lower = file.rpartition(".")[0], file.lower()
-            if is_hidden(file):
-                continue
-            if lower.endswith(SUFFIXES) and stem not in beside:
+        for file in self._packed(""):
+            if file.lower().endswith(SUFFIXES):
+                stem = file.rpartition(".")[0]
                 alone = [name for name in self.ls(file) if not is_hidden(name)] == [stem]
                 found[stem] = f"{file}/{stem}" if alone else file
-            elif lower.endswith(PACKED_SUFFIXES) and not {file.partition(".")[0], stem} & {*beside, *self.files()}:
-                _log.warning("%s is skipped: a compressed tar cannot be read in place; unpack it", self.name(file))
+            else:
+                _log.warning("%s is skipped: it is compressed and cannot be read in place; unpack it", self.name(file))
+        return found
+
+    def report_archives(self, path: str = "") -> None:
+        """Log the archives in a folder that are not also unpacked there, for layouts that read none below the root."""
+        for file in self._packed(path):
+            shown = self.name(f"{path}/{file}" if path else file)
+            _log.warning("%s is skipped: this layout reads an archive only as the root; unpack it", shown)
+
+    def _packed(self, path: str) -> list[str]:
+        """Return the archives in a folder without those of which there is a folder beside them."""
+        beside, files = set(self.folders(path)), self.files(path)
+        tars = {file for file in files if file.lower().endswith(SUFFIXES)}
+        found = []
+        for file in files:
+            stem, first = file.rpartition(".")[0], file.partition(".")[0]
+            unpacked = stem in beside if file in tars else bool({first, stem} & {*beside, *tars})
+            if file.lower().endswith((*SUFFIXES, *PACKED_SUFFIXES)) and not (is_hidden(file) or unpacked):
+                found.append(file)
         return found
 
     def exists(self, path: str) -> bool:
@@ -201,8 +214,9 @@ class Root:
             return tree.info(full)
 
     def name(self, path: str) -> str:
-        """Return `path` as shown in messages."""
-        return f"{self.url.rstrip('/')}/{path}"
+        """Return `path` as shown in messages, on one line: control characters and the like as escapes."""
+        whole = f"{self.url.rstrip('/')}/{path}"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole)
 
     def _entries(self, path: str) -> list[tuple[str, bool]]:
         with self._reaching(path) as (tree, full):
@@ -299,7 +313,7 @@ class FolderTree:
         own = self._real(path)
         inside = (entry for entry in found if entry["name"].rstrip("/") != own)  # object stores list the folder itself
         entries = [(_shown(PurePosixPath(entry["name"]).name), self._is_folder(entry)) for entry in inside]
-        strange = [name for name, _ in entries if _UNKNOWN in name]
+        strange = [name for name, _ in entries if UNKNOWN in name]
         if len(strange) > len(set(strange)):
             raise UserError(
                 f"'{path}' holds several names like '{strange[0]}', which are not UTF-8 and cannot be told apart; "
@@ -336,11 +350,11 @@ class FolderTree:
 
     def _real(self, path: str) -> str:
         """Return the path of an entry as the file system knows it."""
-        if not self._local or _UNKNOWN not in path:
+        if not self._local or UNKNOWN not in path:
             return path
         real = ""
         for part in path.split("/"):
-            if _UNKNOWN in part:
+            if UNKNOWN in part:
                 with contextlib.suppress(OSError):
                     part = next((file.name for file in Path(real or "/").iterdir() if _shown(file.name) == part), part)
             real = f"{real}/{part}" if real or not part else part
@@ -353,13 +367,17 @@ class FolderTree:
             if _is_absent(error) and path.is_symlink():
                 raise DamagedFile("a link that leads nowhere") from None
         else:
+            if stat.S_ISDIR(mode) and path.is_symlink():
+                raise DamagedFile("a link to a folder, not a file")
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise DamagedFile("a pipe, socket or device, not a file")
 
     def _is_folder(self, entry: dict[str, Any]) -> bool:
-        if entry.get("islink"):  # listings report a link as neither file nor folder
-            return self._fs.isdir(entry["name"])
-        return entry["type"] == "directory"
+        if not entry.get("islink"):
+            return entry["type"] == "directory"
+        # Listings report a link as neither file nor folder. One to a folder that it is in has nothing new, without end.
+        link = Path(entry["name"])
+        return self._fs.isdir(entry["name"]) and not link.parent.resolve().is_relative_to(link.resolve())
 
 
 def _file_system(place: str) -> tuple[Any, str]:

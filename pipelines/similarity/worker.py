@@ -32,8 +32,8 @@ class SimilarityParams(Section):
     neighbours: int = Field(ge=0)  # most similar subjects listed per subject
     same_subject: float | None  # cosine from which two subjects are one object and one is dropped; None: keep all
     seed: int
-    batch_size: int
-    shard_subjects: int
+    batch_size: int = Field(ge=1)
+    shard_subjects: int = Field(ge=1)
 
     @field_validator("weights")
     @classmethod

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import logging
+import posixpath
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from pipelines.photos.decode import READS_HEIF
+from pipelines.photos.decode import READS_AVIF, READS_HEIF
 from pipelines.photos.roots import Root, is_hidden
 from runtime.errors import UserError
 
@@ -20,10 +22,23 @@ _HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 IMAGE_SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+        *((".avif",) if READS_AVIF else ()),
         *(_HEIF_SUFFIXES if READS_HEIF else ()),
     }
 )
+# Photos and drawings that are not read: raw files of cameras, and formats of programs.
+_FOREIGN_SUFFIXES = frozenset(
+    {
+        *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"),
+        *(".avif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".ppm", ".exr", ".hdr", ".apng"),
+    }
+)
 CAPTIONS = "captions.csv"
+# Where other programs keep captions: files at the root, by stem, and files beside the photos, by suffix.
+_LIKE_CAPTIONS = frozenset({"captions", "caption", "metadata"})
+_TEXT_SUFFIXES = frozenset({".txt", ".caption", ".json"})
+# As other programs name the mask of x.jpg.
+_MASK_ENDING = re.compile(r"[._-]mask$", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +142,8 @@ def match_masks(
 ) -> tuple[dict[str, str], list[str]]:
     """Return {photo: path of its mask}, and the paths of the masks that match no photo, sorted.
 
-    A mask is named after the photo's file name (`1.jpg.png`) or, if there is none, after its stem (`1.png`).
+    A mask is named after the photo's file name (`1.jpg.png`) or, if there is none, after its stem (`1.png`); either may
+    end in `.mask`, `_mask` or `-mask`. Accents match whether composed or not.
 
     Args:
         photos: file names.
@@ -137,16 +153,19 @@ def match_masks(
     Raises:
         UserError: two photos match one mask, or two masks one photo.
     """
+    photos = sorted(photos)
+    known = photo_keys(photos)
     by_name: dict[str, str] = {}
     for name, path in sorted(masks):
-        if (other := by_name.setdefault(_key(name), path)) != path:
+        key = _key(name) if _key(name) in known else _key(_MASK_ENDING.sub("", name))
+        if (other := by_name.setdefault(key, path)) != path:
             raise UserError(f"'{folder}' has two masks of one name, {other} and {path}; remove one of them")
     own: dict[str, str] = {}
     by_stem: dict[str, list[str]] = {}
-    for photo in sorted(photos):
+    for photo in photos:
         if _key(photo) in by_name:
             own[photo] = by_name[_key(photo)]
-        elif (stem := PurePosixPath(photo).stem) in by_name:
+        elif (stem := PurePosixPath(_key(photo)).stem) in by_name:
             by_stem.setdefault(stem, []).append(photo)
     for stem, several in by_stem.items():
         if len(several) > 1:
@@ -158,11 +177,44 @@ def match_masks(
     return own, sorted(set(by_name.values()) - set(own.values()))
 
 
+def photo_keys(photos: Iterable[str]) -> set[str]:
+    """Return what a mask of one of these files may be named after: whole names and stems, in comparable form."""
+    keys = {_key(photo) for photo in photos}
+    return keys | {PurePosixPath(key).stem for key in keys}
+
+
+def masks_beside(images: Collection[str]) -> set[str]:
+    """Return the masks among the images of a folder: `x.mask.png`, and beside an x also `x_mask.png`, `x-mask.png`."""
+    known = photo_keys(images)
+    found = set()
+    for name in images:
+        stem = PurePosixPath(name).stem
+        ending = _MASK_ENDING.search(stem)
+        if ending and (ending[0].startswith(".") or _key(stem[: ending.start()]) in known):
+            found.add(name)
+    return found
+
+
 def report_unmatched(root: Root, masks: Sequence[str]) -> None:
     """Log how many masks match no photo, and the first of them."""
     if masks:
         what = "1 mask matches" if len(masks) == 1 else f"{len(masks)} masks match"
-        _log.warning("%s no photo: %s; name a mask after its photo", what, root.name(masks[0]))
+        _log.warning("%s no photo: %s; name a mask after its photo, as an image", what, root.name(masks[0]))
+
+
+def report_other_captions(root: Root) -> None:
+    """Log the files at the root that look like captions and are not read."""
+    for name in root.files():
+        if name != CAPTIONS and PurePosixPath(name).stem.lower() in _LIKE_CAPTIONS and not is_image(name):
+            _log.warning("%s is not read; captions belong in %s, columns path and caption", root.name(name), CAPTIONS)
+
+
+def refuse_loose(root: Root, folder: str, expected: str) -> None:
+    """Raise a UserError if there are photos in `folder` itself; they belong below it, in `expected`."""
+    for name in root.files(folder):
+        if is_image(name) and not is_hidden(name):
+            path = root.name(f"{folder}/{name}" if folder else name)
+            raise UserError(f"photo '{path}' is not in a subject folder; move it to {expected}")
 
 
 def refuse_deeper(root: Root, folder: str, expected: str, beside: Collection[str] = ()) -> None:
@@ -180,23 +232,32 @@ def refuse_deeper(root: Root, folder: str, expected: str, beside: Collection[str
                     photo = root.name(f"{path}/{file}")
                     hint = "or use layout mvimgnet" if name == "images" else "or give a root further down"
                     raise UserError(f"photo '{photo}' lies deeper than {expected}; move it there, {hint}")
+            root.report_archives(path)
             refuse_deeper(root, path, expected)
 
 
 def _key(name: str) -> str:
-    """Return a file name with its suffix in lower case if it is an image's."""
+    """Return a file name in comparable form: letters composed (NFC), and an image's suffix in lower case."""
+    name = unicodedata.normalize("NFC", name)
     return str(PurePosixPath(name).with_suffix(PurePosixPath(name).suffix.lower())) if is_image(name) else name
 
 
 def not_an_image(frame_id: str, path: str) -> Photo:
     """Return the reject of a file among photos that is not an image."""
     suffix = PurePosixPath(path).suffix
-    hint = ", read once the package pillow-heif is installed" if suffix.lower() in _HEIF_SUFFIXES else ""
+    hint = ""
+    if suffix.lower() in _HEIF_SUFFIXES:
+        hint = ", read once the package pillow-heif is installed"
+    elif suffix.lower() in _FOREIGN_SUFFIXES:
+        hint = ", save it as JPEG or PNG"
+    elif suffix.lower() in _TEXT_SUFFIXES:
+        hint = f", captions belong in {CAPTIONS} at the root"
     return Photo(frame_id, path, reject="not_an_image", reject_detail=f"suffix '{suffix}'{hint}")
 
 
 def read_captions(root: Root) -> dict[str, str]:
-    """Return {photo path: caption} of the optional `captions.csv` (columns path, caption) at the root.
+    """Return {photo path: caption} of the optional `captions.csv` (columns path, caption) at the root; keys are
+    `caption_key`s.
 
     Raises:
         UserError: the file is not CSV, a row has too few or too many columns, an open quote takes in other rows, or a
@@ -216,11 +277,16 @@ def caption_rows(root: Root) -> dict[str, tuple[int, str]]:
             continue
         if "\n" in raw.strip() or any(is_image(part.partition(",")[0].strip()) for part in text.splitlines()[1:]):
             raise UserError(f"{file}: a quote that is left open takes in the rows before line {line}; close it")
-        path, caption = raw.strip().replace("\\", "/").removeprefix("./"), " ".join(text.split())
+        path, caption = caption_key(raw.strip().replace("\\", "/")), " ".join(text.split())
         first, other = rows.setdefault(path, (line, caption))
         if other != caption:
             raise UserError(f"{file} line {line} has another caption for {path} than line {first}; remove one of them")
     return rows
+
+
+def caption_key(path: str) -> str:
+    """Return a photo's path as captions are looked up: letters composed (NFC), nothing superfluous (`./`, `//`)."""
+    return unicodedata.normalize("NFC", posixpath.normpath(path)).lstrip("/")
 
 
 def csv_rows(root: Root, path: str, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
@@ -260,5 +326,8 @@ def _position(header: list[str], column: str, file: str) -> int | None:
         return header.index(name)
     if column.endswith("?"):
         return None
+    for separator, what in ((";", "semicolons"), ("\t", "tabs")):
+        if name in [cell.strip() for cell in separator.join(header).split(separator)]:
+            raise UserError(f"{file} has its columns separated by {what}; separate them by commas, as CSV")
     found = ", ".join(header) or "nothing"
     raise UserError(f"{file} has no column '{name}' (found: {found}); add it to the header line")

@@ -23,12 +23,14 @@ from pipelines.sources.base import (
     Photo,
     Prompt,
     Subject,
+    caption_key,
     class_noun,
     is_image,
     named_frames,
     not_an_image,
     read_captions,
     refuse_deeper,
+    refuse_loose,
 )
 from runtime.errors import UserError
 
@@ -92,6 +94,8 @@ class DreamBench:
         captions = read_captions(self._root)
         folders = [name for name in self._root.folders(FOLDER) if not is_hidden(name)]
         self._check_same(classes, folders)
+        refuse_loose(self._root, FOLDER, f"{FOLDER}/<subject>/")
+        self._root.report_archives(FOLDER)
         for subject in sorted(classes):
             photos = tuple(self._photos(subject, captions))
             yield Subject(self._id(subject), self._params.name, classes[subject], self._params.split, photos)
@@ -108,7 +112,11 @@ class DreamBench:
         refuse_deeper(self._root, folder, f"{FOLDER}/<subject>/")
         for last, file in named_frames(self._root.files(folder)).items():
             frame_id, path = f"{self._id(subject)}/{last}", f"{folder}/{file}"
-            yield Photo(frame_id, path, caption=captions.get(path)) if is_image(file) else not_an_image(frame_id, path)
+            yield (
+                Photo(frame_id, path, caption=captions.get(caption_key(path)))
+                if is_image(file)
+                else not_an_image(frame_id, path)
+            )
 
     def _id(self, subject: str) -> str:
         return f"{self._params.name}/{subject}"

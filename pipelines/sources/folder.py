@@ -1,7 +1,7 @@
 """A user's own photos: `<root>/<class noun>/<subject>/*.jpg|png|webp`.
 
-Optional beside the photos: masks as `<stem>.mask.png` or `masks/<stem>.png`, where the photo's whole name may stand for
-the stem, and the mask may be any image; at the root: `captions.csv`.
+Optional beside the photos: masks as `<stem>.mask.png` (or `_mask`, `-mask`) or `masks/<stem>.png`, where the photo's
+whole name may stand for the stem, and the mask may be any image; at the root: `captions.csv`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from pipelines.sources.base import (
     Photo,
     Prompt,
     Subject,
+    caption_key,
     class_noun,
     is_image,
+    masks_beside,
     match_masks,
     named_frames,
     not_an_image,
     read_captions,
     refuse_deeper,
+    refuse_loose,
     report_unmatched,
 )
 from runtime.errors import UserError
 
 _EXPECTED = "<class noun>/<subject>/"
-_MASK = ".mask"
 _MASKS = "masks"
 
 
@@ -46,15 +48,16 @@ class Folder:
         """Yield one subject per folder."""
         captions = read_captions(self._root)
         self._unmatched.clear()
-        self._refuse_loose_photos("")
+        self._check_loose_files("")
         classes = [name for name in self._root.folders() if not is_hidden(name)]
         if not classes:
             raise UserError(f"'{self._root.url}' has no folders; put photos into {_EXPECTED} there")
         for class_folder in classes:
-            if "\ufffd" in class_folder:
-                raise UserError(f"'{self._root.name(class_folder)}' is not UTF-8, so it is no class noun; rename it")
+            if "\ufffd" in class_folder or not class_noun(class_folder):
+                fault = "is not UTF-8" if "\ufffd" in class_folder else "has no letter"
+                raise UserError(f"folder '{self._root.name(class_folder)}' {fault}, so it is no class noun; rename it")
             self._refuse_masks(class_folder)
-            self._refuse_loose_photos(class_folder)
+            self._check_loose_files(class_folder)
             for subject in self._root.folders(class_folder):
                 if not is_hidden(subject):
                     self._refuse_masks(f"{class_folder}/{subject}")
@@ -70,21 +73,25 @@ class Folder:
         files = self._root.files(folder)
         refuse_deeper(self._root, folder, _EXPECTED, {_MASKS})
         stems = {name: PurePosixPath(name).stem for name in files if is_image(name) and not is_hidden(name)}
-        beside = {name for name, stem in stems.items() if stem.lower().endswith(_MASK)}
-        masks = [(stems[name][: -len(_MASK)], f"{folder}/{name}") for name in beside]
+        beside = masks_beside(stems.keys())
+        masks = [(stems[name], f"{folder}/{name}") for name in beside]
         for inside in (name for name in self._root.folders(folder) if name.lower() == _MASKS):
-            masks += [
-                (PurePosixPath(name).stem, f"{folder}/{inside}/{name}")
-                for name in self._root.files(f"{folder}/{inside}")
-                if is_image(name) and not is_hidden(name)
-            ]
+            refuse_deeper(self._root, f"{folder}/{inside}", f"{_EXPECTED}{_MASKS}/")
+            for name in self._root.files(f"{folder}/{inside}"):
+                path = f"{folder}/{inside}/{name}"
+                if is_image(name) and not is_hidden(name):
+                    masks.append((PurePosixPath(name).stem, path))
+                elif not is_hidden(name):
+                    self._unmatched.append(path)
         masks_of, unmatched = match_masks(stems.keys() - beside, masks, self._root.name(folder))
         self._unmatched += unmatched
         photos = []
         for last, name in named_frames(set(files) - beside).items():
             frame_id, path = f"{subject_id}/{last}", f"{folder}/{name}"
             if is_image(name):
-                photos.append(Photo(frame_id, path, mask_path=masks_of.get(name), caption=captions.get(path)))
+                photos.append(
+                    Photo(frame_id, path, mask_path=masks_of.get(name), caption=captions.get(caption_key(path)))
+                )
             else:
                 photos.append(not_an_image(frame_id, path))
         return Subject(subject_id, self._params.name, class_noun(class_folder), self._params.split, tuple(photos))
@@ -93,8 +100,6 @@ class Folder:
         if PurePosixPath(folder).name.lower() == _MASKS:
             raise UserError(f"'{self._root.name(folder)}' is read as no mask; put masks into {_EXPECTED}{_MASKS}/")
 
-    def _refuse_loose_photos(self, folder: str) -> None:
-        for name in self._root.files(folder):
-            if is_image(name) and not is_hidden(name):
-                path = self._root.name(f"{folder}/{name}" if folder else name)
-                raise UserError(f"photo '{path}' is not in a subject folder; move it to <class noun>/<subject>/")
+    def _check_loose_files(self, folder: str) -> None:
+        refuse_loose(self._root, folder, _EXPECTED)
+        self._root.report_archives(folder)

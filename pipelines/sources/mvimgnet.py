@@ -20,6 +20,7 @@ from pipelines.sources.base import (
     Pose,
     Prompt,
     Subject,
+    caption_key,
     class_noun,
     is_image,
     match_masks,
@@ -27,11 +28,13 @@ from pipelines.sources.base import (
     not_an_image,
     read_captions,
     refuse_deeper,
+    refuse_loose,
     report_unmatched,
 )
 from runtime.errors import UserError
 
 CATEGORIES = "mvimgnet_category.txt"
+_EXPECTED = "<class id>/<video id>/images/"
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +86,7 @@ class MVImgNet:
                 classes += [f"{archive}/{name}" for name in self._root.folders(archive) if name.isdecimal()]
         videos: dict[tuple[str, str], list[str]] = {}
         for folder in classes:
+            refuse_loose(self._root, folder, _EXPECTED)
             for video in self._root.folders(folder):
                 if not is_hidden(video):
                     videos.setdefault((PurePosixPath(folder).name, video), []).append(f"{folder}/{video}")
@@ -109,13 +113,17 @@ class MVImgNet:
                 photos.append(not_an_image(frame_id, path))
                 continue
             pose = poses.get(file, poses.get(PurePosixPath(file).stem))
-            photos.append(Photo(frame_id, path, mask_path=masks_of.get(file), caption=captions.get(path), pose=pose))
+            photos.append(
+                Photo(frame_id, path, mask_path=masks_of.get(file), caption=captions.get(caption_key(path)), pose=pose)
+            )
         return Subject(subject_id, self._params.name, name, self._params.split, tuple(photos), centre)
 
     def _first_of_each(self, folders: list[str], kind: str) -> dict[str, str]:
         """Return {file name: path} over the folders' `kind` subfolders, each file from the first that has it."""
         paths: dict[str, str] = {}
         for folder in folders:
+            if self._root.isdir(f"{folder}/images"):  # without, its images are masks
+                refuse_loose(self._root, folder, _EXPECTED)
             refuse_deeper(self._root, f"{folder}/{kind}", f"<class id>/<video id>/{kind}/")
             for name in self._root.files(f"{folder}/{kind}"):
                 paths.setdefault(name, f"{folder}/{kind}/{name}")

@@ -21,6 +21,7 @@ from pipelines.sources.base import (
     Photo,
     Prompt,
     Subject,
+    caption_key,
     class_noun,
     is_image,
     named_frames,
@@ -108,7 +109,9 @@ class OpenImages:
                 instances = Counter(box.label for box in found.values())
                 for last, box in found.items():
                     subject_id, mask_path = f"{base}/{last}", mask_paths.get(box.mask)
-                    photo = _photo(subject_id, path, box, mask_path, captions.get(path), instances[box.label])
+                    photo = _photo(
+                        subject_id, path, box, mask_path, captions.get(caption_key(path)), instances[box.label]
+                    )
                     yield self._subject(subject_id, self._class(box, classes), photo)
 
     def _subject(self, subject_id: str, class_name: str, photo: Photo) -> Subject:

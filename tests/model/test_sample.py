@@ -71,7 +71,9 @@ def test_picture_carries_its_settings_and_the_same_seed_draws_it_again(workplace
     settings = json.loads(picture.text["customcontrast"])
     assert settings["prompt"] == "a mug on ice" and settings["seed"] == 5 and settings["references"] == ["photo.png"]
     assert settings["base_model"] == "tiny@0" and settings["data_hash"] == "d1"
-    assert picture.size == (16, 16)
+    assert picture.size == (16, 16) and settings["location_masks"] is True
+    without = call(workplace, "--mask", str(workplace.folder / "mask.png"), "--seed", "5", "--no-location-masks")
+    assert json.loads(without.text["customcontrast"])["location_masks"] is False
     again = call(workplace, "--mask", str(workplace.folder / "mask.png"), "--seed", "5")
     assert picture.tobytes() == again.tobytes()
     assert call(workplace, "--mask", str(workplace.folder / "mask.png"), "--seed", "6").tobytes() != again.tobytes()

@@ -12,6 +12,7 @@ from pipelines import run
 from runtime.cli import Parser
 from runtime.closure import ROOT
 from runtime.errors import UserError
+from runtime.params import parse_yaml
 from runtime.stages import stages
 
 
@@ -49,6 +50,12 @@ def test_stages_run_in_order_on_the_named_folder(commands: list[list[str]], tmp_
         assert "mask.method=grounded_sam" in command
         overlay = yaml.safe_load(Path(command[command.index("--params") + 1]).read_text())
         assert overlay == {"sources": [{"name": "folder", "layout": "folder", "root": str(tmp_path), "split": "train"}]}
+
+
+@pytest.mark.parametrize("name", ["1e5", "0o17", "yes", "null", "007"])
+def test_name_that_looks_like_a_number_stays_a_name(commands: list[list[str]], tmp_path: Path, name: str):
+    data("--layout", "folder", "--root", str(tmp_path), "--data", str(tmp_path / "d"), "--name", name)
+    assert parse_yaml((tmp_path / "d/sources.yaml").read_text())["sources"][0]["name"] == name
 
 
 def test_photos_for_a_test_make_no_training_pairs(commands: list[list[str]], tmp_path: Path):

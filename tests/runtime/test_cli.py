@@ -171,6 +171,26 @@ def test_reader_that_has_seen_enough_ends_the_command_without_a_traceback():
     assert done.stdout == "usage: customcontrast COMMAND [OPTIONS]\n" and done.stderr == ""
 
 
+@pytest.mark.slow
+def test_closed_streams_are_no_error_and_no_file_takes_their_place():
+    code = "from runtime.cli import main; main(['--help']); "
+    code += "print(open('params.yaml').fileno(), file=open('/dev/fd/9', 'w'))"
+    command = f'{sys.executable} -c "{code}" 9>&1 <&- >&- 2>&-'
+    done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0 and int(done.stdout) > 2
+
+
+def test_file_names_that_are_not_read_as_utf_8_are_refused_with_what_to_do(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "iso8859-1")
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 1
+    assert (
+        capsys.readouterr().err
+        == "error: file names are read as iso8859-1; set the environment variable PYTHONUTF8=1\n"
+    )
+
+
 def test_installing_it_as_a_package_is_refused_in_one_sentence():
     from runtime import no_wheel
 

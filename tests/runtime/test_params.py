@@ -78,6 +78,9 @@ def test_free_mappings_are_in_the_repository_params():
         (GOOD.replace("low", "lwo"), [], [], "unknown key 'demo.inner.lwo'|key 'demo.inner.low' is missing"),
         (GOOD.replace("low: 0.5, ", ""), [], [], "key 'demo.inner.low' is missing; add it"),
         (GOOD.replace("3", "three"), [], [], "'demo.count' is 'three'"),
+        (GOOD, [], ["demo.count=true"], "demo.count: it is true, not a number; correct it"),
+        (GOOD, [], ["demo.inner.low=.nan"], "'demo.inner.low' is nan: input should be a finite number; correct it"),
+        (GOOD, [], ["demo.inner.high=-.inf"], "'demo.inner.high' is -inf: input should be a finite number"),
         ("other: {a: 1}\n", [], [], "no section 'demo'"),
         ("demo: [", [], [], "not valid YAML"),
         ("- 1\n", [], [], "has no sections"),
@@ -124,7 +127,7 @@ def test_home_is_expanded_in_every_path(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "setting", ["workers=0", "threads=0", "threads=-1", "device=gpu", "gpus_per_worker=-1", "restarts=-1"]
+    "setting", ["workers=0", "threads=0", "threads=-1", "device=gpu", "gpus_per_worker=-1", "restarts=-1", "work=''"]
 )
 def test_work_that_nobody_could_do_is_refused(repository, setting: str):
     with pytest.raises(UserError, match=f"'run.{setting.partition('=')[0]}' is "):
@@ -145,7 +148,36 @@ def test_words_make_another_command_read_the_same(folder):
     assert Params.read(["more.yaml"], [], "elsewhere").data == Path("elsewhere")
 
 
-@pytest.mark.parametrize("files", [[], ["configs/sd15.yaml"], ["configs/sdxl.yaml"]])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("curate.shard_subjects=0", "curate.max_pixels=0", "curate.captions.max_words=-1"),
+        *("curate.filters.sharpness_side=0", "curate.filters.brightness=[249, 6]"),
+        *("mask.batch_size=0", "mask.shard_subjects=-3", "similarity.batch_size=-1", "similarity.shard_subjects=0"),
+        *("pairs.angle_band=[90, 15]", "pairs.order_band=[1, 0]"),
+        *("encode.batch_size=0", "encode.shard_subjects=0", "encode.scale=[1, .5]"),
+    ],
+)
+def test_sizes_that_no_stage_can_work_with_are_refused(repository, setting: str):
+    from pipelines.curate.worker import CurateParams
+    from pipelines.encode.worker import EncodeParams
+    from pipelines.mask.worker import MaskParams
+    from pipelines.pairs.triplets import TripletParams
+    from pipelines.similarity.worker import SimilarityParams
+
+    models = {
+        "curate": CurateParams,
+        "mask": MaskParams,
+        "similarity": SimilarityParams,
+        "pairs": TripletParams,
+        "encode": EncodeParams,
+    }
+    key, section = setting.partition("=")[0], setting.partition(".")[0]
+    with pytest.raises(UserError, match=key):
+        Params.read(settings=[setting]).section(section, models[section])
+
+
+@pytest.mark.parametrize("files", [[], ["configs/sd15.yaml"], ["configs/sdxl.yaml"], ["configs/toybox_adapter.yaml"]])
 def test_repository_params_are_valid_for_every_stage(repository, files: list[str]):
     from eval.generate.params import GenerateParams
     from eval.probes.location.stage import LocationParams

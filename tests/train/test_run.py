@@ -167,20 +167,24 @@ def test_validation_that_is_not_finite_stops_the_run_and_the_last_checkpoint_sta
     assert {file.parent.name[-1] for file in (tmp_path / "work").glob("train/*/step-*/progress.json")} == {"2", "4"}
 
 
-def test_caption_that_hides_its_noun_from_the_text_encoder_stops_the_run_before_the_first_step(
+def test_noun_that_is_longer_than_a_caption_stops_the_run_before_the_first_step(
     finished: Finished, variant: Path, tmp_path: Path
 ):
     data = moved(finished.world, tmp_path)
-    rows = tables.read(data / "curate", "frames").to_pylist()
-    long = next(row for row in rows if row["frame_id"].endswith("/2"))
-    long["caption"] = f"{'word ' * 9}{long['class_name']}"
-    tables.write(data / "curate", "frames", tables.from_rows("frames", rows))
+    noun = " ".join(["word"] * 9)
+    for folder, name in (("curate", "frames"), ("pairs", "triplets")):
+        rows = tables.read(data / folder, name).to_pylist()
+        for row in rows:
+            if row["subject_id"] == finished.world.subject_ids[0]:
+                row["class_name"] = noun
+                row |= {"caption": f"a photo of a {noun}"} if name == "frames" else {}
+        tables.write(data / folder, name, tables.from_rows(name, rows))
     words = write_options(tmp_path, variant, data, validation=HELD_OUT)
     assert run_ranks(1, words, tmp_path / "output") == [1]
     said = (tmp_path / "output").read_text()
     assert said.count("error:") == 1 and "Traceback" not in said
-    assert "captions are too long up to their class noun (first: 'word word" in said
-    assert "text encoder has 32); lower curate.captions.max_words" in said
+    assert "captions are too long up to their class noun (first: 'a photo of a " in said
+    assert "text encoder has 32); shorten the class noun" in said
     assert not list((tmp_path / "work").glob("train/*/log.jsonl"))
 
 

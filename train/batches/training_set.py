@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,9 @@ from runtime.errors import UserError
 from train.batches.arrays import Arrays
 from train.batches.similarity import SubjectSimilarity
 from train.batches.uncached import Photos
+
+FIRST = "a photo of a {noun}, {caption}"
+"""What a caption becomes whose noun lies beyond a text encoder's tokens, as with curate.captions.max_words."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,22 @@ class TrainingSet:
             photos=photos,
             **rows,
         )
+
+    def with_nouns_first(self, tokenizers: Sequence[tuple[Any, int]], tokens: int) -> tuple[TrainingSet, int]:
+        """Return the samples with their noun first (FIRST) where a text encoder would truncate it or its pseudo-word,
+        and the number of them.
+
+        tokenizers: each with the length of its captions, start and end included. tokens: of a pseudo-word.
+        """
+        pairs = list(zip(self.captions.to_pylist(), self.class_names.to_pylist(), strict=True))
+        known = list(dict.fromkeys(pairs))
+        texts, nouns = [caption for caption, _ in known], [noun for _, noun in known]
+        long: set[tuple[str, str]] = set()
+        for tokenizer, length in tokenizers:
+            counts = tokens_needed(tokenizer, texts, nouns, tokens)
+            long |= {pair for pair, count in zip(known, counts, strict=True) if count > length}
+        first = [FIRST.format(noun=n, caption=c) if (c, n) in long else c for c, n in pairs]
+        return replace(self, captions=pa.array(first, pa.string())), sum(pair in long for pair in pairs)
 
     def __len__(self) -> int:
         return len(self.subjects)

@@ -27,7 +27,7 @@ from pipelines import tables
 from pipelines.photos.decode import DecodeError, decode_image
 from pipelines.photos.roots import Roots, SourceParams
 from runtime.errors import UserError
-from runtime.params import Section
+from runtime.params import Band, Section
 
 
 class AugmentParams(Section):
@@ -37,7 +37,7 @@ class AugmentParams(Section):
 
     augmentations: int = Field(ge=1)
     margin: float
-    scale: tuple[float, float]
+    scale: Band
     single_photo_rotation: float
     seed: int
 

@@ -11,6 +11,7 @@ from eval.report import charts
 from eval.report.sections.base import NAMES, ORACLES, TITLES, Sources, name_of, read_json, scored
 from eval.score import metrics
 from eval.score.metrics import COPY, HEADLINE, METRICS, MODEL, REAL
+from eval.trial.record import read_results, with_weights
 
 PUBLISHED = Path(__file__).parents[1] / "published.json"
 SIMILARITIES = ("E-CI", "E-DI")
@@ -24,6 +25,7 @@ def scores(sources: Sources) -> dict[str, Any]:
     by_method = scored(sources.data)
     colours = charts.method_colours(by_method)
     published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    protocol = read_json(sources.data / "score" / "protocol.json", "score")
     for table in published["tables"]:
         table["charts"] = published_charts(table, published["columns"])
     rows = [
@@ -34,8 +36,9 @@ def scores(sources: Sources) -> dict[str, Any]:
         "methods": rows,
         "by_id": {row["id"]: row for row in rows},
         "metrics": METRICS,
-        "protocol": read_json(sources.data / "score" / "protocol.json", "score"),
+        "protocol": protocol,
         "above_real": above_real(by_method),
+        "trials": trials(protocol.get("encoders", {})),
         "scatters": scatters(by_method, colours),
         "positions": positions(by_method),
         "further": further(by_method),
@@ -61,6 +64,19 @@ def above_real(by_method: Summaries) -> list[str]:
     model, real = by_method.get(MODEL, {}), by_method.get(REAL, {})
     names = [name for name, (metric, _) in HEADLINE.items() if metric in ("clip_i", "dino_i")]
     return [n for n in names if model.get(n) and real.get(n) and model[n]["mean"] > real[n]["mean"]]
+
+
+def trials(weights: dict[str, str]) -> dict[str, Any] | None:
+    """Return how the similarities with these weights, by encoder, did in the stored trials; None if in none."""
+    found = with_weights(read_results(), weights)
+    names = list(dict.fromkeys(metric for _, values in found for metric in values))
+    if not found:
+        return None
+    rows = [
+        {"name": result["name"], "question": result["question"], "values": [values.get(name) for name in names]}
+        for result, values in found
+    ]
+    return {"metrics": names, "rows": rows}
 
 
 def scatters(by_method: Summaries, colours: dict[str, str]) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
 from model.attention import CrossAttentionContext, MapRecorder
@@ -62,7 +63,8 @@ class SubjectSampling:
         if negative is None:
             return noise
         without, with_text = noise.chunk(2)
-        return without + call.guidance_scale * (with_text - without)
+        guided = without + call.guidance_scale * (with_text - without)
+        return rescale_noise_cfg(guided, with_text, call.guidance_rescale) if call.guidance_rescale > 0 else guided
 
     def text_at(self, step: int) -> TextCondition:
         """The images' condition at a step, with pseudo-words if there are any."""
@@ -92,6 +94,8 @@ class SubjectSampling:
             self.text_model.encoders,
             self.text_model.tokenizers,
             prompts * len(steps),
+            captions_2=None if self.call.prompts_2 is None else list(self.call.prompts_2) * len(steps),
+            clip_skip=self.call.clip_skip,
             class_nouns=[self.call.nouns] * (len(prompts) * len(steps)),
             s_plus=[s[:, span].transpose(0, 1).repeat_interleave(len(prompts), dim=0) for s in s_plus],
             rescale=self.adapter.config.rescale,

@@ -11,7 +11,7 @@ from eval.report import stage as report
 from eval.report.album import Album, boxed, heated, inline, outlined
 from eval.report.sections import SECTIONS, base, inside, pictures
 from eval.report.sections import data as data_sections
-from eval.report.sections.scores import PUBLISHED, above_real, further, scores, shade, subject_table
+from eval.report.sections.scores import PUBLISHED, above_real, further, scores, shade, subject_table, trials
 from eval.score import metrics
 from pipelines import tables
 from runtime.errors import UserError
@@ -67,6 +67,24 @@ def test_a_report_of_nothing_says_which_stage_each_section_waits_for(folder, roo
 def test_scores_above_real_photos_are_called_copying(page, full):
     assert above_real(base.scored(full.data)) == ["R-CI", "E-CI"]
     assert "copies its reference" in page
+
+
+def test_trials_of_the_scores_encoders_are_shown_beside_them(page, full, fakes, monkeypatch):
+    value = {"mean": 0.8125, "low": 0.75, "high": 0.875}
+    trial = {
+        "name": fakes.hostile,
+        "question": "Which mug?",
+        "encoders": {"clip": f"{fakes.hostile}@abc", "dino": "another@abc"},
+        "measures": {"clip_i": "clip", "dino_i": "dino"},
+        "tables": [{"rows": [{"row": "all", "values": {"clip_i": value, "dino_i": value}}]}],
+    }
+    title = "Do these similarities measure identity?"
+    assert title not in page
+    monkeypatch.setitem(trials.__globals__, "read_results", lambda: [trial])  # the package hides its module
+    shown = report.page(full)
+    assert title in shown and "Which mug?" in shown and "0.812" in shown and fakes.hostile not in shown
+    assert trials({"clip": trial["encoders"]["clip"]})["metrics"] == ["clip_i"]
+    assert trials({"clip": "another"}) is None
 
 
 def test_the_published_table_is_marked_as_another_run(page):

@@ -7,8 +7,9 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from model.backbones.diffusion import Diffusion, load_diffusion, load_vae
+from model.backbones.diffusion import Diffusion, load_diffusion, load_tokenizers, load_vae
 from model.backbones.variant import DiffusionSpec
+from model.prompt import caption_length
 from runtime.errors import ModelError
 
 
@@ -158,3 +159,11 @@ def test_vae_alone_is_the_vae_of_the_whole(sdxl_folder: Path, tmp_path: Path) ->
     assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), whole.parameters(), strict=True))
     with pytest.raises(ModelError, match="pipeline/vae: cannot be read"):
         load_vae(DiffusionSpec(path=str(tmp_path / "pipeline")), torch.float32, "cpu")
+
+
+def test_tokenizers_alone_are_those_of_the_whole_with_the_length_of_a_caption(sdxl_folder: Path) -> None:
+    whole = load(sdxl_folder, weights="fp16")
+    alone = load_tokenizers(DiffusionSpec(path=str(sdxl_folder), weights="fp16"))
+    lengths = [caption_length(*pair) for pair in zip(whole.text_encoders, whole.tokenizers, strict=True)]
+    assert [length for _, length in alone] == lengths
+    assert [words.get_vocab() for words, _ in alone] == [words.get_vocab() for words in whole.tokenizers]

@@ -22,6 +22,7 @@ def params(section) -> CaptionParams:
         ("teddy bear\n in  snow", "teddy bear", "teddy bear in snow"),
         ("a mug.", "mug", "a mug."),
         ("any c++ book", "c++", "any c++ book"),
+        ("a cafe\u0301 at night", "caf\u00e9", "a caf\u00e9 at night"),
         ("", "mug", "a photo of a mug"),
         (None, "mug", "a photo of a mug"),
         # the last word of the noun becomes the noun

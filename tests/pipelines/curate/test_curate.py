@@ -105,6 +105,13 @@ def test_captions_that_match_no_photo_are_reported_with_their_line(source, caplo
     assert "captions.csv: 2 rows match no photo: line 3, mug/red/2.JPG; write" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["captions.jsonl", "metadata.jsonl", "Captions.CSV", "captions.txt"])
+def test_captions_of_other_programs_are_reported(source, caplog, name):
+    (Path(source.root) / name).write_text("{}")
+    list(curate.items_of(source))
+    assert caplog.text.count(f"{name} is not read; captions belong in captions.csv, columns path and caption") == 1
+
+
 def test_the_same_photo_under_another_root_is_another_item(source, tmp_path):
     shutil.copytree(source.root, tmp_path / "others")  # with the times
     other = source.model_copy(update={"root": str(tmp_path / "others")})
@@ -145,7 +152,8 @@ def test_rejects_lead_to_the_photo(source, params):
 
 
 def test_unwanted_classes_are_rejected_photo_by_photo(source, params):
-    rows = rows_of(CurateWorker(params.model_copy(update={"classes": ("pen",)}), [source]), source)
+    wanted = CurateParams.model_validate({**params.model_dump(), "classes": ["Pen"]})
+    rows = rows_of(CurateWorker(wanted, [source]), source)
     assert [row["frame_id"] for row in rows["frames"]] == ["own/pen/one/0"]
     reasons = {row["id"]: row["reason"] for row in rows["rejects"]}
     assert reasons.pop("own/mug/red/notes") == "not_an_image"

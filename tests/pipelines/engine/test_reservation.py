@@ -76,6 +76,38 @@ def test_ray_s_sockets_are_in_a_folder_short_enough_for_them(monkeypatch, tmp_pa
         cluster.session_folder()
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("", r"Ray cannot be started \(node timed out\. See logs\); free some space in /dev/shm, or set TMPDIR"),
+        ("192.0.2.1:1", r"the Ray cluster at RAY_ADDRESS cannot be joined \(node timed out\. See logs\); check the"),
+    ],
+)
+def test_ray_that_does_not_start_is_one_sentence(monkeypatch, tmp_path, address, said):
+    import ray
+
+    def fail(*args: object, **options: object) -> None:
+        raise Exception("node timed out.\n  See logs.\n")
+
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/dev/shm")
+    with pytest.raises(UserError, match=said) as caught:
+        cluster.connect(on_cpus(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_ray_keeps_no_token_in_a_home_that_cannot_be_written(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cluster.home_can_be_written()
+    monkeypatch.setenv("HOME", str(tmp_path / "none"))
+    assert not cluster.home_can_be_written()
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as without HOME and an entry in /etc/passwd
+    assert not cluster.home_can_be_written()
+
+
 @pytest.mark.slow
 def test_stage_runs_with_a_long_temporary_folder(tmp_path):
     """In a process of its own: the tests share one Ray."""

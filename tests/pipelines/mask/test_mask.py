@@ -118,10 +118,14 @@ def test_shipped_mask_of_another_size_is_brought_to_the_photos(times, worker, fr
 
 def test_shipped_mask_that_cannot_be_used_is_a_reject_that_names_the_file(worker, frame):
     frames = [frame("0", shape(WIDTH, WIDTH)), frame("1", b"no picture"), frame("2", ...), frame("3", b"")]
+    frames.append(frame("4", shape(HEIGHT, WIDTH)))
     (rows,) = worker().compute([frames])
-    assert rows["masks"] == [] and reasons(rows) == ["mask_unreadable"] * 4
+    assert rows["masks"] == [] and reasons(rows) == ["mask_unreadable"] * 5
     assert all(row["detail"].startswith(f"{n}.mask.png: ") for n, row in enumerate(rows["rejects"]))
-    assert "64 x 64 for a photo of 64 x 40" in rows["rejects"][0]["detail"]
+    assert rows["rejects"][0]["detail"].endswith("64 x 64 for a photo of 64 x 40")
+    assert rows["rejects"][4]["detail"].endswith(
+        "64 x 40, upright by its EXIF orientation if it has one; turn the mask"
+    )
 
 
 def test_photo_that_went_bad_after_curate_is_a_reject(worker, frame, tmp_path):

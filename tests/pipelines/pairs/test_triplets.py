@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipelines import tables
 from pipelines.pairs import triplets
 from pipelines.pairs.triplets import TripletParams, per_subject, select, whole_subjects
+from pipelines.photos import poses
 
 BAND = (15.0, 90.0)
 PARAMS = TripletParams(per_subject=8, class_balance=4.0, angle_band=BAND, order_band=(0.1, 0.5), seed=0)
@@ -204,7 +205,7 @@ def test_a_subject_gets_the_same_triplets_whoever_is_beside_it():
 def test_poses_give_the_known_angles_wherever_the_object_stands(known):
     """Without a known centre, the point nearest to the optical axes is found."""
     wanted = ring([0, 10, 40, 100, 190], elevation=20.0)
-    found = triplets.viewing_directions(table(views(wanted, known=known)), np.array([0]))
+    found = poses.viewing_directions(table(views(wanted, known=known)), np.array([0]))
     assert np.allclose(found, wanted, atol=1e-5)
 
 
@@ -218,7 +219,7 @@ def test_nearest_point_has_the_least_squared_distance_to_the_axes():
         to = origins[group] - point
         return np.sum((to - along[group] * np.sum(to * along[group], axis=1, keepdims=True)) ** 2)
 
-    best = triplets.nearest_points(origins, along, np.array([0, 5]))
+    best = poses.nearest_points(origins, along, np.array([0, 5]))
     for point, group in zip(best, groups, strict=True):
         assert all(cost(point, group) <= cost(point + 0.01 * step, group) for step in rng.normal(size=(50, 3)))
 
@@ -295,3 +296,18 @@ def test_table_is_the_same_however_it_is_read_and_balanced_over_classes(tmp_path
 def test_no_frames_make_an_empty_table(tmp_path, stretches):
     triplets.write(lambda: iter(stretches), tmp_path, PARAMS)
     assert tables.read(tmp_path, "triplets").num_rows == 0
+
+
+def test_numbers_without_leading_zeros_are_in_the_order_of_the_capture():
+    padded = [row for subject in ("set/mug/7", "set/mug/8") for row in views([None] * 12, subject)]
+    plain = [{**row, "frame_id": f"{row['subject_id']}/{int(row['frame_id'][-3:])}"} for row in padded]
+    plain[:12] = padded[:12]
+    plain.sort(key=lambda row: tables.path_order(row["frame_id"]))
+    assert [row["frame_id"].rpartition("/")[2] for row in plain[12:16]] == ["0", "1", "10", "11"]
+
+    def numbers(rows: list[dict]) -> list[list[int]]:
+        return [[int(row[role].rpartition("/")[2]) for role in ROLES] for row in chosen(rows)]
+
+    assert numbers(plain) == numbers(padded)
+    names = ["a1b10", "a1b9", "a2", "a10", "b", "1" * 5000, "12"]
+    assert sorted(names, key=triplets._number_order) == ["12", "1" * 5000, "a1b9", "a1b10", "a2", "a10", "b"]

@@ -144,7 +144,7 @@ def test_later_file_of_a_name_replaces_the_earlier(tmp_path):
     assert Root(str(path)).read("a") == b"newer"
 
 
-def test_links_lead_to_their_file_and_a_dangling_one_is_a_missing_file(tmp_path):
+def test_links_lead_to_their_file_and_dangling_ones_are_unreadable(tmp_path):
     path = make_tar(tmp_path / "x.tar", {"d/a.jpg": b"1"})
     with tarfile.open(path, "a") as tar:
         for name, kind, target in (
@@ -152,14 +152,44 @@ def test_links_lead_to_their_file_and_a_dangling_one_is_a_missing_file(tmp_path)
             ("soft.jpg", tarfile.SYMTYPE, "d/a.jpg"),
             ("d/up.jpg", tarfile.SYMTYPE, "../d/a.jpg"),
             ("lost.jpg", tarfile.SYMTYPE, "elsewhere.jpg"),
+            ("out.jpg", tarfile.SYMTYPE, "../../etc/passwd"),
+            ("loop.jpg", tarfile.SYMTYPE, "loop.jpg"),
+            ("to_later.jpg", tarfile.SYMTYPE, "to_last.jpg"),
+            ("to_last.jpg", tarfile.SYMTYPE, "d/a.jpg"),
         ):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, target
             tar.addfile(member)
     root = Root(str(path))
-    assert [root.read(name) for name in ("d/hard.jpg", "soft.jpg", "d/up.jpg")] == [b"1"] * 3
-    with pytest.raises(FileNotFoundError, match="outside the archive"):
-        root.read("lost.jpg")
+    assert [root.read(name) for name in ("d/hard.jpg", "soft.jpg", "d/up.jpg", "to_later.jpg")] == [b"1"] * 4
+    for name in ("lost.jpg", "out.jpg", "loop.jpg"):
+        with pytest.raises(DecodeError, match="unreadable: a link that leads to no file of the archive"):
+            root.read(name)
+
+
+@pytest.mark.parametrize("prefix", ["../", "../../", "/", "/../", "./", "b/../"])
+@pytest.mark.parametrize("make", [make_tar, make_zip])
+def test_paths_stay_below_the_root(tmp_path, make, prefix):
+    root = Root(str(make(tmp_path / ("x.tar" if make is make_tar else "x.zip"), {f"{prefix}mug/1.jpg": b"1"})))
+    assert root.folders() == ["mug"] and root.read("mug/1.jpg") == b"1"
+
+
+def test_names_that_are_not_utf_8_are_read_or_refused_where_they_cannot_be_told_apart(tmp_path):
+    files = {"a/caf\udce9.jpg": b"1", "b/caf\udce8.jpg": b"2"}
+    root = Root(str(make_tar(tmp_path / "x.tar", files)))
+    assert [root.read(f"{folder}/caf\ufffd.jpg") for folder in "ab"] == [b"1", b"2"]
+    with pytest.raises(
+        UserError, match=r"several names like a/caf\ufffd.jpg are not UTF-8 and cannot be .*; .* unpack"
+    ):
+        Root(str(make_tar(tmp_path / "y.tar", files | {"a/caf\udce8.jpg": b"2"}))).files()
+
+
+def test_no_more_is_unpacked_than_the_index_promises(tmp_path):
+    path = make_zip(tmp_path / "x.zip", {"a": b"0" * 100_000}, zipfile.ZIP_DEFLATED)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(struct.pack("<I", 100_000), struct.pack("<I", 10)))
+    with pytest.raises(DecodeError, match=r"unreadable: x\.zip is damaged at a \(checksum\)"):
+        Root(str(path)).read("a")
 
 
 def test_what_is_not_in_the_archive_reads_as_a_missing_file(packed):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from model.images import decode
 from model.images.decode import mask as mask_of
 from model.images.references import MARGIN, segment_photo
 from model.images.segment import on_white
-from pipelines.photos.decode import DecodeError, decode_grey, decode_image, decode_mask_image
+from pipelines.photos.decode import READS_AVIF, DecodeError, decode_grey, decode_image, decode_mask_image
 from runtime.errors import ModelError
 from tests.world.photos import encoded, png_header
 from tests.world.subject import photo
@@ -42,6 +42,16 @@ def test_no_bytes_are_empty():
 @pytest.mark.parametrize("data", [PHOTO[: len(PHOTO) // 2], PHOTO[:20], b"not an image", encoded(noise())[:60]])
 def test_truncated_or_foreign_bytes_are_unreadable(data):
     assert reason(data) == "unreadable"
+
+
+def test_git_lfs_pointer_is_named_with_what_to_do():
+    with pytest.raises(DecodeError, match="unreadable: a git-lfs pointer, not the file itself; run git lfs pull"):
+        decode_image(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+
+
+@pytest.mark.skipif(not READS_AVIF, reason="Pillow is built without AVIF")
+def test_avif_is_read():
+    assert decode_image(encoded(noise(size=(64, 48)), "AVIF")).size == (64, 48)
 
 
 def test_postscript_is_never_interpreted():
@@ -256,6 +266,25 @@ def test_an_image_that_was_made_upright_stays_so_and_an_opaque_one_has_no_mask()
     turned = decode.upright(Image.open(io.BytesIO(encoded(noise(), exif=exif))))
     assert turned.size == (6, 9) and np.array_equal(decode.upright(turned), turned)
     assert decode.transparency_mask(noise()) is None and decode.transparency_mask(noise().convert("RGBA")) is None
+
+
+@pytest.mark.parametrize("value", [20, 38, 127, 200, 255])
+@pytest.mark.parametrize(("kind", "quality"), [("JPEG", 75), ("JPEG", 95), ("smoothed", None)])
+def test_mask_of_two_values_is_read_though_compressed_or_smoothed(value, kind, quality):
+    disc = Image.new("L", (480, 360))
+    ImageDraw.Draw(disc).ellipse((120, 80, 360, 280), fill=value)
+    stored = encoded(disc.resize((960, 720)).resize((480, 360), Image.Resampling.BICUBIC))
+    if kind == "JPEG":
+        stored = encoded(disc, "JPEG", quality=quality)
+    wrong = decode_mask_image(stored) != (np.asarray(disc) > 0)
+    assert wrong.mean() < 0.002
+
+
+def test_soft_mask_below_half_is_no_subject():
+    ramp = np.linspace(0, 100, 90 * 120).reshape(90, 120).astype(np.uint8)
+    assert not decode_mask_image(encoded(Image.fromarray(ramp))).any()
+    noise_on_black = np.random.default_rng(0).integers(0, 9, (90, 120), dtype=np.uint8)
+    assert not decode_mask_image(encoded(Image.fromarray(noise_on_black))).any()
 
 
 def test_mask_is_cut_at_half():

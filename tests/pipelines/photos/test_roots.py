@@ -163,6 +163,20 @@ def test_link_that_leads_nowhere_is_unreadable(folder, target):
         root.read("x.jpg")
 
 
+def test_link_to_a_folder_that_it_is_in_is_no_folder_and_no_photo(folder):
+    for name, target in (("here.jpg", "."), ("up", ".."), ("beside", "../c")):
+        (folder / "b" / name).symlink_to(target)
+    (folder / "c").mkdir()
+    root = Root(str(folder))
+    assert (root.folders("b"), root.files("b")) == (["beside"], ["1.jpg", "2.jpg", "here.jpg", "up"])
+    with pytest.raises(DecodeError, match="unreadable: a link to a folder"):
+        root.read("b/here.jpg")
+
+
+def test_names_are_shown_on_one_line(folder):
+    assert Root(str(folder)).name("a\nb\t\u200b/é.jpg") == f"{folder}/a\\nb\\t\\u200b/é.jpg"
+
+
 def test_pipe_is_unreadable_and_waits_for_nobody(folder):
     os.mkfifo(folder / "x.jpg")
     with pytest.raises(DecodeError, match="unreadable: a pipe"):
@@ -186,8 +200,9 @@ def test_names_that_are_not_utf_8_are_shown_with_a_replacement_and_read(folder):
 @pytest.mark.parametrize(
     ("name", "below", "message"),
     [
-        ("x.tar.gz", "", "x.tar.gz is a compressed tar, which cannot be read in place; .* unpacked or in a tar or zip"),
-        ("x.tgz", "/mvi", "x.tgz is a compressed tar"),
+        ("x.tar.gz", "", "x.tar.gz is a compressed archive, which cannot be read in place; .* unpacked or in a tar"),
+        ("x.tgz", "/mvi", "x.tgz is a compressed archive"),
+        ("x.7z", "", "x.7z is a compressed archive"),
         ("photo.jpg", "", "photo.jpg is no folder, tar or zip; put"),
     ],
 )

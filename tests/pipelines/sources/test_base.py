@@ -54,6 +54,8 @@ def test_captions_are_optional_and_keyed_by_path(put):
     assert read_captions(root) == {}
     put("captions.csv", content='\ufeffid,caption,path\r\n1,"a mug, red",./a/1.jpg\r\n2,,a/2.jpg\r\n')
     assert read_captions(root) == {"a/1.jpg": "a mug, red"}
+    put("captions.csv", content="path,caption\n/a/1.jpg,one\nb//1.jpg,two\n.\\c\\d\\..\\1.jpg,three\n")
+    assert read_captions(root) == {"a/1.jpg": "one", "b/1.jpg": "two", "c/1.jpg": "three"}
     put("captions.csv", content='path,caption\na\\1.jpg,"a mug.\nIt is red.",,\na/1.jpg,a mug. It is red.\n')
     assert read_captions(root) == {"a/1.jpg": "a mug. It is red."}
 
@@ -63,6 +65,11 @@ def test_captions_are_optional_and_keyed_by_path(put):
     [
         ("path\na.jpg\n", r"captions\.csv has no column 'caption' \(found: path\)"),
         ("", r"no column 'path' \(found: nothing\)"),
+        (
+            "path;caption\na.jpg;one\n",
+            r"captions\.csv has its columns separated by semicolons; separate them by commas",
+        ),
+        ("caption\tpath\none\ta.jpg\n", r"captions\.csv has its columns separated by tabs"),
         ("path,caption\na.jpg,one\nb.jpg\n", r"captions\.csv line 3 has 1 of 2 columns"),
         ('path,caption\na.jpg,"' + "x" * 200_000, r"captions\.csv line \d+ is not CSV"),
         ("path,caption\na.jpg,a red mug, on a table\n", r"captions\.csv line 2 has 3 of 2 columns; quote"),
@@ -112,6 +119,23 @@ def test_root_of_another_layout_is_recognised_and_named(put, params, layout, of)
     else:
         with pytest.raises(UserError, match=f"no root of layout {layout}: it has {SIGNS[of]}; use layout {of}"):
             open_source(params(layout))
+
+
+@pytest.mark.parametrize(
+    ("layout", "path", "expected"),
+    [
+        ("dreambench", "dataset/x.jpg", "dataset/<subject>/"),
+        ("mvimgnet", "7/x.jpg", "<class id>/<video id>/images/"),
+        ("mvimgnet", "7/17/x.jpg", "<class id>/<video id>/images/"),
+    ],
+)
+def test_photo_above_the_photo_folders_is_named(put, params, layout, path, expected):
+    put("mvimgnet_category.txt", content="7,mug\n") if layout == "mvimgnet" else put(
+        SIGNS["dreambench"], content="Classes\nmug,mug\nObject Prompts\n'a {0} {1} here'\n"
+    )
+    put("dataset/mug/1.jpg", "7/17/images/0.jpg", path)
+    with pytest.raises(UserError, match=rf"photo '.*/{path}' is not in a subject folder; move it to {expected}"):
+        list(open_source(params(layout)).subjects())
 
 
 def test_folder_inside_the_dreambench_root_is_recognised(put, params, tmp_path):

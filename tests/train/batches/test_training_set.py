@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from model.backbones.diffusion import load_tokenizers
+from model.backbones.variant import load_variant
+from model.prompt import tokenize
 from pipelines import tables
 from runtime.errors import ModelError, UserError
 from tests.world.batches import read
@@ -46,6 +51,31 @@ def test_self_pairing_shows_the_target_s_own_segment(world: World, samples: Trai
     assert [shown[row] for row in own.reference] == [frames[row] for row in own.target]
     assert np.array_equal(own.reference, own.positive)
     assert not np.array_equal(samples.reference, own.reference)
+
+
+@pytest.mark.parametrize(
+    ("text", "moved"),
+    [
+        ("{noun}" + " word" * 40, False),
+        ("{room}{noun}", False),
+        ("a {room}{noun}", True),
+        ("\u3053\u308c\u306f\u673a\u306e\u4e0a\u306b\u3042\u308b" * 8 + " {noun}", True),
+        ("x" * 200 + " {noun}", True),
+    ],
+)
+def test_noun_beyond_the_text_encoder_s_tokens_is_put_first(samples: TrainingSet, text: str, moved: bool):
+    ((tokenizer, length),) = load_tokenizers(load_variant("toybox").diffusion)
+    assert length == 32 and samples.with_nouns_first([(tokenizer, length)], 1) == (samples, 0)
+    captions = samples.captions.to_pylist()
+    noun = samples.class_names[3].as_py()
+    room = "a " * (length - 3 - len(tokenizer(noun, add_special_tokens=False).input_ids))  # start, end, pseudo-word
+    captions[3] = text.format(noun=noun, room=room)
+    long = replace(samples, captions=pa.array(captions))
+    found, count = long.with_nouns_first([(tokenizer, 77), (tokenizer, length)], 1)
+    assert count == moved
+    captions[3] = f"a photo of a {noun}, {captions[3]}" if moved else captions[3]
+    assert found.captions.to_pylist() == captions
+    assert tokenize(tokenizer, length, captions[3], [noun], 1).slots
 
 
 def without(folder: Path, table: str, frame_id: str) -> None:

@@ -1,0 +1,1 @@
+"""Whether similarity metrics measure identity: trials on photos whose subject and view are known."""

@@ -1,0 +1,41 @@
+"""The pipelines around tiny models, and diffusers' own with the same components."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+from model.pipeline import CustomContrastPipeline, build_pipeline
+from tests.world.models import TinyDiffusion, make_adapter
+
+KINDS = ["tiny_sd", "tiny_sdxl"]
+
+
+def pipeline(diffusion: TinyDiffusion, image_encoder: Any = None, **sizes: Any) -> CustomContrastPipeline:
+    built = build_pipeline(diffusion, make_adapter(diffusion, **sizes), image_encoder)
+    built.set_progress_bar_config(disable=True)
+    return built
+
+
+def stock(diffusion: TinyDiffusion, ours: CustomContrastPipeline) -> Any:
+    parts = {"vae": diffusion.vae, "unet": diffusion.unet, "scheduler": ours.scheduler}
+    for index, name in enumerate(["", "_2"][: len(diffusion.text_encoders)]):
+        parts |= {
+            f"text_encoder{name}": diffusion.text_encoders[index],
+            f"tokenizer{name}": diffusion.tokenizers[index],
+        }
+    if len(diffusion.text_encoders) > 1:
+        built: Any = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    else:
+        built = StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    built.set_progress_bar_config(disable=True)
+    return built
+
+
+def draw(built: Any, prompt: Any, *args: Any, seed: int = 0, **settings: Any) -> torch.Tensor:
+    settings = {"num_inference_steps": 3, "guidance_scale": 5.0, "output_type": "pt", **settings}
+    return built(prompt, *args, generator=torch.Generator().manual_seed(seed), **settings).images
