@@ -179,8 +179,8 @@ def prompt_only(inputs: MethodInputs) -> Painter:
 
 
 def truth(inputs: MethodInputs) -> Painter:
-    """Render what each prompt asks for, of this subject: an oracle, the upper bound of a method that keeps the subject
-    and follows the prompt. It needs no weights, and photos that were rendered here."""
+    """Render what each prompt asks for, of this subject: an oracle, what a method that keeps the subject
+    and follows the prompt would score. It needs no weights, and photos that were rendered here."""
     return Renderer(inputs.sources, inputs.variant.resolution)
 
 

@@ -217,7 +217,7 @@ def text(runs: Sequence[ScoredRun]) -> str:
     ]
     lines = [text_table(("run", *METRICS, "not found"), rows)]
     if places := position_rows(runs):
-        lines.append("\n  position: 0 is prompt only, 1 is true renders; -: they are not above it")
+        lines.append("\n  position: 0 is prompt only, 1 is true renders; -: they are not clearly above it")
         lines.append(
             text_table(("run", *METRICS), [[name, *(of[column] for column in METRICS)] for name, of in places])
         )

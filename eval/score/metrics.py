@@ -190,12 +190,13 @@ def columns(values: dict[str, Any]) -> dict[str, Estimate | None]:
 def position(value: Estimate | None, low: Estimate | None, high: Estimate | None) -> float | None:
     """Return where a score lies between two others, (value - low) / (high - low): 0 is `low`, 1 is `high`.
 
-    None without one of the three, and unless `high` is above `low` by more than SAME: then nothing lies between them.
+    None without one of the three, and unless `high` is clearly above `low`: by more than SAME, their intervals apart.
     """
     if value is None or low is None or high is None:
         return None
     score, bottom, top = (float(of["mean"] or 0.0) for of in (value, low, high))
-    return round((score - bottom) / (top - bottom), 3) if top - bottom > SAME else None
+    overlap = low["high"] is not None and high["low"] is not None and low["high"] >= high["low"]
+    return round((score - bottom) / (top - bottom), 3) if top - bottom > SAME and not overlap else None
 
 
 def positions(scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

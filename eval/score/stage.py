@@ -253,7 +253,9 @@ def report(out: Path, subjects: Sequence[protocol.HeldOutSubject], params: Score
         print(f"  subjects skipped, no photo with such a mask: {', '.join(skipped)}")
     print(text_table(("", *scores), table(scores)))
     if places:
-        print(f"  position: 0 is {metrics.PROMPT_ONLY}, 1 is {metrics.TRUTH}; -: {metrics.TRUTH} is not above it")
+        print(
+            f"  position: 0 is {metrics.PROMPT_ONLY}, 1 is {metrics.TRUTH}; -: {metrics.TRUTH} is not clearly above it"
+        )
         print(text_table(("", *places), [[name, *(of[name] for of in places.values())] for name in metrics.METRICS]))
     meaning = {"zero": "count as 0", "skip": "are excluded", "unsegmented": "are of the whole image"}[params.miss]
     for method, values in scores.items():

@@ -147,6 +147,9 @@ def test_position_by_hand():
     nearly = {"mean": 0.2009, "low": None, "high": None}
     for nothing_between in ((high, high, low), (low, low, low), (low, low, nearly)):
         assert metrics.position(*nothing_between) is None
+    wide = {"mean": 0.6, "low": 0.35, "high": 0.85}
+    assert metrics.position(high, {"mean": 0.2, "low": 0.1, "high": 0.3}, wide) == 1.0
+    assert metrics.position(high, {"mean": 0.2, "low": 0.0, "high": 0.4}, wide) is None, "the ends' intervals overlap"
     for missing in ((None, low, high), (low, None, high), (low, low, None)):
         assert metrics.position(*missing) is None
 
