@@ -66,10 +66,17 @@ class Trainer:
         """Train up to `params.steps`, resuming from the newest checkpoint if there is one; return the measurements.
 
         `folder` receives logs and sample sheets. `held_out`: validation data; None: no validation.
+
+        Raises:
+            UserError: the checkpoint is of a later step.
         """
         record = Record(self.params, self.measures)
         start, state = checkpoints.restore(self.trained)
         if state is not None:
+            if start > self.params.steps:
+                raise UserError(
+                    f"the checkpoint is of step {start}, beyond train.steps = {self.params.steps}; train at least as many"
+                )
             record.restore(state)
             self.ranks.say(f"train: resuming at step {start} of {self.params.steps}")
         progress = TrainingProgress(record, start, folder, self.ranks.device) if self.ranks.rank == 0 else None

@@ -13,7 +13,7 @@ from runtime.errors import UserError
 from runtime.files import write_json
 
 RECIPE = "recipe.json"
-RANKS = "ranks"
+RANKS, STEPS = "ranks", "train.steps"
 
 
 @dataclass(frozen=True)
@@ -52,26 +52,31 @@ def run_folder(work: Path, recipe: dict[str, Any]) -> Path:
 
 
 def accept(folder: Path, recipe: dict[str, Any], options: ResumeOptions) -> str:
-    """Compare the recipe in `folder` with `recipe`; return a notice to print, or "".
+    """Compare the recipe in `folder` with `recipe`; return notices to print, or "".
+
+    A constant learning rate does not depend on the number of steps, so such a run can be trained on for more of them.
 
     Raises:
-        UserError: there is none, or it differs (in more than ranks, with `other_ranks`); names each key, both values.
+        UserError: there is none, or it differs (in more than that, and ranks with `other_ranks`); names each key, both
+            values.
     """
-    found = differences(read(folder), recipe)
-    if options.other_ranks:
-        theirs, ours = found.pop(RANKS, (None, None))
-        if theirs is not None and not found:
-            return (
-                f"train: the checkpoint was made by ranks {shown(theirs)} and is resumed on {shown(ours)};"
-                " sums are rounded in a different order, so results are not bit-identical to an uninterrupted run"
-            )
+    found, notices = differences(read(folder), recipe), []
+    if STEPS in found and "train.schedule" not in found and recipe["train"].get("schedule") == "constant":
+        theirs, ours = found.pop(STEPS)
+        notices.append(f"train: going on to step {ours} from a run of {theirs}")
+    if options.other_ranks and RANKS in found:
+        theirs, ours = found.pop(RANKS)
+        notices.append(
+            f"train: the checkpoint was made by ranks {shown(theirs)} and is resumed on {shown(ours)};"
+            " sums are rounded in a different order, so results are not bit-identical to an uninterrupted run"
+        )
     if found:
         changes = "; ".join(
             f"{key} is {shown(theirs)} there and {shown(ours)} here" for key, (theirs, ours) in found.items()
         )
         only_ranks = " (or give --other-ranks)" if set(found) == {RANKS} else ""
         raise UserError(f"{folder} belongs to another run: {changes}; make them equal{only_ranks}, or omit --resume")
-    return ""
+    return "\n".join(notices)
 
 
 def unfinished(work: Path, folder: Path, recipe: dict[str, Any]) -> str:

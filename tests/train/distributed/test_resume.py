@@ -57,6 +57,22 @@ def test_other_ranks_are_accepted_only_when_asked_for_and_alone(tmp_path: Path):
         accept(folder, changed(ranks=[1, "cpu"], data="b"), asked)
 
 
+def test_more_steps_are_accepted_where_the_learning_rate_does_not_depend_on_their_number(tmp_path: Path):
+    constant, cosine = ({**RECIPE["train"], "schedule": schedule} for schedule in ("constant", "cosine"))
+    folder = run_folder(tmp_path, changed(train=constant))
+    longer = changed(train=constant | {"steps": 20})
+    assert accept(folder, longer, FOLLOW) == "train: going on to step 20 from a run of 9"
+    notices = accept(folder, longer | {"ranks": [1, "cpu"]}, ResumeOptions(folder, other_ranks=True))
+    assert "going on to step 20" in notices and "made by ranks 2 cpu" in notices
+    with pytest.raises(UserError, match=r"train\.seed is 0 there and 1 here; make"):
+        accept(folder, changed(train=constant | {"steps": 20, "seed": 1}), FOLLOW)
+    with pytest.raises(UserError, match=r"train\.steps is 9 there and 20 here; train\.schedule is constant there"):
+        accept(folder, changed(train=cosine | {"steps": 20}), FOLLOW)
+    folder = run_folder(tmp_path, changed(train=cosine))
+    with pytest.raises(UserError, match=r"train\.steps is 9 there and 20 here; make"):
+        accept(folder, changed(train=cosine | {"steps": 20}), FOLLOW)
+
+
 def test_folder_without_recipe_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"contains no recipe\.json"):
         accept(tmp_path, RECIPE, FOLLOW)
@@ -102,7 +118,7 @@ def ended(variant: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(folder: Path, variant: Path, *words: str, **train: Any) -> tuple[list[int | None], str]:
     """Train in a folder; return exit codes and what was said."""
-    values = {"steps": 4, "checkpoint_every": 2, "ranks": 2, **train}
+    values = {"steps": 4, "schedule": "constant", "checkpoint_every": 2, "ranks": 2, **train}
     options = write_options(folder, variant, folder / "data", **values)
     output = folder / "output"
     output.unlink(missing_ok=True)
@@ -152,3 +168,17 @@ def test_run_goes_on_with_other_ranks_when_asked_for(ended: Path, variant: Path,
     codes, said = start(tables_of(ended, tmp_path), variant, *words, ranks=1)
     assert codes == [0], said
     assert "made by ranks 2 cpu and is resumed on 1 cpu" in said and "resuming at step 2 of 4" in said
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
+def test_finished_run_is_trained_on_to_the_bytes_of_a_longer_one(ended: Path, variant: Path, tmp_path: Path):
+    folder = tables_of(ended, tmp_path)
+    assert start(folder, variant, steps=2)[0] == [0, 0]
+    codes, said = start(folder, variant, "--resume", str(run_of(folder)))
+    assert codes == [0, 0], said
+    assert "going on to step 4 from a run of 2" in said and "resuming at step 2 of 4" in said
+    for name in ("adapter/adapter.safetensors", "losses.csv", "metrics.json"):
+        assert (folder / "data" / "train" / name).read_bytes() == (ended / "data" / "train" / name).read_bytes()
+    codes, said = start(folder, variant, "--resume", str(run_of(ended)), steps=3)
+    assert codes == [1, 1] and "the checkpoint is of step 4, beyond train.steps = 3" in said
