@@ -9,7 +9,8 @@ BIN := .venv/bin
 # Stages run this environment's commands, whether or not it is activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro without-git test test-fast lint lock clean toybox toybox-check adapter bench-data bench-model bench-train ablation bench-eval
+.PHONY: repro without-git test test-fast lint lock clean toybox toybox-check world adapter bench-data bench-model bench-train bench-eval \
+	ablation ablation-search ablation-check
 .DEFAULT_GOAL := repro
 
 repro: without-git
@@ -55,11 +56,15 @@ clean:
 toybox: .venv/installed
 	$(BIN)/python -m train.toybox.all
 
-# Train the toybox's ready adapter, on a larger world than `make repro`'s; resumes if interrupted.
-ADAPTER := --params configs/toybox_adapter.yaml --data .work/adapter/data
-adapter: .venv/installed
-	for stage in toybox curate mask similarity pairs encode train; do $(BIN)/customcontrast $$stage $(ADAPTER) || exit; done
-	cp .work/adapter/data/train/adapter/* weights/toybox/adapter/
+# A larger world than `make repro`'s, drawn and encoded in three minutes on two quiet cores.
+LARGE := --params configs/toybox_large.yaml --data .work/large/data
+world: .venv/installed
+	for stage in toybox curate mask similarity pairs encode; do $(BIN)/customcontrast $$stage $(LARGE) || exit; done
+
+# Train the toybox's ready adapter on that world; resumes if interrupted.
+adapter: world
+	$(BIN)/customcontrast train --params configs/toybox_adapter.yaml $(LARGE)
+	cp .work/large/data/train/adapter/* weights/toybox/adapter/
 
 # Measure the toybox's backbones against targets and chance.
 toybox-check: .venv/installed
@@ -79,10 +84,17 @@ bench-eval: .venv/installed
 	$(BIN)/customcontrast bench eval $(PARTS) $(OPTIONS)
 
 # The paper's ablation on the toybox: trains and measures missing runs and writes docs/ablation.md; RUNS="both macl" or
-# OPTIONS="--seeds 1 --jobs 4" for fewer runs or more in parallel.
-ablation: without-git
-	$(BIN)/dvc repro encode
-	$(BIN)/python -m experiments.ablation $(RUNS) $(OPTIONS)
+# OPTIONS="--seeds 1 --jobs 4" for fewer runs or more in parallel. Killed, it goes on where it was.
+ablation: world
+	$(BIN)/python -m experiments.ablation $(LARGE) $(RUNS) $(OPTIONS)
+
+# The hyperparameters of the ablation: the same small search for every method, on other held-out subjects.
+ablation-search: world
+	$(BIN)/python -m experiments.ablation --matrix experiments/search.yaml $(LARGE) $(RUNS) $(OPTIONS)
+
+# A line for each claim of the paper, from the results of the ablation: name, value, goal, ok or short.
+ablation-check: .venv/installed
+	$(BIN)/python -m experiments.claims
 
 # Overhead of the trainer over the model's own step, on the existing tables; PARTS and OPTIONS likewise.
 bench-train: .venv/installed

@@ -1,174 +1,63 @@
-"""Train, sample and score the missing runs of the ablation, and write the document: `python -m experiments.ablation`.
+"""Train, sample and score what is missing of the ablation, and write the document: `python -m experiments.ablation`.
 
-Each run of `ablation.yaml` overrides a few values of params.yaml. The stages' own commands do the work; the results go
-to `experiments/results/RUN-SEED.json`, which is kept as long as recipe, data, weights and evaluation settings stay the
-same.
+Each run of a matrix (`ablation.yaml`, `search.yaml`) overrides a few values of params.yaml. The stages' own commands do
+the work. A run is trained to its first number of samples, measured, and trained on to the next; each measurement goes
+to `experiments/results/<matrix>/RUN-SEED.json` at once, and counts as long as data, weights and settings stay the same.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from eval.score import metrics
 from experiments.document import write_document
-from experiments.matrix import FILE, Matrix, Run, read_matrix
-from model.backbones.variant import Spec, load_variant
+from experiments.experiment import (
+    WORK,
+    Experiment,
+    Result,
+    SeededRun,
+    Wanted,
+    experiment_of,
+    merged,
+    read_json,
+    result_file,
+)
+from experiments.matrix import FILE, read_matrix
+from pipelines import tables
 from runtime.cli import Parser, guarded, read_params, shared_options
-from runtime.digest import digest, digest_files
+from runtime.digest import digest
 from runtime.errors import UserError
 from runtime.files import write_json, write_text
 from runtime.lock import exclusive
-from runtime.params import Params
 from train.recipe import input_digest
-from train.toybox.models.judge import FOLDER as JUDGE
 
-HERE = Path(__file__).parent
-RESULTS, DOCUMENT = HERE / "results", HERE.parent / "docs" / "ablation.md"
-TABLES = "tables.json"
-"""Beside the results: the tables that they are compared with where the tables themselves are not there."""
-WORK = Path(".work/ablation")
 TRAINED_ON = ("curate", "similarity", "pairs", "encode")
-"""Stages of the default pipeline whose tables training reads."""
+"""Stages whose tables training reads."""
 MEASURED_ON = ("curate", "mask")
 """Stages of the matrix's own world whose tables the evaluation reads."""
-MEASURED_BY = ("backbones", "toybox", "sources", "curate", "mask", "views", "score")
-"""Sections of params.yaml that determine the evaluation."""
-STAGES = ("eval.generate", "eval.score", "eval.probes.views", "experiments.truth")
-"""Modules run on a trained adapter, in order."""
-
-Result = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class SeededRun:
-    """One run with one seed."""
-
-    name: str
-    run: Run
-    seed: int
-    overlay: dict[str, Any]
-
-    @property
-    def label(self) -> str:
-        return f"{self.name}-{self.seed}"
-
-    @property
-    def result(self) -> Path:
-        return RESULTS / f"{self.label}.json"
-
-
-def merged(*trees: dict[str, Any]) -> dict[str, Any]:
-    """Mappings merged recursively, later ones taking precedence; other values are replaced."""
-    result: dict[str, Any] = {}
-    for tree in trees:
-        for key, value in tree.items():
-            both = isinstance(value, dict) and isinstance(result.get(key), dict)
-            result[key] = merged(result[key], value) if both else value
-    return result
-
-
-def jobs_of(matrix: Matrix, wanted: Sequence[str], seeds: int | None) -> list[SeededRun]:
-    """All runs of the first seed, then all of the second, so that stopping early leaves complete tables."""
-    found = []
-    for name, run in matrix.runs.items():
-        for place, seed in enumerate(matrix.seeds[run.kind][:seeds]):
-            overlay = merged(matrix.common, run.params, {"train": {"seed": seed}})
-            found.append((place, SeededRun(name, run, seed, overlay)))
-    chosen = [job for _, job in sorted(found, key=lambda pair: pair[0]) if not wanted or job.name in wanted]
-    return chosen
-
-
-def recipe_of(job: SeededRun, params: Params, world: dict[str, Any]) -> str:
-    """16 hex digits of the params that a job is trained and sampled with."""
-    tree = merged(params.tree(), job.overlay)
-    return digest([tree[name] for name in ("backbones", "model", "train", "generate")], world)
-
-
-@dataclass(frozen=True)
-class Circumstances:
-    """Conditions common to all runs, each as 16 hex digits; results under other conditions are not shown together."""
-
-    tables: str
-    """The default pipeline's tables, which training reads."""
-    weights: str
-    """Weights of all frozen models, including the judge."""
-    measures: str
-    """Params and weights of the evaluation."""
-
-    @property
-    def name(self) -> str:
-        """The `data` that a result records."""
-        return digest(self.tables, self.measures)
-
-
-def circumstances(params: Params, tables: str, world: dict[str, Any]) -> Circumstances:
-    """The circumstances under the current params and weights."""
-    tree = merged(params.tree(), world)
-    variant = load_variant(params.variant)
-    specs = [spec for _, spec in variant if isinstance(spec, Spec)]
-    named = [[spec.model_dump(), digest_files(spec.local) if spec.local.exists() else None] for spec in specs]
-    weights = digest(named, digest_files(JUDGE))
-    return Circumstances(tables, weights, digest([tree[name] for name in MEASURED_BY], weights))
-
-
-def result_of(job: SeededRun, params: Params, world: dict[str, Any]) -> Result | None:
-    """The stored result, if its recipe is the job's."""
-    if not job.result.is_file():
-        return None
-    result = read_json(job.result)
-    return result if result["recipe"] == recipe_of(job, params, world) else None
-
-
-def is_done(job: SeededRun, params: Params, world: dict[str, Any], data: str) -> bool:
-    """Whether there is a result of the current params and this data (`Circumstances.name`)."""
-    result = result_of(job, params, world)
-    return result is not None and result["data"] == data
-
-
-def current_results(matrix: Matrix, params: Params, data: str) -> list[Result]:
-    """The results of the current params and this data; if there are none, those of the previous data.
-
-    Raises:
-        UserError: there are none of this data, and the others are of several data.
-    """
-    jobs = jobs_of(matrix, [], None)
-    results = [result for result in (result_of(job, params, matrix.world) for job in jobs) if result is not None]
-    mine = [result for result in results if result["data"] == data]
-    first = {result["data"]: f"{result['run']}-{result['seed']}" for result in reversed(results)}
-    if len(first) > 1 and not mine:
-        raise UserError(
-            f"{RESULTS}: {' and '.join(first.values())} were trained on different data; run make ablation again"
-        )
-    return mine or results
-
-
-def recorded_tables() -> str:
-    """The digest of the default pipeline's tables when runs were last made or looked for."""
-    return str(read_json(RESULTS / TABLES)["digest"])
-
-
-def command(module: str, folder: Path, data: Path, log: Path) -> None:
-    """Run a stage with the overlay in `folder` on the tables in `data`; its output goes to `log`.
+def command(module: str, overlay: Path, data: Path, log: Path, *words: str) -> None:
+    """Run a stage with the params in `overlay` on the tables in `data`; its output goes to `log`.
 
     Raises:
         UserError: it failed; the message has the last line of its output.
     """
-    words = [sys.executable, "-m", module, "--params", str(folder / "overlay.yaml"), "--data", str(data)]
+    words = (sys.executable, "-m", module, "--params", str(overlay), "--data", str(data), *words)
     with log.open("a", encoding="utf-8") as stream:
         code = subprocess.run(words, stdout=stream, stderr=stream, check=False).returncode
     if code:
         last = (log.read_text(encoding="utf-8").strip().splitlines() or ["no output"])[-1]
-        raise UserError(f"{module} of {folder.name} ended with code {code} ({last}); see {log}")
+        raise UserError(f"{module} of {overlay.parent} ended with code {code} ({last}); see {log}")
 
 
 def link(folder: Path, places: dict[str, Path]) -> Path:
@@ -180,52 +69,100 @@ def link(folder: Path, places: dict[str, Path]) -> Path:
     return folder
 
 
-def write_overlay(folder: Path, params: Params, *trees: dict[str, Any]) -> None:
-    """Write the params of the stages of a folder: `params`, overridden by `trees` and a work folder."""
-    overlay = merged(params.tree(), *trees, {"run": {"work": str(folder / "work")}})
-    write_text(folder / "overlay.yaml", yaml.safe_dump(overlay, sort_keys=False))
+def write_overlay(folder: Path, *trees: dict[str, Any]) -> Path:
+    """Write the params of the stages of a folder, merged from `trees`, with a work folder; return the file."""
+    file, tree = folder / "overlay.yaml", merged(*trees, {"run": {"work": str(folder / "work")}})
+    write_text(file, yaml.safe_dump(tree, sort_keys=False))
+    return file
 
 
-def prepare_world(matrix: Matrix, params: Params, measures: str) -> Path:
+def prepare_world(experiment: Experiment) -> Path:
     """Render, curate and mask the evaluation subjects, once; return the folder of their tables."""
-    folder = WORK / f"world-{measures}"
+    tree = merged(experiment.params.tree(), experiment.matrix.world)
+    named = digest([tree[name] for name in ("backbones", "toybox", "sources", "curate", "mask")], experiment.weights)
+    folder = experiment.work / f"world-{named}"
     data = folder / "data"
     if not (data / "mask" / "summary.json").is_file():
-        write_overlay(folder, params, matrix.world)
-        print("ablation: preparing evaluation subjects: render, curate, mask", flush=True)
+        overlay = write_overlay(folder, tree)
+        print(f"{experiment.name}: preparing evaluation subjects: render, curate, mask", flush=True)
         for module in ("pipelines.toybox", "pipelines.curate", "pipelines.mask"):
-            command(module, folder, data, folder / "log.txt")
+            command(module, overlay, data, folder / "log.txt")
     return data
 
 
-def execute(job: SeededRun, matrix: Matrix, params: Params, of: Circumstances, bench: Path) -> None:
-    """Train and measure one job, and write its result."""
-    recipe = recipe_of(job, params, matrix.world)
-    folder = WORK / f"{job.label}-{digest(recipe, of.tables, of.weights)}"
-    begun = time.monotonic()
-    training = link(folder / "training", {stage: params.data / stage for stage in TRAINED_ON})
-    write_overlay(folder, params, job.overlay, matrix.world)
-    adapter = training / "train"
-    if not (adapter / "summary.json").is_file():  # written last
-        command("train", folder, training, folder / "log.txt")
-    trained = time.monotonic()
-    measured = link(folder / "data", {stage: bench / stage for stage in MEASURED_ON} | {"train": adapter})
-    for module in STAGES:
-        command(module, folder, measured, folder / "log.txt")
-    parts = {name: read_json(measured / name / "metrics.json") for name in ("train", "score", "views", "truth")}
-    minutes = {"train": round((trained - begun) / 60, 1), "measure": round((time.monotonic() - trained) / 60, 1)}
-    header = {"run": job.name, "seed": job.seed, "recipe": recipe, "data": of.name, "minutes": minutes}
-    write_json(job.result, header | parts)
+class Runner:
+    """Trains and measures one job, in a folder of its own."""
+
+    def __init__(self, job: SeededRun, bench: Path) -> None:
+        """`bench`: the tables of the evaluation subjects."""
+        self.job, self.bench = job, bench
+        self.folder = job.experiment.work / f"{job.label}-{digest(job.settings, job.experiment.data)}"
+
+    def __call__(self) -> None:
+        """Make the missing measurements; each is recorded at once."""
+        for wanted in self.job.missing():
+            begun = time.monotonic()
+            adapter = self.trained(wanted.samples)
+            trained = time.monotonic()
+            found = self.measure(wanted, adapter)
+            spent = {"train": trained - begun, "measure": time.monotonic() - trained}
+            minutes = {name: round(seconds / 60, 1) for name, seconds in spent.items()}
+            self.record(wanted, found | {"minutes": minutes})
+
+    def trained(self, samples: int) -> Path:
+        """The train stage's folder after so many samples; trained on from the number before."""
+        job, experiment = self.job, self.job.experiment
+        folder = self.folder / str(samples)
+        data = link(folder / "data", {stage: experiment.params.data / stage for stage in TRAINED_ON})
+        if not (data / "train" / "summary.json").is_file():  # written last
+            batch = job.tree["train"]["batch"]
+            overlay = write_overlay(folder, job.tree, {"train": {"steps": samples // batch}})
+            before = [count for count in experiment.matrix.plan(job.name).samples if count < samples]
+            words: list[str] = []
+            if before:
+                work = self.trained(before[-1]).parent.parent / "work"
+                words = ["--resume", str(next(work.glob("train/*/recipe.json")).parent)]
+            command("train", overlay, data, folder / "log.txt", *words)
+        return data / "train"
+
+    def measure(self, wanted: Wanted, adapter: Path) -> dict[str, Any]:
+        """Sample and score one adapter at one point."""
+        job = self.job
+        folder = adapter.parent.parent / wanted.point.name
+        data = link(folder / "data", {stage: self.bench / stage for stage in MEASURED_ON} | {"train": adapter})
+        overlay = write_overlay(folder, job.tree, {"generate": wanted.point.model_dump()})
+        last = wanted.own and wanted.samples == job.experiment.matrix.plan(job.name).samples[-1]
+        for module in ("eval.generate", "eval.score", "experiments.truth", *(("eval.probes.views",) if last else ())):
+            command(module, overlay, data, folder / "log.txt")
+        made = {"scores": scores_of(data), "truth": read_json(data / "truth" / "metrics.json")}
+        if wanted.own:
+            made["train"] = read_json(adapter / "metrics.json")
+        return made | ({"views": read_json(data / "views" / "metrics.json")} if last else {})
+
+    def record(self, wanted: Wanted, found: dict[str, Any]) -> None:
+        """Add a measurement to the job's result."""
+        job = self.job
+        header = {"run": job.name, "seed": job.seed, "data": job.experiment.data, "settings": job.settings}
+        result: Result = job.recorded() or header | {"measured": []}
+        key = {"samples": wanted.samples, "point": wanted.point.name, "own": wanted.own}
+        write_json(job.file, result | {"measured": [*result["measured"], key | found]})
+        print(f"{job.experiment.name}: {job.label} after {wanted.samples:,} samples, {wanted.point.name}", flush=True)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The content of a metrics file or a result."""
-    return json.loads(file.read_text(encoding="utf-8"))
+def scores_of(data: Path) -> dict[str, dict[str, float]]:
+    """Column of the published table -> the mean of each subject, by its own name, over the adapter's images."""
+    rows = [row for row in tables.rows(data / "score", "scores") if row["method"] == metrics.MODEL]
+    subjects = metrics.summary(rows, [], metrics.IntervalParams(resamples=1, level=0.95, seed=0))["subjects"]
+    return {
+        column: {subject.rsplit("/", 1)[-1]: values[metric][part] for subject, values in subjects.items()}
+        for column, (metric, part) in metrics.HEADLINE.items()
+    }
 
 
 def main(words: Sequence[str]) -> None:
     parser = Parser(prog="python -m experiments.ablation", description=__doc__)
-    parser.add_argument("runs", nargs="*", help="names of runs in ablation.yaml (default: all)")
+    parser.add_argument("runs", nargs="*", help="names of runs of the matrix (default: all)")
+    parser.add_argument("--matrix", type=Path, default=FILE, help="file of the runs (default: %(default)s)")
     parser.add_argument("--seeds", type=int, help="number of seeds of each run, the first ones (default: all)")
     parser.add_argument(
         "--jobs", type=int, default=max(1, (os.cpu_count() or 1)), help="runs in parallel (default: %(default)s)"
@@ -233,48 +170,44 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--document", action="store_true", help="only write the document from existing results")
     shared_options(parser)
     options = parser.parse_args(words)
-    params, matrix = read_params(options), read_matrix()
-    unknown = [name for name in options.runs if name not in matrix.runs]
+    params, name = read_params(options), options.matrix.stem
+    known = read_matrix(options.matrix).runs
+    unknown = [run for run in options.runs if run not in known]
     if unknown:
-        raise UserError(f"there is no run '{unknown[0]}' in {FILE.name}; choose from {', '.join(matrix.runs)}")
+        raise UserError(f"there is no run '{unknown[0]}' in {options.matrix.name}; choose from {', '.join(known)}")
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}; give at least 1")
     if not options.document:
-        with exclusive("ablation", WORK):
-            run_missing(matrix, params, options.runs, options.seeds, options.jobs)
-    tables = recorded_tables() if options.document else input_digest(params.data)
-    data = circumstances(params, tables, matrix.world).name
-    write_document(matrix, current_results(matrix, params, data), data, DOCUMENT)
-    print(f"ablation: {DOCUMENT.relative_to(HERE.parent)}")
+        tables = input_digest(params.data)
+        write_json(result_file(name, "tables"), {"digest": tables})
+        with exclusive(name, WORK / name):
+            run_missing(experiment_of(options.matrix, params, tables), options)
+    print(f"{name}: {write_document(params)}")
 
 
-def run_missing(matrix: Matrix, params: Params, names: Sequence[str], seeds: int | None, parallel: int) -> None:
-    """Run the jobs that have no result for their recipe yet, in parallel; the document is rewritten after each.
+def run_missing(experiment: Experiment, options: Any) -> None:
+    """Make the missing measurements, several runs in parallel; the document is rewritten after each run.
 
     Raises:
-        TableError: the default pipeline's tables are missing.
-        UserError: some jobs failed; raised after all others have run.
+        UserError: some runs failed; raised after all others have ended.
     """
-    of = circumstances(params, input_digest(params.data), matrix.world)
-    write_json(RESULTS / TABLES, {"digest": of.tables})
-    jobs = jobs_of(matrix, names, seeds)
-    missing = [job for job in jobs if not is_done(job, params, matrix.world, of.name)]
-    print(f"ablation: {len(jobs) - len(missing)} of {len(jobs)} runs are done", flush=True)
+    jobs = experiment.jobs(options.runs, options.seeds)
+    missing = [job for job in jobs if job.missing()]
+    left, whole = sum(len(job.missing()) for job in jobs), sum(len(job.wanted()) for job in jobs)
+    print(f"{experiment.name}: {len(missing)} of {len(jobs)} runs to do, {left} of {whole} measurements", flush=True)
     if not missing:
         return
-    bench, failed = prepare_world(matrix, params, of.measures), []
+    bench, failed = prepare_world(experiment), []
 
     def work(job: SeededRun) -> None:
         try:
-            print(f"ablation: {job.label} started", flush=True)
-            execute(job, matrix, params, of, bench)
-            write_document(matrix, current_results(matrix, params, of.name), of.name, DOCUMENT)
-            print(f"ablation: {job.label} done", flush=True)
+            Runner(job, bench)()
+            write_document(experiment.params)
         except UserError as error:
             failed.append(job.label)
-            print(f"ablation: {error}", file=sys.stderr, flush=True)
+            print(f"{experiment.name}: {error}", file=sys.stderr, flush=True)
 
-    with ThreadPoolExecutor(parallel) as pool:
+    with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(work, missing))
     if failed:
         raise UserError(

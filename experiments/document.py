@@ -8,228 +8,323 @@ from typing import Any
 
 import numpy as np
 
-from experiments.matrix import Matrix, Run
+from experiments.claims import claims, excess, measured_runs
+from experiments.experiment import Experiment, experiment_of
+from experiments.intervals import LEVEL, RESAMPLES, Measured, difference, paired, require
+from experiments.matrix import FILE, SEARCH, Kind
 from runtime.files import write_text
+from runtime.params import Params
 
-Result = dict[str, Any]
-Read = Callable[[Result], float | None]
+HERE = Path(__file__).parent
+DOCUMENT = HERE.parent / "docs" / "ablation.md"
+FINDINGS = HERE / "findings.md"
+"""What the results say, written by hand; it is part of the page."""
 
-MODEL, WHOLE = "customcontrast", "both"
-"""The method's name in the scores, and the run with all its parts."""
-
+WHOLE = "both"
+"""The run with all parts of the method."""
 PAPER = ("E-CI", "E-DI", "CT")
 """The columns of the paper's Tables 3 and 4, in the order of `Run.paper`."""
+COLUMNS = (*PAPER, "IR", "R-CI", "R-DI")
+DETECTABLE = {"E-CI": 0.019, "E-DI": 0.010, "CT": 0.004}
+"""The smallest difference that three seeds can tell from none in four of five cases, stated before the runs: 2.8 times
+the standard error of seven paired differences, pooled, of 28 earlier runs of 10,240 samples."""
 
-VIEWS = "S+ AUC, same class"
-"""Whether views of one subject cluster in S+, which the paper shows as a figure."""
-
-
-def score(name: str) -> Read:
-    """A column of the score stage."""
-    return lambda result: (result["score"][MODEL][name] or {}).get("mean")
+Read = Callable[[dict[str, Any]], float | None]
 
 
-def view(name: str) -> Read:
+def views(name: str) -> Read:
     """A measure of S+ over the views of subjects; None without S+."""
-    return lambda result: (result["views"].get("s_plus") or {}).get(name)
+    return lambda one: (one["views"].get("s_plus") or {}).get(name)
+
+
+LAST: dict[str, Read] = {
+    "S+ AUC": views("auc"),
+    "S+ AUC, same class": views("auc_same_class"),
+    "location loss": lambda one: one["train"].get("location") or None,
+}
+"""Read at the last number of samples only."""
 
 
 def truth(part: str, name: str) -> Read:
     """A column of the comparison with the toybox's ground truth."""
-    return lambda result: result["truth"][part][name]
+    return lambda one: one["truth"][part][name]
 
 
-SCORES: dict[str, Read] = {name: score(name) for name in ("E-CI", "E-DI", "CT", "IR", "R-CI", "R-DI")} | {
-    "S+ AUC": view("auc"),
-    VIEWS: view("auc_same_class"),
-    "location loss": lambda result: result["train"].get("location"),
-}
 TRUTH: dict[str, Read] = {
     **{name: truth("kept", name) for name in ("family", "colour", "pattern")},
     **{name: truth("followed", name) for name in ("scene", "style", "accessory", "shape")},
-    "same pose": truth("pose", "same_pose"),
-    "by chance": truth("pose", "chance"),
+    "same pose - chance": excess,
 }
+
+
+def kept(one: dict[str, Any]) -> float:
+    """Mean share of images in which the judge sees the subject's family, colour and pattern."""
+    return float(np.mean(list(one["truth"]["kept"].values())))
+
+
+def followed(one: dict[str, Any]) -> float:
+    """Mean share of images in which the judge sees the scene, style, accessory or shape of the prompt."""
+    return float(np.mean(list(one["truth"]["followed"].values())))
+
 
 INTRODUCTION = """# The paper's ablation on the toybox
 
-`make ablation` trains what is missing, and writes this page from `experiments/results`. {runs} runs of {steps} steps of
-{batch} ({samples:,} samples) each, on the same triplets and with the same sampler; measured on {subjects} held-out
-subjects, three per family, with {pictures} images per run. Numbers are means over seeds, ± the standard deviation over
-seeds where there is more than one. Training and sampling ran on CPU cores; the results hold the minutes of each run.
-Runs are compared seed by seed: the mean change ± its standard error. A change of less than twice its error is
-*within the spread of seeds*; with three seeds, a change slightly above that is suggestive, not conclusive.
+`make ablation` makes what is missing and writes this page from `experiments/results`; `make ablation-check` prints the
+claims. {runs} of {planned} runs are complete. Each is one training with a constant learning rate and an average of the
+weights, measured after {samples} samples of batch {batch}: on the same triplets, with the same sampler, on
+{subjects} held-out subjects, three per family, with {pictures} images each.
 
-These are small backbones, a small world and short runs: what can be compared with the paper is the direction
-of a change, not its size. Images are sampled with location masks, except for IP-Adapter-plus, which has none. A
-location loss near 0 (perfect: -1) would mean that the maps do not localise the subject, and then masks suppress
-the visual branch.
-"""
+Numbers are means over seeds, ± the standard deviation over seeds where there is more than one. A difference is paired
+by seed and subject; in brackets is its {level:.0%} interval from {resamples:,} bootstrap samples that draw seeds and
+subjects together. Three seeds can tell {detectable} from none in four of five cases; that was stated before the runs,
+from the spread of earlier ones. The page makes {comparisons} comparisons with a verdict; without any effect, one in
+twenty would still seem to have one.
 
-EARLIER = """**These results are of an earlier training of the toybox's backbones**: they were trained on other tables,
-or sampled and measured with other weights or settings ({then}), than they would be now ({now}).
-Comparisons among them hold for those; `make ablation` runs all of them again.
+These are small backbones, a small world and short runs: what can be compared with the paper is the direction of a
+change, not its size. Images are sampled with location masks, except where the maps are not trained: they would mute the
+subject.
 """
 
 TRUTH_WORDS = """The toybox knows what it rendered, so a classifier ([its own accuracy](toybox.md)) can measure whether
 an image shows the subject's family, colour and pattern, and what its prompt asked for. The pose of an image is that of
-the nearest of 72 renders of the subject, for subjects whose own photos show it; *same pose* is the share of images
-within 30 degrees of the photo that was shown, *by chance* the same images against all photos of their
-subject: a method that copies the view of its reference is above it.
+the nearest of 72 renders of the subject, for subjects whose own photos show it; *same pose - chance* is the share of
+images within 30 degrees of the photo that was shown, less that of the same images against all photos of their subject.
+"""
+
+CURVE_WORDS = """E-DI and CT of one adapter over the strength of the visual branch, with and without location masks.
+Methods are compared where both have the same CT, the mean of their own settings': at one arbitrary point each, more
+similarity may only be less control.
+"""
+
+SEARCH_WORDS = """The same small search for every method, five trials each of {samples:,} samples on {subjects} held-out
+subjects that are in no other table (`make ablation-search`). *kept* is the mean of the judge's family, colour and
+pattern, *followed* that of scene, style, accessory and shape; the best mean of both is used above, by all rows of a
+method.
 """
 
 
-def write_document(matrix: Matrix, results: Sequence[Result], data: str, file: Path) -> None:
-    """Write the page of the results that exist; `data`: the present `ablation.Circumstances.name`."""
-    found = by_run(matrix, results)
-    if found:
-        write_text(file, page(matrix, found, data))
+def write_document(params: Params) -> Path:
+    """Write the page of the results that count under `params`; return its place."""
+    write_text(DOCUMENT, page(experiment_of(FILE, params), experiment_of(SEARCH, params)))
+    return DOCUMENT.relative_to(HERE.parent)
 
 
-def by_run(matrix: Matrix, results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Run -> its results by seed, in the order of the matrix; runs without results are left out."""
-    of_each = {name: [result for result in results if result["run"] == name] for name in matrix.runs}
-    return {name: sorted(members, key=lambda result: result["seed"]) for name, members in of_each.items() if members}
-
-
-def page(matrix: Matrix, found: dict[str, list[Result]], data: str) -> str:
-    """The page as Markdown; it notes if its results are of other circumstances than `data`."""
-    every = [result for members in found.values() for result in members]
-    steps = matrix.common["train"]["steps"]
-    batch = round(every[0]["train"].get("batch", 16))
-    parts = [
-        INTRODUCTION.format(
-            runs=len(every),
-            steps=steps,
-            batch=batch,
-            samples=steps * batch,
-            subjects=every[0]["views"]["subjects"],
-            pictures=every[0]["score"][MODEL]["pictures"],
-        )
-    ]
-    if every[0]["data"] != data:
-        parts.append(EARLIER.format(then=every[0]["data"], now=data))
-    rows = of_kind(matrix, found, "ablation")
-    if rows:
-        parts += ["## Tables 3 and 4\n", table(rows, SCORES, paper=True), views_words(every), directions(matrix, found)]
-        parts += ["## Against the toybox's ground truth\n", TRUTH_WORDS, table(rows, TRUTH)]
-    baselines = of_kind(matrix, found, "baseline")
-    if baselines:
-        whole = [(matrix.runs[WHOLE], found[WHOLE])] if WHOLE in found else []
-        parts += ["## Baselines\n", table(baselines + whole, SCORES, paper=True)]
-        if whole:
-            parts.append(against_baselines(matrix, found))
-        parts.append(table(baselines + whole, TRUTH))
-    factors = of_kind(matrix, found, "factor")
-    if factors:
-        first = [(matrix.runs[WHOLE], found[WHOLE][:1])] if WHOLE in found else []
-        parts += ["## Factors of MACL, one seed\n", table(first + factors, SCORES), table(first + factors, TRUTH)]
-    absent = missing(matrix, found)
+def page(ablation: Experiment, search: Experiment) -> str:
+    """The page as Markdown."""
+    found = measured_runs(ablation)
+    parts = [introduction(ablation, found)]
+    if FINDINGS.is_file():
+        parts.append(FINDINGS.read_text(encoding="utf-8"))
+    parts += ["## The paper's claims\n", claims_table(ablation)]
+    parts += section(ablation, found, "Tables 3 and 4", "ablation", paper=True)
+    parts += section(ablation, found, "Baselines", "baseline", paper=True)
+    curves = curves_table(ablation, found)
+    if curves:
+        parts += ["## Operating curves\n", CURVE_WORDS, curves]
+    parts += section(ablation, found, "Other readings of the paper", "reading")
+    parts += section(ablation, found, "Factors of MACL", "factor")
+    trials = trials_table(search)
+    if trials:
+        parts += ["## Hyperparameters\n", trials]
+    absent = missing(ablation)
     if absent:
-        parts.append(f"Not run yet: {', '.join(absent)}.\n")
+        parts.append(f"Not complete yet: {', '.join(absent)}.\n")
     return "\n".join(parts)
 
 
-def views_words(results: Sequence[Result]) -> str:
-    """What the S+ columns are, and what the image encoder alone reaches."""
-    encoder = results[0]["views"]["image_encoder"]
-    return (
-        "*S+ AUC*: how often two views of one subject are closer in S+ than views of two subjects, of\n"
-        f"all or of one class. The image encoder's own tokens reach {encoder['auc']:.3f} and"
-        f" {encoder['auc_same_class'] or float('nan'):.3f}.\n"
+def introduction(ablation: Experiment, found: dict[str, Measured]) -> str:
+    """How it was measured, and how much there is."""
+    jobs = ablation.jobs()
+    some = next((result["measured"][0] for of in found.values() for result in of.results), None)
+    scored = some["scores"]["E-DI"] if some else {}
+    protocol = ablation.matrix.common["generate"]["protocol"]
+    each = protocol["prompts"] * protocol["images"] + protocol["reconstructions"]
+    return INTRODUCTION.format(
+        runs=sum(not job.missing() for job in jobs),
+        planned=len(jobs),
+        samples=words([f"{count:,}" for count in ablation.matrix.plan(WHOLE).samples]),
+        batch=ablation.matrix.common["train"]["batch"],
+        subjects=len(scored) or ablation.matrix.world["toybox"]["dreambench_subjects"],
+        pictures=each,
+        level=LEVEL,
+        resamples=RESAMPLES,
+        detectable=words([f"{value:.3f} of {name}" for name, value in DETECTABLE.items()]),
+        comparisons=len(claims(ablation)) + sum(len(PAPER) for run in ablation.matrix.runs.values() if run.against),
     )
 
 
-def of_kind(matrix: Matrix, found: dict[str, list[Result]], kind: str) -> list[tuple[Run, list[Result]]]:
-    """The runs of a kind that have results."""
-    return [(run, found[name]) for name, run in matrix.runs.items() if run.kind == kind and name in found]
+def words(items: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
-def missing(matrix: Matrix, found: dict[str, list[Result]]) -> list[str]:
-    """Runs and seeds without a result."""
-    done = {(result["run"], result["seed"]) for members in found.values() for result in members}
-    absent = {
-        name: [seed for seed in matrix.seeds[run.kind] if (name, seed) not in done] for name, run in matrix.runs.items()
-    }
-    return [f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in absent.items() if seeds]
+def claims_table(ablation: Experiment) -> str:
+    """A row for each claim."""
+    rows = [
+        (claim.says, "-" if claim.found is None else str(claim.found), claim.goal, claim.verdict)
+        for claim in claims(ablation)
+    ]
+    return markdown(("claim", "difference", "goal", ""), rows)
 
 
-def values_of(results: Sequence[Result], read: Read) -> list[float]:
-    """The values of a column, one for each seed that has it."""
-    return [value for value in map(read, results) if value is not None]
+def section(
+    ablation: Experiment, found: dict[str, Measured], title: str, kind: Kind, *, paper: bool = False
+) -> list[str]:
+    """The runs of a kind: scores, verdicts, the toybox's ground truth and learning curves; [] without results."""
+    matrix = ablation.matrix
+    names = [name for name, run in matrix.runs.items() if run.kind == kind]
+    others = {matrix.runs[name].against or WHOLE for name in names} - set(names)
+    shown = [name for name in (*names, *sorted(others)) if name in found]
+    if not set(names) & set(shown):
+        return []
+    samples = matrix.plan(names[0]).samples
+    parts = [
+        f"## {title}\n",
+        f"After {samples[-1]:,} samples.\n",
+        scores_table(ablation, found, shown, samples[-1], paper),
+    ]
+    parts += [comparison(ablation, found, name, samples[-1]) for name in names if name in found]
+    if kind == "ablation":
+        parts.append(TRUTH_WORDS)
+    parts.append(truth_table(ablation, found, shown, samples[-1]))
+    if len(samples) > 1:
+        parts += [f"{title}: learning curves.\n", learning_table(ablation, found, shown)]
+    return parts
 
 
-def cell(values: Sequence[float]) -> str:
+def scores_table(
+    ablation: Experiment, found: dict[str, Measured], names: Sequence[str], samples: int, paper: bool
+) -> str:
+    """The columns of the published table, S+ and the location loss; `paper` adds the paper's."""
+    head = ["run", "seeds", *COLUMNS, *LAST, *(f"paper's {name}" for name in PAPER if paper)]
+    rows = []
+    for name in names:
+        run, of = ablation.matrix.runs[name], found[name].complete(samples)
+        if not of.results:
+            continue
+        scores = [cell(np.nanmean(of.values(column, samples), axis=1)) for column in COLUMNS]
+        last = [cell(of.numbers(read, samples)) if has_views(of, samples) else "-" for read in LAST.values()]
+        theirs = [f"{value:.3f}" for value in run.paper] if run.paper else ["-"] * len(PAPER)
+        rows.append([run.title, str(len(of.results)), *scores, *last, *(theirs if paper else [])])
+    return markdown(head, rows)
+
+
+def has_views(of: Measured, samples: int) -> bool:
+    """Whether the runs' S+ was probed after so many samples."""
+    return all("views" in require(result, samples, None) for result in of.results)
+
+
+def truth_table(ablation: Experiment, found: dict[str, Measured], names: Sequence[str], samples: int) -> str:
+    """The judge's columns."""
+    of_each = {name: found[name].complete(samples) for name in names}
+    rows = [
+        [ablation.matrix.runs[name].title, *(cell(of.numbers(read, samples)) for read in TRUTH.values())]
+        for name, of in of_each.items()
+        if of.results
+    ]
+    return markdown(["run", *TRUTH], rows)
+
+
+def learning_table(ablation: Experiment, found: dict[str, Measured], names: Sequence[str]) -> str:
+    """E-DI, CT and what the judge sees after each number of samples."""
+    counts = sorted({count for name in names for count in ablation.matrix.plan(name).samples})
+    rows = []
+    for name in names:
+        of_each = [found[name].complete(count) for count in counts]
+        several = [(of, count) for of, count in zip(of_each, counts, strict=True)]
+        row = [ablation.matrix.runs[name].title]
+        for column in ("E-DI", "CT"):
+            row += [cell(np.nanmean(of.values(column, n), axis=1)) if of.results else "-" for of, n in several]
+        row += [cell(of.numbers(kept, n)) if of.results else "-" for of, n in several]
+        rows.append(row)
+    short = [f"{count // 1000}k" for count in counts]
+    return markdown(["run", *(f"{name} {count}" for name in ("E-DI", "CT", "kept") for count in short)], rows)
+
+
+def curves_table(ablation: Experiment, found: dict[str, Measured]) -> str:
+    """E-DI and CT of each run at each of its operating points; empty if none was measured."""
+    points = list(dict.fromkeys(wanted.point.name for job in ablation.jobs(seeds=1) for wanted in job.wanted()))
+    rows = []
+    for name, of_run in found.items():
+        samples, row = ablation.matrix.plan(name).samples[-1], [ablation.matrix.runs[name].title]
+        for point in points:
+            of = of_run.complete(samples, point)
+            columns = ("E-DI", "CT") if of.results else ()
+            row.append(" / ".join(f"{np.nanmean(of.values(column, samples, point)):.3f}" for column in columns) or "-")
+        if sum(text != "-" for text in row[1:]) > 1:
+            rows.append(row)
+    return markdown(["E-DI / CT", *(point.replace("-", " ") for point in points)], rows) if rows else ""
+
+
+def trials_table(search: Experiment) -> str:
+    """The trials of the search with their scores; empty if there are none."""
+    found = measured_runs(search)
+    if not found:
+        return ""
+    samples = search.matrix.plan(next(iter(found))).samples[-1]
+    rows = []
+    for name, of in found.items():
+        measured = require(of.results[0], samples, None)
+        scores = [float(np.nanmean(of.values(column, samples))) for column in ("E-DI", "CT")]
+        judged = [kept(measured), followed(measured)]
+        values = [*scores, *judged, float(np.mean(judged))]
+        rows.append([search.matrix.runs[name].title, changed(search, name), *(f"{value:.3f}" for value in values)])
+    told = SEARCH_WORDS.format(samples=samples, subjects=search.matrix.world["toybox"]["dreambench_subjects"])
+    return told + "\n" + markdown(("method", "trial", "E-DI", "CT", "kept", "followed", "mean of both"), rows)
+
+
+def changed(search: Experiment, name: str) -> str:
+    """What distinguishes a trial: the last two words of its name, such as `lr 0.001`."""
+    method, _, value = name.rpartition("-")
+    return f"{method.rpartition('-')[2]} {value}"
+
+
+def cell(values: Sequence[float] | np.ndarray) -> str:
     """Mean and, for several seeds, standard deviation."""
-    if not values:
+    if not len(values):
         return "-"
     mean = f"{np.mean(values):.3f}"
     return f"{mean} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else mean
 
 
-def table(rows: Sequence[tuple[Run, list[Result]]], columns: dict[str, Read], paper: bool = False) -> str:
-    """A Markdown table, one row per run; `paper` adds the paper's columns."""
-    head = ["run", "seeds", *columns, *(f"paper's {name}" for name in PAPER if paper)]
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for run, results in rows:
-        shown = [cell(values_of(results, read)) for read in columns.values()]
-        theirs = [f"{value:.3f}" for value in run.paper] if run.paper else ["-"] * len(PAPER)
-        lines.append("| " + " | ".join([run.title, str(len(results)), *shown, *(theirs if paper else [])]) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
-def directions(matrix: Matrix, found: dict[str, list[Result]]) -> str:
-    """A line for each row: whether the paper's direction holds here."""
-    pairs = [(name, run.against) for name, run in matrix.runs.items() if run.against in found and name in found]
-    return "\n".join(comparison(matrix, found, name, against) for name, against in pairs if against) + "\n"
-
-
-def against_baselines(matrix: Matrix, found: dict[str, list[Result]]) -> str:
-    """A line for each baseline: the whole method against it."""
-    names = [name for name, run in matrix.runs.items() if run.kind == "baseline" and name in found]
-    return "\n".join(comparison(matrix, found, WHOLE, name) for name in names) + "\n"
-
-
-def comparison(matrix: Matrix, found: dict[str, list[Result]], name: str, against: str) -> str:
-    """One run against another: the change of the paper's columns, with a verdict each, and of the views."""
-    run, other = matrix.runs[name], matrix.runs[against]
-    before = {result["seed"]: result for result in found[against]}
-    both = [(result, before[result["seed"]]) for result in found[name] if result["seed"] in before]
-
-    def changes(read: Read) -> list[float]:
-        values = [(read(mine), read(theirs)) for mine, theirs in both]
-        return [mine - theirs for mine, theirs in values if mine is not None and theirs is not None]
-
-    words = []
+def comparison(ablation: Experiment, found: dict[str, Measured], name: str, samples: int) -> str:
+    """One run against the one it is compared with, or the whole method against it: a verdict for each column."""
+    matrix = ablation.matrix
+    mine, theirs = (name, matrix.runs[name].against) if matrix.runs[name].against else (WHOLE, name)
+    if not theirs or theirs not in found or mine not in found:
+        return ""
+    a, b = paired(found[mine], found[theirs], samples)
+    if not a.results:
+        return ""
+    run, other = matrix.runs[mine], matrix.runs[theirs]
+    said = []
     for place, column in enumerate(PAPER):
-        theirs = run.paper[place] - other.paper[place] if run.paper and other.paper else None
-        words.append(f"{column} {verdict(theirs, changes(SCORES[column]))}")
-    of_views = changes(SCORES[VIEWS])
-    if of_views:
-        shown = "" if other.paper is None else " (the paper shows it in its Fig. 7)"
-        words.append(f"{VIEWS} {np.mean(of_views):+.3f}{shown}")
-    return f"- **{run.title}**, against {other.title}: {'; '.join(words)}."
+        change = difference(a.values(column, samples), b.values(column, samples))
+        paper = run.paper[place] - other.paper[place] if run.paper and other.paper else None
+        said.append(f"{column} {verdict(change, paper)}")
+    return f"- **{run.title}**, against {other.title}: {'; '.join(said)}."
 
 
-def verdict(theirs: float | None, changes: Sequence[float]) -> str:
-    """How the mean of a column's `changes`, one per seed of both runs, compares with the paper's change, if it has one.
+def verdict(change: Any, paper: float | None) -> str:
+    """A difference in words; `paper`: the paper's."""
+    said = str(change) if paper is None else f"{change} (paper {paper:+.3f})"
+    if not change.sign:
+        return f"{said}, not to be told from none"
+    if paper is None:
+        return said
+    return f"{said}, {'holds' if change.sign * paper > 0 else 'does not hold'}"
 
-    Runs of one seed share noise and the order of samples, so an effect of the seed on all of them cancels. A change
-    below twice its standard error over the seeds is not significant; with one seed the error is unknown.
-    """
-    if not changes:
-        return "has no seed in common"
-    change = float(np.mean(changes))
-    error = float(np.std(changes, ddof=1) / np.sqrt(len(changes))) if len(changes) > 1 else None
-    said = f"{change:+.3f}" if error is None else f"{change:+.3f} ± {error:.3f}"
-    said = said if theirs is None else f"{said} (paper {theirs:+.3f})"
-    as_in_paper = theirs is not None and change * theirs > 0
-    if error is None:
-        if theirs is None:
-            return f"{said}, one seed"
-        return f"{said}, {'the same direction' if as_in_paper else 'another direction'} with one seed"
-    if abs(change) <= 2 * error:
-        return f"{said}, within the spread of seeds"
-    if theirs is None:
-        return f"{said}, beyond the spread of seeds"
-    return f"{said}, {'holds' if as_in_paper else 'does not hold'}"
+
+def missing(ablation: Experiment) -> list[str]:
+    """Runs and the seeds that are not complete."""
+    absent: dict[str, list[int]] = {}
+    for job in ablation.jobs():
+        if job.missing():
+            absent.setdefault(job.name, []).append(job.seed)
+    return [f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in absent.items()]

@@ -1,4 +1,4 @@
-"""The runs of the ablation, read from `ablation.yaml`."""
+"""The runs of an experiment, read from a file such as `ablation.yaml`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import Field
 
 from runtime.errors import UserError
 from runtime.params import Section, parse
 
 FILE = Path(__file__).with_name("ablation.yaml")
-Kind = Literal["ablation", "baseline", "factor"]
+SEARCH = Path(__file__).with_name("search.yaml")
+Kind = Literal["ablation", "baseline", "reading", "factor", "trial"]
+
+
+class OperatingPoint(Section):
+    """How images are sampled: an operating point between similarity and controllability."""
+
+    strength: float  # of the visual branch, lambda
+    location_masks: bool
+
+    @property
+    def name(self) -> str:
+        return f"strength-{self.strength:g}{'-masks' if self.location_masks else ''}"
 
 
 class Run(Section):
@@ -22,25 +35,48 @@ class Run(Section):
     params: dict[str, Any]  # overrides params.yaml
     paper: tuple[float, float, float] | None = None  # E-CI, E-DI, CT of Tables 3 and 4; for a baseline, of Table 1
     against: str | None = None  # the run it is compared with
+    points: str | None = None  # name of its operating points; None: those of its plan
+
+
+class Schedule(Section):
+    """What is trained and measured of each run of a kind."""
+
+    seeds: list[int]
+    samples: list[int] = Field(min_length=1)  # of the measured adapters, ascending: one run is trained on from each
+    points: str | None = None  # name of the operating points measured at the last, besides the run's own setting
 
 
 class Matrix(Section):
-    """The whole of ablation.yaml."""
+    """A whole file."""
 
     common: dict[str, Any]  # overrides params.yaml for all runs
     world: dict[str, Any]  # the evaluation's sources
+    points: dict[str, list[OperatingPoint]] = Field(default_factory=dict)
+    plans: dict[Kind, Schedule]
     runs: dict[str, Run]
-    seeds: dict[Kind, list[int]]
+
+    def plan(self, name: str) -> Schedule:
+        """The plan of a run."""
+        return self.plans[self.runs[name].kind]
+
+    def curve(self, name: str) -> list[OperatingPoint]:
+        """The operating points of a run besides its own setting."""
+        return self.points.get(self.runs[name].points or self.plan(name).points or "", [])
 
 
 def read_matrix(file: Path = FILE) -> Matrix:
-    """Read `ablation.yaml`.
+    """Read a matrix.
 
     Raises:
-        UserError: a key is unknown or missing, or a run is compared with an unknown one.
+        UserError: a key is unknown or missing, a run is compared with an unknown one, or a kind has no plan.
     """
     matrix = parse(file.name, yaml.safe_load(file.read_text(encoding="utf-8")), Matrix)
     for name, run in matrix.runs.items():
         if run.against is not None and run.against not in matrix.runs:
             raise UserError(f"{file.name}: {name} is compared with '{run.against}', which is not a run; correct it")
+        if run.kind not in matrix.plans:
+            raise UserError(f"{file.name}: {name} is of kind '{run.kind}', which has no entry in plans; add one")
+        points = run.points or matrix.plan(name).points
+        if points is not None and points not in matrix.points:
+            raise UserError(f"{file.name}: {name} has the points '{points}', which are not there; add or correct them")
     return matrix

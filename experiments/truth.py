@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from experiments.document import MODEL
+from eval.score.metrics import MODEL
 from model.images.segment import on_white
 from pipelines import tables
 from pipelines.toybox import layouts

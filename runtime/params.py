@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,6 +22,15 @@ from runtime.files import write_text
 PARAMS_FILE = Path("params.yaml")
 FREE_MAPPINGS = ("train.mixture", "generate.protocol.references", "score.encoders")
 """Mappings with user-defined keys. An overlay replaces them: if they were merged, no entry could be removed."""
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of nested mappings."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 class Section(pydantic.BaseModel):

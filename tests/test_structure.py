@@ -32,6 +32,7 @@ ALLOWED = {
         "train.recipe",
         "train.toybox",
         "eval.trial",
+        "eval.score.metrics",
     ),
     "benchmarks": ("runtime", "model", "pipelines", "train", "eval"),
 }

@@ -74,8 +74,9 @@ class Trainer:
         start, state = checkpoints.restore(self.trained)
         if state is not None:
             if start > self.params.steps:
+                steps = self.params.steps
                 raise UserError(
-                    f"the checkpoint is of step {start}, beyond train.steps = {self.params.steps}; train at least as many"
+                    f"the checkpoint is of step {start}, beyond train.steps = {steps}; give at least as many"
                 )
             record.restore(state)
             self.ranks.say(f"train: resuming at step {start} of {self.params.steps}")

@@ -1,45 +1,46 @@
-"""The matrix of runs, what names a result, and the page that is written of them."""
+"""What is measured of each run, what counts as measured, and how runs are trained on."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from experiments import ablation, document
-from experiments.matrix import FILE, Matrix, read_matrix
+from experiments import ablation, experiment
+from experiments.experiment import Experiment, merged
+from experiments.matrix import FILE, SEARCH, read_matrix
 from runtime.errors import UserError
 from runtime.params import Params, parse
 from train.recipe import ModelParams, TrainParams
 
-PARAMS = yaml.safe_load(Path("params.yaml").read_text())
+ROWS = ["both", "visual", "fusion", "textual", "cscl", "macl"]
+
+
+def experiment_with(*settings: str, tables: str = "tables", file: Path = FILE) -> Experiment:
+    return Experiment(read_matrix(file), Params.read(settings=list(settings)), file.stem, tables)
 
 
 @pytest.fixture
-def matrix() -> Matrix:
-    return read_matrix()
+def planned() -> Experiment:
+    return experiment_with()
 
 
 @pytest.fixture
-def params() -> Params:
-    return Params.read()
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of results."""
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path)
+    return tmp_path
 
 
-def test_rows_are_the_paper_s_and_change_one_thing_each(matrix: Matrix):
-    rows = [name for name, run in matrix.runs.items() if run.kind == "ablation"]
-    assert rows == ["visual", "textual", "fusion", "cscl", "macl", "both"]
-    jobs = {job.name: ablation.merged(PARAMS, job.overlay) for job in ablation.jobs_of(matrix, [], 1)}
+def test_rows_are_the_paper_s_and_change_one_thing_each(planned: Experiment):
+    trees = {job.name: job.tree for job in planned.jobs(seeds=1) if job.run.kind == "ablation"}
     switches = {
-        name: (
-            tree["model"]["textual"],
-            tree["model"]["tv_fusion"],
-            tree["train"]["objective"]["cscl"],
-            tree["train"]["objective"]["macl"],
-        )
-        for name, tree in jobs.items()
-        if name in rows
+        name: (*(tree["model"][key] for key in ("textual", "tv_fusion")), *(o[key] for key in ("cscl", "macl")))
+        for name, tree in trees.items()
+        for o in [tree["train"]["objective"]]
     }
     assert switches == {
         "visual": (False, False, False, False),
@@ -51,178 +52,198 @@ def test_rows_are_the_paper_s_and_change_one_thing_each(matrix: Matrix):
     }
 
 
-def test_every_run_is_a_valid_set_of_params_with_the_same_budget(matrix: Matrix):
-    budgets = set()
-    for job in ablation.jobs_of(matrix, [], None):
-        tree = ablation.merged(PARAMS, job.overlay)
-        parse("model", tree["model"], ModelParams)
-        train = parse("train", tree["train"], TrainParams)
-        assert train.seed == job.seed
-        budgets.add((train.steps, train.batch, train.learning_rate, train.schedule))
-    assert len(budgets) == 1
+def test_rows_of_a_method_share_its_hyperparameters(planned: Experiment):
+    same = {
+        (t["learning_rate"], t["weight_decay"], t["objective"]["location_weight"], t["objective"]["contrastive_weight"])
+        for job in planned.jobs()
+        if job.name in ROWS
+        for t in [job.tree["train"]]
+    }
+    assert len(same) == 1
 
 
-def test_paper_s_numbers_are_those_of_its_table(matrix: Matrix):
+def test_every_run_is_a_valid_set_of_params_and_its_checkpoints_are_finished_adapters(planned: Experiment):
+    for of in (planned, experiment_with(file=SEARCH)):
+        for job in of.jobs():
+            parse("model", job.tree["model"], ModelParams)
+            train = parse("train", job.tree["train"], TrainParams)
+            assert (train.seed, train.schedule) == (job.seed, "constant") and train.ema is not None
+            samples = of.matrix.plan(job.name).samples
+            assert samples == sorted(samples) and not any(count % train.samples for count in samples)
+
+
+def test_paper_s_numbers_are_those_of_its_tables(planned: Experiment):
     methods, _, rows = (table["rows"] for table in json.loads(Path("eval/report/published.json").read_text())["tables"])
-    told = [run.paper for run in matrix.runs.values() if run.paper and run.kind == "ablation"]
+    told = [planned.matrix.runs[name].paper for name in ("visual", "textual", "fusion", "cscl", "macl", "both")]
     assert told == [(row[4], row[6], row[1]) for row in rows]
     of_methods = {row[0]: (row[4], row[6], row[1]) for row in methods}
-    baselines = {run.title: run.paper for run in matrix.runs.values() if run.paper and run.kind == "baseline"}
-    assert baselines == {"IP-Adapter-plus": of_methods["IP-Adapter-plus"]}
-    assert of_methods["CustomContrast"] == matrix.runs["both"].paper
+    assert planned.matrix.runs["ip-adapter-plus"].paper == of_methods["IP-Adapter-plus"]
 
 
-def test_first_seeds_come_before_second_ones(matrix: Matrix):
-    seeds = [job.seed for job in ablation.jobs_of(matrix, [], None)]
-    assert seeds == sorted(seeds)
-    assert {job.name for job in ablation.jobs_of(matrix, ["both"], None)} == {"both"}
-    assert len(ablation.jobs_of(matrix, [], 1)) == len(matrix.runs)
+def test_first_seeds_come_before_second_ones(planned: Experiment):
+    places = [planned.matrix.plan(job.name).seeds.index(job.seed) for job in planned.jobs()]
+    assert places == sorted(places)
+    assert {job.name for job in planned.jobs(["both"])} == {"both"}
+    assert len(planned.jobs(seeds=1)) == len(planned.matrix.runs)
 
 
-def test_result_counts_while_recipe_and_data_are_the_same(matrix: Matrix, params: Params, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "RESULTS", tmp_path)
-    job = ablation.jobs_of(matrix, ["both"], 1)[0]
-    assert not ablation.is_done(job, params, matrix.world, "tables")
-    done = {"run": "both", "seed": 0, "recipe": ablation.recipe_of(job, params, matrix.world), "data": "tables"}
-    job.result.write_text(json.dumps(done))
-    assert ablation.is_done(job, params, matrix.world, "tables")
-    assert ablation.current_results(matrix, params, "tables") == [done]
-    assert not ablation.is_done(job, params, matrix.world, "other tables")
-    assert not ablation.is_done(job, params, {}, "tables")
-    others = Params.read(settings=["train.learning_rate=0.5"])
-    assert not ablation.is_done(job, others, matrix.world, "tables")
-    assert ablation.current_results(matrix, others, "tables") == []  # a page of today's params does without it
+def test_own_setting_is_measured_along_the_curve_and_the_other_points_at_its_end(planned: Experiment):
+    both, plus = (planned.jobs([name], 1)[0].wanted() for name in ("both", "ip-adapter-plus"))
+    assert [(one.samples, one.point.name, one.own) for one in both[:3]] == [
+        (count, "strength-1-masks", True) for count in (10000, 20000, 40000)
+    ]
+    assert {one.point.name for one in both[3:]} == {
+        "strength-0.6-masks", "strength-1.4-masks", "strength-1"
+    }  # fmt: skip
+    assert {one.samples for one in both[3:]} == {40000}
+    assert [one.point.name for one in plus] == ["strength-1"] * 3 + ["strength-0.6", "strength-1.4"]
 
 
-@pytest.mark.parametrize("value", ["score.margin=0.3", "mask.min_detection=0.5", "views.timestep=9"])
-def test_another_way_to_measure_makes_other_results_but_trains_nothing_again(value, matrix: Matrix, params: Params):
-    before = ablation.circumstances(params, "tables", matrix.world)
-    assert ablation.circumstances(params, "tables", matrix.world) == before
-    assert ablation.circumstances(params, "other tables", matrix.world).name != before.name
-    after = ablation.circumstances(Params.read(settings=[value]), "tables", matrix.world)
-    assert after.name != before.name
-    assert (after.tables, after.weights) == (before.tables, before.weights)
+def test_each_measurement_is_recorded_at_once_and_counts_while_all_it_depends_on_is_the_same(results: Path):
+    job = experiment_with().jobs(["both"], 1)[0]
+    first, second, *_ = job.wanted()
+    runner = ablation.Runner(job, results)
+    runner.record(first, {"scores": {}})
+    assert job.missing()[0] == second and len(job.missing()) == len(job.wanted()) - 1
+    runner.record(second, {"scores": {}})
+    assert [one["samples"] for one in experiment.read_json(job.file)["measured"]] == [10000, 20000]
+
+    def left(*settings: str, **how: Any) -> int:
+        other = experiment_with(*settings, **how).jobs(["both"], 1)[0]
+        return len(other.wanted()) - len(other.missing())
+
+    assert left() == 2
+    assert left("train.checkpoint_every=7", "generate.processes=5", "train.ranks=1") == 2, "these change no result"
+    for value in ("score.margin=0.3", "mask.min_detection=0.5", "views.timestep=9", "train.learning_rate=0.5"):
+        assert left(value) == 0, value
+    assert left(tables="others") == 0
 
 
-def test_weights_are_part_of_the_circumstances(matrix: Matrix, params: Params, tmp_path, monkeypatch):
+def test_setting_that_is_newer_than_a_result_leaves_it_as_it_is_and_a_removed_one_does_not(results: Path):
+    job = experiment_with().jobs(["both"], 1)[0]
+    ablation.Runner(job, results).record(job.wanted()[0], {})
+    stored = experiment.read_json(job.file)
+    del stored["settings"]["model.noun_weight"]
+    job.file.write_text(json.dumps(stored))
+    assert job.recorded() is not None
+    stored["settings"]["model.gone"] = 1
+    job.file.write_text(json.dumps(stored))
+    assert job.recorded() is None
+
+
+def test_weights_are_part_of_what_a_result_depends_on(planned: Experiment, tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
-    before = ablation.circumstances(params, "tables", matrix.world)
-    monkeypatch.setattr(ablation, "JUDGE", tmp_path)
-    after = ablation.circumstances(params, "tables", matrix.world)
-    assert after.weights != before.weights and after.name != before.name
+    before = planned.data
+    monkeypatch.setattr(experiment, "JUDGE", tmp_path)
+    after = experiment_with().data
+    assert after["tables"] == before["tables"] and after["weights"] != before["weights"]
 
 
-def test_stages_get_the_command_line_s_values_and_the_run_s_on_top(matrix: Matrix, tmp_path):
-    job = ablation.jobs_of(matrix, ["macl"], 1)[0]
-    asked = Params.read(settings=["train.batch=8", "train.steps=7"])
-    ablation.write_overlay(tmp_path, asked, job.overlay, matrix.world)
-    written = yaml.safe_load((tmp_path / "overlay.yaml").read_text())
-    assert (written["train"]["batch"], written["train"]["steps"]) == (8, 640)
+def test_results_in_the_repository_are_of_its_weights_params_and_last_tables():
+    for file in (FILE, SEARCH):
+        current = experiment.experiment_of(file, Params.read())
+        for result in sorted((experiment.RESULTS / file.stem).glob("*-[0-9].json")):
+            jobs = {job.label: job for job in current.jobs()}
+            assert result.stem in jobs, f"{result} is of no run of {file.name}; remove it"
+            assert jobs[result.stem].recorded() is not None, f"{result} is of other data or settings; run make ablation"
+
+
+def test_trials_are_on_other_subjects_than_the_ablation_and_as_many_for_each_method(planned: Experiment):
+    search = experiment_with(file=SEARCH)
+    assert search.matrix.world["toybox"]["seed"] != planned.params.tree()["toybox"]["seed"]
+    titles = [run.title for run in search.matrix.runs.values()]
+    assert {titles.count(title) for title in titles} == {5}
+
+
+class Commands:
+    """Records commands instead of running them, and writes what they would."""
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[str, dict[str, Any], tuple[str, ...]]] = []
+
+    def __call__(self, module: str, overlay: Path, data: Path, log: Path, *words: str) -> None:
+        tree = yaml.safe_load(overlay.read_text())
+        self.ran.append((module, tree, words))
+        if module == "train":
+            (overlay.parent / "work" / "train" / "run").mkdir(parents=True)
+            (overlay.parent / "work" / "train" / "run" / "recipe.json").write_text("{}")
+            for name in ("summary.json", "metrics.json"):
+                (data / "train").mkdir(exist_ok=True)
+                (data / "train" / name).write_text("{}")
+
+
+def test_run_is_trained_on_from_its_last_number_of_samples_and_measured_at_its_points(results, tmp_path, monkeypatch):
+    ran = Commands()
+    monkeypatch.setattr(ablation, "command", ran)
+    monkeypatch.setattr(ablation, "scores_of", lambda data: {})
+    monkeypatch.setattr(
+        ablation, "read_json", lambda file: {} if "metrics" in file.name else experiment.read_json(file)
+    )
+    monkeypatch.setattr(experiment, "WORK", tmp_path / "work")
+    job = experiment_with().jobs(["ip-adapter-plus"], 1)[0]
+    ablation.Runner(job, tmp_path / "bench")()
+    trainings = [(tree["train"]["steps"], words) for module, tree, words in ran.ran if module == "train"]
+    assert [steps for steps, _ in trainings] == [625, 1250, 2500]
+    assert trainings[0][1] == () and [words[0] for _, words in trainings[1:]] == ["--resume", "--resume"]
+    assert trainings[1][1][1].endswith("10000/work/train/run") and trainings[2][1][1].endswith("20000/work/train/run")
+    generated = [tree["generate"] for module, tree, _ in ran.ran if module == "eval.generate"]
+    assert [(of["strength"], of["location_masks"]) for of in generated] == [(1, False)] * 3 + [
+        (0.6, False),
+        (1.4, False),
+    ]
+    assert [module for module, _, _ in ran.ran].count("eval.probes.views") == 1
+    assert job.missing() == []
+    ran.ran.clear()
+    ablation.Runner(job, tmp_path / "bench")()
+    assert ran.ran == []
+
+
+def test_stages_get_the_command_line_s_values_and_the_run_s_on_top(tmp_path):
+    job = experiment_with("train.batch=8", "train.schedule=cosine").jobs(["macl"], 1)[0]
+    written = yaml.safe_load(ablation.write_overlay(tmp_path, job.tree).read_text())
+    assert (written["train"]["batch"], written["train"]["schedule"]) == (16, "constant")
     assert written["train"]["objective"]["cscl"] is False
-    assert written["sources"] == matrix.world["sources"]
+    assert written["sources"] == job.experiment.matrix.world["sources"]
     assert written["run"]["work"] == str(tmp_path / "work")
     given = Params.read([str(tmp_path / "overlay.yaml")])
-    assert given.section("train", TrainParams).batch == 8, "a stage takes it"
+    assert given.section("train", TrainParams).batch == 16, "a stage takes it"
 
 
-def test_results_of_different_data_share_no_page(matrix: Matrix, params: Params, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "RESULTS", tmp_path)
-    for job, data in zip(ablation.jobs_of(matrix, ["cscl", "macl"], 1), ("one", "other"), strict=True):
-        made = {"run": job.name, "seed": 0, "recipe": ablation.recipe_of(job, params, matrix.world), "data": data}
-        job.result.write_text(json.dumps(made))
-    for run, data in (("cscl", "one"), ("macl", "other")):
-        assert [result["run"] for result in ablation.current_results(matrix, params, data)] == [run]
-    with pytest.raises(UserError, match=r"(cscl-0 and macl-0|macl-0 and cscl-0) were trained on different data"):
-        ablation.current_results(matrix, params, "a third")
-    (tmp_path / "macl-0.json").unlink()
-    assert [result["run"] for result in ablation.current_results(matrix, params, "a third")] == ["cscl"]
-
-
-def test_page_says_that_its_results_are_of_earlier_backbones(matrix: Matrix, tmp_path):
-    for data, told in (("now", False), ("another", True)):
-        results = [result("both", 0, 0.5) | {"data": data}]
-        document.write_document(matrix, results, "now", tmp_path / "page.md")
-        assert ("results are of an earlier training" in (tmp_path / "page.md").read_text()) is told
+def test_mappings_are_merged_and_other_values_replaced():
+    assert merged({"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"c": [2]}}, {"d": 3}) == {"a": {"b": 1, "c": [2]}, "d": 3}
 
 
 @pytest.mark.slow
 def test_failed_stage_is_one_sentence_with_its_last_line(tmp_path):
-    (tmp_path / "overlay.yaml").write_text("train: {stpes: 1}\n")
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("train: {stpes: 1}\n")
     with pytest.raises(UserError, match=r"train of .* ended with code 1 \(error: .*unknown key 'train\.stpes'"):
-        ablation.command("train", tmp_path, tmp_path, tmp_path / "log.txt")
+        ablation.command("train", overlay, tmp_path, tmp_path / "log.txt")
 
 
-def test_comparison_with_no_run_is_refused(tmp_path):
-    tree = yaml.safe_load(FILE.read_text())
-    tree["runs"]["both"]["against"] = "nothing"
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runs": {"both": {"against": "nothing"}}}, "both is compared with 'nothing', which is not a run"),
+        ({"runs": {"both": {"points": "nothing"}}}, "both has the points 'nothing', which are not there"),
+        ({"plans": None}, "both is of kind 'ablation', which has no entry in plans"),
+    ],
+)
+def test_inconsistent_matrix_is_refused(change: dict[str, Any], message: str, tmp_path):
+    tree = merged(yaml.safe_load(FILE.read_text()), change)
+    tree["plans"] = tree["plans"] or {"baseline": {"seeds": [0], "samples": [16]}}
     (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(UserError, match="both is compared with 'nothing', which is not a run"):
+    with pytest.raises(UserError, match=message):
         read_matrix(tmp_path / "ablation.yaml")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["bth"], r"there is no run 'bth' in ablation\.yaml; choose from visual, textual"),
+        (["bth"], r"there is no run 'bth' in ablation\.yaml; choose from both, ip-adapter-plus"),
         (["--jobs", "0"], "--jobs is 0; give at least 1"),
     ],
 )
 def test_bad_options_are_one_sentence(words: list[str], message: str):
     with pytest.raises(UserError, match=message):
         ablation.main(words)
-
-
-def result(run: str, seed: int, value: float) -> dict:
-    columns = ("E-CI", "E-DI", "CT", "IR", "R-CI", "R-DI")
-    return {
-        "run": run,
-        "seed": seed,
-        "data": "tables",
-        "minutes": {"train": 5.0, "measure": 1.0},
-        "train": {"steps": 640},
-        "score": {"customcontrast": {name: {"mean": value} for name in columns} | {"pictures": 240}},
-        "views": {
-            "subjects": 24,
-            "s_plus": {"auc": 0.9, "auc_same_class": None},
-            "image_encoder": {"auc": 0.8, "auc_same_class": 0.7},
-        },
-        "truth": {
-            "kept": {"family": value, "colour": value, "pattern": value},
-            "followed": dict.fromkeys(("scene", "style", "accessory", "shape"), value),
-            "pose": {"same_pose": 0.3, "chance": 0.2},
-        },
-    }
-
-
-def test_page_holds_means_spreads_and_what_is_missing(matrix: Matrix, tmp_path):
-    runs = {"fusion": (0.50, 0.52, 0.54), "both": (0.60, 0.62, 0.64), "factor-none": (0.55,)}
-    runs |= {"ip-adapter-plus": (0.70, 0.71, 0.72), "self-reconstruction": (0.5, 0.7)}
-    results = [result(run, seed, value) for run, values in runs.items() for seed, value in enumerate(values)]
-    document.write_document(matrix, results, "tables", tmp_path / "page.md")
-    text = (tmp_path / "page.md").read_text()
-    assert "| MFI encoder + CSCL + MACL | 3 | 0.620 ± 0.020 |" in text
-    assert "E-CI +0.100 ± 0.000 (paper +0.034), holds" in text
-    assert (
-        "**MFI encoder + CSCL + MACL**, against IP-Adapter-plus: E-CI -0.090 ± 0.006 (paper +0.022), does not hold"
-        in text
-    )
-    assert "against self-reconstruction (target = reference): E-CI +0.010 ± 0.090, within the spread of seeds" in text
-    assert "Not run yet: visual (seed 0, 1, 2), textual" in text and "both (seed" not in text
-    assert "10,240 samples" in text
-
-
-@pytest.mark.parametrize(
-    ("theirs", "changes", "words"),
-    [
-        (0.1, [0.4, 0.5], "+0.450 ± 0.050 (paper +0.100), holds"),
-        (-0.1, [0.4, 0.5], "does not hold"),
-        (0.1, [0.09, 0.3], "+0.195 ± 0.105 (paper +0.100), within the spread"),
-        (0.1, [0.11, 0.3], "+0.205 ± 0.095 (paper +0.100), holds"),
-        (0.1, [0.35], "the same direction with one seed"),
-        (None, [0.4, 0.5], "+0.450 ± 0.050, beyond the spread of seeds"),
-        (None, [0.35], "+0.350, one seed"),
-        (0.1, [], "no seed in common"),
-    ],
-)
-def test_verdict_by_hand(theirs, changes, words):
-    assert words in document.verdict(theirs, changes)

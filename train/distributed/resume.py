@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +10,7 @@ from typing import Any, Self
 from runtime.digest import digest
 from runtime.errors import UserError
 from runtime.files import write_json
+from runtime.params import flat
 
 RECIPE = "recipe.json"
 RANKS, STEPS = "ranks", "train.steps"
@@ -113,15 +113,6 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, tuple
     before, now = dict(flat(theirs)), dict(flat(ours))
     keys = [*now, *(key for key in before if key not in now)]
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested mappings."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def shown(value: Any) -> str:

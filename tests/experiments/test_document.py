@@ -1,0 +1,120 @@
+"""The page and the lines of the check, from made-up results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import claims, document, experiment
+from experiments.ablation import Runner
+from experiments.experiment import Experiment, SeededRun
+from experiments.intervals import Estimate
+from experiments.matrix import FILE, SEARCH, read_matrix
+from runtime.params import Params
+
+SUBJECTS = [f"toy-{number}" for number in range(6)]
+COLUMNS = ("E-CI", "E-DI", "CT", "IR", "R-CI", "R-DI")
+
+
+@pytest.fixture
+def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path)
+    return Experiment(read_matrix(), Params.read(), FILE.stem, "tables")
+
+
+def record(job: SeededRun, similarity: float, control: float, *, pose: float = 0.2, auc: float = 0.9) -> None:
+    """Record all measurements of a job: a weaker visual branch has less similarity and more control."""
+    for wanted in job.wanted():
+        trade = 0.1 * (wanted.point.strength - 1)
+        values = dict.fromkeys(COLUMNS, similarity + trade) | {"CT": control - trade}
+        spread = {
+            name: {subject: value + 0.01 * place for place, subject in enumerate(SUBJECTS)}
+            for name, value in values.items()
+        }
+        found: dict[str, Any] = {
+            "scores": spread,
+            "truth": {
+                "kept": dict.fromkeys(("family", "colour", "pattern"), 0.8),
+                "followed": dict.fromkeys(("scene", "style", "accessory", "shape"), 0.9),
+                "pose": {"same_pose": pose, "chance": 0.15},
+            },
+        }
+        if wanted.own:
+            found |= {"train": {"location": -0.3}}
+            found |= {"views": {"s_plus": {"auc": auc, "auc_same_class": auc}}}
+        Runner(job, Path()).record(wanted, found)
+
+
+def by_name(planned: Experiment) -> dict[str, claims.Claim]:
+    return {claim.name: claim for claim in claims.claims(planned)}
+
+
+def test_page_without_results_says_what_is_missing(planned: Experiment):
+    text = document.page(planned, Experiment(read_matrix(SEARCH), planned.params, SEARCH.stem, "tables"))
+    assert "0 of 37 runs are complete" in text and "both (seed 0, 1, 2)" in text
+    assert {claim.verdict for claim in claims.claims(planned)} == {"missing"}
+
+
+def test_page_holds_tables_curves_verdicts_and_what_is_missing(planned: Experiment):
+    for name, base in (("fusion", 0.50), ("both", 0.60), ("ip-adapter-plus", 0.70)):
+        for job in planned.jobs([name]):
+            record(job, base + 0.02 * job.seed, 0.65)
+    text = document.page(planned, Experiment(read_matrix(SEARCH), planned.params, SEARCH.stem, "tables"))
+    assert "9 of 37 runs are complete" in text
+    assert (
+        "| MFI encoder + CSCL + MACL | 3 | 0.645 ± 0.020 |" in text
+    )  # .60, .62, .64 with a mean of .025 over subjects
+    assert "E-DI +0.100 [+0.100, +0.100] (paper +0.028), holds" in text
+    assert "CT +0.000 [+0.000, +0.000] (paper +0.014), not to be told from none" in text
+    assert "against IP-Adapter-plus: E-CI -0.100 [-0.100, -0.100] (paper +0.022), does not hold" in text
+    assert "0.605 / 0.715" in text, "the whole method at strength .6 with masks"
+    assert "visual (seed 0, 1, 2)" in text and "both (seed" not in text.split("Not complete yet")[1]
+
+
+def test_claims_are_ok_where_the_whole_interval_is(planned: Experiment):
+    for job in planned.jobs(["both", "fusion", "cscl"]):
+        better = {"both": 0.05, "fusion": 0.0, "cscl": (0.05, -0.03, 0.0)[job.seed]}[job.name]
+        record(job, 0.5 + better, 0.65, pose=0.2 if job.seed else 0.5, auc=0.9 + better)
+    found = by_name(planned)
+    assert found["cscl_and_macl_e_di"].verdict == "ok" and found["cscl_and_macl_ct"].verdict == "short"
+    assert found["cscl_e_di"].verdict == "short" and found["macl_e_di"].verdict == "missing"
+    assert found["s_plus_views"].verdict == "ok"
+    assert found["pose_not_copied"].found.value == pytest.approx((0.35 + 0.05 + 0.05) / 3)
+    assert found["pose_not_copied"].verdict == "short"
+    assert {line[3] for line in claims.lines(list(found.values()))} == {"ok", "short", "missing"}
+
+
+def test_methods_are_compared_at_equal_control(planned: Experiment):
+    # The same trade-off, .05 better, shown at a setting with more control and less similarity.
+    for job in planned.jobs(["both", "ip-adapter-plus"]):
+        record(job, *((0.55, 0.67) if job.name == "both" else (0.56, 0.61)))
+    found = by_name(planned)["over_ip_adapter_plus"]
+    assert found.found.value == pytest.approx(0.05) and found.verdict == "ok"
+    assert by_name(planned)["over_self_reconstruction"].verdict == "missing"
+
+
+def test_search_is_shown_with_its_trials(planned: Experiment):
+    search = Experiment(read_matrix(SEARCH), planned.params, SEARCH.stem, "tables")
+    assert document.trials_table(search) == ""
+    record(search.jobs(["both-lr-0.001"])[0], 0.6, 0.65)
+    assert "| CustomContrast | lr 0.001 | 0.625 | 0.675 | 0.800 | 0.900 | 0.850 |" in document.trials_table(search)
+
+
+@pytest.mark.parametrize(
+    ("change", "paper", "words"),
+    [
+        ((0.4, 0.3, 0.5), 0.1, "holds"),
+        ((0.4, 0.3, 0.5), -0.1, "does not hold"),
+        ((0.4, -0.1, 0.9), 0.1, "not to be told from none"),
+        ((-0.4, -0.5, -0.3), None, "-0.400 [-0.500, -0.300]"),
+    ],
+)
+def test_verdict_by_hand(change: tuple[float, float, float], paper: float | None, words: str):
+    assert document.verdict(Estimate(*change, seeds=3), paper).endswith(words)
+
+
+def test_page_in_the_repository_is_of_its_results():
+    current = [experiment.experiment_of(file, Params.read()) for file in (FILE, SEARCH)]
+    assert document.DOCUMENT.read_text(encoding="utf-8") == document.page(*current), "run make ablation"
