@@ -17,6 +17,7 @@ PACKAGES = (
     "pipelines.pairs",
     "pipelines.encode",
     "train",
+    "train.rivals",
     "eval.generate",
     "eval.score",
     "eval.probes.views",

@@ -84,7 +84,7 @@ def load_generator(inputs: MethodInputs, sources: Sequence[SourceParams]) -> Gen
     """Return a generator of the methods of `eval.generate.methods` on a device."""
     torch.set_num_threads(inputs.params.threads)
     side = inputs.variant.resolution
-    return Generator(inputs.params, lambda name: find_method(name)(inputs), side, Roots(sources))
+    return Generator(inputs.params, lambda name: find_method(name)(inputs.of(name)), side, Roots(sources))
 
 
 def by_references(jobs: Picture) -> list[str]:

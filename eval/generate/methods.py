@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,6 +60,12 @@ class MethodInputs:
     """cpu, cuda or cuda:<index>."""
     sources: Sequence[SourceParams] = ()
     """Where the photos come from."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of the adapters of other methods, by name."""
+
+    def of(self, method: str) -> MethodInputs:
+        """The inputs of a method, with its own adapter."""
+        return replace(self, adapter=self.adapters.get(method, self.adapter))
 
 
 Load = Callable[[MethodInputs], Painter]
@@ -85,7 +91,8 @@ def trained_weights(inputs: MethodInputs) -> dict[str, str]:
     """
     named = all_weights(inputs)
     if "adapter" not in named:
-        raise UserError(f"{inputs.adapter} holds no adapter ({DESCRIPTION} and {WEIGHTS}); run the train stage first")
+        what = f"{inputs.adapter} holds no adapter ({DESCRIPTION} and {WEIGHTS})"
+        raise UserError(f"{what}; train it first: customcontrast train, or rivals for other methods")
     return named
 
 
@@ -116,15 +123,18 @@ class Method:
         return Path(inspect.getfile(load if inspect.isroutine(load) or inspect.isclass(load) else type(load)))
 
 
-def customcontrast(inputs: MethodInputs) -> Painter:
-    """Load the base model with the trained adapter."""
+def adapted(inputs: MethodInputs) -> Painter:
+    """Load the base model with a trained adapter, whatever its method."""
     diffusion = load_base(inputs)
     trained = Adapter.load(inputs.adapter, diffusion.name, diffusion.revision).to(inputs.device).eval()
     # One reference per subject at a time, so the batch is one image.
     encoder = load_clip(inputs.variant.image_encoder, inputs.device, batch_size=1)
     pipeline = build_pipeline(diffusion, trained, encoder)
     pipeline.set_progress_bar_config(disable=True)
-    return painter(pipeline, inputs.params, inputs.variant.resolution)
+    # Masks of an adapter whose maps were not trained would mute the subject.
+    masks = inputs.params.location_masks and trained.config.location_masks
+    params = inputs.params.model_copy(update={"location_masks": masks})
+    return painter(pipeline, params, inputs.variant.resolution)
 
 
 def painter(pipeline: Callable[..., Any], params: GenerateParams, resolution: int) -> Painter:
@@ -209,8 +219,12 @@ def noise(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
+MODEL = "customcontrast"
+"""The method of the train stage's adapter; the others have their own."""
+
 METHODS: dict[str, Load] = {
-    "customcontrast": Method(customcontrast, trained_weights, pairs=True),
+    "customcontrast": Method(adapted, trained_weights, pairs=True),
+    "ip_adapter_plus": Method(adapted, trained_weights, pairs=True),
     "prompt_only": Method(prompt_only, base_weights, pairs=True),
     "truth": Method(truth, lambda inputs: world_ids(inputs.sources)),
 }

@@ -16,6 +16,7 @@ class GenerateParams(Section):
     methods: tuple[str, ...] = Field(
         min_length=1
     )  # keys of METHODS in eval/generate/methods.py, or package.module:function
+    adapters: dict[str, str]  # folder of a trained adapter, by method, instead of those of the stages train and rivals
     protocol: protocol.ProtocolParams
     steps: int = Field(ge=1)  # of the sampler
     guidance_scale: float

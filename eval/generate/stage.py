@@ -12,7 +12,7 @@ import torch
 
 from eval.generate import STAGE
 from eval.generate.generator import Work, load_generator, works
-from eval.generate.methods import MethodInputs, find_method
+from eval.generate.methods import METHODS, MODEL, MethodInputs, find_method
 from eval.generate.params import GenerateParams
 from eval.protocol.plan import Plan, plan_of
 from eval.tasks.resume import Tally, Task, run_tasks
@@ -24,7 +24,7 @@ from runtime.params import Params
 from runtime.text import text_table
 
 # These do not change an image; the images of a task are among its inputs.
-NOT_OF_A_PICTURE = {"methods", "protocol", "processes"}
+NOT_OF_A_PICTURE = {"methods", "adapters", "protocol", "processes"}
 
 
 def tasks(works: Sequence[Work], named: dict[str, Any]) -> Iterator[Task]:
@@ -51,9 +51,12 @@ def main(params: Params, adapter: str | None = None) -> None:
     variant, sources = load_variant(params.variant), params.section("sources", list[SourceParams])
     out = params.data / STAGE.name
     folder = Path(adapter) if adapter else params.data / "train" / "adapter"
-    inputs = MethodInputs(generate, variant, folder, run.torch_device(), sources)
+    rivals = params.data / "rivals" / "adapters"
+    adapters = {name: rivals / name for name in METHODS if name != MODEL}
+    adapters |= {name: Path(place).expanduser() for name, place in generate.adapters.items()}
+    inputs = MethodInputs(generate, variant, folder, run.torch_device(), sources, adapters)
     methods = {name: find_method(name) for name in generate.methods}
-    weights = {name: method.weights(inputs) for name, method in methods.items()}
+    weights = {name: method.weights(inputs.of(name)) for name, method in methods.items()}
     plan = plan_of(params.data, generate.protocol)
     asked = [work for name, method in methods.items() for work in works(plan, name, method.pairs)]
     tally = run_tasks(
@@ -77,7 +80,7 @@ def main(params: Params, adapter: str | None = None) -> None:
         "methods": weights,
         "weights": {role: named for of_method in weights.values() for role, named in of_method.items()},
     }
-    how = generate.model_dump(exclude={"methods", "threads", "batch_size", "processes"})
+    how = generate.model_dump(exclude={"methods", "adapters", "threads", "batch_size", "processes"})
     write_json(out / "protocol.json", {**settings, **how})
     report(out, plan, asked, tally)
 

@@ -195,6 +195,7 @@ def test_repository_params_are_valid_for_every_stage(repository, files: list[str
     from pipelines.similarity.worker import SimilarityParams
     from pipelines.toybox.stage import ToyboxParams
     from train.recipe import ModelParams, TrainParams
+    from train.rivals.stage import RivalsParams
 
     models: dict[str, Any] = {
         "sources": list[SourceParams],
@@ -213,6 +214,7 @@ def test_repository_params_are_valid_for_every_stage(repository, files: list[str
         "views": ViewsParams,
         "location": LocationParams,
         "report": ReportParams,
+        "rivals": RivalsParams,
     }
     found = Params.read(files)
     assert set(models) == set(found.tree())

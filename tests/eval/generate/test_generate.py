@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[3]
 def params(protocol_params):
     return GenerateParams(
         methods=["customcontrast"],
+        adapters={},
         protocol=protocol_params,
         steps=2,
         guidance_scale=1,
@@ -206,8 +207,8 @@ def test_prompt_only_draws_what_customcontrast_draws_with_the_subject_turned_off
         method(inputs)(*asked)
         for method, inputs in (
             (methods.prompt_only, toybox),
-            (methods.customcontrast, off),
-            (methods.customcontrast, toybox),
+            (methods.adapted, off),
+            (methods.adapted, toybox),
         )
     )
     for a, b, c in zip(alone, without, with_subject, strict=True):
@@ -222,7 +223,7 @@ def test_a_method_is_named_by_the_weights_it_reads(toybox):
     untrained = methods.MethodInputs(toybox.params, toybox.variant, Path("nowhere"), "cpu")
     with pytest.raises(UserError, match="nowhere holds no adapter"):
         methods.METHODS["customcontrast"].weights(untrained)
-    assert set(methods.Method(methods.customcontrast).weights(untrained)) == {"diffusion", "image encoder"}
+    assert set(methods.Method(methods.adapted).weights(untrained)) == {"diffusion", "image encoder"}
 
 
 @pytest.mark.parametrize("name", ["customcontrats", "no.such.module:load", "eval.methods:no_such", ":"])
@@ -305,7 +306,7 @@ def test_the_protocols_id_is_that_of_its_parts_and_knows_no_method(stage, data, 
 def test_a_method_listed_twice_or_without_what_it_needs_is_one_sentence(stage, tmp_path):
     with pytest.raises(UserError, match="a method is listed twice"):
         stage("generate.methods=[prompt_only, prompt_only]")
-    with pytest.raises(UserError, match=r"holds no adapter .* run the train stage first"):
+    with pytest.raises(UserError, match=r"holds no adapter .* train it first"):
         stage("generate.methods=[customcontrast]")
     with pytest.raises(UserError, match=r"method truth renders subjects of the toybox, and source photos \("):
         stage("generate.methods=[truth]")
