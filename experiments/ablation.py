@@ -128,9 +128,9 @@ class Runner:
     def measure(self, wanted: Wanted, adapter: Path) -> dict[str, Any]:
         """Sample and score one adapter at one point."""
         job = self.job
-        folder = adapter.parent.parent / wanted.point.name
+        folder = adapter.parent.parent / wanted.point
         data = link(folder / "data", {stage: self.bench / stage for stage in MEASURED_ON} | {"train": adapter})
-        overlay = write_overlay(folder, job.tree, {"generate": wanted.point.model_dump()})
+        overlay = write_overlay(folder, job.tree, {"generate": wanted.generate})
         last = wanted.own and wanted.samples == job.experiment.matrix.plan(job.name).samples[-1]
         for module in ("eval.generate", "eval.score", "experiments.truth", *(("eval.probes.views",) if last else ())):
             command(module, overlay, data, folder / "log.txt")
@@ -144,9 +144,9 @@ class Runner:
         job = self.job
         header = {"run": job.name, "seed": job.seed, "data": job.experiment.data, "settings": job.settings}
         result: Result = job.recorded() or header | {"measured": []}
-        key = {"samples": wanted.samples, "point": wanted.point.name, "own": wanted.own}
+        key = {"samples": wanted.samples, "point": wanted.point}
         write_json(job.file, result | {"measured": [*result["measured"], key | found]})
-        print(f"{job.experiment.name}: {job.label} after {wanted.samples:,} samples, {wanted.point.name}", flush=True)
+        print(f"{job.experiment.name}: {job.label} after {wanted.samples:,} samples, {wanted.point}", flush=True)
 
 
 def scores_of(data: Path) -> dict[str, dict[str, float]]:

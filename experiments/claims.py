@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.experiment import Experiment, experiment_of
+from experiments.experiment import OWN, Experiment, experiment_of
 from experiments.intervals import Estimate, Measured, Values, at_equal_control, difference, estimate, paired
 from experiments.matrix import FILE
 from runtime.cli import Parser, guarded, read_params, shared_options
@@ -89,7 +89,7 @@ def equal_control(
     experiment: Experiment, runs: Mapping[str, Measured], mine: str, theirs: str, samples: int
 ) -> Estimate | None:
     """`at_equal_control` of two runs over their operating points; None if a point is missing."""
-    points = {name: [None, *(point.name for point in experiment.matrix.curve(name))] for name in (mine, theirs)}
+    points = {name: [OWN, *experiment.matrix.curve(name)] for name in (mine, theirs)}
     found = {name: runs.get(name, Measured([])) for name in points}
     for name, of_run in points.items():
         for point in of_run:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.claims import claims, excess, measured_runs
-from experiments.experiment import Experiment, experiment_of
+from experiments.experiment import OWN, Experiment, experiment_of
 from experiments.intervals import LEVEL, RESAMPLES, Measured, difference, paired, require
 from experiments.matrix import FILE, SEARCH, Kind
 from runtime.files import write_text
@@ -211,7 +211,7 @@ def scores_table(
 
 def has_views(of: Measured, samples: int) -> bool:
     """Whether the runs' S+ was probed after so many samples."""
-    return all("views" in require(result, samples, None) for result in of.results)
+    return all("views" in require(result, samples, OWN) for result in of.results)
 
 
 def truth_table(ablation: Experiment, found: dict[str, Measured], names: Sequence[str], samples: int) -> str:
@@ -243,7 +243,7 @@ def learning_table(ablation: Experiment, found: dict[str, Measured], names: Sequ
 
 def curves_table(ablation: Experiment, found: dict[str, Measured]) -> str:
     """E-DI and CT of each run at each of its operating points; empty if none was measured."""
-    points = list(dict.fromkeys(wanted.point.name for job in ablation.jobs(seeds=1) for wanted in job.wanted()))
+    points = list(dict.fromkeys(wanted.point for job in ablation.jobs(seeds=1) for wanted in job.wanted()))
     rows = []
     for name, of_run in found.items():
         samples, row = ablation.matrix.plan(name).samples[-1], [ablation.matrix.runs[name].title]
@@ -264,7 +264,7 @@ def trials_table(search: Experiment) -> str:
     samples = search.matrix.plan(next(iter(found))).samples[-1]
     rows = []
     for name, of in found.items():
-        measured = require(of.results[0], samples, None)
+        measured = require(of.results[0], samples, OWN)
         scores = [float(np.nanmean(of.values(column, samples))) for column in ("E-DI", "CT")]
         judged = [kept(measured), followed(measured)]
         values = [*scores, *judged, float(np.mean(judged))]

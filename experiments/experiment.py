@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.matrix import Matrix, OperatingPoint, Run, read_matrix
+from experiments.matrix import Matrix, Run, read_matrix
 from model.backbones.variant import Spec, load_variant
 from runtime.digest import digest, digest_files
 from runtime.params import Params, flat
@@ -22,6 +22,8 @@ Result = dict[str, Any]
 
 SETTINGS = ("backbones", "model", "train", "generate", "toybox", "sources", "curate", "mask", "views", "score")
 """Sections of params.yaml that determine a measurement."""
+OWN = "own"
+"""Name of a run's own setting among its operating points."""
 WITHOUT_EFFECT = {"train.steps", "train.checkpoint_every", "train.ranks", "train.prefetch", "generate.processes"}
 """Settings of those sections that a measurement records by itself, or that change nothing."""
 
@@ -84,9 +86,15 @@ class Wanted:
     """A measurement: of the adapter after so many samples, at a point."""
 
     samples: int
-    point: OperatingPoint
-    own: bool
-    """Whether the point is the run's own setting."""
+    point: str
+    """OWN, or the name of another operating point of its curve."""
+    generate: dict[str, Any]
+    """What the point overrides in section generate."""
+
+    @property
+    def own(self) -> bool:
+        """Whether it is at the run's own setting."""
+        return self.point == OWN
 
 
 @dataclass(frozen=True)
@@ -124,12 +132,9 @@ class SeededRun:
 
     def wanted(self) -> list[Wanted]:
         """Its measurements in order: its own setting after each number of samples, then the points of its curve."""
-        samples, generate = self.experiment.matrix.plan(self.name).samples, self.tree["generate"]
-        masks = self.tree["model"]["location_masks"] and generate["location_masks"]
-        own = OperatingPoint(strength=generate["strength"], location_masks=masks)
-        found = [Wanted(count, own, True) for count in samples]
-        curve = [point for point in self.experiment.matrix.curve(self.name) if point != own]
-        return found + [Wanted(samples[-1], point, False) for point in curve]
+        samples = self.experiment.matrix.plan(self.name).samples
+        found = [Wanted(count, OWN, {}) for count in samples]
+        return found + [Wanted(samples[-1], name, of) for name, of in self.experiment.matrix.curve(self.name).items()]
 
     def recorded(self) -> Result | None:
         """The stored result, if its settings, tables and weights are the current ones.
@@ -146,7 +151,7 @@ class SeededRun:
         """The measurements that are not recorded."""
         measured = (self.recorded() or {}).get("measured", [])
         done = {(one["samples"], one["point"]) for one in measured}
-        return [wanted for wanted in self.wanted() if (wanted.samples, wanted.point.name) not in done]
+        return [wanted for wanted in self.wanted() if (wanted.samples, wanted.point) not in done]
 
 
 def experiment_of(file: Path, params: Params, tables: str | None = None) -> Experiment:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.experiment import Result
+from experiments.experiment import OWN, Result
 
 RESAMPLES, LEVEL, SEED = 4000, 0.95, 0
 Values = NDArray[np.float64]
@@ -107,11 +107,11 @@ class Measured:
         """Those of some seeds."""
         return Measured([result for result in self.results if result["seed"] in seeds])
 
-    def complete(self, samples: int, point: str | None = None) -> Measured:
-        """Those that were measured there; `point`: None for the run's own setting."""
+    def complete(self, samples: int, point: str = OWN) -> Measured:
+        """Those that were measured there."""
         return Measured([result for result in self.results if find(result, samples, point) is not None])
 
-    def values(self, column: str, samples: int, point: str | None = None) -> Values:
+    def values(self, column: str, samples: int, point: str = OWN) -> Values:
         """[seeds, subjects] of a column of the published table, subjects by name; NaN where nothing was scored."""
         rows = []
         for result in self.results:
@@ -121,26 +121,26 @@ class Measured:
 
     def numbers(self, read: Callable[[dict[str, Any]], float | None], samples: int) -> list[float]:
         """What `read` finds in each seed's measurement at the run's own setting, where it finds something."""
-        found = (read(require(result, samples, None)) for result in self.results)
+        found = (read(require(result, samples, OWN)) for result in self.results)
         return [value for value in found if value is not None]
 
 
-def find(result: Result, samples: int, point: str | None) -> dict[str, Any] | None:
-    """The measurement of a result after so many samples at a point; `point`: None for the run's own setting."""
+def find(result: Result, samples: int, point: str) -> dict[str, Any] | None:
+    """The measurement of a result after so many samples at a point."""
     for one in result["measured"]:
-        if one["samples"] == samples and (one["own"] if point is None else one["point"] == point):
+        if (one["samples"], one["point"]) == (samples, point):
             return one
     return None
 
 
-def require(result: Result, samples: int, point: str | None) -> dict[str, Any]:
+def require(result: Result, samples: int, point: str) -> dict[str, Any]:
     """As `find`, where the measurement is known to exist."""
     found = find(result, samples, point)
     assert found is not None, f"{result['run']}-{result['seed']} has no measurement at {samples}, {point}"
     return found
 
 
-def paired(mine: Measured, theirs: Measured, samples: int, point: str | None = None) -> tuple[Measured, Measured]:
+def paired(mine: Measured, theirs: Measured, samples: int, point: str = OWN) -> tuple[Measured, Measured]:
     """Two runs' results of the seeds that both were measured with."""
     mine, theirs = mine.complete(samples, point), theirs.complete(samples, point)
     return mine.only(theirs.seeds), theirs.only(mine.seeds)

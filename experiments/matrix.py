@@ -16,15 +16,8 @@ SEARCH = Path(__file__).with_name("search.yaml")
 Kind = Literal["ablation", "baseline", "reading", "factor", "trial"]
 
 
-class OperatingPoint(Section):
-    """How images are sampled: an operating point between similarity and controllability."""
-
-    strength: float  # of the visual branch, lambda
-    location_masks: bool
-
-    @property
-    def name(self) -> str:
-        return f"strength-{self.strength:g}{'-masks' if self.location_masks else ''}"
+Points = dict[str, dict[str, Any]]
+"""Operating points between similarity and controllability: name -> what it overrides in section generate."""
 
 
 class Run(Section):
@@ -51,7 +44,7 @@ class Matrix(Section):
 
     common: dict[str, Any]  # overrides params.yaml for all runs
     world: dict[str, Any]  # the evaluation's sources
-    points: dict[str, list[OperatingPoint]] = Field(default_factory=dict)
+    points: dict[str, Points] = Field(default_factory=dict)
     plans: dict[Kind, Schedule]
     runs: dict[str, Run]
 
@@ -59,9 +52,9 @@ class Matrix(Section):
         """The plan of a run."""
         return self.plans[self.runs[name].kind]
 
-    def curve(self, name: str) -> list[OperatingPoint]:
+    def curve(self, name: str) -> Points:
         """The operating points of a run besides its own setting."""
-        return self.points.get(self.runs[name].points or self.plan(name).points or "", [])
+        return self.points.get(self.runs[name].points or self.plan(name).points or "", {})
 
 
 def read_matrix(file: Path = FILE) -> Matrix:

@@ -88,15 +88,15 @@ def test_first_seeds_come_before_second_ones(planned: Experiment):
 
 
 def test_own_setting_is_measured_along_the_curve_and_the_other_points_at_its_end(planned: Experiment):
-    both, plus = (planned.jobs([name], 1)[0].wanted() for name in ("both", "ip-adapter-plus"))
-    assert [(one.samples, one.point.name, one.own) for one in both[:3]] == [
-        (count, "strength-1-masks", True) for count in (10000, 20000, 40000)
-    ]
-    assert {one.point.name for one in both[3:]} == {
-        "strength-0.6-masks", "strength-1.4-masks", "strength-1"
+    both, plus, alone = (planned.jobs([name], 1)[0].wanted() for name in ("both", "ip-adapter-plus", "no-location"))
+    counts = [10000, 20000, 40000]
+    assert [(one.samples, one.point, one.generate) for one in both[:3]] == [(count, "own", {}) for count in counts]
+    assert {one.point: one.generate for one in both[3:]} == {
+        "strength-0.6": {"strength": 0.6}, "strength-1.4": {"strength": 1.4}, "unmasked": {"location_masks": False}
     }  # fmt: skip
     assert {one.samples for one in both[3:]} == {40000}
-    assert [one.point.name for one in plus] == ["strength-1"] * 3 + ["strength-0.6", "strength-1.4"]
+    assert [one.point for one in plus] == ["own"] * 3 + ["strength-0.6", "strength-1.4"]
+    assert [one.point for one in alone] == ["own"] * 2, "it has no masks"
 
 
 def test_each_measurement_is_recorded_at_once_and_counts_while_all_it_depends_on_is_the_same(results: Path):
@@ -187,10 +187,7 @@ def test_run_is_trained_on_from_its_last_number_of_samples_and_measured_at_its_p
     assert trainings[0][1] == () and [words[0] for _, words in trainings[1:]] == ["--resume", "--resume"]
     assert trainings[1][1][1].endswith("10000/work/train/run") and trainings[2][1][1].endswith("20000/work/train/run")
     generated = [tree["generate"] for module, tree, _ in ran.ran if module == "eval.generate"]
-    assert [(of["strength"], of["location_masks"]) for of in generated] == [(1, False)] * 3 + [
-        (0.6, False),
-        (1.4, False),
-    ]
+    assert [of["strength"] for of in generated] == [1, 1, 1, 0.6, 1.4]
     assert [module for module, _, _ in ran.ran].count("eval.probes.views") == 1
     assert job.missing() == []
     ran.ran.clear()

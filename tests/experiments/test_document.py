@@ -27,7 +27,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
 def record(job: SeededRun, similarity: float, control: float, *, pose: float = 0.2, auc: float = 0.9) -> None:
     """Record all measurements of a job: a weaker visual branch has less similarity and more control."""
     for wanted in job.wanted():
-        trade = 0.1 * (wanted.point.strength - 1)
+        trade = 0.1 * (wanted.generate.get("strength", 1.0) - 1)
         values = dict.fromkeys(COLUMNS, similarity + trade) | {"CT": control - trade}
         spread = {
             name: {subject: value + 0.01 * place for place, subject in enumerate(SUBJECTS)}
