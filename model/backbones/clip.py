@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.backbones.frozen import fixed_batches, freeze
+from model.backbones.frozen import fixed_batches, freeze, normalised
 from model.backbones.hub import identify, reading, resolve
 from model.backbones.variant import ClipSpec
 from runtime.errors import ModelError
@@ -85,14 +85,32 @@ class Clip:
         pairs = zip(out["image_intermediates_prefix"], out["image_intermediates"], strict=True)
         return torch.stack([torch.cat(pair, dim=1) for pair in pairs], dim=1).float()
 
+    @torch.no_grad()
+    def patch_states(self, images: Tensor, blocks: Sequence[int]) -> Tensor:
+        """Patch tokens after the transformer blocks `blocks` (0-based, ascending) [B, K, N, d], without a final norm, of
+        images [B, 3, s, s] in 0..1, at the side that the encoder reads."""
+        settings = PreprocessCfg(**self.model.visual.preprocess_cfg)
+        out = self.model.visual.forward_intermediates(
+            normalised(images, settings.mean, settings.std).to(self.device, self.dtype),
+            indices=list(blocks),
+            stop_early=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+        )
+        return torch.stack(out["image_intermediates"], dim=1).float()
+
     def pixels(self, images: list[Image.Image]) -> Tensor:
         """A model-ready batch [B, 3, s, s]."""
-        dtype = self.model.visual.proj.dtype if hasattr(self.model.visual, "proj") else self.model.logit_scale.dtype
-        return torch.stack([self.preprocess(image) for image in images]).to(self.device, dtype)
+        return torch.stack([self.preprocess(image) for image in images]).to(self.device, self.dtype)
 
     @property
     def device(self) -> torch.device:
         return self.model.logit_scale.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        visual = self.model.visual
+        return visual.proj.dtype if hasattr(visual, "proj") else self.model.logit_scale.dtype
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, device=self.device)

@@ -45,9 +45,9 @@ def load_encoder(
     return Encoder(vision.name, vision.prepare, vision.embed)
 
 
-def after_preparing(clip: Clip) -> Clip:
-    """`clip` for images that its `preprocess` has already processed."""
-    return replace(clip, preprocess=as_is)
+def after_preparing(encoder: Any) -> Any:
+    """An encoder with a `preprocess`, for images that this has already processed."""
+    return replace(encoder, preprocess=as_is)
 
 
 def as_is(pixels: Any) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -26,3 +26,8 @@ def fixed_batches(rows: Sequence[T], size: int) -> Iterator[tuple[list[T], int]]
     for start in range(0, len(rows), size):
         batch = list(rows[start : start + size])
         yield batch + batch[-1:] * (size - len(batch)), len(batch)
+
+
+def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images [B, 3, H, W] in 0..1, less `mean` and divided by `std` of each channel."""
+    return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]

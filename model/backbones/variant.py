@@ -83,6 +83,33 @@ class ImageEncoderSpec(ClipSpec):
         return layers
 
 
+class TowerSpec(Spec):
+    """An image encoder of which some transformer blocks' patch tokens are read."""
+
+    kind: Literal["clip", "siglip", "dino"]
+    """clip: an open_clip folder; siglip and dino (DINO, DINOv2): transformers folders."""
+    block: int = Field(ge=0)
+    """Block whose output is read of every view, 0-based: its `hidden_states[block + 1]`, without the final norm."""
+    shallow: tuple[int, int, int]
+    """Blocks whose output is read of the low view, for a projector with a structure branch."""
+
+
+class DetailSpec(BaseModel):
+    """Two image encoders that read a reference at two resolutions (RealCustom++), their tokens joined by channel.
+
+    The reference is squeezed to a square of twice `side`. The low view is that square at half its side; the high views
+    are its four parts.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    towers: tuple[TowerSpec, TowerSpec]
+    side: int = Field(gt=0)
+    """Side of each view, pixels: what the towers read."""
+    split: Literal["interleave", "tiles"] = "interleave"
+    """How the high views divide the square: each the whole image at every second pixel, or each a quarter of it."""
+
+
 class DinoSpec(Spec):
     """A transformers folder of Dinov2Model with its image processor."""
 
@@ -120,6 +147,8 @@ class Variant(BaseModel):
     diffusion: DiffusionSpec
     image_encoder: ImageEncoderSpec
     """Its hidden states feed the visual and textual Q-Formers."""
+    detail: DetailSpec | None = None
+    """What RealCustom++ reads instead; None: the method is unavailable."""
     clip: ClipSpec
     """Its embeddings give the similarity matrix, CLIP-I and CLIP-T."""
     dino: DinoSpec

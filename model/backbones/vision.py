@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, Dinov2Model, Dinov2WithRegistersModel, SiglipVisionModel, ViTModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from model.backbones.frozen import fixed_batches, freeze
+from model.backbones.frozen import fixed_batches, freeze, normalised
 from model.backbones.hub import from_pretrained, identify, model_type, reading, resolve
 from model.backbones.variant import Spec
 from runtime.errors import ModelError
@@ -70,6 +70,22 @@ class Vision:
             whole = found.last_hidden_state[:, 0] if self.embedding == "class_token" else found.pooler_output
             rows.append(F.normalize(whole.float(), dim=-1)[:count])
         return torch.cat(rows)
+
+    @torch.no_grad()
+    def patch_states(self, images: Tensor, blocks: Sequence[int]) -> Tensor:
+        """Patch tokens after the transformer blocks `blocks` (0-based) [B, K, N, d], without a final norm, of images
+        [B, 3, s, s] in 0..1; s is the side that the encoder reads, or any for DINOv2, which interpolates positions."""
+        processor: Any = self.processor
+        pixels = normalised(images, processor.image_mean, processor.image_std).to(self.device, self.model.dtype)
+        states = self.model(pixels, output_hidden_states=True).hidden_states
+        # The class token, and DINOv2's registers, precede the patches; SigLIP has neither.
+        others = (self.embedding == "class_token") + getattr(self.model.config, "num_register_tokens", 0)
+        return torch.stack([states[block + 1][:, others:] for block in blocks], dim=1).float()
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = self.model.device
+        return found
 
 
 def load_dino(

@@ -66,7 +66,7 @@ class AttentionBranch(nn.Module):
 
 
 class Projector(nn.Module):
-    """Base branch B, plus detail branch D over the high views; with `shallow` the structure branch T, in further tokens.
+    """Base branch B, plus detail branch D over the high views; with `shallow` the structure branch T, in more tokens.
 
     B is a Linear of the low view's deep tokens, which are the queries of the other two branches.
     """

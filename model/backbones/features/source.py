@@ -1,0 +1,159 @@
+"""The frozen image encoder of a method: which it is, what it gives, and how it is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from open_clip.model import CLIPVisionCfg
+from PIL import Image
+from pydantic import ConfigDict
+from torch import Tensor
+from transformers import AutoConfig
+
+from model.backbones.clip import WEIGHTS, Clip, load_clip
+from model.backbones.features.towers import HIGH, LOW, SHALLOW, TwoTowers, load_towers, towers_name
+from model.backbones.hub import identify, reading, resolve
+from model.backbones.identity import spec_digest, weights_name
+from model.backbones.variant import DetailSpec, ImageEncoderSpec, Spec, TowerSpec, Variant
+from runtime.digest import digest
+from runtime.errors import ModelError
+from runtime.params import Section
+
+ImageEncoder = Clip | TwoTowers
+"""Both have `name`, `preprocess`, `batch_size` and `hidden_states(images, layers)` [B, K, N, d]."""
+
+TWO_TOWERS = ("realcustom_pp",)
+"""Methods that read the variant's `detail`; all others read its `image_encoder`."""
+
+
+class ViewParams(Section):
+    """The keys of `model.projector` that say which views are read."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    high: bool  # the four views of high resolution
+    shallow: bool  # the shallow layers of the low view
+
+
+class FeatureParams(Section):
+    """The keys of section model that say which image encoder is read, and of it which views."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    encoder: str  # a method
+    projector: ViewParams | None = None  # of two towers; null: the low and high views
+
+    def source(self, variant: Variant) -> FeatureSource:
+        """The encoder in `variant`; ModelError if it has none for this method."""
+        return feature_source(variant, self.encoder, **({} if self.projector is None else self.projector.model_dump()))
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """A frozen image encoder, not loaded, and which of its hidden states are read."""
+
+    spec: ImageEncoderSpec | DetailSpec
+    layers: tuple[int, ...]
+    """Blocks of a CLIP, or places on the K axis of `TwoTowers`."""
+
+    def load(
+        self, device: str | torch.device, dtype: torch.dtype = torch.float32, batch_size: int = 32
+    ) -> ImageEncoder:
+        """The frozen encoder, computing in `dtype`; ModelError if its weights are missing or of another kind."""
+        if isinstance(self.spec, DetailSpec):
+            return load_towers(self.spec, device, dtype, batch_size)
+        return load_clip(self.spec, device, dtype, batch_size)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """K, N, d of a photo's hidden states, from the configurations alone: nothing else is read or fetched.
+
+        Raises:
+            ModelError: a configuration is missing or invalid.
+        """
+        if isinstance(self.spec, DetailSpec):
+            sizes = [tower_size(tower, self.spec.side) for tower in self.spec.towers]
+            return len(self.layers), sizes[0][0], sum(width for _, width in sizes)
+        tokens, width = clip_size(self.spec)
+        return len(self.layers), 1 + tokens, width
+
+    @property
+    def name(self) -> str:
+        """The loaded encoder's `name`, without loading it."""
+        if isinstance(self.spec, DetailSpec):
+            return towers_name([encoder_name(tower, tower.kind == "clip") for tower in self.spec.towers], self.spec)
+        return encoder_name(self.spec, True)
+
+    @property
+    def weights(self) -> str:
+        """As `identity.weights_name`, of all weights and how they are used."""
+        if isinstance(self.spec, DetailSpec):
+            towers = "+".join(weights_name(tower) for tower in self.spec.towers)
+            return f"{towers}, {self.spec.split} {self.spec.side} px"
+        return weights_name(self.spec)
+
+    @property
+    def digest(self) -> str:
+        """As `identity.spec_digest`, of all weights and how they are used."""
+        if isinstance(self.spec, DetailSpec):
+            towers = [spec_digest(tower) for tower in self.spec.towers]
+            return digest(towers, self.spec.model_dump(), list(self.layers))
+        return spec_digest(self.spec)
+
+    def canvas(self, resolution: int) -> int:
+        """Side of the square that a subject is placed on, px: `resolution`, or what the encoder reads if larger."""
+        return max(resolution, 2 * self.spec.side) if isinstance(self.spec, DetailSpec) else resolution
+
+
+def feature_source(variant: Variant, encoder: str, high: bool = True, shallow: bool = False) -> FeatureSource:
+    """What the method `encoder` reads; `high`, `shallow`: views of two towers beside the low one.
+
+    Raises:
+        ModelError: the variant names no two towers.
+    """
+    if encoder not in TWO_TOWERS:
+        return FeatureSource(variant.image_encoder, variant.image_encoder.layers)
+    if variant.detail is None:
+        raise ModelError(
+            f"variant '{variant.name}' has no 'detail', the two image towers of {encoder}; add it to its JSON"
+        )
+    return FeatureSource(variant.detail, LOW + HIGH * high + SHALLOW * shallow)
+
+
+def black_features(encoder: ImageEncoder, layers: Iterable[int]) -> Tensor:
+    """Hidden states [K, N, d] of a black image, which stands for no image where a method has no branch to leave out."""
+    return encoder.hidden_states([Image.new("RGB", (64, 64))], tuple(layers))[0]
+
+
+def tower_size(spec: TowerSpec, side: int) -> tuple[int, int]:
+    """Patches of an image of `side` px, and their width."""
+    if spec.kind == "clip":
+        return clip_size(spec)
+    folder = resolve(spec, ["config.json"])
+    with reading(spec.path, "a transformers folder with config.json"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = getattr(config, "vision_config", config)
+        return (side // config.patch_size) ** 2, config.hidden_size
+
+
+def clip_size(spec: Spec) -> tuple[int, int]:
+    """Patches of an image, and their width."""
+    folder = resolve(spec, ["open_clip_config.json"])
+    with reading(spec.path, "an open_clip folder with open_clip_config.json"):
+        config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+        vision = CLIPVisionCfg(**config["model_cfg"]["vision_cfg"])
+        patches = np.broadcast_to(vision.image_size, 2) // np.broadcast_to(vision.patch_size, 2)
+        return int(np.prod(patches)), vision.width
+
+
+def encoder_name(spec: Spec, is_clip: bool) -> str:
+    """The `name` of a `Clip`, else of a `Vision`, without loading it."""
+    with reading(spec.path, f"an open_clip folder with {WEIGHTS}" if is_clip else "a transformers folder"):
+        files: Iterable[Path] = [spec.local / WEIGHTS] if is_clip else spec.local.glob("*.safetensors")
+        name, revision = identify(spec, files)
+    return f"{name}@{revision[:12]}"
