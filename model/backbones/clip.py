@@ -87,8 +87,10 @@ class Clip:
 
     @torch.no_grad()
     def patch_states(self, images: Tensor, blocks: Sequence[int]) -> Tensor:
-        """Patch tokens after the transformer blocks `blocks` (0-based, ascending) [B, K, N, d], without a final norm, of
-        images [B, 3, s, s] in 0..1, at the side that the encoder reads."""
+        """Patch tokens after the transformer blocks `blocks` (0-based, ascending) [B, K, N, d], without a final norm.
+
+        images: [B, 3, s, s] in 0..1, of the side that the encoder reads.
+        """
         settings = PreprocessCfg(**self.model.visual.preprocess_cfg)
         out = self.model.visual.forward_intermediates(
             normalised(images, settings.mean, settings.std).to(self.device, self.dtype),

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.backbones.clip import Clip, load_clip
+from model.backbones.clip import load_clip
 from model.backbones.variant import ClipSpec, Spec
 from model.backbones.vision import load_dino, load_siglip
 

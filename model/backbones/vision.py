@@ -73,8 +73,10 @@ class Vision:
 
     @torch.no_grad()
     def patch_states(self, images: Tensor, blocks: Sequence[int]) -> Tensor:
-        """Patch tokens after the transformer blocks `blocks` (0-based) [B, K, N, d], without a final norm, of images
-        [B, 3, s, s] in 0..1; s is the side that the encoder reads, or any for DINOv2, which interpolates positions."""
+        """Patch tokens after the transformer blocks `blocks` (0-based) [B, K, N, d], without a final norm.
+
+        images: [B, 3, s, s] in 0..1, of the side that the encoder reads; DINOv2 reads any, and interpolates positions.
+        """
         processor: Any = self.processor
         pixels = normalised(images, processor.image_mean, processor.image_std).to(self.device, self.model.dtype)
         states = self.model(pixels, output_hidden_states=True).hidden_states

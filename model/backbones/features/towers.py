@@ -51,23 +51,17 @@ class TwoTowers:
         """`hidden_states` of one batch, one view after the other: all at once would take five times the memory."""
         squares = torch.stack([self.preprocess(image) for image in images]).to(self.device).float() / 255
         first, second = self.spec.towers
-        shallow = list(zip(first.shallow, second.shallow, strict=True))
-        found: list[Tensor] = []
-        low = [
-            (first.block, second.block) if layer in LOW else shallow[layer - SHALLOW[0]]
-            for layer in layers
-            if layer not in HIGH
-        ]
-        if low:
-            found = list(self.joined(low_view(squares, self.spec.side), low).unbind(dim=1))
+        deep = (first.block, second.block)
+        blocks = dict(zip((*LOW, *SHALLOW), [deep, *zip(first.shallow, second.shallow, strict=True)], strict=True))
+        found: dict[int, Tensor] = {}
+        if low := [layer for layer in layers if layer in blocks]:
+            states = self.joined(low_view(squares, self.spec.side), [blocks[layer] for layer in low])
+            found = dict(zip(low, states.unbind(dim=1), strict=True))
         views = high_views(squares, self.spec.split)
-        high = [
-            self.joined(views[:, layer - HIGH[0]], [(first.block, second.block)])[:, 0]
-            for layer in layers
-            if layer in HIGH
-        ]
-        place = 1 if layers[0] in LOW else 0
-        return torch.stack([*found[:place], *high, *found[place:]], dim=1)
+        for layer in layers:
+            if layer in HIGH:
+                found[layer] = self.joined(views[:, layer - HIGH[0]], [deep])[:, 0]
+        return torch.stack([found[layer] for layer in layers], dim=1)
 
     def joined(self, view: Tensor, blocks: Sequence[tuple[int, int]]) -> Tensor:
         """Both towers' tokens [B, K, N, d] of a view [B, 3, s, s] after each pair of blocks."""
