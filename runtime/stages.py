@@ -35,7 +35,8 @@ class Stage:
         name: name of its command, of its folder in `data`, and in `dvc.yaml`.
         module: module to run; it has `main(params, **options)`.
         summary: one-line description.
-        sections: its sections of params.yaml, without `run`, which never changes results.
+        sections: its sections of params.yaml, without `run`, which never changes results; `section.key` where it reads
+            that key alone.
         reads: inputs in the data folder, `<stage>/<table or file>`, or a whole `<stage>`.
         writes: outputs in its own folder, besides metrics and plots.
         weights: backbones it loads, as fields of `model.backbones.variant.Variant`.

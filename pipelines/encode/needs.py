@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from open_clip.model import CLIPVisionCfg
 
+from model.backbones.features.source import FeatureSource
 from model.backbones.hub import reading, resolve
 from model.backbones.variant import Variant
 from pipelines import tables
@@ -74,24 +74,21 @@ class RowSizes:
     """One augmentation's hidden states (fp16)."""
 
 
-def sizes(variant: Variant) -> RowSizes:
+def sizes(variant: Variant, source: FeatureSource) -> RowSizes:
     """Return the bytes per row, from the models' configurations: nothing is loaded, and only these files are fetched.
+
+    source: the encoder of the hidden states.
 
     Raises:
         ModelError: a configuration is missing or invalid.
     """
-    spec = variant.image_encoder
-    folder = resolve(spec, ["open_clip_config.json"])
-    with reading(spec.path, "an open_clip folder with open_clip_config.json"):
-        config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
-        vision = CLIPVisionCfg(**config["model_cfg"]["vision_cfg"])
-        tokens = 1 + int(np.prod(np.broadcast_to(vision.image_size, 2) // np.broadcast_to(vision.patch_size, 2)))
+    hidden = int(np.prod(source.shape))
     folder = resolve(variant.diffusion, ["vae/config.json"])
     with reading(variant.diffusion.path, "a diffusers folder with vae/config.json"):
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         side = variant.resolution // 2 ** (len(vae["block_out_channels"]) - 1)
         channels = vae["latent_channels"]
-    return RowSizes(latent=side**2 * (2 * channels + 1), hidden=2 * len(spec.layers) * tokens * vision.width)
+    return RowSizes(latent=side**2 * (2 * channels + 1), hidden=2 * hidden)
 
 
 def within_budget(params: EncodeParams, row: RowSizes, needed: Needed) -> EncodeParams:

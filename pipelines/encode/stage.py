@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from model.backbones.features.source import FeatureParams, FeatureSource
 from model.backbones.identity import spec_digest
 from model.backbones.variant import Variant, load_variant
 from pipelines import tables
@@ -30,9 +31,9 @@ def encoded_frames(out: Path) -> int:
     return len(pc.unique(pa.concat_tables(tables.read(out, name, ["frame_id"]) for name in TABLES)["frame_id"]))
 
 
-def identity(encode: EncodeParams, variant: Variant) -> list[Any]:
+def identity(encode: EncodeParams, variant: Variant, source: FeatureSource) -> list[Any]:
     """Return what the rows depend on beside the photos: params, code, the side of the crops, weights."""
-    weights = [spec_digest(spec) for spec in (variant.diffusion, variant.image_encoder)]
+    weights = [spec_digest(variant.diffusion), source.digest]
     return [encode.model_dump(exclude=NOT_OF_A_ROW), STAGE.code(), variant.resolution, weights]
 
 
@@ -40,17 +41,18 @@ def main(params: Params) -> None:
     """Run the stage."""
     encode, run = params.section("encode", EncodeParams), params.run
     sources = params.section("sources", list[SourceParams])
-    variant = load_variant(params.variant)
+    variant, reader = load_variant(params.variant), params.section("model", FeatureParams)
+    source = reader.source(variant)
     out, mask = params.data / STAGE.name, params.data / "mask"
     needed = Needed.read(params.data / "pairs", mask, encode)
-    row = sizes(variant)
+    row = sizes(variant, source)
     encode = within_budget(encode, row, needed)
     with driver.sole_writer(STAGE.name, run, out):
         summary = driver.run_stage(
             STAGE.name,
             subjects.items(params.data / "curate", segments.FRAME_COLUMNS, needed.wanted(encode, mask)),
-            partial(EncodeWorker, encode, params.variant, sources, run.torch_device(), run.decoders),
-            identity=identity(encode, variant),
+            partial(EncodeWorker, encode, reader, params.variant, sources, run.torch_device(), run.decoders),
+            identity=identity(encode, variant, source),
             kept="latents",
             others=["features"],
             out=out,

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from model.backbones.clip import load_clip
 from model.backbones.diffusion import load_vae
 from model.backbones.encoders import after_preparing
+from model.backbones.features.source import FeatureParams
 from model.backbones.variant import load_variant
 from model.images.inputs import augmented, encode_latents, shrink
 from model.images.segment import square_crop
@@ -57,12 +57,20 @@ class EncodeWorker:
     """Encodes the photos of subjects; `decoders` threads prepare the next ones while the models compute."""
 
     def __init__(
-        self, params: EncodeParams, variant: str, sources: Sequence[SourceParams], device: str, decoders: int = 0
+        self,
+        params: EncodeParams,
+        reader: FeatureParams,
+        variant: str,
+        sources: Sequence[SourceParams],
+        device: str,
+        decoders: int = 0,
     ) -> None:
+        """`reader`: the method whose image encoder gives the hidden states."""
         self.params, self.device, self.decoders, self.roots = params, device, decoders, Roots(sources)
         self.variant = load_variant(variant)
         size = params.batch_size
-        self.encoder = load_clip(self.variant.image_encoder, device, batch_size=size) if params.hidden_states else None
+        self.source = reader.source(self.variant)
+        self.encoder = self.source.load(device, batch_size=size) if params.hidden_states else None
         self.vae = load_vae(self.variant.diffusion, torch.float32, device) if params.latents else None
 
     def compute(self, payloads: Sequence[list[dict[str, Any]]]) -> list[Rows]:
@@ -101,7 +109,7 @@ class EncodeWorker:
                 rows.append(latent_row(frame_id, latent, mask))
         if views and self.encoder is not None:
             ready = after_preparing(self.encoder)
-            hidden = ready.hidden_states([v[3] for v in views], self.variant.image_encoder.layers).cpu().numpy()
+            hidden = ready.hidden_states([v[3] for v in views], self.source.layers).cpu().numpy()
             for (rows, frame_id, index, _), states in zip(views, hidden, strict=True):
                 rows.append(feature_row(frame_id, index, states))
 
@@ -113,7 +121,7 @@ class EncodeWorker:
             mask,
             index,
             single=frame["extra"]["single"],
-            size=self.variant.resolution,
+            size=self.source.canvas(self.variant.resolution),
             seed=self.params.seed,
             margin=self.params.margin,
             scale=self.params.scale,

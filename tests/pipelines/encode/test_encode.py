@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from model.backbones.features.source import FeatureParams, feature_source
 from model.backbones.variant import load_variant
 from model.images.inputs import encode_latents, shrink
 from model.images.segment import on_white, square_crop
@@ -19,6 +20,12 @@ from runtime.digest import digest
 from runtime.errors import ModelError
 from tests.world import models as tiny_models
 from tests.world.tables import MASK, mask, triplet, write
+
+CLIP, TOWERS = FeatureParams(encoder="mfi"), FeatureParams(encoder="realcustom_pp")
+
+
+def sizes_of(variant) -> RowSizes:
+    return sizes(variant, feature_source(variant, "mfi"))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +41,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def worker(section, photos) -> EncodeWorker:
     source = SourceParams(name="own", layout="folder", root=str(photos), split="train")
-    return EncodeWorker(section("encode", EncodeParams, batch_size=4), "toybox", [source], "cpu")
+    return EncodeWorker(section("encode", EncodeParams, batch_size=4), CLIP, "toybox", [source], "cpu")
 
 
 def frame(number: int = 0, single: bool = False, target: bool = True, given: bool = True) -> dict:
@@ -133,6 +140,19 @@ def test_features_row_holds_the_chosen_layers(worker):
     assert np.allclose(row["hidden"], hidden.reshape(-1).numpy(), rtol=1e-2, atol=1e-3)
 
 
+def test_features_of_two_towers_are_of_views_of_a_larger_square(section, photos):
+    source = SourceParams(name="own", layout="folder", root=str(photos), split="train")
+    worker = EncodeWorker(section("encode", EncodeParams, batch_size=2), TOWERS, "toybox", [source], "cpu")
+    (rows,) = worker.compute([[frame(1)]])
+    views = [worker.augment(frame(1), Image.open(photos / "1.png"), MASK, index) for index in (0, 1)]
+    assert views[1].size == (128, 128)
+    hidden = worker.encoder.hidden_states(views, range(5)).numpy()
+    for row, expected in zip(rows["features"], hidden, strict=False):
+        assert (row["layers"], row["tokens"], row["width"]) == expected.shape == (5, 64, 256)
+        assert np.allclose(row["hidden"], expected.reshape(-1), rtol=1e-2, atol=1e-3)
+    assert rows["features"][0]["hidden"].nbytes == sizes(worker.variant, worker.source).hidden
+
+
 @pytest.fixture
 def chosen(tmp_path):
     """Folders of the triplets and masks tables: two triplets, and masks of further photos."""
@@ -175,8 +195,8 @@ def test_targets_get_latents_and_inputs_hidden_states(decoders, section, photos)
     frames = [frame(n % 3, target=n % 2 == 0, given=n % 3 != 0) | {"frame_id": f"s/{n:02d}/0"} for n in range(11)]
     params = section("encode", EncodeParams, batch_size=2)
     source = SourceParams(name="own", layout="folder", root=str(photos), split="train")
-    rows = EncodeWorker(params, "toybox", [source], "cpu", decoders).compute([[f] for f in frames])
-    plain = EncodeWorker(params, "toybox", [source], "cpu")
+    rows = EncodeWorker(params, CLIP, "toybox", [source], "cpu", decoders).compute([[f] for f in frames])
+    plain = EncodeWorker(params, CLIP, "toybox", [source], "cpu")
     one_by_one = [result for f in frames for result in plain.compute([[f]])]
     for found, given in zip(rows, frames, strict=True):
         roles = given["extra"]
@@ -201,7 +221,7 @@ def test_hidden_states_of_a_shard_can_be_counted_in_32_bits(section):
 def test_what_is_switched_off_is_neither_loaded_nor_written(name, section, photos, tmp_path):
     params = section("encode", EncodeParams, **{name: False})
     source = SourceParams(name="own", layout="folder", root=str(photos), split="train")
-    worker = EncodeWorker(params, "toybox", [source], "cpu")
+    worker = EncodeWorker(params, CLIP, "toybox", [source], "cpu")
     assert (worker.vae is None, worker.encoder is None) == (name == "latents", name == "hidden_states")
     (rows,) = worker.compute([[frame()]])
     written = {"latents": len(rows["latents"]), "hidden_states": len(rows["features"])}
@@ -209,7 +229,7 @@ def test_what_is_switched_off_is_neither_loaded_nor_written(name, section, photo
 
 
 def test_sizes_known_before_the_models_are_loaded_are_those_of_their_rows(worker):
-    told = sizes(worker.variant)
+    told = sizes(worker.variant, worker.source)
     (rows,) = worker.compute([[frame()]])
     (latent,) = rows["latents"]
     assert told.latent == latent["latent"].nbytes + latent["subject_mask"].nbytes
@@ -228,11 +248,11 @@ def test_sizes_of_published_models_are_about_those_of_the_architecture(tmp_path)
     variant = load_variant("sd15")
     paths = {"image_encoder": str(tmp_path / "clip"), "diffusion": str(tmp_path / "sd")}
     changed = {name: getattr(variant, name).model_copy(update={"path": path}) for name, path in paths.items()}
-    told = sizes(variant.model_copy(update=changed))
+    told = sizes_of(variant.model_copy(update=changed))
     assert told == RowSizes(latent=64 * 64 * (2 * 4 + 1), hidden=2 * 3 * 257 * 1280)
     (tmp_path / "clip" / "open_clip_config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"clip: cannot be read as an open_clip folder") as caught:
-        sizes(variant.model_copy(update=changed))
+        sizes_of(variant.model_copy(update=changed))
     assert "\n" not in str(caught.value)
 
 
@@ -254,12 +274,17 @@ def test_sizes_are_told_and_hidden_states_above_the_budget_are_left_out(section,
 
 def test_rows_of_another_variant_seed_or_layer_are_computed_anew_and_of_another_budget_are_not(section):
     params, variant = section("encode", EncodeParams), load_variant("toybox")
-    here = identity(params, variant)
+
+    def here(params=params, reader=CLIP, **changes) -> str:
+        changed = variant.model_copy(update=changes)
+        return digest(identity(params, changed, reader.source(changed)))
+
     encoder = variant.image_encoder.model_copy(update={"layers": (1, 2)})
-    for changed in (
-        identity(params, variant.model_copy(update={"resolution": 128})),
-        identity(params, variant.model_copy(update={"image_encoder": encoder})),
-        identity(section("encode", EncodeParams, seed=1), variant),
+    for other in (
+        here(resolution=128),
+        here(image_encoder=encoder),
+        here(section("encode", EncodeParams, seed=1)),
+        here(reader=TOWERS),
     ):
-        assert digest(changed) != digest(here)
-    assert digest(identity(section("encode", EncodeParams, max_gigabytes=1.0), variant)) == digest(here)
+        assert other != here()
+    assert here(section("encode", EncodeParams, max_gigabytes=1.0)) == here(reader=FeatureParams(encoder="x")) == here()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model.backbones.features.source import FeatureParams
 from pipelines import tables
 from pipelines.encode.needs import Needed
 from pipelines.encode.worker import EncodeParams, EncodeWorker
@@ -204,7 +205,9 @@ def encoded(run, section, tmp_path) -> Callable[..., dict[str, list[dict[str, An
         needed = Needed.read(tmp_path / "pairs", tmp_path / "mask", params)
         wanted = needed.wanted(params, tmp_path / "mask")
         items = subjects.items(tmp_path / "curate", segments.FRAME_COLUMNS, wanted)
-        results = EncodeWorker(params, "toybox", [source], "cpu").compute([item.payload for item in items])
+        results = EncodeWorker(params, FeatureParams(encoder="mfi"), "toybox", [source], "cpu").compute(
+            [item.payload for item in items]
+        )
         return {name: [row for rows in results for row in rows[name]] for name in ("latents", "features")}
 
     return encode
