@@ -18,8 +18,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from model.adapter import Adapter, read_description
-from model.backbones.clip import load_clip
 from model.backbones.diffusion import load_diffusion
+from model.backbones.features.source import feature_source
 from model.backbones.grounded_sam import GroundedSam, load_grounded_sam
 from model.backbones.variant import Variant, load_variant, variant_of
 from model.images.decode import DecodeError, opened
@@ -87,13 +87,13 @@ def main(options: argparse.Namespace) -> None:
     segments = segment_references(options, variant)
     diffusion = load_diffusion(variant.diffusion, getattr(torch, options.dtype), options.device)
     adapter = Adapter.load(options.adapter, diffusion.name, diffusion.revision).to(options.device).eval()
-    clip = load_clip(variant.image_encoder, options.device)
-    pipeline = build_pipeline(diffusion, adapter, clip, variant)
-    features = clip.hidden_states(segments, config.feature_layers)
+    encoder = feature_source(variant, config.encoder).load(options.device)
+    pipeline = build_pipeline(diffusion, adapter, encoder, variant)
+    features = encoder.hidden_states(segments, config.feature_layers)
     origin = {
         "references": [path.name for path in options.reference],
         "base_model": f"{diffusion.name}@{diffusion.revision}",
-        "image_encoder": clip.name,
+        "image_encoder": encoder.name,
         "data_hash": data_hash,
         "dtype": options.dtype,
     }

@@ -8,6 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from model.backbones.features.source import FeatureParams, FeatureSource
+from model.backbones.variant import Variant
 from model.losses import Factor, Similarity
 from model.objective import ObjectiveConfig
 from pipelines import tables
@@ -46,6 +48,10 @@ class ModelParams(Section):
     fourier_sigma_t: float
     fourier_sigma_l: float
     fourier_seed: int
+
+    def features(self, variant: Variant) -> FeatureSource:
+        """The image encoder that the method reads; ModelError if `variant` has none for it."""
+        return FeatureParams.model_validate(self.model_dump()).source(variant)
 
 
 class DropParams(Section):

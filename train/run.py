@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from model.backbones.diffusion import load_tokenizers
+from model.backbones.features.source import FeatureSource
 from model.backbones.variant import Variant, load_variant
 from pipelines import tables
 from pipelines.photos.roots import SourceParams
@@ -51,7 +52,8 @@ def train(ranks: Ranks, params: Params, resume: ResumeOptions) -> None:
     found = Arrays.open(cached)
     augmentation = params.section("encode", AugmentParams)
     sources = params.section("sources", list[SourceParams])
-    photos = open_photos(found, data, augmentation, variant, sources, ranks)
+    source = model.features(variant)
+    photos = open_photos(found, data, augmentation, variant, source, sources, ranks)
     if photos is not None:
         data_hash = digest(data_hash, digest_files(*tables.parts(data / "mask", "masks")), augmentation.model_dump())
     samples = TrainingSet.read(data, found, how.pairing, photos)
@@ -68,7 +70,7 @@ def train(ranks: Ranks, params: Params, resume: ResumeOptions) -> None:
     config = trainer.adapter.config
     advice = "shorten the class noun, its folder's name or entry in the annotations, and run curate again"
     require_room(trainer.diffusion, config, samples.captions.to_pylist(), samples.class_names.to_pylist(), advice)
-    base = backbone(trainer.diffusion.name, trainer.diffusion.revision, config.image_encoder, variant)
+    base = backbone(trainer.diffusion.name, trainer.diffusion.revision, source, variant)
     whole = recipe(how, model, data=data_hash, code=run_code(), base=base, ranks=[ranks.world, ranks.device.type])
     folder = Path(ranks.first("folder", lambda: str(begin(work, whole, resume))))
     with trainer.batches:
@@ -77,15 +79,15 @@ def train(ranks: Ranks, params: Params, resume: ResumeOptions) -> None:
     publish(trainer, data / "train", data_hash, whole, record, counts)
 
 
-def backbone(model: str, revision: str, image_encoder: str, variant: Variant) -> dict[str, Any]:
-    """The frozen models' entry in a recipe: which weights, and how `variant` uses them. The tables imply layers and
+def backbone(model: str, revision: str, source: FeatureSource, variant: Variant) -> dict[str, Any]:
+    """The frozen models' entry in a recipe: which weights, and how they are used. The tables imply layers and
     resolution too, but may be absent."""
     return {
         "model": model,
         "revision": revision,
         "weights": variant.diffusion.weights,
-        "image_encoder": image_encoder,
-        "layers": list(variant.image_encoder.layers),
+        "image_encoder": source.name,
+        "layers": list(source.layers),
         "resolution": variant.resolution,
     }
 
@@ -131,6 +133,7 @@ def open_photos(
     data: Path,
     augmentation: AugmentParams,
     variant: Variant,
+    source: FeatureSource,
     sources: list[SourceParams],
     ranks: Ranks,
 ) -> Photos | None:
@@ -146,6 +149,7 @@ def open_photos(
         data,
         augmentation,
         variant,
+        source,
         sources,
         ranks.device,
         hidden=missing["hidden states"],

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 
 from model.adapter import Adapter
-from model.backbones.clip import WEIGHTS as CLIP_WEIGHTS
 from model.backbones.diffusion import Diffusion, load_diffusion
-from model.backbones.hub import identify, reading
-from model.backbones.variant import ImageEncoderSpec, Variant
+from model.backbones.features.source import FeatureSource
+from model.backbones.variant import Variant
 from model.objective import TrainingBatch
 from model.prompt import checkpoint_text
 from runtime.errors import UserError
@@ -263,16 +262,16 @@ def make_adapter(model: ModelParams, variant: Variant, diffusion: Diffusion, dat
     Raises:
         UserError: latents or features were made by a different backbone.
     """
-    require_shapes(variant, data)
-    encoder = variant.image_encoder
+    source = model.features(variant)
+    require_shapes(variant, source, data)
     unet = cast(Any, diffusion.unet)
     torch.manual_seed(seed)
     adapter = Adapter.for_unet(
         unet,
         base_model=diffusion.name,
         base_revision=diffusion.revision,
-        image_encoder=encoder_name(encoder),
-        feature_layers=encoder.layers,
+        image_encoder=source.name,
+        feature_layers=source.layers,
         feature_width=data.hidden_shape[-1],
         text_widths=[text.config.hidden_size for text in diffusion.text_encoders],
         **model.model_dump(),
@@ -281,9 +280,9 @@ def make_adapter(model: ModelParams, variant: Variant, diffusion: Diffusion, dat
     return adapter
 
 
-def require_shapes(variant: Variant, data: TrainingSet) -> None:
+def require_shapes(variant: Variant, source: FeatureSource, data: TrainingSet) -> None:
     """Raise UserError if latents or hidden states do not have the shapes the variant's models produce."""
-    shapes = shapes_of(variant)
+    shapes = shapes_of(variant, source)
     side = latent_side(shapes)
     wanted = (shapes.unet["in_channels"], side, side, *hidden_shape(shapes))
     names = ["latent channels", "latent rows", "latent columns"]
@@ -293,10 +292,3 @@ def require_shapes(variant: Variant, data: TrainingSet) -> None:
             raise UserError(
                 f"the encoded tables have {found} {name}, but variant '{variant.name}' has {expected}; run encode again"
             )
-
-
-def encoder_name(spec: ImageEncoderSpec) -> str:
-    """The value of `Clip.name`, without loading the encoder: its hidden states are cached."""
-    with reading(spec.path, f"an open_clip folder with {CLIP_WEIGHTS}"):
-        name, revision = identify(spec, [spec.local / CLIP_WEIGHTS])
-    return f"{name}@{revision[:12]}"

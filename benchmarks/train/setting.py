@@ -60,9 +60,8 @@ class TrainSetting:
             found = replace(found, hidden=None, latents=None, masks=None)
             augment = self.all.section("encode", AugmentParams)
             sources = self.all.section("sources", list[SourceParams])
-            photos = Photos.open(
-                self.data, augment, self.variant, sources, self.ranks.device, hidden=True, latents=True
-            )
+            encoder, device = self.model.features(self.variant), self.ranks.device
+            photos = Photos.open(self.data, augment, self.variant, encoder, sources, device, hidden=True, latents=True)
         samples = TrainingSet.read(self.data, found, self.params.pairing, photos)
         return build(self.params, self.model, self.variant, samples, self.ranks, self.all.run.threads)
 

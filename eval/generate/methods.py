@@ -20,9 +20,9 @@ from PIL import Image
 
 from eval.generate.params import GenerateParams
 from eval.generate.truth import Renderer, world_ids
-from model.adapter import DESCRIPTION, WEIGHTS, Adapter
-from model.backbones.clip import load_clip
+from model.adapter import DESCRIPTION, WEIGHTS, Adapter, read_description
 from model.backbones.diffusion import Diffusion, load_diffusion
+from model.backbones.features.source import feature_source
 from model.backbones.identity import weights_name
 from model.backbones.variant import Variant
 from model.pipeline.pipeline import build_pipeline
@@ -79,8 +79,12 @@ def base_weights(inputs: MethodInputs) -> dict[str, str]:
 def all_weights(inputs: MethodInputs) -> dict[str, str]:
     """Return the ids of the weights of the base model, the image encoder and the adapter if there is one, by role."""
     files = adapter_files(inputs.adapter)
-    trained = {"adapter": f"adapter@{digest_files(*files)[:12]}"} if all(file.is_file() for file in files) else {}
-    return base_weights(inputs) | {"image encoder": weights_name(inputs.variant.image_encoder)} | trained
+    found = base_weights(inputs) | {"image encoder": weights_name(inputs.variant.image_encoder)}
+    if all(file.is_file() for file in files):
+        encoder = read_description(inputs.adapter)[0].encoder
+        found["image encoder"] = feature_source(inputs.variant, encoder).weights
+        found["adapter"] = f"adapter@{digest_files(*files)[:12]}"
+    return found
 
 
 def trained_weights(inputs: MethodInputs) -> dict[str, str]:
@@ -128,7 +132,7 @@ def adapted(inputs: MethodInputs) -> Painter:
     diffusion = load_base(inputs)
     trained = Adapter.load(inputs.adapter, diffusion.name, diffusion.revision).to(inputs.device).eval()
     # One reference per subject at a time, so the batch is one image.
-    encoder = load_clip(inputs.variant.image_encoder, inputs.device, batch_size=1)
+    encoder = feature_source(inputs.variant, trained.config.encoder).load(inputs.device, batch_size=1)
     pipeline = build_pipeline(diffusion, trained, encoder)
     pipeline.set_progress_bar_config(disable=True)
     # Masks of an adapter whose maps were not trained would mute the subject.

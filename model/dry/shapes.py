@@ -62,6 +62,8 @@ class Shapes:
     """Differences from AdapterConfig's defaults."""
     layers: int = 3
     """K, number of hidden states that our adapter reads."""
+    tokens: int | None = None
+    """N of a hidden state; None: the patches of `vision` and its CLS."""
 
 
 # https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5, unet/config.json; ip-adapter-plus_sd15.

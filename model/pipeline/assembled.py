@@ -16,8 +16,8 @@ from runtime.errors import ModelError
 from runtime.files import refuse_pointers
 
 if TYPE_CHECKING:
-    from model.backbones.clip import Clip
     from model.backbones.diffusion import Diffusion
+    from model.backbones.features.source import ImageEncoder
     from model.backbones.variant import Variant
 
 TAKEN = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2", "controlnet")
@@ -39,7 +39,7 @@ class Assembled(DiffusionPipeline):
         cls,
         diffusion: Diffusion,
         adapter: Adapter,
-        image_encoder: Clip | None = None,
+        image_encoder: ImageEncoder | None = None,
         variant: Variant | None = None,
     ) -> Self:
         """The pipeline around loaded components, with a DDIM scheduler built from the base model's scheduler config."""
@@ -65,7 +65,7 @@ class Assembled(DiffusionPipeline):
         cls,
         pipeline: Any,
         adapter: Adapter | str | Path,
-        image_encoder: Clip | None = None,
+        image_encoder: ImageEncoder | None = None,
         variant: Variant | None = None,
     ) -> Self:
         """The pipeline around the components of a loaded Stable Diffusion pipeline, ControlNet and LoRA included.
@@ -102,7 +102,7 @@ class Assembled(DiffusionPipeline):
         cls,
         pretrained_model_name_or_path: str | Path,
         adapter: Adapter | str | Path | None = None,
-        image_encoder: Clip | None = None,
+        image_encoder: ImageEncoder | None = None,
         variant: Variant | None = None,
         **settings: Any,
     ) -> Self:

@@ -42,8 +42,8 @@ from model.prompt import TextCondition, noun_ends
 from runtime.errors import ModelError, one_line
 
 if TYPE_CHECKING:
-    from model.backbones.clip import Clip
     from model.backbones.diffusion import Diffusion
+    from model.backbones.features.source import ImageEncoder
     from model.backbones.grounded_sam import GroundedSam
     from model.backbones.variant import Variant
 
@@ -81,7 +81,7 @@ class CustomContrastPipeline(
         unet: Any,
         scheduler: Any,
         adapter: Adapter,
-        image_encoder: Clip | None = None,
+        image_encoder: ImageEncoder | None = None,
         text_encoder_2: Any = None,
         tokenizer_2: Any = None,
         controlnet: Any = None,
@@ -541,7 +541,7 @@ def _each_image(text: TextCondition, images_per_prompt: int) -> TextCondition:
 
 
 def build_pipeline(
-    diffusion: Diffusion, adapter: Adapter, image_encoder: Clip | None = None, variant: Variant | None = None
+    diffusion: Diffusion, adapter: Adapter, image_encoder: ImageEncoder | None = None, variant: Variant | None = None
 ) -> CustomContrastPipeline:
     """The pipeline for the base model: SDXL's if it has two text encoders."""
     kind = CustomContrastXLPipeline if len(diffusion.text_encoders) > 1 else CustomContrastPipeline

@@ -14,7 +14,7 @@ from model.pipeline.assembled import Assembled
 from runtime.errors import ModelError
 
 if TYPE_CHECKING:
-    from model.backbones.clip import Clip
+    from model.backbones.features.source import ImageEncoder
     from model.backbones.grounded_sam import GroundedSam
     from model.backbones.variant import Variant
 
@@ -29,6 +29,7 @@ class SubjectReader(Assembled):
     image_encoder: Any
     variant: Variant | None
     _finder: GroundedSam | None
+    _black: Tensor | None = None
 
     def segment(self, subjects: Subjects) -> list[list[Image.Image]]:
         """The photos of each subject, segmented on white; Grounded SAM is loaded only if needed."""
@@ -47,19 +48,20 @@ class SubjectReader(Assembled):
             self._finder = load_grounded_sam(self.variant.detector, self.variant.sam, self.adapter.device, batch_size=1)
         return self._finder
 
-    def encoder(self) -> Clip:
+    def encoder(self) -> ImageEncoder:
         """The image encoder, loaded on first use; ModelError if no source is configured."""
-        from model.backbones.clip import load_clip
+        from model.backbones.features.source import feature_source
 
         if self.image_encoder is None:
             if self.variant is None:
                 raise ModelError("the pipeline has no image encoder; pass one, a variant, or hidden states")
-            found = load_clip(self.variant.image_encoder, self.adapter.device)
+            found = feature_source(self.variant, self.adapter.config.encoder).load(self.adapter.device)
             self._check_encoder(found)
             self.register_modules(image_encoder=found)
-        return self.image_encoder
+        loaded: ImageEncoder = self.image_encoder
+        return loaded
 
-    def _check_encoder(self, encoder: Clip) -> None:
+    def _check_encoder(self, encoder: ImageEncoder) -> None:
         wanted = self.adapter.config.image_encoder
         if encoder.name != wanted:
             raise ModelError(
@@ -76,6 +78,14 @@ class SubjectReader(Assembled):
         images = [photo for some in photos for photo in some]
         features = self.encoder().hidden_states(images, self.adapter.config.feature_layers)
         return self.checked(features), [len(some) for some in photos]
+
+    def black(self) -> Tensor:
+        """Features [1, K, N, d] of a black image, computed once: in some methods they stand for no image."""
+        from model.backbones.features.source import black_features
+
+        if self._black is None:
+            self._black = black_features(self.encoder(), self.adapter.config.feature_layers)[None]
+        return self.checked(self._black)
 
     def checked(self, features: Tensor) -> Tensor:
         """Features on the adapter's device; ModelError if some are not finite, which would make a black image."""

@@ -44,7 +44,7 @@ def workplace(tmp_path, tiny_sd, monkeypatch):
     variant = load_variant("toybox").model_copy(update={"resolution": 16})
     monkeypatch.setattr(sample, "load_variant", lambda name: variant)
     monkeypatch.setattr(sample, "load_diffusion", lambda spec, dtype, device: tiny_sd)
-    monkeypatch.setattr(sample, "load_clip", lambda spec, device: clip)
+    monkeypatch.setattr(sample, "feature_source", lambda *_: SimpleNamespace(load=lambda device: clip))
     monkeypatch.setattr(sample, "load_grounded_sam", lambda *specs, **settings: finder)
     return SimpleNamespace(folder=tmp_path, clip=clip, finder=finder)
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import pytest
 
-from model.backbones.variant import load_variant
+from model.backbones.features.source import feature_source
+from model.backbones.variant import Variant, load_variant
 from runtime.params import Params
 from tests.world.training import write_world
 from train.recipe import DropParams, ModelParams, TrainParams, input_digest, recipe
@@ -36,11 +38,16 @@ def test_recipe_holds_what_the_weights_depend_on_and_nothing_else(params: TrainP
 
 def test_recipe_holds_how_the_frozen_models_are_used():
     variant = load_variant("sd15")
-    same = backbone("model", "r", "encoder", variant)
+
+    def of(variant: Variant, method: str = "mfi") -> dict[str, Any]:
+        return backbone("model", "r", feature_source(variant, method), variant)
+
+    same = of(variant)
     encoder = variant.image_encoder.model_copy(update={"layers": (1, 2, 3)})
     diffusion = variant.diffusion.model_copy(update={"weights": None})
     for change in ({"image_encoder": encoder}, {"diffusion": diffusion}, {"resolution": 768}):
-        assert backbone("model", "r", "encoder", variant.model_copy(update=change)) != same
+        assert of(variant.model_copy(update=change)) != same
+    assert of(variant, "realcustom_pp") != same
     assert json.loads(json.dumps(same)) == same  # as it is read again from the run's folder
 
 

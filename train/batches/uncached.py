@@ -17,9 +17,11 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from model.backbones.clip import Clip, load_clip
+from model.backbones.clip import Clip
 from model.backbones.diffusion import load_vae
 from model.backbones.encoders import after_preparing
+from model.backbones.features.source import FeatureSource, ImageEncoder
+from model.backbones.features.towers import image_tower
 from model.backbones.variant import Variant
 from model.images.inputs import augmented, latents_of, shrink
 from model.images.segment import square_crop
@@ -54,7 +56,8 @@ class Photos:
     roots: Roots
     params: AugmentParams
     variant: Variant
-    clip: Clip | None
+    source: FeatureSource
+    encoder: ImageEncoder | None
     """None if hidden states are cached."""
     vae: Any
     """None if latents are cached."""
@@ -65,13 +68,14 @@ class Photos:
         data: Path,
         params: AugmentParams,
         variant: Variant,
+        source: FeatureSource,
         sources: Sequence[SourceParams],
         device: torch.device | str,
         hidden: bool,
         latents: bool,
     ) -> Self:
-        """Read the tables under `data` and load the encoders of what is not cached: the image encoder for `hidden`
-        states, the VAE for `latents`."""
+        """Read the tables under `data` and load the encoders of what is not cached: the image encoder `source` for
+        `hidden` states, the VAE for `latents`."""
         masks = tables.read(data / "mask", "masks", ["frame_id", "height", "width", "rle", "quality"])
         masks = masks.filter(pc.equal(masks["quality"], "ok")).combine_chunks()
         frames = tables.read(data / "curate", "frames", ["frame_id", "source", "path"])
@@ -81,8 +85,9 @@ class Photos:
             raise UserError(f"{data / 'mask' / 'masks'}: '{missing}' is not in the frames table; run mask again")
         frames = frames.take(rows).combine_chunks()
         roots = Roots(sources)
-        for source in pc.unique(frames["source"]).to_pylist():
-            roots[source]  # opens it here, not in several threads at once
+        for name in pc.unique(frames["source"]).to_pylist():
+            roots[name]  # opens it here, not in several threads at once
+        encoder = source.load(device) if hidden else None
         return cls(
             frame_ids=masks["frame_id"].combine_chunks(),
             sources=frames["source"].combine_chunks(),
@@ -91,15 +96,15 @@ class Photos:
             roots=roots,
             params=params,
             variant=variant,
-            clip=image_tower(load_clip(variant.image_encoder, device)) if hidden else None,
+            source=source,
+            encoder=image_tower(encoder) if isinstance(encoder, Clip) else encoder,
             vae=load_vae(variant.diffusion, torch.float32, device) if latents else None,
         )
 
     @property
     def hidden_shape(self) -> tuple[int, int, int]:
         """K, N, d of a photo's hidden states."""
-        tokens, width = cast(Any, self.clip).model.visual.positional_embedding.shape
-        return len(self.variant.image_encoder.layers), tokens, width
+        return self.source.shape
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -119,7 +124,7 @@ class Photos:
         return image, tables.decode_mask(rle, height, width)
 
     def pixels(self, rows: np.ndarray, views: np.ndarray, single: np.ndarray) -> Tensor:
-        """Augmentation `views[i]` of photo `rows[i]` as image-encoder input [n, 3, s, s]; safe in threads."""
+        """Augmentation `views[i]` of photo `rows[i]` as image-encoder input [n, 3, S, S]; safe in threads."""
         prepared = []
         for row, view, alone in zip(rows.tolist(), views.tolist(), single.tolist(), strict=True):
             image, mask = self.segment(row)
@@ -129,13 +134,13 @@ class Photos:
                 mask,
                 view,
                 single=alone,
-                size=self.variant.resolution,
+                size=self.source.canvas(self.variant.resolution),
                 seed=self.params.seed,
                 margin=self.params.margin,
                 scale=self.params.scale,
                 rotation=self.params.single_photo_rotation,
             )
-            prepared.append(cast(Clip, self.clip).preprocess(view_image))
+            prepared.append(cast(ImageEncoder, self.encoder).preprocess(view_image))
         return torch.stack(prepared)
 
     def targets(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -148,17 +153,9 @@ class Photos:
 
     def hidden_states(self, pixels: Tensor) -> Tensor:
         """Hidden states [n, K, N, d] of preprocessed photos, in one pass, rounded to fp16 as in the features table."""
-        ready: Any = replace(after_preparing(cast(Clip, self.clip)), batch_size=len(pixels))
-        return ready.hidden_states(list(pixels), self.variant.image_encoder.layers).half()
+        ready: Any = replace(after_preparing(self.encoder), batch_size=len(pixels))
+        return ready.hidden_states(list(pixels), self.source.layers).half()
 
     def latents(self, images: Tensor) -> Tensor:
         """Latents [n, C, h, w] float32 of images [n, H, W, 3], rounded to fp16 as in the latents table."""
         return latents_of(self.vae, images.to(self.vae.device)).half().float()
-
-
-def image_tower(clip: Clip) -> Clip:
-    """`clip` without its text tower, which would only waste memory."""
-    for name, child in clip.model.named_children():
-        if name != "visual":
-            child.to("meta")
-    return clip

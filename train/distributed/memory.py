@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.model import CLIPVisionCfg
 
 from model.adapter import Adapter
 from model.backbones.diffusion import text_encoders
+from model.backbones.features.source import FeatureSource
 from model.backbones.hub import reading, resolve
 from model.backbones.variant import Variant, load_variant
 from model.dry.build import build_diffusion, weights_as
@@ -173,12 +173,14 @@ def latent_side(shapes: Shapes) -> int:
 
 def hidden_shape(shapes: Shapes) -> tuple[int, int, int]:
     """Layers, tokens and width of a photo's hidden states."""
+    if shapes.tokens is not None:
+        return shapes.layers, shapes.tokens, shapes.vision["hidden_size"]
     tokens = (shapes.vision["image_size"] // shapes.vision["patch_size"]) ** 2 + 1
     return shapes.layers, tokens, shapes.vision["hidden_size"]
 
 
-def shapes_of(variant: Variant) -> Shapes:
-    """Sizes of a variant from its config files, the only ones fetched."""
+def shapes_of(variant: Variant, source: FeatureSource) -> Shapes:
+    """Sizes of a variant and of the hidden states of `source` from their config files, the only ones fetched."""
     spec = variant.diffusion
     parts = ("unet", "vae", "text_encoder", "text_encoder_2")
     folder = resolve(spec, ["model_index.json", *(f"{part}/config.json" for part in parts)])
@@ -186,18 +188,17 @@ def shapes_of(variant: Variant) -> Shapes:
         unet, vae, *texts = (
             settings(folder / part / "config.json") for part in ("unet", "vae", *text_encoders(folder, spec.path))
         )
-    encoder = resolve(variant.image_encoder, ["open_clip_config.json"])
-    with reading(variant.image_encoder.path, "an open_clip folder with open_clip_config.json"):
-        vision = CLIPVisionCfg(**settings(encoder / "open_clip_config.json")["model_cfg"]["vision_cfg"])
+    layers, tokens, width = source.shape
     return Shapes(
         size=variant.resolution,
         unet=unet,
         vae=vae,
         texts=tuple({name: text[name] for name in TEXT_SIZES if name in text} for text in texts),
-        vision={"hidden_size": vision.width, "image_size": vision.image_size, "patch_size": vision.patch_size},
+        vision={"hidden_size": width},
         projection={},
         adapter={},
-        layers=len(variant.image_encoder.layers),
+        layers=layers,
+        tokens=tokens,
     )
 
 
@@ -220,7 +221,7 @@ def settings(file: Path) -> dict[str, Any]:
 
 def estimate(params: TrainParams, model: ModelParams, variant: Variant, ranks: int, work: Path) -> Memory:
     """Memory of a run; the step, which takes seconds to measure, is cached in `work` for the next start."""
-    shapes, rows = shapes_of(variant), params.rows(ranks)
+    shapes, rows = shapes_of(variant, model.features(variant)), params.rows(ranks)
     inputs = [vars(shapes), model.model_dump(), params.objective.model_dump(), rows, params.zero_stage == 3]
     file = work / "memory" / f"{digest(inputs, params.precision, params.gradient_checkpointing)}.json"
     try:

@@ -20,8 +20,8 @@ from eval.protocol import protocol
 from eval.score import metrics
 from eval.tasks.resume import Task, run_tasks
 from model.adapter import Adapter
-from model.backbones.clip import load_clip
 from model.backbones.diffusion import load_diffusion
+from model.backbones.features.source import feature_source
 from model.backbones.variant import Variant, load_variant
 from model.pipeline.pipeline import build_pipeline
 from pipelines import tables
@@ -171,7 +171,8 @@ def load_recorder(
     torch.set_num_threads(made_by.threads)
     diffusion = load_diffusion(variant.diffusion, getattr(torch, made_by.dtype), device)
     trained = Adapter.load(adapter, diffusion.name, diffusion.revision).to(device).eval()
-    pipeline = build_pipeline(diffusion, trained, load_clip(variant.image_encoder, device, batch_size=1))
+    encoder = feature_source(variant, trained.config.encoder).load(device, batch_size=1)
+    pipeline = build_pipeline(diffusion, trained, encoder)
     pipeline.set_progress_bar_config(disable=True)
     return LocationRecorder(params, made_by, pipeline, variant.resolution, Roots(sources))
 

@@ -14,9 +14,8 @@ from pydantic import Field, field_validator
 from eval.probes.views import STAGE, invariance
 from eval.protocol import protocol
 from eval.tasks.resume import Task, run_tasks
-from model.adapter import DESCRIPTION, WEIGHTS, Adapter
-from model.backbones.clip import Clip, load_clip
-from model.backbones.identity import weights_name
+from model.adapter import DESCRIPTION, WEIGHTS, Adapter, read_description
+from model.backbones.features.source import ImageEncoder, feature_source
 from model.backbones.variant import Variant, load_variant
 from pipelines import tables
 from pipelines.photos.roots import Roots, SourceParams
@@ -72,7 +71,7 @@ def tasks(subjects: Sequence[protocol.HeldOutSubject]) -> Iterator[Task]:
 class ViewEncoder:
     """Computes the rows of one subject."""
 
-    def __init__(self, params: ViewsParams, adapter: Adapter, encoder: Clip, roots: Roots) -> None:
+    def __init__(self, params: ViewsParams, adapter: Adapter, encoder: ImageEncoder, roots: Roots) -> None:
         self.params, self.adapter, self.encoder, self.roots = params, adapter, encoder, roots
 
     @torch.no_grad()
@@ -105,7 +104,7 @@ def load_encoder(
     """Return the adapter with the image encoder it was trained on."""
     torch.set_num_threads(params.threads)
     trained = Adapter.load(adapter).to(device).eval()
-    encoder = load_clip(variant.image_encoder, device, batch_size=params.batch_size)
+    encoder = feature_source(variant, trained.config.encoder).load(device, batch_size=params.batch_size)
     if encoder.name != trained.config.image_encoder:
         raise UserError(
             f"{adapter} was trained on image encoder '{trained.config.image_encoder}', but '{encoder.name}' is loaded; "
@@ -184,7 +183,7 @@ def main(params: Params) -> None:
     count = min(views.subjects or len(every), len(every))
     subjects = [every[number * len(every) // count] for number in range(count)]
     made_with = {
-        "image encoder": weights_name(variant.image_encoder),
+        "image encoder": feature_source(variant, read_description(adapter)[0].encoder).weights,
         "adapter": f"adapter@{digest_files(*files)[:12]}",
     }
     tally = run_tasks(

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from model.adapter import Adapter
 from model.backbones.diffusion import load_diffusion
+from model.backbones.features.source import FeatureParams
 from model.backbones.variant import load_variant
 from model.methods.customcontrast.training import training_losses
 from model.objective import ObjectiveConfig
@@ -30,6 +31,7 @@ from train.batches.training_set import TrainingSet
 from train.batches.uncached import AugmentParams, Photos
 
 NAME = "toybox"
+CLIP, TOWERS = FeatureParams(encoder="mfi"), FeatureParams(encoder="realcustom_pp")
 SUBJECTS = 6
 """The first four have three photos each, the others one."""
 
@@ -74,7 +76,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_similarity(data / "similarity", sorted({row["subject_id"] for row in frames}, key=tables.path_order))
     encode = Params.read().section("encode", EncodeParams)
     sources = [SourceParams(name="own", layout="folder", root=str(root / "photos"), split="train")]
-    (encoded,) = EncodeWorker(encode, NAME, sources, "cpu").compute([payload])
+    (encoded,) = EncodeWorker(encode, CLIP, NAME, sources, "cpu").compute([payload])
     for table in ("latents", "features"):
         tables.write(data / "encode", table, tables.from_rows(table, encoded[table]))
     return root
@@ -97,9 +99,9 @@ def samplers(world: Path, **missing: bool) -> tuple[Sampler, Sampler]:
         parts["latents"] = parts["masks"] = None
     sources = [SourceParams(name="own", layout="folder", root=str(world / "photos"), split="train")]
     augment = Params.read().section("encode", AugmentParams)
-    photos = Photos.open(
-        data, augment, load_variant(NAME), sources, "cpu", **{"hidden": False, "latents": False, **missing}
-    )
+    variant = load_variant(NAME)
+    needed = {"hidden": False, "latents": False, **missing}
+    photos = Photos.open(data, augment, variant, CLIP.source(variant), sources, "cpu", **needed)
     bare = TrainingSet.read(data, Arrays(**parts, cosines=whole.cosines), "triplet", photos)
     return sampler(TrainingSet.read(data, whole, "triplet"), batch=4), sampler(bare, batch=4)
 

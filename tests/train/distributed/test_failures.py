@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from model.backbones.diffusion import load_diffusion
+from model.backbones.features.source import feature_source
 from model.backbones.variant import load_variant
 from runtime.errors import UserError
 from tests.world import ranks as processes
@@ -90,11 +91,12 @@ def test_rank_that_no_launcher_numbers_is_told_how_to_start(monkeypatch: pytest.
 def test_tables_of_another_backbone_are_one_sentence(
     latent: tuple[int, ...], hidden: tuple[int, ...], said: str, variant: Path
 ):
+    tiny = load_variant(str(variant))
     data: Any = SimpleNamespace(latent_shape=(4, 8, 8), hidden_shape=(2, 5, 24))
-    require_shapes(load_variant(str(variant)), data)
+    require_shapes(tiny, feature_source(tiny, "mfi"), data)
     data = SimpleNamespace(latent_shape=latent, hidden_shape=hidden)
     with pytest.raises(UserError, match=f"the encoded tables have {said}; run encode again"):
-        require_shapes(load_variant(str(variant)), data)
+        require_shapes(tiny, feature_source(tiny, "mfi"), data)
 
 
 def test_adapter_is_not_made_for_tables_of_another_backbone(variant: Path, tmp_path: Path):

@@ -85,7 +85,7 @@ def test_numbers_are_those_of_the_loaded_model_and_kept_for_the_next_start(
     monkeypatch.setattr(memory, "weigh", pytest.fail)
     assert estimate(params, small, tiny, 2, tmp_path) == first
     assert estimate(params.model_copy(update={"zero_stage": 1}), small, tiny, 2, tmp_path).total > first.total
-    assert shapes_of(tiny).size == SIDE
+    assert shapes_of(tiny, small.features(tiny)).size == SIDE
 
 
 def weighed(shapes: object, model: object, params: TrainParams, rows: int) -> StepMemory:
