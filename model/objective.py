@@ -82,12 +82,16 @@ class TrainingBatch:
     positive_timesteps: Tensor | None = None
     """[B] timesteps of the positives' S+; None: those of their references. A pair then shares its t, and MACL can
     be lowered by encoding t; independent timesteps prevent that."""
+    black: Tensor | None = None
+    """[K, N, d] hidden states of a black image, in place of those of a dropped reference; None: it is left out."""
 
 
 def check_batch(batch: TrainingBatch, adapter_config: AdapterConfig, config: ObjectiveConfig) -> None:
     """Raise ModelError if the batch, the adapter and the objective are inconsistent."""
     if (config.cscl or config.macl) and not adapter_config.textual:
         raise ModelError("CSCL and MACL need the textual Q-Former; set cscl and macl to false, or textual to true")
+    if batch.black is not None:
+        raise ModelError("this method leaves a dropped image out, but train.drop.black is on; set it to false")
     rows = batch.latents.shape[0]
     for name in ("subject_masks", "captions", "class_nouns", "reference", "positive", "similarity", "timesteps"):
         if len(getattr(batch, name)) != rows:

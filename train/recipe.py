@@ -17,6 +17,7 @@ from runtime.closure import code_digest
 from runtime.digest import digest_files
 from runtime.errors import UserError
 from runtime.params import Section
+from train.curriculum import CurriculumParams
 
 TABLES = {
     "triplets": "pairs",
@@ -60,6 +61,7 @@ class DropParams(Section):
     image: float = Field(ge=0)
     text: float = Field(ge=0)
     both: float = Field(ge=0)
+    black: bool  # a dropped image is a black one, not a visual branch left out
 
     @model_validator(mode="after")
     def leaves_some(self) -> Self:
@@ -139,6 +141,7 @@ class TrainParams(Section):
     positive_timesteps: Literal["independent", "shared"]
     mixture: dict[str, float]  # share of the samples per source; empty: every subject once per epoch
     prefetch: int = Field(ge=0)  # batches read ahead, one thread each; 0: none
+    curriculum: CurriculumParams
     drop: DropParams
     objective: ObjectiveParams
     log_every: int = Field(ge=1)  # steps
@@ -168,6 +171,8 @@ class TrainParams(Section):
             raise ValueError(f"offload all needs zero_stage 3, not {self.zero_stage}")
         if self.compile and self.zero_stage == 3:
             raise ValueError("compile does not work with zero_stage 3, which breaks the graph to gather each layer")
+        if self.curriculum.schedule != "none" and self.pairing == "self":
+            raise ValueError("curriculum chooses between two pairings, and pairing self fixes one; set it to triplet")
         if self.pictures.every and self.zero_stage == 3:
             raise ValueError(
                 "pictures need the whole backbone on one rank, but zero_stage 3 shards it; set pictures.every to 0"

@@ -60,6 +60,11 @@ def train(ranks: Ranks, params: Params, resume: ResumeOptions) -> None:
     moved = 0
     if model.textual:
         samples, moved = samples.with_nouns_first(load_tokenizers(variant.diffusion), model.text_tokens)
+    if how.curriculum.schedule != "none" and found.hidden is not None:
+        ranks.say(
+            "train: cached hidden states have one size of the subject, so train.curriculum only varies the pairs; leave"
+            " them uncached (encode.inputs: []) to vary sizes too"
+        )
     trained_on, held_out = hold_out(samples, how.validation.subjects, how.batch)
     counts = {"triplets": len(trained_on), "triplets_held_out": len(samples) - len(trained_on)}
     ranks.say(f"train: {len(samples)} triplets, {counts['triplets_held_out']} of them held out for validation")

@@ -13,7 +13,7 @@ import torch
 
 from model.adapter import Adapter
 from model.backbones.diffusion import Diffusion, load_diffusion
-from model.backbones.features.source import FeatureSource
+from model.backbones.features.source import FeatureSource, black_features
 from model.backbones.variant import Variant
 from model.objective import TrainingBatch
 from model.prompt import checkpoint_text
@@ -23,6 +23,7 @@ from train.batches.prefetch import Batches
 from train.batches.sampler import Sampler
 from train.batches.training_set import TrainingSet
 from train.batches.validation import validation_batches
+from train.curriculum import Curriculum
 from train.distributed.checkpoint import Checkpoints
 from train.distributed.engine import DTYPES, Objective, TrainedState, gradient_norm, start_engine
 from train.distributed.memory import hidden_shape, latent_side, shapes_of
@@ -240,6 +241,8 @@ def build(
         timesteps=scheduler.config.num_train_timesteps,
         independent=params.positive_timesteps == "independent",
         mixture=params.mixture,
+        curriculum=Curriculum.of(params.curriculum, params.seed, params.steps, params.accumulation),
+        black=black_reference(model.features(variant), data, ranks.device) if params.drop.black else None,
     )
     batches = Batches(
         sampler, ranks.rank, ranks.world, ranks.device, ahead=params.prefetch, steps=params.draws(params.steps)[0]
@@ -248,6 +251,12 @@ def build(
     objective = Objective(adapter, diffusion, params.objective.config(), sharded=params.zero_stage == 3)
     engine = start_engine(params, objective, ranks.world, ranks.device)
     return Trainer(params, diffusion, engine, TrainedState(engine, params.ema), sampler, batches, ranks)
+
+
+def black_reference(source: FeatureSource, data: TrainingSet, device: torch.device) -> torch.Tensor:
+    """Hidden states [K, N, d] of a black image, rounded to fp16 as those of references; `data` may hold the encoder."""
+    encoder = None if data.photos is None else data.photos.encoder
+    return black_features(encoder or source.load(device), source.layers).half()
 
 
 def require_precision(params: TrainParams, device: torch.device) -> None:

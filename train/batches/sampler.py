@@ -20,6 +20,7 @@ from runtime.errors import UserError
 from train.batches.mixture import portions
 from train.batches.training_set import TrainingSet
 from train.batches.uncached import Photos
+from train.curriculum import Curriculum
 from train.recipe import DropParams
 
 EPOCH, DRAW, NOISE = 1, 2, 3
@@ -36,6 +37,10 @@ class Draw:
     reference_views: np.ndarray
     """Augmentation of each reference."""
     positive_views: np.ndarray
+    own: np.ndarray
+    """Bool: the reference is the target's own photo."""
+    scales: np.ndarray | None
+    """Longer side of the subject in the reference, of the square; None: as in its augmentation."""
     timesteps: np.ndarray
     positive_timesteps: np.ndarray
     drop_image: np.ndarray
@@ -60,13 +65,19 @@ class Sampler:
         timesteps: int,
         independent: bool,
         mixture: Mapping[str, float] | None = None,
+        curriculum: Curriculum | None = None,
+        black: torch.Tensor | None = None,
     ) -> None:
         """`timesteps` of the diffusion process; `independent`: positives get their own timesteps; `mixture`: share of
-        the samples per source.
+        the samples per source; `curriculum` of references; `black`: the batches' `TrainingBatch.black`.
 
         Raises:
-            UserError: no group has `batch` subjects, or the mixture does not fit the sources.
+            UserError: no group has `batch` subjects, the mixture does not fit the sources, or the curriculum needs
+                hidden states that are not cached.
         """
+        if curriculum is not None:
+            require_own(data)
+        self.curriculum, self.black = curriculum, black
         self.data, self.batch_size, self.seed, self.drop = data, batch, seed, drop
         self.timesteps, self.independent = timesteps, independent
         self.order = np.argsort(data.subjects, kind="stable")
@@ -119,6 +130,11 @@ class Sampler:
         count, views = self.batch_size, self.data.augmentations
         rng = np.random.default_rng([self.seed, DRAW, step])
         triplets = self.order[self.starts[places_] + rng.integers(self.counts[places_])]
+        own, scales = np.zeros(count, dtype=bool), None
+        if self.curriculum is not None:
+            rows = [self.order[self.starts[p] : self.starts[p] + self.counts[p]] for p in places_]
+            choice = self.curriculum.choose(step, rows, self.data.angles)
+            triplets, own, scales = choice.triplets, choice.own, choice.scales
         single = self.data.single[triplets]
         # A plain reference, as at inference, and a placed positive; for a single photo any two augmentations, since
         # the plain one would repeat the target's pose.
@@ -133,6 +149,8 @@ class Sampler:
             triplets=triplets,
             reference_views=reference,
             positive_views=positive,
+            own=own,
+            scales=scales,
             timesteps=timesteps,
             positive_timesteps=others if self.independent else timesteps,
             drop_image=(chance < image) | both,
@@ -155,7 +173,7 @@ class Sampler:
         mine = slice(rank * size, (rank + 1) * size)
         triplets = draw.triplets[mine]
         latents, masks = self.read_targets(data.target[triplets])
-        reference, positive = self.read_views(triplets, draw.reference_views[mine], draw.positive_views[mine])
+        reference, positive = self.read_views(step, draw, mine)
         subjects = data.subjects[draw.triplets]
         noise = [self.noise(step, rank * size + place, data.latent_shape) for place in range(size)]
         return TrainingBatch(
@@ -181,15 +199,23 @@ class Sampler:
             return cast(Photos, self.data.photos).targets(rows)
         return arrays.latents[rows].astype(np.float32), arrays.masks[rows]
 
-    def read_views(self, triplets: np.ndarray, *views: np.ndarray) -> list[torch.Tensor]:
-        """Hidden states [B, K, N, d], or pixels [B, 3, s, s], of the references and of the positives."""
-        data = self.data
-        frames = [data.reference[triplets], data.positive[triplets]]
+    def read_views(self, step: int, draw: Draw, mine: slice) -> list[torch.Tensor]:
+        """Hidden states [B, K, N, d], or pixels [B, 3, s, s], of the references and of the positives.
+
+        Cached hidden states are of augmentations, so only pixels follow the curriculum's scales.
+        """
+        data, triplets = self.data, draw.triplets[mine]
+        reference = np.where(draw.own[mine], data.own[triplets], data.reference[triplets])
+        frames, views = [reference, data.positive[triplets]], [draw.reference_views[mine], draw.positive_views[mine]]
         if data.arrays.hidden is not None:
             hidden = data.arrays.hidden
             return [tensor(hidden[f * data.augmentations + v]) for f, v in zip(frames, views, strict=True)]
         photos, single = cast(Photos, data.photos), data.single[triplets]
-        return [photos.pixels(f, v, single) for f, v in zip(frames, views, strict=True)]
+        if self.curriculum is None or draw.scales is None:
+            return [photos.pixels(f, v, single) for f, v in zip(frames, views, strict=True)]
+        generators = [self.curriculum.generator(step, place) for place in range(self.batch_size)[mine]]
+        placed = photos.placed(reference, draw.scales[mine], generators, single)
+        return [placed, photos.pixels(frames[1], views[1], single)]
 
     def finish(self, batch: TrainingBatch, device: torch.device | str) -> TrainingBatch:
         """Move the result of `read` to `device`, and encode what is not cached."""
@@ -204,7 +230,19 @@ class Sampler:
             moved["reference"], moved["positive"] = both.chunk(2)
         if photos is not None and self.data.arrays.latents is None:
             moved["latents"] = photos.latents(moved["latents"]).to(device)
+        if self.black is not None:
+            moved["black"] = self.black.to(device)
         return replace(batch, **moved)
+
+
+def require_own(data: TrainingSet) -> None:
+    """Raise UserError if a target's hidden states are not cached, which a curriculum shows as a reference."""
+    missing = int((data.own < 0).sum())
+    if missing:
+        raise UserError(
+            f"train.curriculum shows targets as their own references, but those of {missing} of {len(data)} triplets"
+            " have no cached hidden states; add target to encode.inputs and run encode again"
+        )
 
 
 def tensor(values: np.ndarray) -> torch.Tensor:

@@ -44,6 +44,10 @@ class TrainingSet:
     """[n] as `reference`."""
     target: np.ndarray
     """[n] row of `arrays.latents` and `arrays.masks`, or row of `photos` if they are None."""
+    own: np.ndarray
+    """[n] as `reference`: the target's own photo; -1 where its hidden states are not cached."""
+    angles: np.ndarray
+    """[n] degrees between the viewing directions of reference and target; infinite if unknown, NaN for `single`."""
     single: np.ndarray
     """[n] bool: the subject has one photo, so reference and positive are two augmentations of it."""
     augmentations: int
@@ -84,6 +88,8 @@ class TrainingSet:
         }
         for role, found in rows.items():
             require_known(role, found, triplets, data)
+        single = pc.equal(column(triplets, "method"), "augment").to_numpy(zero_copy_only=False)
+        angles = triplets["reference_target_angle"].to_numpy().astype(np.float64)
         captions, origins = captions_and_sources(data / "curate", triplets["target"])
         require_nouns(captions, column(triplets, "class_name"))
         sources = sorted(pc.unique(origins).to_pylist())
@@ -93,7 +99,9 @@ class TrainingSet:
             triplet_ids=column(triplets, "triplet_id"),
             class_names=column(triplets, "class_name"),
             captions=captions,
-            single=pc.equal(column(triplets, "method"), "augment").to_numpy(zero_copy_only=False),
+            own=places(triplets["target"], frames),
+            angles=np.where(single, np.nan, np.where(np.isnan(angles), np.inf, angles)),
+            single=single,
             augmentations=augmentations,
             similarity=similarity,
             sources=sources,

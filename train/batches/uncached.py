@@ -24,7 +24,7 @@ from model.backbones.features.source import FeatureSource, ImageEncoder
 from model.backbones.features.towers import image_tower
 from model.backbones.variant import Variant
 from model.images.inputs import augmented, latents_of, shrink
-from model.images.segment import square_crop
+from model.images.segment import place_on_white, square_crop
 from pipelines import tables
 from pipelines.photos.decode import DecodeError, decode_image
 from pipelines.photos.roots import Roots, SourceParams
@@ -141,6 +141,24 @@ class Photos:
                 rotation=self.params.single_photo_rotation,
             )
             prepared.append(cast(ImageEncoder, self.encoder).preprocess(view_image))
+        return torch.stack(prepared)
+
+    def placed(
+        self, rows: np.ndarray, scales: np.ndarray, generators: Sequence[np.random.Generator], single: np.ndarray
+    ) -> Tensor:
+        """The subjects of photos `rows` as image-encoder input [n, 3, S, S]: longer sides are `scales` of the square,
+        places from `generators`; a `single` photo is flipped and rotated, as in `augmented`. Safe in threads."""
+        prepared = []
+        for row, scale, generator, alone in zip(rows.tolist(), scales.tolist(), generators, single, strict=True):
+            view = place_on_white(
+                *self.segment(row),
+                self.source.canvas(self.variant.resolution),
+                generator,
+                scale=(scale, scale),
+                flip=bool(alone),
+                rotation=self.params.single_photo_rotation if alone else 0.0,
+            )
+            prepared.append(cast(ImageEncoder, self.encoder).preprocess(view))
         return torch.stack(prepared)
 
     def targets(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,10 @@ from train.batches.sampler import Sampler
 from train.batches.training_set import TrainingSet
 from train.recipe import DropParams, TrainParams
 
+COLUMNS = ("subjects", "reference", "positive", "target", "own", "angles", "single")
+"""Arrays of a TrainingSet with a row per triplet."""
 # All conditions are kept: dropping one would only add noise.
-COMPLETE = DropParams(image=0, text=0, both=0)
+COMPLETE = DropParams(image=0, text=0, both=0, black=False)
 
 
 def hold_out(data: TrainingSet, count: int, batch: int) -> tuple[TrainingSet, TrainingSet | None]:
@@ -57,7 +59,7 @@ def hold_out(data: TrainingSet, count: int, batch: int) -> tuple[TrainingSet, Tr
 def where(data: TrainingSet, kept: np.ndarray) -> TrainingSet:
     """The triplets of `data` where `kept` [n] is True."""
     columns = {name: getattr(data, name).filter(pa.array(kept)) for name in ("triplet_ids", "class_names", "captions")}
-    rows = {name: getattr(data, name)[kept] for name in ("subjects", "reference", "positive", "target", "single")}
+    rows = {name: getattr(data, name)[kept] for name in COLUMNS}
     return replace(data, **columns, **rows)
 
 

@@ -54,14 +54,17 @@ def run_folder(work: Path, recipe: dict[str, Any]) -> Path:
 def accept(folder: Path, recipe: dict[str, Any], options: ResumeOptions) -> str:
     """Compare the recipe in `folder` with `recipe`; return notices to print, or "".
 
-    A constant learning rate does not depend on the number of steps, so such a run can be trained on for more of them.
+    A constant learning rate does not depend on the number of steps, so such a run can be trained on for more of them,
+    unless it has a curriculum, which does.
 
     Raises:
         UserError: there is none, or it differs (in more than that, and ranks with `other_ranks`); names each key, both
             values.
     """
     found, notices = differences(read(folder), recipe), []
-    if STEPS in found and "train.schedule" not in found and recipe["train"].get("schedule") == "constant":
+    train = recipe["train"]
+    fixed = train.get("schedule") == "constant" and train.get("curriculum", {}).get("schedule") != "linear"
+    if STEPS in found and "train.schedule" not in found and fixed:
         theirs, ours = found.pop(STEPS)
         notices.append(f"train: going on to step {ours} from a run of {theirs}")
     if options.other_ranks and RANKS in found:

@@ -101,7 +101,7 @@ def test_rows_are_those_of_the_triplets_frames(world: World, samples: TrainingSe
 
 
 def test_conditions_are_dropped_as_often_as_asked(samples: TrainingSet):
-    draws = sampler(samples, drop=DropParams(image=0.1, text=0.2, both=0.3))
+    draws = sampler(samples, drop=DropParams(image=0.1, text=0.2, both=0.3, black=False))
     found = np.array([[draw.drop_image, draw.drop_text] for draw in map(draws.draw, range(1500))]).transpose(1, 0, 2)
     image, text = found.reshape(2, -1)
     assert np.mean(image & ~text) == pytest.approx(0.1, abs=0.01)
