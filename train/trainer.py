@@ -13,7 +13,7 @@ import torch
 
 from model.adapter import Adapter
 from model.backbones.diffusion import Diffusion, load_diffusion
-from model.backbones.features.source import FeatureSource, black_features
+from model.backbones.features.source import TWO_TOWERS, FeatureSource, black_features
 from model.backbones.variant import Variant
 from model.objective import TrainingBatch
 from model.prompt import checkpoint_text
@@ -243,6 +243,8 @@ def build(
         mixture=params.mixture,
         curriculum=Curriculum.of(params.curriculum, params.seed, params.steps, params.accumulation),
         black=black_reference(model.features(variant), data, ranks.device) if params.drop.black else None,
+        # Two towers are as large as the model they condition, and the only method that reads them compares no positives.
+        positives=model.encoder not in TWO_TOWERS,
     )
     batches = Batches(
         sampler, ranks.rank, ranks.world, ranks.device, ahead=params.prefetch, steps=params.draws(params.steps)[0]

@@ -36,6 +36,13 @@ def make_batch(rows: int = 4, seed: int = 3) -> TrainingBatch:
     )
 
 
+def test_black_image_is_refused_by_a_method_that_leaves_dropped_ones_out(tiny_sd):
+    adapter, batch = make_adapter(tiny_sd), make_batch()
+    black = replace(batch, black=torch.zeros_like(batch.reference[0]))
+    with pytest.raises(ModelError, match=r"train\.drop\.black is on; set it to false"):
+        training_losses(black, adapter, adapter.config, tiny_sd, OBJECTIVE)
+
+
 @pytest.mark.parametrize("kind", ["tiny_sd", "tiny_sdxl"])
 @pytest.mark.parametrize(
     "switches",

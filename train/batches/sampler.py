@@ -67,9 +67,11 @@ class Sampler:
         mixture: Mapping[str, float] | None = None,
         curriculum: Curriculum | None = None,
         black: torch.Tensor | None = None,
+        positives: bool = True,
     ) -> None:
         """`timesteps` of the diffusion process; `independent`: positives get their own timesteps; `mixture`: share of
-        the samples per source; `curriculum` of references; `black`: the batches' `TrainingBatch.black`.
+        the samples per source; `curriculum` of references; `black`: the batches' `TrainingBatch.black`;
+        `positives`: False for a method that compares none, whose batches repeat the references instead.
 
         Raises:
             UserError: no group has `batch` subjects, the mixture does not fit the sources, or the curriculum needs
@@ -77,7 +79,7 @@ class Sampler:
         """
         if curriculum is not None:
             require_own(data)
-        self.curriculum, self.black = curriculum, black
+        self.curriculum, self.black, self.positives = curriculum, black, positives
         self.data, self.batch_size, self.seed, self.drop = data, batch, seed, drop
         self.timesteps, self.independent = timesteps, independent
         self.order = np.argsort(data.subjects, kind="stable")
@@ -205,17 +207,27 @@ class Sampler:
         Cached hidden states are of augmentations, so only pixels follow the curriculum's scales.
         """
         data, triplets = self.data, draw.triplets[mine]
-        reference = np.where(draw.own[mine], data.own[triplets], data.reference[triplets])
-        frames, views = [reference, data.positive[triplets]], [draw.reference_views[mine], draw.positive_views[mine]]
-        if data.arrays.hidden is not None:
-            hidden = data.arrays.hidden
-            return [tensor(hidden[f * data.augmentations + v]) for f, v in zip(frames, views, strict=True)]
-        photos, single = cast(Photos, data.photos), data.single[triplets]
-        if self.curriculum is None or draw.scales is None:
-            return [photos.pixels(f, v, single) for f, v in zip(frames, views, strict=True)]
-        generators = [self.curriculum.generator(step, place) for place in range(self.batch_size)[mine]]
-        placed = photos.placed(reference, draw.scales[mine], generators, single)
-        return [placed, photos.pixels(frames[1], views[1], single)]
+        single, photos = data.single[triplets], data.photos
+
+        def read(frames: np.ndarray, views: np.ndarray) -> torch.Tensor:
+            if data.arrays.hidden is not None:
+                return tensor(data.arrays.hidden[frames * data.augmentations + views])
+            return cast(Photos, photos).pixels(frames, views, single)
+
+        frames = np.where(draw.own[mine], data.own[triplets], data.reference[triplets])
+        if (
+            self.curriculum is not None
+            and draw.scales is not None
+            and photos is not None
+            and photos.encoder is not None
+        ):
+            generators = [self.curriculum.generator(step, place) for place in range(self.batch_size)[mine]]
+            reference = photos.placed(frames, draw.scales[mine], generators, single)
+        else:
+            reference = read(frames, draw.reference_views[mine])
+        if not self.positives:
+            return [reference, reference]
+        return [reference, read(data.positive[triplets], draw.positive_views[mine])]
 
     def finish(self, batch: TrainingBatch, device: torch.device | str) -> TrainingBatch:
         """Move the result of `read` to `device`, and encode what is not cached."""
@@ -226,8 +238,9 @@ class Sampler:
         }
         photos = self.data.photos
         if photos is not None and self.data.arrays.hidden is None:
-            both = photos.hidden_states(torch.cat([moved["reference"], moved["positive"]])).to(device)
-            moved["reference"], moved["positive"] = both.chunk(2)
+            parts = [moved[name] for name in ("reference", "positive")][: 2 if self.positives else 1]
+            found = photos.hidden_states(torch.cat(parts)).to(device).chunk(len(parts))
+            moved["reference"], moved["positive"] = found[0], found[-1]
         if photos is not None and self.data.arrays.latents is None:
             moved["latents"] = photos.latents(moved["latents"]).to(device)
         if self.black is not None:

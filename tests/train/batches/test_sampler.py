@@ -45,6 +45,8 @@ def test_ranks_share_out_the_global_batch(samples: TrainingSet, ranks: int):
         shares = [getattr(part, name) for part in parts]
         if isinstance(value, torch.Tensor):
             assert torch.equal(torch.cat(shares), value), name
+        elif value is None:
+            assert shares == [None] * ranks, name
         else:
             assert [item for share in shares for item in share] == value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from model.backbones.diffusion import load_diffusion
 from model.backbones.features.source import FeatureParams
 from model.backbones.variant import load_variant
 from model.methods.customcontrast.training import training_losses
+from model.methods.realcustom_pp.dropping import with_black
 from model.objective import ObjectiveConfig
 from pipelines import tables
 from pipelines.encode.worker import EncodeParams, EncodeWorker
@@ -29,6 +31,9 @@ from train.batches.prefetch import Batches
 from train.batches.sampler import Sampler
 from train.batches.training_set import TrainingSet
 from train.batches.uncached import AugmentParams, Photos
+from train.curriculum import Curriculum, CurriculumParams
+from train.recipe import DropParams
+from train.trainer import black_reference
 
 NAME = "toybox"
 CLIP, TOWERS = FeatureParams(encoder="mfi"), FeatureParams(encoder="realcustom_pp")
@@ -88,8 +93,8 @@ def mask_row(frame_id: str, found: dict[str, Any]) -> dict[str, Any]:
     return row | words | found | {"box": [0.0, 0.0, 1.0, 1.0]}
 
 
-def samplers(world: Path, **missing: bool) -> tuple[Sampler, Sampler]:
-    """One that reads cached tables, and one that has those named in `missing` not."""
+def samplers(world: Path, reader: FeatureParams = CLIP, **missing: bool) -> tuple[Sampler, Sampler]:
+    """One that reads cached tables, which are of CLIP, and one that has those named in `missing` not."""
     data = world / "data"
     whole = Arrays.open(arrays.write(data, world / "arrays" / "all"))
     parts = {"hidden": whole.hidden, "latents": whole.latents, "masks": whole.masks}
@@ -101,7 +106,7 @@ def samplers(world: Path, **missing: bool) -> tuple[Sampler, Sampler]:
     augment = Params.read().section("encode", AugmentParams)
     variant = load_variant(NAME)
     needed = {"hidden": False, "latents": False, **missing}
-    photos = Photos.open(data, augment, variant, CLIP.source(variant), sources, "cpu", **needed)
+    photos = Photos.open(data, augment, variant, reader.source(variant), sources, "cpu", **needed)
     bare = TrainingSet.read(data, Arrays(**parts, cosines=whole.cosines), "triplet", photos)
     return sampler(TrainingSet.read(data, whole, "triplet"), batch=4), sampler(bare, batch=4)
 
@@ -164,3 +169,66 @@ def test_photo_that_is_gone_is_one_sentence(world: Path):
                 bare.batch(step)
     finally:
         gone.write_bytes(held)
+
+
+def course(world: Path, reader: FeatureParams, **changes: Any) -> Sampler:
+    """A sampler without cached hidden states, under a curriculum's end."""
+    _, bare = samplers(world, reader, hidden=True)
+    params = CurriculumParams.model_validate(Params.read().tree()["train"]["curriculum"] | {"schedule": "constant"})
+    return sampler(bare.data, batch=4, curriculum=Curriculum(params, 5, 10, 1), **changes)
+
+
+def test_two_towers_read_squares_of_twice_their_side(world: Path):
+    _, bare = samplers(world, TOWERS, hidden=True)
+    pixels, batch = bare.read(0).reference, bare.batch(0)
+    assert pixels.shape == (4, 3, 128, 128) and pixels.dtype == torch.uint8
+    assert batch.reference.shape == batch.positive.shape == (4, 5, 64, 256) and batch.reference.dtype == torch.float16
+    assert bare.data.hidden_shape == (5, 64, 256)
+    views = bare.data.photos.encoder.hidden_states(
+        [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pixels], range(5)
+    )
+    torch.testing.assert_close(batch.reference.float(), views, rtol=2e-3, atol=2e-3)
+
+
+def test_references_are_as_large_as_the_curriculum_says(world: Path):
+    draws = course(world, TOWERS)
+    for step in range(3):
+        draw, pixels = draws.draw(step), draws.read(step).reference
+        for image, scale, alone in zip(pixels, draw.scales, draws.data.single[draw.triplets], strict=True):
+            rows, columns = np.nonzero((image < 250).any(dim=0).numpy())
+            side = max(np.ptp(rows), np.ptp(columns)) + 1
+            assert side == pytest.approx(
+                128 * scale, abs=12 if alone else 3
+            )  # a rotated ellipse leaves its box's corners
+
+
+def test_placed_references_are_the_same_on_any_ranks_and_each_time(world: Path):
+    draws, again = course(world, CLIP), course(world, CLIP)
+    whole = draws.read(3).reference
+    assert torch.equal(torch.cat([again.read(3, rank, 2).reference for rank in range(2)]), whole)
+    assert not torch.equal(draws.read(4).reference, whole)
+
+
+def test_positives_that_nothing_compares_are_not_read(world: Path):
+    _, bare = samplers(world, hidden=True)
+    for data in (bare.data, samplers(world)[0].data):
+        found, whole = (sampler(data, batch=4, positives=positives).batch(1) for positives in (False, True))
+        torch.testing.assert_close(found.reference, whole.reference, rtol=2e-3, atol=2e-3)
+        assert torch.equal(found.positive, found.reference) and not torch.equal(whole.positive, whole.reference)
+
+
+def test_a_batch_holds_what_stands_for_a_dropped_image(world: Path):
+    _, bare = samplers(world, TOWERS, hidden=True)
+    source, photos = bare.data.photos.source, bare.data.photos
+    black = black_reference(source, bare.data, torch.device("cpu"))
+    assert black.shape == source.shape and black.dtype == torch.float16
+    assert torch.equal(black, black_reference(source, samplers(world)[0].data, torch.device("cpu")))
+    everything = DropParams(image=0.5, text=0.0, both=0.0, black=True)
+    batch = sampler(replace(bare.data, photos=photos), batch=4, drop=everything, black=black).batch(2)
+    assert batch.drop_image.any() and not batch.drop_image.all() and torch.equal(batch.black, black)
+    replaced = with_black(batch)
+    for row, dropped in enumerate(batch.drop_image):
+        assert torch.equal(replaced.reference[row], black if dropped else batch.reference[row])
+    assert not replaced.drop_image.any() and replaced.black is None
+    without = replace(batch, black=None)
+    assert with_black(without) is without

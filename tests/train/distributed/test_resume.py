@@ -68,6 +68,10 @@ def test_more_steps_are_accepted_where_the_learning_rate_does_not_depend_on_thei
         accept(folder, changed(train=constant | {"steps": 20, "seed": 1}), FOLLOW)
     with pytest.raises(UserError, match=r"train\.steps is 9 there and 20 here; train\.schedule is constant there"):
         accept(folder, changed(train=cosine | {"steps": 20}), FOLLOW)
+    course = {"curriculum": {"schedule": "linear"}}  # which depends on it
+    folder = run_folder(tmp_path, changed(train=constant | course))
+    with pytest.raises(UserError, match=r"train\.steps is 9 there and 20 here; make"):
+        accept(folder, changed(train=constant | course | {"steps": 20}), FOLLOW)
     folder = run_folder(tmp_path, changed(train=cosine))
     with pytest.raises(UserError, match=r"train\.steps is 9 there and 20 here; make"):
         accept(folder, changed(train=cosine | {"steps": 20}), FOLLOW)
