@@ -243,7 +243,7 @@ def build(
         mixture=params.mixture,
         curriculum=Curriculum.of(params.curriculum, params.seed, params.steps, params.accumulation),
         black=black_reference(model.features(variant), data, ranks.device) if params.drop.black else None,
-        # Two towers are as large as the model they condition, and the only method that reads them compares no positives.
+        # Two towers cost as much as the model they condition, and the method that reads them compares no positives.
         positives=model.encoder not in TWO_TOWERS,
     )
     batches = Batches(

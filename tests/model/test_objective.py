@@ -123,9 +123,7 @@ def test_a_sample_does_not_see_the_others_in_diffusion_and_location(tiny_sdxl):
     batch.drop_text[1] = True
     alone = []
     for row in range(2):
-        part = {
-            name: value[row : row + 1] if name != "positive_timesteps" else None for name, value in vars(batch).items()
-        }
+        part = {name: None if value is None else value[row : row + 1] for name, value in vars(batch).items()}
         alone.append(run(tiny_sdxl, TrainingBatch(**{**part, "similarity": batch.similarity[row : row + 1, :1]})))
     both = run(tiny_sdxl, batch)
     torch.testing.assert_close(both["diffusion"], (alone[0]["diffusion"] + alone[1]["diffusion"]) / 2)

@@ -215,16 +215,11 @@ class Sampler:
             return cast(Photos, photos).pixels(frames, views, single)
 
         frames = np.where(draw.own[mine], data.own[triplets], data.reference[triplets])
-        if (
-            self.curriculum is not None
-            and draw.scales is not None
-            and photos is not None
-            and photos.encoder is not None
-        ):
-            generators = [self.curriculum.generator(step, place) for place in range(self.batch_size)[mine]]
-            reference = photos.placed(frames, draw.scales[mine], generators, single)
-        else:
+        if self.curriculum is None or draw.scales is None or data.arrays.hidden is not None:
             reference = read(frames, draw.reference_views[mine])
+        else:
+            generators = [self.curriculum.generator(step, place) for place in range(self.batch_size)[mine]]
+            reference = cast(Photos, photos).placed(frames, draw.scales[mine], generators, single)
         if not self.positives:
             return [reference, reference]
         return [reference, read(data.positive[triplets], draw.positive_views[mine])]
