@@ -109,9 +109,7 @@ def load_towers(
     of this side as as many tokens as the other.
     """
     towers = tuple(load_tower(tower, device, dtype, batch_size) for tower in spec.towers)
-    for tower, wanted in zip(towers, spec.towers, strict=True):
-        require_fit(tower, wanted, spec.side)
-    counts = [tower.patch_states(torch.zeros(1, 3, spec.side, spec.side), [0]).shape[2] for tower in towers]
+    counts = [fitting(tower, wanted, spec.side) for tower, wanted in zip(towers, spec.towers, strict=True)]
     if counts[0] != counts[1]:
         raise ModelError(
             f"detail: at {spec.side} px '{spec.towers[0].path}' has {counts[0]} tokens, but '{spec.towers[1].path}' has"
@@ -136,18 +134,18 @@ def image_tower(clip: Clip) -> Clip:
     return clip
 
 
-def require_fit(tower: Clip | Vision, spec: TowerSpec, side: int) -> None:
-    """Raise ModelError if a tower lacks a block, or does not read images of `side` px."""
+def fitting(tower: Clip | Vision, spec: TowerSpec, side: int) -> int:
+    """Patches of an image of `side` px; ModelError if a tower does not read such images, or lacks a block."""
     if isinstance(tower, Clip):
         visual = tower.model.visual
         if not hasattr(visual, "transformer"):
             raise ModelError(
                 f"{spec.path}: hidden states need a VisionTransformer, but this is a {type(visual).__name__}"
             )
-        blocks, reads = len(visual.transformer.resblocks), visual.image_size[0]
+        blocks, reads, patch = len(visual.transformer.resblocks), visual.image_size[0], visual.patch_size[0]
     else:
         config = tower.model.config
-        blocks, reads = config.num_hidden_layers, config.image_size
+        blocks, reads, patch = config.num_hidden_layers, config.image_size, config.patch_size
         if config.model_type.startswith("dinov2"):
             reads = side  # interpolates its positions
     if max(spec.block, *spec.shallow) >= blocks:
@@ -156,6 +154,8 @@ def require_fit(tower: Clip | Vision, spec: TowerSpec, side: int) -> None:
         raise ModelError(
             f"{spec.path}: reads images of {reads} px, but the variant's detail.side is {side}; make them equal"
         )
+    count: int = (side // patch) ** 2
+    return count
 
 
 def towers_name(names: Sequence[str], spec: DetailSpec) -> str:
