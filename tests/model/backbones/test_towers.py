@@ -238,6 +238,19 @@ def test_published_towers_are_pinned_and_joined_to_2176(name: str):
     assert all(tower.is_hub_id and tower.revision for tower in spec.towers)
 
 
+@pytest.mark.parametrize(("shallow", "layers"), [(False, 5), (True, 8)])
+def test_published_sizes_give_729_tokens_of_2176(tmp_path: Path, shallow: bool, layers: int):
+    """384 is no multiple of 14: 27 patches a side, and six pixels are lost."""
+    so400m = {"hidden_size": 1152, "image_size": 384, "patch_size": 14}
+    SiglipConfig(vision_config=so400m).save_pretrained(tmp_path / "siglip")
+    Dinov2WithRegistersConfig(hidden_size=1024, image_size=518, patch_size=14).save_pretrained(tmp_path / "dino")
+    variant = load_variant("sdxl")
+    places = [{"path": str(tmp_path / part), "revision": None} for part in ("siglip", "dino")]
+    pair = [tower.model_copy(update=place) for tower, place in zip(variant.detail.towers, places, strict=True)]
+    here = variant.model_copy(update={"detail": variant.detail.model_copy(update={"towers": tuple(pair)})})
+    assert feature_source(here, "realcustom_pp", shallow=shallow).shape == (layers, 729, 2176)
+
+
 @pytest.mark.parametrize(
     ("place", "change", "said"),
     [
