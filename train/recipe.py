@@ -224,5 +224,5 @@ def run_code() -> str:
 def recipe(train: TrainParams, model: ModelParams, **others: Any) -> dict[str, Any]:
     """Everything a run's weights depend on, JSON-like: its parameters, its input, `others`."""
     reporting = {"tensorboard", "warnings", "pictures"}
-    values = train.model_dump(exclude={"checkpoint_every", "prefetch", "ranks"} | reporting)
-    return {"train": values, "model": model.model_dump(), **others}
+    values = train.model_dump(mode="json", exclude={"checkpoint_every", "prefetch", "ranks"} | reporting)
+    return {"train": values, "model": model.model_dump(mode="json"), **others}

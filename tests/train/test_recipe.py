@@ -27,6 +27,7 @@ def test_learning_rate_warms_up_and_follows_its_schedule(params: TrainParams, sc
 def test_recipe_holds_what_the_weights_depend_on_and_nothing_else(params: TrainParams):
     model = Params.read().section("model", ModelParams)
     same = recipe(params, model, data="a")
+    assert json.loads(json.dumps(same)) == same  # as it is read again from the run's folder
     assert recipe(params.model_copy(update={"checkpoint_every": 7}), model, data="a") == same
     for other in (
         recipe(params.model_copy(update={"seed": 5}), model, data="a"),
