@@ -1,4 +1,4 @@
-"""All trained parameters as one module: the MFI encoder and K', V' of every cross-attention layer; saving, loading."""
+"""All trained parameters as one module: the method's encoder, K' and V' of every cross-attention layer; files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.attention import CrossAttentionLayer, Granularity, cross_attention_layers, install_processors
-from model.methods.base import AdapterOutput
+from model.methods.base import AdapterOutput, DenoisingState
 from model.methods.config import AdapterConfig
-from model.methods.registry import method_of
+from model.methods.registry import METHODS, method_of
 from runtime.errors import ModelError
 from runtime.files import refuse_pointers
 
@@ -40,10 +40,11 @@ class VisualProjection(nn.Module):
 
 
 class Adapter(nn.Module):
-    """MFI encoder + visual projections. Every parameter is trained; the only buffer is W of the Fourier code.
+    """The method's encoder (`mfi`, whatever the method) + visual projections. Every parameter is trained; the only
+    buffer is W of the Fourier code.
 
-    Keys and values of the visual branch do not depend on the UNet's state, so they are computed here, and a training
-    step calls this module once: an engine that shards or gathers parameters around `forward` can wrap it.
+    Keys and values of the visual branch do not depend on what the UNet computes, so they are computed here, and a
+    training step calls this module once: an engine that shards or gathers parameters around `forward` can wrap it.
     """
 
     def __init__(self, config: AdapterConfig) -> None:
@@ -76,6 +77,8 @@ class Adapter(nn.Module):
         """
         layers = cross_attention_layers(unet, granularity)
         unet_config: Any = unet.config
+        method = METHODS.get(sizes.get("encoder", "mfi"))
+        of_features = method is not None and method.scales_features
         config = AdapterConfig(
             base_model=base_model,
             base_revision=base_revision,
@@ -85,7 +88,8 @@ class Adapter(nn.Module):
             inner_widths=tuple(layer.inner_width for layer in layers),
             levels=tuple(layer.level for layer in layers),
             text_widths=tuple(text_widths),
-            **{"visual_width": unet_config.cross_attention_dim, **sizes},
+            latent_channels=unet_config.in_channels,
+            **{"visual_width": feature_width if of_features else unet_config.cross_attention_dim, **sizes},
         )
         adapter = cls(config)
         for layer, projection in zip(layers, adapter.projections, strict=True):
@@ -103,11 +107,14 @@ class Adapter(nn.Module):
         timesteps: Tensor,
         positive: Tensor | None = None,
         positive_timesteps: Tensor | None = None,
+        state: DenoisingState | None = None,
     ) -> AdapterOutput:
         """reference, positive [B, K, N, d], timesteps [B] -> AdapterOutput; `positive_timesteps` defaults to
-        `timesteps`."""
+        `timesteps`. `state` is handed to the encoders that read it."""
         positive_s_plus = None
-        if positive is None:
+        if state is not None:
+            mfi = self.mfi(reference, timesteps, state)
+        elif positive is None:
             mfi = self.mfi(reference, timesteps)
         else:
             encoder: Any = self.mfi

@@ -55,10 +55,14 @@ class AttentionMaps:
 
 @dataclass
 class MapRecorder:
-    """Collects the maps of layers with at most `max_pixels` pixels."""
+    """Collects the maps of layers with at most `max_pixels` pixels, and of self-attention with `self_pixels`."""
 
     max_pixels: int
     maps: dict[int, AttentionMaps] = field(default_factory=dict)
+    self_pixels: int = 0
+    """0: no self-attention."""
+    self_maps: list[Tensor] = field(default_factory=list)
+    """[R, N, N] of each of its layers with N = `self_pixels`, averaged over heads: rows are queries and sum to 1."""
 
 
 @dataclass
@@ -81,7 +85,7 @@ class CrossAttentionContext:
     placeholder: Tensor | None = None
     """[R, S, n_t, n], 1 where the caption holds a token of the subject's placeholder, else 0."""
     location: Tensor | None = None
-    """[R, S, h, w] in 0..1 at latent size: multiplies the visual branch and the placeholder's text map."""
+    """[R, S, h, w] in 0..1 on a grid of its own: multiplies the visual branch and the placeholder's text map."""
     recorder: MapRecorder | None = None
     levels: Sequence[int] | None = None
     """Level of each layer, those of the adapter that made this; None: those that the processors were installed with."""
@@ -98,9 +102,19 @@ class CrossAttentionContext:
         if self.location is None:
             return None
         if size not in self._locations:
-            small = self.location if size == self.latent_size else F.adaptive_avg_pool2d(self.location, size)
-            self._locations[size] = small.flatten(start_dim=2)
+            self._locations[size] = resized(self.location, size).flatten(start_dim=2)
         return self._locations[size]
+
+
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, S, h, w] at another size [B, S, *size]: as they are at their own, pooled where no side grows, else
+    bilinear."""
+    height, width = maps.shape[-2:]
+    if (height, width) == size:
+        return maps
+    if height >= size[0] and width >= size[1]:
+        return F.adaptive_avg_pool2d(maps, size)
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
 def cross_attention_layers(unet: UNet2DConditionModel, granularity: Granularity = "group") -> list[CrossAttentionLayer]:
@@ -176,7 +190,10 @@ def remove_processors(unet: UNet2DConditionModel) -> None:
 
 
 class StockAttention(AttnProcessor2_0):
-    """Diffusers' own attention; accepts the `conditioning` argument, without diffusers' warning, and ignores it."""
+    """Diffusers' own attention; accepts the `conditioning` argument, without diffusers' warning.
+
+    Of it self-attention reads only a recorder that wants its maps; the output is unchanged.
+    """
 
     def __init__(self, replaced: Any = None) -> None:
         """`replaced`: the processor that computes it; None: AttnProcessor2_0."""
@@ -193,6 +210,8 @@ class StockAttention(AttnProcessor2_0):
         temb: Tensor | None = None,
         conditioning: CrossAttentionContext | None = None,
     ) -> Tensor:
+        if conditioning is not None and encoder_hidden_states is None:
+            record_self(attn, hidden_states, conditioning)
         more = {"temb": temb} if self.takes_temb else {}
         out: Tensor = self.replaced(
             attn,
@@ -202,6 +221,14 @@ class StockAttention(AttnProcessor2_0):
             **more,
         )
         return out
+
+
+def record_self(attn: Attention, hidden_states: Tensor, context: CrossAttentionContext) -> None:
+    """Record the maps of a self-attention layer with inputs [B, N, c], if the context's recorder wants that N."""
+    if context.recorder is not None and hidden_states.shape[1] == context.recorder.self_pixels:
+        rows = hidden_states[context.bare :]
+        query, key = (_heads(part(rows), attn.heads) for part in (attn.to_q, attn.to_k))
+        context.recorder.self_maps.append(attention_probabilities(query, key).mean(dim=1))
 
 
 class DecoupledCrossAttention(StockAttention):

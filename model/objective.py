@@ -82,16 +82,16 @@ class TrainingBatch:
     positive_timesteps: Tensor | None = None
     """[B] timesteps of the positives' S+; None: those of their references. A pair then shares its t, and MACL can
     be lowered by encoding t; independent timesteps prevent that."""
+    key_ratio: float = 1.0
+    """Share of a reference's features that RealCustom keeps in this step, 0 to 1: one for all samples and ranks."""
     black: Tensor | None = None
-    """[K, N, d] hidden states of a black image, in place of those of a dropped reference; None: it is left out."""
+    """[1, K, N, d] hidden states of a black image, which RealCustom++ reads where the reference is dropped."""
 
 
 def check_batch(batch: TrainingBatch, adapter_config: AdapterConfig, config: ObjectiveConfig) -> None:
     """Raise ModelError if the batch, the adapter and the objective are inconsistent."""
     if (config.cscl or config.macl) and not adapter_config.textual:
         raise ModelError("CSCL and MACL need the textual Q-Former; set cscl and macl to false, or textual to true")
-    if batch.black is not None:
-        raise ModelError("this method leaves a dropped image out, but train.drop.black is on; set it to false")
     rows = batch.latents.shape[0]
     for name in ("subject_masks", "captions", "class_nouns", "reference", "positive", "similarity", "timesteps"):
         if len(getattr(batch, name)) != rows:
@@ -104,9 +104,12 @@ def diffusion_losses(
     adapter_config: AdapterConfig,
     diffusion: Diffusion,
     config: ObjectiveConfig,
+    text: TextCondition | None = None,
 ) -> dict[str, Tensor]:
-    """L_diff, over the batch and per sample, and the location loss, from one UNet call."""
-    text = batch_text(out, batch, adapter_config, diffusion)
+    """L_diff, over the batch and per sample, and the location loss, from one UNet call. `text`: that of `batch_text`,
+    where it is known already."""
+    if text is None:
+        text = batch_text(out.mfi.s_plus, batch, adapter_config, diffusion)
     height, width = batch.latents.shape[-2:]
     present = (~batch.drop_image).float()
     recorder = None
@@ -139,12 +142,12 @@ def diffusion_losses(
 
 
 def batch_text(
-    out: AdapterOutput, batch: TrainingBatch, adapter_config: AdapterConfig, diffusion: Diffusion
+    s_plus: tuple[Tensor, ...] | None, batch: TrainingBatch, adapter_config: AdapterConfig, diffusion: Diffusion
 ) -> TextCondition:
-    """The text condition of the batch: captions with pseudo-word, plain without image, empty without text."""
+    """The text condition of the batch: captions with pseudo-word (`s_plus` of `EncoderOutput`), plain without image or
+    `s_plus`, empty without text."""
     drop_text, drop_image = batch.drop_text.tolist(), batch.drop_image.tolist()
     captions = ["" if drop else caption for caption, drop in zip(batch.captions, drop_text, strict=True)]
-    s_plus = out.mfi.s_plus
     return encode_captions(
         diffusion.text_encoders,
         diffusion.tokenizers,

@@ -141,11 +141,11 @@ def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], to
     """
     pieces: list[int] = []
     slots: dict[int, tuple[int, ...]] = {}
-    noun_ids = [tuple(_ids(tokenizer, noun)) for noun in nouns]
+    noun_ids = [tuple(token_ids(tokenizer, noun)) for noun in nouns]
     start = 0
     ends = sorted((end, subject) for subject, end in enumerate(noun_ends(caption, nouns)))
     for end, subject in ends:
-        pieces += _ids(tokenizer, caption[start:end])
+        pieces += token_ids(tokenizer, caption[start:end])
         slots[subject] = tuple(range(1 + len(pieces), 1 + len(pieces) + tokens))
         # Any id will do in a slot, as its embedding is replaced; the noun's is never the end token.
         pieces += [pieces[-1]] * tokens
@@ -155,7 +155,7 @@ def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], to
             f"caption '{caption}': class noun '{nouns[ends[-1][1]]}' and its pseudo-word need {len(pieces) + 2}"
             f" tokens, but the text encoder has {length}; move the noun closer to the start"
         )
-    pieces = [*pieces, *_ids(tokenizer, caption[start:])][: length - 2]
+    pieces = [*pieces, *token_ids(tokenizer, caption[start:])][: length - 2]
     ids = [tokenizer.bos_token_id, *pieces, tokenizer.eos_token_id]
     ids += [tokenizer.pad_token_id] * (length - len(ids))
     return TokenizedCaption(tuple(ids), tuple(slots[s] for s in range(len(nouns))), tuple(noun_ids))
@@ -355,7 +355,8 @@ def placeholders_filled(
 MULTI_VECTOR = TextualInversionLoaderMixin()
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text, without start and end; textual inversions of several vectors are written out."""
     if not text.strip():
         return []
     # A textual inversion of several vectors is the token and its followers "<token>_1", "<token>_2", ...

@@ -17,25 +17,41 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from model.adapter import Adapter, read_description
+from model.adapter import DESCRIPTION, Adapter, read_description
 from model.backbones.diffusion import load_diffusion
 from model.backbones.features.source import feature_source
 from model.backbones.grounded_sam import GroundedSam, load_grounded_sam
 from model.backbones.variant import Variant, load_variant, variant_of
 from model.images.decode import DecodeError, opened
 from model.images.references import MARGIN, segment_photo
+from model.methods.base import AdapterMethod
+from model.methods.config import AdapterConfig
+from model.methods.guidance import RealCustomGuidance
+from model.methods.registry import METHODS, method_of
 from model.pipeline.pipeline import CustomContrastPipeline, build_pipeline
-from model.prompt import noun_ends
 from runtime.errors import ModelError, one_line
 
 READY = Path("weights/toybox/adapter")
 """The adapter bundled with the repository; it generates the toybox's subjects."""
+ADAPTERS = {
+    "customcontrast": READY,
+    "realcustom": Path("weights/toybox/realcustom"),
+    "realcustom_pp": Path("weights/toybox/realcustom_pp"),
+}
+"""Default adapter of each `--method`."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument(
-        "--adapter", type=Path, default=READY, help="folder of a trained adapter (default: the toybox's, %(default)s)"
+        "--method",
+        choices=ADAPTERS,
+        help="whose adapter for the toybox is used without --adapter (default: customcontrast)",
+    )
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        help=f"folder of a trained adapter, which says its method (default: the toybox's of --method, such as {READY})",
     )
     parser.add_argument("--reference", type=Path, action="append", required=True, help="photo; once per subject")
     parser.add_argument(
@@ -46,6 +62,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--class-noun", action="append", required=True, help="the subject's noun, as in the prompt; one per photo"
+    )
+    parser.add_argument(
+        "--word",
+        action="append",
+        help="realcustom, realcustom_pp: phrase of the prompt whose attention says where the subject acts; one per"
+        " --reference, in order (default: the class nouns)",
     )
     parser.add_argument("--prompt", action="append", required=True, help="contains each class noun; may be repeated")
     parser.add_argument("--negative-prompt")
@@ -77,16 +99,18 @@ def main(options: argparse.Namespace) -> None:
     Raises ModelError for unreadable photos, wrong numbers of them, and backbones the adapter was not trained on.
     """
     places = outputs(options)
-    config, data_hash = read_description(options.adapter)
+    folder = adapter_folder(options)
+    config, data_hash = read_description(folder)
+    method = check_method(options, folder, config)
     variant = load_variant(options.variant) if options.variant else variant_of(config.base_model)
     if variant is None:
         raise ModelError(f"no variant has base model '{config.base_model}'; pass one, or its JSON, with --variant")
-    if config.textual and options.strength > 0:
+    if method.reads_prompt(config) and options.strength > 0:
         for prompt in options.prompt:
-            noun_ends(prompt, options.class_noun)
+            method.require_words(prompt, options.word or options.class_noun)
     segments = segment_references(options, variant)
     diffusion = load_diffusion(variant.diffusion, getattr(torch, options.dtype), options.device)
-    adapter = Adapter.load(options.adapter, diffusion.name, diffusion.revision).to(options.device).eval()
+    adapter = Adapter.load(folder, diffusion.name, diffusion.revision).to(options.device).eval()
     encoder = feature_source(variant, config.encoder).load(options.device)
     pipeline = build_pipeline(diffusion, adapter, encoder, variant)
     features = encoder.hidden_states(segments, config.feature_layers)
@@ -110,12 +134,42 @@ def main(options: argparse.Namespace) -> None:
             "subject_strength": options.strength,
             "location_masks": config.location_masks if options.location_masks is None else options.location_masks,
         }
+        if method.guidance is not None:
+            settings["words"] = options.word or options.class_noun
         image = generate(pipeline, features, settings, variant.resolution)
         chunk = PngInfo()
         chunk.add_itxt("customcontrast", json.dumps(settings | origin, ensure_ascii=False))
         out.parent.mkdir(parents=True, exist_ok=True)
         image.save(out, pnginfo=chunk)
         print(out, flush=True)
+
+
+def adapter_folder(options: argparse.Namespace) -> Path:
+    """The folder of --adapter, else the toybox's adapter of --method; raises ModelError if that is not there."""
+    if options.adapter is not None:
+        return Path(options.adapter)
+    name = options.method or "customcontrast"
+    if not (ADAPTERS[name] / DESCRIPTION).is_file():
+        raise ModelError(
+            f"{ADAPTERS[name]} holds no adapter of {name}; train one, with model.encoder set to it, and pass its folder"
+            " with --adapter"
+        )
+    return ADAPTERS[name]
+
+
+def check_method(options: argparse.Namespace, folder: Path, config: AdapterConfig) -> AdapterMethod:
+    """The method of an adapter; raises ModelError if --method names another, or --word does not fit it."""
+    method = method_of(config)
+    asked = {None: METHODS, "customcontrast": ("mfi", "ip_adapter_plus")}.get(options.method, (options.method,))
+    if method.name not in asked:
+        raise ModelError(f"{folder}: the adapter's method is {method.name}, not {options.method}; leave --method out")
+    if options.word and method.guidance is None:
+        raise ModelError(f"{folder}: the adapter's method '{method.name}' takes no target phrase; leave --word out")
+    if options.word and len(options.word) != len(options.class_noun):
+        raise ModelError(
+            f"{len(options.class_noun)} --class-noun and {len(options.word)} --word; give one per reference, in order"
+        )
+    return method
 
 
 def outputs(options: argparse.Namespace) -> list[tuple[Path, str, int]]:
@@ -146,6 +200,7 @@ def generate(pipeline: CustomContrastPipeline, features: Tensor, settings: dict[
         generator=torch.Generator("cpu").manual_seed(settings["seed"]),
         subject_strength=settings["subject_strength"],
         location_masks=settings["location_masks"],
+        guidance=RealCustomGuidance(words=tuple(settings["words"])) if "words" in settings else None,
         return_dict=False,
     )
     return images[0]

@@ -16,7 +16,7 @@ from pipelines import tables
 from runtime.closure import code_digest
 from runtime.digest import digest_files
 from runtime.errors import UserError
-from runtime.params import Section
+from runtime.params import Band, Section
 from train.curriculum import CurriculumParams
 
 TABLES = {
@@ -29,10 +29,26 @@ TABLES = {
 """Tables that training reads, by name, and the stage that writes each."""
 
 
+class ScoringParams(Section):
+    """RealCustom's scoring module; see `model.methods.config.ScoringConfig`."""
+
+    width: int | None = Field(ge=1)
+    gain: float = Field(gt=0)
+    fusion: Literal["schedule", "text", "visual", "mean", "none"]
+
+
+class ProjectorParams(Section):
+    """RealCustom++'s projector; see `model.methods.config.ProjectorConfig`."""
+
+    high: bool
+    shallow: bool
+    head: int = Field(ge=1)
+
+
 class ModelParams(Section):
     """Adapter sizes and switches; see `model.methods.config.AdapterConfig`."""
 
-    encoder: Literal["mfi", "ip_adapter_plus"]
+    encoder: Literal["mfi", "ip_adapter_plus", "realcustom", "realcustom_pp"]
     width: int
     heads: int
     depth: int
@@ -49,6 +65,8 @@ class ModelParams(Section):
     fourier_sigma_t: float
     fourier_sigma_l: float
     fourier_seed: int
+    scoring: ScoringParams
+    projector: ProjectorParams
 
     def features(self, variant: Variant) -> FeatureSource:
         """The image encoder that the method reads; ModelError if `variant` has none for it."""
@@ -61,7 +79,6 @@ class DropParams(Section):
     image: float = Field(ge=0)
     text: float = Field(ge=0)
     both: float = Field(ge=0)
-    black: bool  # a dropped image is a black one, not a visual branch left out
 
     @model_validator(mode="after")
     def leaves_some(self) -> Self:
@@ -142,6 +159,7 @@ class TrainParams(Section):
     mixture: dict[str, float]  # share of the samples per source; empty: every subject once per epoch
     prefetch: int = Field(ge=0)  # batches read ahead, one thread each; 0: none
     curriculum: CurriculumParams
+    key_ratio: Band  # share of the image features that realcustom keeps in a step, uniform
     drop: DropParams
     objective: ObjectiveParams
     log_every: int = Field(ge=1)  # steps
@@ -160,6 +178,13 @@ class TrainParams(Section):
                 f"{mixture} has no usable weights; give each source a weight of at least 0, and one more than 0"
             )
         return mixture
+
+    @field_validator("key_ratio")
+    @classmethod
+    def keeps_some_features(cls, key_ratio: Band) -> Band:
+        if not (key_ratio[0] > 0 and key_ratio[1] <= 1):
+            raise ValueError(f"{list(key_ratio)} must be shares above 0, at most 1")
+        return key_ratio
 
     @model_validator(mode="after")
     def goes_together(self) -> Self:

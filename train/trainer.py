@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from model.adapter import Adapter
 from model.backbones.diffusion import Diffusion, load_diffusion
 from model.backbones.features.source import TWO_TOWERS, FeatureSource, black_features
 from model.backbones.variant import Variant
+from model.methods.registry import METHODS
 from model.objective import TrainingBatch
 from model.prompt import checkpoint_text
 from runtime.errors import UserError
@@ -109,7 +110,7 @@ class Trainer:
         """Sample sheets of the subjects in a sampler's first batch; None if disabled, and on ranks other than 0."""
         if not self.params.pictures.every or self.ranks.rank > 0:
             return None
-        batch = sampler.batch(0, device=self.ranks.device)
+        batch = replace(sampler.batch(0, device=self.ranks.device), black=self.sampler.black)
         return Samples.of(self.params.pictures, self.diffusion, self.adapter, batch, folder)
 
     def step(self, step: int) -> list[list[float]]:
@@ -240,9 +241,14 @@ def build(
         drop=params.drop,
         timesteps=scheduler.config.num_train_timesteps,
         independent=params.positive_timesteps == "independent",
+        key_ratio=params.key_ratio,
         mixture=params.mixture,
         curriculum=Curriculum.of(params.curriculum, params.seed, params.steps, params.accumulation),
-        black=black_reference(model.features(variant), data, ranks.device) if params.drop.black else None,
+        black=(
+            black_reference(model.features(variant), data, ranks.device)
+            if METHODS[model.encoder].drops_to_black
+            else None
+        ),
         # Two towers cost as much as the model they condition, and the method that reads them compares no positives.
         positives=model.encoder not in TWO_TOWERS,
     )
@@ -256,7 +262,7 @@ def build(
 
 
 def black_reference(source: FeatureSource, data: TrainingSet, device: torch.device) -> torch.Tensor:
-    """Hidden states [K, N, d] of a black image, rounded to fp16 as those of references; `data` may hold the encoder."""
+    """Hidden states [1, K, N, d] of a black image, in fp16 as those of references; `data` may hold the encoder."""
     encoder = None if data.photos is None else data.photos.encoder
     return black_features(encoder or source.load(device), source.layers).half()
 

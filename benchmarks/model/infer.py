@@ -4,20 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Line, cost
-from benchmarks.model.setting import ModelSetting, build_adapter, hidden_states, ip_adapter_plus, latent_side, twin
+from benchmarks.model.setting import (
+    MASKED,
+    ModelSetting,
+    Way,
+    build_adapter,
+    hidden_states,
+    ip_adapter_plus,
+    latent_side,
+    twin,
+)
 from model.dry.build import build_diffusion, frozen
 from model.dry.memory import GB, MB, free_bytes, imagined, peak_bytes, weight_bytes
 from model.dry.shapes import Shapes
+from model.methods.guidance import RealCustomGuidance
+from model.methods.registry import METHODS
 from model.pipeline.pipeline import build_pipeline
 from runtime.timing import turns
 
 TERA = 1e12
+STEPS = 25
+"""Sampling steps of the counted calls of RealCustom and RealCustom++: those of the latter's scripts."""
 PROMPT, NOUN = "a red mug on a table in the snow", "mug"
 
 
@@ -29,6 +43,7 @@ def infer(name: str, shapes: Shapes, setting: ModelSetting) -> Iterator[Line]:
         for other in ("ip-adapter", "stock"):
             detail = f"{counted[key] / TERA:.4g} of {counted[other] / TERA:.4g} TFLOP/step"
             yield Line(f"{name} FLOP over {other}{how}", counted[key] / counted[other], most=True, detail=detail)
+    yield from masked_lines(name, shapes, setting)
     needed, free = needed_bytes(shapes, setting), free_bytes(setting.device)
     if needed > free:
         yield too_large(name, needed, free)
@@ -39,6 +54,8 @@ def infer(name: str, shapes: Shapes, setting: ModelSetting) -> Iterator[Line]:
     for key, how in ways:
         yield cost(f"{name} over ip-adapter{how}", times[key], times["ip-adapter"], setting.steps, "step", 1.10)
         yield cost(f"{name} over stock{how}", times[key], times["stock"], setting.steps, "step", 1.20)
+    for method in MASKED:
+        yield cost(f"{name} {method} over stock", times[method], times["stock"], setting.steps, "step")
     for key in ("ip-adapter", "stock"):
         detail = f"peak {peaks['ours'] / MB:.1f} of {peaks[key] / MB:.1f} MB excluding the weights"
         yield Line(f"{name} memory over {key}", peaks["ours"] / peaks[key], most=True, detail=detail)
@@ -54,14 +71,57 @@ def operations(shapes: Shapes, setting: ModelSetting) -> dict[str, float]:
     brief = replace(setting, steps=setting.text_every, device=torch.device("cpu"))
     with imagined(), torch.no_grad():
         for key, work in samplers(shapes, brief).items():
+            if key in MASKED:  # see masked_operations
+                continue
             with FlopCounterMode(display=False) as counted:
                 work()
             found[key] = counted.get_total_flops() / brief.steps
     return found
 
 
-def samplers(shapes: Shapes, setting: ModelSetting) -> dict[str, Callable[[], Any]]:
-    """The ways to sample the same number of latents: ours, ours with shared S+, and the two others."""
+def masked_lines(name: str, shapes: Shapes, setting: ModelSetting) -> Iterator[Line]:
+    """FLOPs of a call of RealCustom and RealCustom++ over those of the UNet rows that they cannot do without."""
+    counted = masked_operations(shapes, setting)
+    rows = {"realcustom": (3.0, "three UNet rows", 1.05), "realcustom_pp": (2.0, "two UNet rows", 1.30)}
+    for method in MASKED:
+        count, what, goal = rows[method]
+        least = counted["row"] * count * STEPS
+        detail = f"{counted[method] / TERA:.4g} of {least / TERA:.4g} TFLOP for {STEPS} steps, texts and tokens too"
+        yield Line(f"{name} FLOP {method} over {what}", counted[method] / least, goal, most=True, detail=detail)
+
+
+def masked_operations(shapes: Shapes, setting: ModelSetting) -> dict[str, float]:
+    """Floating point operations of a call of `STEPS` steps of each of `MASKED`, and of one row of the plain UNet.
+
+    A call costs what is done once, the image pass of each step, and the text pass of each step with a mask: three short
+    calls tell these apart.
+    """
+    found: dict[str, float] = {}
+    brief = replace(setting, device=torch.device("cpu"))
+    with imagined(), torch.no_grad():
+        ways = samplers(shapes, brief)
+
+        def count(key: str, **settings: Any) -> int:
+            with FlopCounterMode(display=False) as counted:
+                ways[key](**settings)
+            return counted.get_total_flops()
+
+        def after(steps: int, masks: int) -> dict[str, Any]:
+            return {"num_inference_steps": steps, "guidance": RealCustomGuidance(mask_steps=masks / steps)}
+
+        for method in MASKED:
+            one, second, alone = (count(method, **after(*numbers)) for numbers in ((1, 1), (2, 2), (2, 1)))
+            guidance = METHODS[method].guidance or RealCustomGuidance()
+            masks = round((guidance.mask_steps or 1.0) * STEPS)
+            found[method] = float(one + (STEPS - 1) * (alone - one) + (masks - 1) * (second - alone))
+        two = count("stock", num_inference_steps=2) - count("stock", num_inference_steps=1)
+        found["row"] = two / (2 * setting.batch)
+    return found
+
+
+def samplers(shapes: Shapes, setting: ModelSetting) -> dict[str, Callable[..., Any]]:
+    """The ways to sample the same number of latents: ours, ours with shared S+, the two others, and `MASKED`. They take
+    further arguments of the pipeline."""
     diffusion = build_diffusion(shapes, setting.dtype, setting.device)
     ours = build_pipeline(diffusion, frozen(build_adapter(shapes, diffusion)))
     plain, plus = ours.to_stock(), ours.to_stock()
@@ -81,12 +141,18 @@ def samplers(shapes: Shapes, setting: ModelSetting) -> dict[str, Callable[[], An
         "num_images_per_prompt": setting.batch,
         "output_type": "latent",
     }
-    return {
-        "ours": lambda: ours(PROMPT, features, NOUN, **common),
-        "shared": lambda: ours(PROMPT, features, NOUN, text_every=setting.text_every, **common),
-        "ip-adapter": lambda: plus(PROMPT, ip_adapter_image_embeds=[embeds], **common),
-        "stock": lambda: plain(PROMPT, **common),
+    ways: dict[str, Callable[..., Any]] = {
+        "ours": partial(ours, PROMPT, features, NOUN, **common),
+        "shared": partial(ours, PROMPT, features, NOUN, text_every=setting.text_every, **common),
+        "ip-adapter": partial(plus, PROMPT, ip_adapter_image_embeds=[embeds], **common),
+        "stock": partial(plain, PROMPT, **common),
     }
+    for method in MASKED:
+        masked = build_pipeline(diffusion, frozen(build_adapter(shapes, diffusion, method)))
+        masked.set_progress_bar_config(disable=True)
+        masked.black = hidden_states(shapes, setting, 1, method)
+        ways[method] = partial(masked, PROMPT, hidden_states(shapes, setting, 1, method), NOUN, **common)
+    return ways
 
 
 def needed_bytes(shapes: Shapes, setting: ModelSetting) -> int:
@@ -96,8 +162,8 @@ def needed_bytes(shapes: Shapes, setting: ModelSetting) -> int:
         diffusion = build_diffusion(shapes, setting.dtype, cpu)
         unet: Any = diffusion.unet
         trained = ip_adapter_plus(shapes, unet)[1]
-        adapter = build_adapter(shapes, diffusion)
-        modules: list[Any] = [diffusion.vae, unet, *diffusion.text_encoders, adapter]
+        adapters = [build_adapter(shapes, diffusion, method) for method in get_args(Way)]
+        modules: list[Any] = [diffusion.vae, unet, *diffusion.text_encoders, *adapters]
         weights = weight_bytes(trained) + sum(weight_bytes(module.parameters()) for module in modules)
         rows, side = 2 * setting.batch, latent_side(shapes, setting)
         latents = torch.zeros(rows, unet.config.in_channels, side, side, dtype=setting.dtype)

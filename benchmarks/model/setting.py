@@ -19,6 +19,11 @@ from model.backbones.diffusion import Diffusion
 from model.dry.build import frozen, weights_as
 from model.dry.shapes import Shapes
 
+Way = Literal["mfi", "realcustom", "realcustom_pp"]
+"""A method of ours, by the name of its encoder."""
+MASKED: tuple[Way, ...] = ("realcustom", "realcustom_pp")
+"""Those that sample with a pass without the subject."""
+
 Checkpointing = Literal["none", "text", "all"]
 """Nothing, the text encoders of our step, or also the UNet of every step."""
 
@@ -69,9 +74,11 @@ def build_vision(shapes: Shapes, dtype: torch.dtype, device: torch.device) -> nn
     return frozen(vision)
 
 
-def build_adapter(shapes: Shapes, diffusion: Diffusion) -> Adapter:
+def build_adapter(shapes: Shapes, diffusion: Diffusion, method: Way = "mfi") -> Adapter:
     """Our adapter, installed in the UNet, with its device and precision; one S+ token per Transformer2D group."""
     unet: Any = diffusion.unet
+    layers, _, width = feature_shape(shapes, method)
+    switches: dict[str, Any] = {} if method == "mfi" else {"textual": False, "tv_fusion": False}
     # The Fourier code is sampled on the CPU.
     with weights_as(unet.dtype, torch.device("cpu")):
         adapter = Adapter.for_unet(
@@ -79,9 +86,11 @@ def build_adapter(shapes: Shapes, diffusion: Diffusion) -> Adapter:
             base_model=diffusion.name,
             base_revision=diffusion.revision,
             image_encoder="random weights",
-            feature_layers=tuple(range(shapes.layers)),
-            feature_width=shapes.vision["hidden_size"],
+            feature_layers=tuple(range(layers)),
+            feature_width=width,
             text_widths=[text["hidden_size"] for text in shapes.texts],
+            encoder=method,
+            **switches,
             **shapes.adapter,
         )
     adapter.install(unet)
@@ -117,11 +126,17 @@ def ip_adapter_plus(shapes: Shapes, unet: Any) -> tuple[Any, list[nn.Parameter]]
     return other, [p for module in trained for p in module.parameters()]
 
 
-def hidden_states(shapes: Shapes, setting: ModelSetting, rows: int) -> Tensor:
-    """Random hidden states in the shape of an image encoder's, [rows, K, N, d]."""
+def feature_shape(shapes: Shapes, method: Way) -> tuple[int, int, int]:
+    """K, N, d of the image features that a method reads."""
+    if method == "realcustom_pp":
+        return shapes.views
     tokens = (shapes.vision["image_size"] // shapes.vision["patch_size"]) ** 2 + 1
-    size = (rows, shapes.layers, tokens, shapes.vision["hidden_size"])
-    return torch.randn(size, device=setting.device, dtype=setting.dtype)
+    return shapes.layers, tokens, shapes.vision["hidden_size"]
+
+
+def hidden_states(shapes: Shapes, setting: ModelSetting, rows: int, method: Way = "mfi") -> Tensor:
+    """Random hidden states in the shape of an image encoder's, [rows, K, N, d]."""
+    return torch.randn((rows, *feature_shape(shapes, method)), device=setting.device, dtype=setting.dtype)
 
 
 def latent_side(shapes: Shapes, setting: ModelSetting) -> int:

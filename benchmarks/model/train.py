@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,8 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measure import Line, cost
 from benchmarks.model.infer import NOUN, PROMPT, TERA, too_large
 from benchmarks.model.setting import (
+    MASKED,
     Checkpointing,
     ModelSetting,
+    Way,
     build_adapter,
     build_vision,
     hidden_states,
@@ -28,7 +31,7 @@ from model.backbones.diffusion import Diffusion
 from model.dry.build import build_diffusion
 from model.dry.memory import GB, MB, LiveTensors, free_bytes, imagined, peak_bytes, saved_bytes, weight_bytes
 from model.dry.shapes import Shapes
-from model.methods.customcontrast.training import training_losses
+from model.methods.registry import method_of
 from model.objective import ObjectiveConfig, TrainingBatch
 from model.prompt import TextCondition, checkpoint_text, encode_captions
 from model.unet import added_conditions, uncropped
@@ -109,6 +112,10 @@ def train(name: str, shapes: Shapes, setting: ModelSetting) -> Iterator[Line]:
     for other, what in zip(others, ("ip-adapter", "bare UNet"), strict=True):
         detail = f"{own / TERA:.4g} of {other / TERA:.4g} TFLOP/step"
         yield Line(f"{name} FLOP over {what}", own / other, most=True, detail=detail)
+    for method, make in MASKED_STEPS.items():
+        own = operations(make, shapes, setting)
+        detail = f"{own / TERA:.4g} of {others[0] / TERA:.4g} TFLOP/step"
+        yield Line(f"{name} FLOP {method} over ip-adapter", own / others[0], 1.0, most=True, detail=detail)
     ours, plus = (Weight.of(make, shapes, setting) for make in (our_step, plus_step))
     # The frozen weights of our step are among the other's.
     needed = plus.frozen + ours.trained + plus.trained + max(ours.moving, plus.moving)
@@ -142,6 +149,10 @@ def compare(name: str, shapes: Shapes, setting: ModelSetting) -> Iterator[Line]:
     mine, theirs, least = zip(*turns(steps, setting.repeats), strict=True)
     yield cost(f"{name} over ip-adapter", mine, theirs, 1, "step", 1.0)
     yield cost(f"{name} over bare UNet", mine, least, 1, "step", 1.5)
+    for method, make in MASKED_STEPS.items():
+        pair = [make(shapes, setting, diffusion), plus]
+        mine, theirs = zip(*turns([setting.waited(step) for step in pair], setting.repeats), strict=True)
+        yield cost(f"{name} {method} over ip-adapter", mine, theirs, 1, "step", 1.0)
     if setting.device.type == "cuda":
         own, other = (activation_bytes(step, setting) for step in (ours, plus))
         yield memory(f"{name} memory over ip-adapter", own, other, "at the peak", 1.15)
@@ -195,10 +206,10 @@ def card(name: str, shapes: Shapes, setting: ModelSetting) -> Iterator[Line]:
         yield Line(f"{name} GB, {side} px{word}", weight.total / GB, CARD, most=True, detail=detail)
 
 
-def our_step(shapes: Shapes, setting: ModelSetting, diffusion: Diffusion) -> Step:
-    """A step with all four losses, from cached latents and hidden states."""
+def our_step(shapes: Shapes, setting: ModelSetting, diffusion: Diffusion, method: Way = "mfi") -> Step:
+    """A step with all losses of a method, from cached latents and hidden states."""
     unet: Any = diffusion.unet
-    adapter = build_adapter(shapes, diffusion)
+    adapter = build_adapter(shapes, diffusion, method)
     if setting.gradient_checkpointing != "none":
         checkpoint_text(diffusion.text_encoders)
     if setting.gradient_checkpointing == "all":
@@ -214,8 +225,8 @@ def our_step(shapes: Shapes, setting: ModelSetting, diffusion: Diffusion) -> Ste
         subject_masks=masks,
         captions=[PROMPT] * rows,
         class_nouns=[NOUN] * rows,
-        reference=hidden_states(shapes, setting, rows),
-        positive=hidden_states(shapes, setting, rows),
+        reference=hidden_states(shapes, setting, rows, method),
+        positive=hidden_states(shapes, setting, rows, method),
         similarity=torch.full((rows, rows), 0.5, device=device),
         subjects=torch.arange(rows, device=device),
         timesteps=torch.full((rows,), 500, device=device),
@@ -224,12 +235,17 @@ def our_step(shapes: Shapes, setting: ModelSetting, diffusion: Diffusion) -> Ste
         drop_text=kept,
         positive_timesteps=torch.full((rows,), 300, device=device),
     )
-    objective = ObjectiveConfig()
+    objective = ObjectiveConfig() if method == "mfi" else ObjectiveConfig(cscl=False, macl=False, location_weight=0)
+    losses_of = method_of(adapter.config).losses
 
     def loss() -> Tensor:
-        return training_losses(batch, adapter, adapter.config, diffusion, objective)["total"]
+        return losses_of(batch, adapter, adapter.config, diffusion, objective)["total"]
 
     return Step.of(loss, [unet, *diffusion.text_encoders, adapter])
+
+
+MASKED_STEPS: dict[Way, Maker] = {method: partial(our_step, method=method) for method in MASKED}
+"""The steps of RealCustom, with all features kept, and of RealCustom++."""
 
 
 def plus_step(shapes: Shapes, setting: ModelSetting, diffusion: Diffusion) -> Step:

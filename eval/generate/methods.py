@@ -25,6 +25,8 @@ from model.backbones.diffusion import Diffusion, load_diffusion
 from model.backbones.features.source import feature_source
 from model.backbones.identity import weights_name
 from model.backbones.variant import Variant
+from model.methods.guidance import RealCustomGuidance
+from model.methods.registry import method_of
 from model.pipeline.pipeline import build_pipeline
 from pipelines.photos.roots import SourceParams
 from runtime.digest import digest_files
@@ -138,11 +140,24 @@ def adapted(inputs: MethodInputs) -> Painter:
     # Masks of an adapter whose maps were not trained would mute the subject.
     masks = inputs.params.location_masks and trained.config.location_masks
     params = inputs.params.model_copy(update={"location_masks": masks})
-    return painter(pipeline, params, inputs.variant.resolution)
+    return painter(pipeline, params, inputs.variant.resolution, guidance_of(trained, inputs.params))
 
 
-def painter(pipeline: Callable[..., Any], params: GenerateParams, resolution: int) -> Painter:
-    """Return a painter of a `CustomContrastPipeline` with the stage's settings, `resolution` px a side."""
+def guidance_of(adapter: Adapter, params: GenerateParams) -> RealCustomGuidance | None:
+    """Return the `guidance` of the stage's calls; None for an adapter whose method takes none."""
+    if method_of(adapter.config).guidance is None:
+        return None
+    return RealCustomGuidance(**params.realcustom.model_dump())
+
+
+def painter(
+    pipeline: Callable[..., Any],
+    params: GenerateParams,
+    resolution: int,
+    guidance: RealCustomGuidance | None = None,
+) -> Painter:
+    """Return a painter of a `CustomContrastPipeline` with the stage's settings, `resolution` px a side; `guidance` for
+    the methods that take one."""
 
     def sample(
         segments: Sequence[Image.Image], class_names: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]
@@ -158,6 +173,7 @@ def painter(pipeline: Callable[..., Any], params: GenerateParams, resolution: in
             generator=noise(seeds),
             subject_strength=params.strength,
             location_masks=params.location_masks,
+            guidance=guidance,
         ).images
         return list(images)
 
@@ -229,6 +245,8 @@ MODEL = "customcontrast"
 METHODS: dict[str, Load] = {
     "customcontrast": Method(adapted, trained_weights, pairs=True),
     "ip_adapter_plus": Method(adapted, trained_weights, pairs=True),
+    "realcustom": Method(adapted, trained_weights, pairs=True),
+    "realcustom_pp": Method(adapted, trained_weights, pairs=True),
     "prompt_only": Method(prompt_only, base_weights, pairs=True),
     "truth": Method(truth, lambda inputs: world_ids(inputs.sources)),
 }

@@ -10,6 +10,29 @@ from eval.protocol import protocol
 from runtime.params import Section
 
 
+class RealCustomParams(Section):
+    """Sampling of realcustom and realcustom_pp; see `model.methods.guidance.RealCustomGuidance`. None: the method's."""
+
+    key_ratio: float | None
+    scope: float | None
+    normalise: Literal["max", "min_max", "min_max_per_layer", "none"] | None
+    threshold: float | None
+    binary: bool | None
+    self_attention: bool | None
+    mask_steps: float | None
+    guidance: Literal["cascade", "direct"] | None
+    image_scale: float | None
+    negative: Literal["none", "black"] | None
+    text_mask: bool | None
+
+    @field_validator("key_ratio", "scope", "mask_steps")
+    @classmethod
+    def is_a_share(cls, value: float | None) -> float | None:
+        if value is not None and not 0 < value <= 1:
+            raise ValueError(f"{value} is no share above 0, at most 1")
+        return value
+
+
 class GenerateParams(Section):
     """Which images are generated, and how."""
 
@@ -23,6 +46,7 @@ class GenerateParams(Section):
     strength: float  # lambda, the scale of the visual branch
     location_masks: bool  # confine the subject to where it attended in the previous step
     margin: float  # white border around the reference's segment, fraction of its longer side
+    realcustom: RealCustomParams
     batch_size: int = Field(ge=1)  # images
     dtype: Literal["float32", "float16", "bfloat16"]
     threads: int  # CPU threads per process; the same number gives the same bytes

@@ -64,6 +64,9 @@ class Shapes:
     """K, number of hidden states that our adapter reads."""
     tokens: int | None = None
     """N of a hidden state; None: the patches of `vision` and its CLS."""
+    views: tuple[int, int, int] = (5, 729, 2176)
+    """K, N, d of the features that RealCustom++'s adapter reads: low view and four high ones, SigLIP so400m and DINOv2
+    large joined."""
 
 
 # https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5, unet/config.json; ip-adapter-plus_sd15.
@@ -140,7 +143,8 @@ TINY = Shapes(
     texts=(TINY_TEXT,),
     vision=TINY_VISION,
     projection={"hidden_dims": 16, "dim_head": 8, "heads": 2, "num_queries": 4, "depth": 1},
-    adapter={"width": 16, "heads": 2, "depth": 1, "visual_tokens": 3, "fourier_pairs": 8},
+    adapter={"width": 16, "heads": 2, "depth": 1, "visual_tokens": 3, "fourier_pairs": 8, "projector": {"head": 8}},
+    views=(5, 4, 24),
 )
 TINY_XL = Shapes(
     size=16,
@@ -158,6 +162,7 @@ TINY_XL = Shapes(
     vision=TINY_VISION,
     projection=TINY.projection,
     adapter=TINY.adapter,
+    views=TINY.views,
 )
 
 SHAPES = {"full": (SD15, SDXL), "tiny": (TINY, TINY_XL)}

@@ -19,7 +19,22 @@ from torch import Tensor, nn
 
 from model.attention import CrossAttentionContext
 from model.methods.config import AdapterConfig
-from model.prompt import TextCondition
+from model.methods.guidance import RealCustomGuidance
+from model.prompt import TextCondition, noun_ends
+
+
+@dataclass(frozen=True)
+class DenoisingState:
+    """What an encoder may read besides the image: the denoising step its tokens are for. B rows, as the features."""
+
+    text: Tensor
+    """[B, n, d] hidden states of the caption, as the UNet reads them."""
+    latents: Tensor
+    """[B, C, h, w] noisy latents, as the UNet reads them."""
+    alphas: Tensor
+    """[B] cumulative product of the noise schedule at the timestep: 1 without noise, 0 noise alone."""
+    key_ratio: float
+    """Share of the image features that are kept, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,11 @@ class Call:
     """Number of consecutive steps that share S+ and captions."""
     text_batch: int
     """Captions per forward pass of a text encoder."""
+    guidance: RealCustomGuidance | None = None
+    """Complete, for the methods that have a default of it; None for others."""
+    black: Callable[[], Tensor] | None = None
+    """Computes the hidden states [1, K, N, d] of a black image: the reference of guidance's negative side, where a
+    method has one."""
 
     @property
     def images(self) -> int:
@@ -111,7 +131,7 @@ class Sampling(Protocol):
     """A method's part of one call of a pipeline."""
 
     location: Tensor | None
-    """[images, S, h, w] in 0..1: location of the subjects as of the last step; None if unknown."""
+    """[images, S, h, w] in 0..1 on a grid of its own: location of the subjects as of the last step; None if unknown."""
 
     def predict(self, step: int, t: Tensor, latents: Tensor) -> Tensor:
         """The prediction for `latents` [images, C, h, w] at a step, after guidance."""
@@ -121,7 +141,16 @@ class UNetPass(Protocol):
     """UNet access that a pipeline offers to a method's sampling."""
 
     def __call__(self, latents: Tensor, t: Tensor, context: CrossAttentionContext, text: TextCondition) -> Tensor:
-        """The UNet's prediction for rows of latents under `context`; `text` is their condition, with as many rows."""
+        """The UNet's prediction for rows of latents under `context`; `text` is their condition, with as many rows.
+
+        Rows beyond the number of images come first and belong to guidance's negative side.
+        """
+
+    def model_input(self, latents: Tensor, t: Tensor) -> Tensor:
+        """The latents as the UNet reads them, at the scale of the training's noisy latents."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """[1] cumulative product of the noise schedule at a timestep; ModelError for a scheduler without one."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +189,16 @@ class AdapterMethod:
     losses: Losses
     sampling: Callable[[Any, TextModel, UNetPass, Call], Sampling]
     """Creates the sampling of a call from the adapter, the text model and the pipeline's UNet."""
+    reads_prompt: Callable[[AdapterConfig], bool] = lambda config: config.textual
+    """Whether sampling with a subject needs its words in the prompt, and so the prompt as text."""
+    require_words: Callable[[str, Sequence[str]], Any] = noun_ends
+    """Raises ModelError if a prompt lacks one of these words: the class nouns, or the target phrases of `guidance`."""
+    guidance: RealCustomGuidance | None = None
+    """Default of a call's `guidance`; None: the method takes none."""
+    drops_to_black: bool = False
+    """Whether training reads `TrainingBatch.black` where a reference is dropped."""
+    scales_features: bool = False
+    """Whether the visual tokens are the image features and have their width; else they have that of the UNet's text."""
 
 
 def stacked_means(rows: Tensor, counts: Sequence[int]) -> Tensor:

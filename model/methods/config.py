@@ -2,10 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from runtime.errors import ModelError
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """RealCustom's scoring module; raises ModelError for values out of range."""
+
+    width: int | None = None
+    """Hidden width of the score networks; None: that of the image features [a reading]."""
+    gain: float = 1.0
+    """Features are scaled by 1 + gain * score, of scores that sum to 1 over n features: 1 as in the paper; n gives the
+    score networks n times the gradient [a reading]."""
+    fusion: Literal["schedule", "text", "visual", "mean", "none"] = "schedule"
+    """How the scores of text and latents are combined: by noise level [paper], one of them, their mean, or no scores
+    and all features (the paper's ablation)."""
+
+    def __post_init__(self) -> None:
+        if self.width is not None and self.width < 1:
+            raise ModelError(f"adapter: scoring.width is {self.width}; give at least 1, or null")
+        if not self.gain > 0:
+            raise ModelError(f"adapter: scoring.gain is {self.gain}; give more than 0")
+        if self.fusion not in ("schedule", "text", "visual", "mean", "none"):
+            raise ModelError(f"adapter: scoring.fusion is '{self.fusion}'; use schedule, text, visual, mean or none")
+
+
+@dataclass(frozen=True)
+class ProjectorConfig:
+    """RealCustom++'s projector; raises ModelError for values out of range."""
+
+    high: bool = True
+    """Read the four high views."""
+    shallow: bool = False
+    """Read shallow layers for a second set of tokens; off in the published scripts."""
+    head: int = 64
+    """Width of an attention head."""
+
+    def __post_init__(self) -> None:
+        if self.head < 1:
+            raise ModelError(f"adapter: projector.head is {self.head}; give at least 1")
 
 
 @dataclass(frozen=True)
@@ -33,8 +72,9 @@ class AdapterConfig:
     """Width of the visual tokens: the UNet's cross-attention width, so that K', V' start from W_k, W_v."""
     text_widths: tuple[int, ...]
     """Embedding width of each text encoder: one (SD 1.5) or two (SDXL)."""
-    encoder: Literal["mfi", "ip_adapter_plus"] = "mfi"
-    """Encoder of the image features: the MFI encoder, or the baseline's resampler, which has no text tokens."""
+    encoder: Literal["mfi", "ip_adapter_plus", "realcustom", "realcustom_pp"] = "mfi"
+    """Encoder of the image features, and with it the method: the MFI encoder, the baseline's resampler, RealCustom's
+    scored features, RealCustom++'s projector; only the first has text tokens."""
     width: int = 768
     """Width of the MFI encoder."""
     heads: int = 12
@@ -67,12 +107,21 @@ class AdapterConfig:
     """Standard deviation of W's level column (NeTI)."""
     fourier_seed: int = 0
     """Seed W is drawn from; W is saved as well."""
+    latent_channels: int = 4
+    """Channels of the UNet's latents, which RealCustom's scoring module reads."""
+    scoring: ScoringConfig = ScoringConfig()
+    """Of realcustom."""
+    projector: ProjectorConfig = ProjectorConfig()
+    """Of realcustom_pp."""
 
     def __post_init__(self) -> None:
         for name in ("feature_layers", "inner_widths", "levels", "text_widths"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, kind in (("scoring", ScoringConfig), ("projector", ProjectorConfig)):
+            if isinstance(given := getattr(self, name), Mapping):  # as read from JSON or params.yaml
+                object.__setattr__(self, name, kind(**given))
         sizes = ("feature_width", "visual_width", "width", "heads", "depth", "visual_tokens", "text_tokens")
-        for name in (*sizes, "fourier_pairs"):
+        for name in (*sizes, "fourier_pairs", "latent_channels"):
             if getattr(self, name) < 1:
                 raise ModelError(f"adapter: {name} is {getattr(self, name)}; give at least 1")
         for name in ("feature_layers", "inner_widths", "text_widths"):

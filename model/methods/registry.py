@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from model.methods import customcontrast, ip_adapter_plus
+from model.methods import customcontrast, ip_adapter_plus, realcustom, realcustom_pp
 from model.methods.base import AdapterMethod
 from model.methods.config import AdapterConfig
 from runtime.errors import ModelError
 
-METHODS: dict[str, AdapterMethod] = {method.name: method for method in (customcontrast.METHOD, ip_adapter_plus.METHOD)}
+METHODS: dict[str, AdapterMethod] = {
+    module.METHOD.name: module.METHOD for module in (customcontrast, ip_adapter_plus, realcustom, realcustom_pp)
+}
 
 
 def method_of(config: AdapterConfig) -> AdapterMethod:
@@ -17,7 +19,8 @@ def method_of(config: AdapterConfig) -> AdapterMethod:
         ModelError: no method has that name, or the config does not fit it.
     """
     if config.encoder not in METHODS:
-        raise ModelError(f"adapter: encoder is '{config.encoder}'; use {' or '.join(METHODS)}")
+        *others, last = METHODS
+        raise ModelError(f"adapter: encoder is '{config.encoder}'; use {', '.join(others)} or {last}")
     method = METHODS[config.encoder]
     method.check(config)
     return method

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from model.adapter import Adapter
 from model.methods.base import Call, TextModel
+from model.methods.guidance import RealCustomGuidance
 from model.methods.registry import method_of
 from model.pipeline.callbacks import StepCallback
 from model.pipeline.checks import (
@@ -31,6 +32,7 @@ from model.pipeline.checks import (
     check_references,
     check_schedule,
     check_subjects,
+    describe,
     one_each,
 )
 from model.pipeline.conditioning import Texts, read_sizes, read_texts
@@ -38,7 +40,7 @@ from model.pipeline.control import networks, read_control, read_images
 from model.pipeline.lora import lora_scale, scaled_lora
 from model.pipeline.passes import UNetPasses
 from model.pipeline.subjects import References, SubjectReader, Subjects
-from model.prompt import TextCondition, noun_ends
+from model.prompt import TextCondition
 from runtime.errors import ModelError, one_line
 
 if TYPE_CHECKING:
@@ -117,6 +119,7 @@ class CustomContrastPipeline(
         )
         self.variant = variant
         self._finder: GroundedSam | None = None
+        self.black: Tensor | None = None
         zeros = self.text_encoder_count > 1 if force_zeros_for_empty_prompt is None else force_zeros_for_empty_prompt
         self.register_to_config(force_zeros_for_empty_prompt=zeros)
         self.zero_negative = zeros
@@ -224,6 +227,7 @@ class CustomContrastPipeline(
         location_start: int = 950,
         text_every: int = 1,
         text_batch: int = 256,
+        guidance: RealCustomGuidance | None = None,
         control_image: Any = None,
         controlnet_conditioning_scale: float | list[float] = 1.0,
         control_guidance_start: float | list[float] = 0.0,
@@ -268,6 +272,8 @@ class CustomContrastPipeline(
             location_start: masks are not used at timesteps (0..999) from here up, where no content has formed yet.
             text_every: number of consecutive steps that share the S+ and captions of the first; 1 is the method.
             text_batch: captions per forward pass of the text encoder, at least one step's; bounds memory.
+            guidance: of RealCustom and RealCustom++, where and how the subject acts; what it leaves out is the method's
+                own. Their masks act from the first step on, whatever `location_start`.
             control_image: a ControlNet's input, one image for all or one per prompt; for several ControlNets a list of
                 these, or for each prompt a list. It sees the plain prompts.
             controlnet_conditioning_scale, control_guidance_start, control_guidance_end: scale of a ControlNet, and the
@@ -335,7 +341,9 @@ class CustomContrastPipeline(
         pixels = read_images(self.controlnet, control_image, height, width, self.vae_scale_factor)
         height, width = self.image_size(height, width, pixels)
         sizes = read_sizes(sizes_xl, height, width)
-        self.check_subjects_in(texts, references, nouns, subject_strength)
+        guidance = self.check_guidance(guidance, nouns)
+        targets = nouns if guidance is None or guidance.words is None else guidance.words
+        self.check_subjects_in(texts, references, nouns, targets, subject_strength)
         images = texts.count * num_images_per_prompt
         steps = self.prepare_timesteps(num_inference_steps, timesteps, sigmas, device)
         control = read_control(
@@ -385,6 +393,8 @@ class CustomContrastPipeline(
                 location_start=location_start,
                 text_every=text_every,
                 text_batch=text_batch,
+                guidance=guidance,
+                black=self.black_features,
             )
             passes = UNetPasses(self, call, sizes, control)
             # Schedulers that add noise draw it from the same generators.
@@ -444,10 +454,30 @@ class CustomContrastPipeline(
             self.scheduler.set_begin_index(0)  # else a scheduler whose first timesteps are equal starts at the second
         return found
 
+    def check_guidance(self, given: RealCustomGuidance | None, nouns: Sequence[str]) -> RealCustomGuidance | None:
+        """A call's `guidance` over its method's; None for a method without. Raises ModelError if that takes none, or
+        the target phrases are not one per subject."""
+        defaults = method_of(self.adapter.config).guidance
+        if given is None:
+            return defaults
+        if not isinstance(given, RealCustomGuidance):
+            raise ModelError(f"guidance is {describe(given)}; give a RealCustomGuidance")
+        if defaults is None:
+            raise ModelError(f"the adapter's method '{self.adapter.config.encoder}' takes no guidance; leave it out")
+        if given.words is not None and len(given.words) != len(nouns):
+            raise ModelError(f"{len(given.words)} target phrases for {len(nouns)} subjects; give one per subject")
+        return given.over(defaults)
+
     def check_subjects_in(
-        self, texts: Texts, references: References | None, nouns: Sequence[str], strength: float
+        self,
+        texts: Texts,
+        references: References | None,
+        nouns: Sequence[str],
+        words: Sequence[str],
+        strength: float,
     ) -> None:
-        """Raise ModelError if the subjects of a call, their nouns and its texts are inconsistent."""
+        """Raise ModelError if the subjects of a call, their nouns, the words that its method looks up and its texts are
+        inconsistent."""
         if strength < 0:
             raise ModelError(f"subject_strength is {strength}; give 0 (no subject) or more")
         if references is None:
@@ -455,14 +485,19 @@ class CustomContrastPipeline(
         count = 1 if isinstance(references, Image.Image) else len(references)
         if count == 0 or count != len(nouns):
             raise ModelError(f"{count} references and {len(nouns)} class nouns; give one noun per reference")
-        if self.adapter.config.textual and strength > 0:
+        method = method_of(self.adapter.config)
+        if method.reads_prompt(self.adapter.config) and strength > 0:
             if texts.embeds is not None:
+                use = (
+                    f"the pseudo-word of '{words[0]}' is placed"
+                    if self.adapter.config.textual
+                    else f"'{words[0]}' is looked up"
+                )
                 raise ModelError(
-                    f"prompt_embeds were given, but the pseudo-word of '{nouns[0]}' is placed in the prompt; give"
-                    " prompt, or subject_strength=0"
+                    f"prompt_embeds were given, but {use} in the prompt; give prompt, or subject_strength=0"
                 )
             for prompt in (*texts.prompts, *(texts.prompts_2 or ())):
-                noun_ends(prompt, nouns)
+                method.require_words(prompt, words)
         if isinstance(references, Tensor):
             config = self.adapter.config
             expected = (len(config.feature_layers), config.feature_width)

@@ -29,7 +29,8 @@ class SubjectReader(Assembled):
     image_encoder: Any
     variant: Variant | None
     _finder: GroundedSam | None
-    _black: Tensor | None = None
+    black: Tensor | None
+    """Features [1, K, N, d] of a black image; None: computed on first use."""
 
     def segment(self, subjects: Subjects) -> list[list[Image.Image]]:
         """The photos of each subject, segmented on white; Grounded SAM is loaded only if needed."""
@@ -79,13 +80,13 @@ class SubjectReader(Assembled):
         features = self.encoder().hidden_states(images, self.adapter.config.feature_layers)
         return self.checked(features), [len(some) for some in photos]
 
-    def black(self) -> Tensor:
-        """Features [1, K, N, d] of a black image, computed once: in some methods they stand for no image."""
+    def black_features(self) -> Tensor:
+        """Features [1, K, N, d] of a black image, computed on first use."""
         from model.backbones.features.source import black_features
 
-        if self._black is None:
-            self._black = black_features(self.encoder(), self.adapter.config.feature_layers)[None]
-        return self.checked(self._black)
+        if self.black is None:
+            self.black = black_features(self.encoder(), self.adapter.config.feature_layers)
+        return self.checked(self.black)
 
     def checked(self, features: Tensor) -> Tensor:
         """Features on the adapter's device; ModelError if some are not finite, which would make a black image."""

@@ -18,8 +18,8 @@ from benchmarks.model import command
 from benchmarks.model import infer as inference
 from benchmarks.model import train as training
 from benchmarks.model.command import PARTS
-from benchmarks.model.setting import ModelSetting, build_adapter, ip_adapter_plus, twin
-from benchmarks.model.train import Weight, bare_step, effects, our_step, plus_step
+from benchmarks.model.setting import MASKED, ModelSetting, build_adapter, ip_adapter_plus, twin
+from benchmarks.model.train import MASKED_STEPS, Weight, bare_step, effects, our_step, plus_step
 from model.dry.build import build_diffusion, tokenizer
 from model.dry.memory import LiveTensors, imagined, peak_bytes, saved_bytes
 from model.dry.shapes import TINY, TINY_TEXT, TINY_XL
@@ -63,6 +63,7 @@ def counted_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "operations", once(inference.operations))
+        patch.setattr(inference, "masked_operations", once(inference.masked_operations))
         patch.setattr(inference, "needed_bytes", once(inference.needed_bytes))
         patch.setattr(training, "operations", once(training.operations))
         patch.setattr(Weight, "of", once(Weight.of))
@@ -74,18 +75,26 @@ def test_every_part_prints_its_goals_and_writes_its_figures(part, tmp_path, caps
     code = run(command, [part, *WORDS, "--json", str(tmp_path / "figures.json")])
     written = json.loads((tmp_path / "figures.json").read_text())
     figures = {figure["name"]: figure for figure in written["figures"]}
+    masked = {
+        "infer": {"FLOP realcustom over three UNet rows": 1.05, "FLOP realcustom_pp over two UNet rows": 1.3},
+        "train": {f"{of}{way} over ip-adapter": 1.0 for of in ("", "FLOP ") for way in ("realcustom", "realcustom_pp")},
+    }
     others = {"infer": {"ip-adapter": 1.1, "stock": 1.2}, "train": {"ip-adapter": 1.0, "bare UNet": 1.5}}
     goals = {f"{part} over {other}": goal for other, goal in others[part.removeprefix("sdxl-")].items()}
     if part.endswith("infer"):
         goals |= {f"{name}, text_every 2": goal for name, goal in goals.items()}
         counted = f"{part} FLOP over ip-adapter"
         assert 1 < figures[f"{counted}, text_every 2"]["value"] < figures[counted]["value"]
+        # Three rows at 25 steps, and 62 where there would be 50.
+        assert figures[f"{part} FLOP realcustom over three UNet rows"]["value"] > 1
+        assert figures[f"{part} FLOP realcustom_pp over two UNet rows"]["value"] > 62 / 50
     else:
         goals |= {
             f"{part} memory over ip-adapter": 1.15,
             f"{part} GB, 16 px": 24,
             f"{part} GB, 16 px, checkpointed": 24,
         }
+    goals |= {f"{part} {name}": goal for name, goal in masked[part.removeprefix("sdxl-")].items()}
     assert {name: figure["goal"] for name, figure in figures.items() if figure["goal"] is not None} == goals
     assert all(figure["value"] > 0 for figure in figures.values())
     assert code == (0 if all(figure["ok"] for figure in figures.values()) else 1)
@@ -124,15 +133,16 @@ def test_what_does_not_fit_says_its_size_and_is_not_run(monkeypatch):
     monkeypatch.setattr(training, "compare", pytest.fail)
     monkeypatch.setattr(training, "card", lambda *_: [])
     *counted, line = inference.infer("sdxl-infer", TINY_XL, SETTING)
-    assert len(counted) == 4 and all("FLOP" in one.name for one in counted)
+    assert len(counted) == 6 and all("FLOP" in one.name for one in counted)
     assert line.name == "sdxl-infer does not fit" and line.value > 0 and not line.short
     assert "GB are needed and 0.0 are free" in line.detail
     names = [line.name for line in training.train("train", TINY, SETTING)]
     assert names[:2] == ["train FLOP over ip-adapter", "train FLOP over bare UNet"]
-    assert names[2:] == ["train does not fit", "train memory over ip-adapter", "train peak over ip-adapter"]
+    assert names[2:4] == [f"train FLOP {method} over ip-adapter" for method in MASKED]
+    assert names[4:] == ["train does not fit", "train memory over ip-adapter", "train peak over ip-adapter"]
 
 
-@pytest.mark.parametrize("make", [our_step, plus_step, bare_step])
+@pytest.mark.parametrize("make", [our_step, plus_step, bare_step, *MASKED_STEPS.values()])
 def test_imagined_step_weighs_what_the_real_one_does(make):
     step = make(TINY, SETTING, build_diffusion(TINY, torch.float32, CPU))
     weight = Weight.of(make, TINY, SETTING)
@@ -151,10 +161,25 @@ def test_imagined_operations_are_those_of_real_samplings(monkeypatch):
     monkeypatch.setitem(defaults, "location_masks", False)
     found = inference.operations(TINY, SETTING)
     for key, work in inference.samplers(TINY, replace(SETTING, steps=SETTING.text_every)).items():
+        if key in MASKED:
+            continue
         with FlopCounterMode(display=False) as counted:
             work()
         assert counted.get_total_flops() == SETTING.text_every * found[key]
     assert found["stock"] < found["ip-adapter"] < found["shared"] < found["ours"]
+
+
+def test_three_short_calls_tell_what_a_long_one_costs():
+    """RealCustom and RealCustom++ at the published number of steps, really sampled."""
+    found = inference.masked_operations(TINY, SETTING)
+    ways = inference.samplers(TINY, replace(SETTING, steps=inference.STEPS))
+    for method in MASKED:
+        with FlopCounterMode(display=False) as counted:
+            ways[method]()
+        assert counted.get_total_flops() == found[method]
+    with FlopCounterMode(display=False) as counted:
+        ways["stock"]()
+    assert counted.get_total_flops() > 2 * SETTING.batch * inference.STEPS * found["row"]
 
 
 def test_saved_bytes_count_a_storage_once_and_no_weight():

@@ -169,11 +169,25 @@ CONFIG = AdapterConfig(
         ({"visual_scope": "some"}, "use all or own"),
         ({"visual_tokens": 0}, "visual_tokens is 0"),
         ({"text_widths": ()}, "text_widths is empty"),
+        ({"scoring": {"fusion": "sum"}}, "scoring.fusion is 'sum'; use schedule"),
+        ({"scoring": {"gain": 0}}, "scoring.gain is 0; give more"),
+        ({"scoring": {"width": 0}}, "scoring.width is 0; give at least 1, or null"),
+        ({"projector": {"head": 0}}, "projector.head is 0; give at least 1"),
     ],
 )
 def test_inconsistent_sizes_are_refused(change, message):
     with pytest.raises(ModelError, match=f"adapter: .*{message}"):
         method_of(replace(CONFIG, **change))
+
+
+def test_older_adapter_is_read_with_the_defaults_of_newer_keys(tiny_sd, tmp_path):
+    adapter = make_adapter(tiny_sd)
+    adapter.save(tmp_path)
+    description = json.loads((tmp_path / "adapter.json").read_text())
+    for key in ("scoring", "projector", "latent_channels"):
+        del description["config"][key]
+    (tmp_path / "adapter.json").write_text(json.dumps(description))
+    assert Adapter.load(tmp_path).config == adapter.config
 
 
 def test_config_survives_json():

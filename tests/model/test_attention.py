@@ -129,6 +129,34 @@ def test_bare_rows_see_their_caption_alone_and_the_others_what_they_saw_without_
             torch.testing.assert_close(first, second)
 
 
+@pytest.mark.parametrize("grid", [(1, 1), (2, 2), SIZE, (6, 8)])
+def test_location_map_has_a_grid_of_its_own(layer, grid):
+    z = torch.randn(BATCH, 12, 6).double()
+    location = torch.rand(BATCH, SUBJECTS, *grid).double()
+    if grid == (6, 8):
+        small = location.reshape(BATCH, SUBJECTS, 3, 2, 4, 2).mean(dim=(3, 5))
+    else:
+        small = torch.nn.functional.interpolate(location, SIZE, mode="bilinear", align_corners=False)
+    expected = layer(z, conditioning=make_context(location=small, placeholder=None))
+    found = layer(z, conditioning=make_context(location=location, placeholder=None))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found, expected) or grid != SIZE
+
+
+def test_pixels_outside_the_location_have_the_bits_of_the_text_branch(layer):
+    layer.float()
+    z = torch.randn(BATCH, 12, 6)
+    context = make_context(placeholder=None)
+    parts = {name: [part.float() for part in getattr(context, name)] for name in ("keys", "values")}
+    context.text, context.keys, context.values = context.text.float(), parts["keys"], parts["values"]
+    context.location = (torch.rand(BATCH, 1, *SIZE) > 0.5).float().expand(-1, SUBJECTS, -1, -1)
+    outside = context.location[:, 0].flatten(1) == 0
+    found = layer(z, conditioning=context)
+    alone = layer(z, conditioning=CrossAttentionContext(context.text, SIZE))
+    assert torch.equal(found[outside], alone[outside])
+    assert (found[~outside] != alone[~outside]).any(dim=-1).all()
+
+
 def test_one_caption_serves_all_levels(layer):
     context = make_context(keys=None, values=None)
     z = torch.randn(BATCH, 12, 6).double()
@@ -151,6 +179,31 @@ def test_without_conditioning_the_unet_computes_what_it_did_before():
     assert torch.equal(network(z, 7, text).sample, before)
     context = CrossAttentionContext(text[:, None], (8, 8))
     assert torch.equal(network(z, 7, text, cross_attention_kwargs={"conditioning": context}).sample, before)
+
+
+def test_self_attention_is_recorded_and_its_output_left_as_it_was():
+    torch.manual_seed(0)
+    network = tiny_unet(20).eval()
+    install_processors(network, cross_attention_layers(network))
+    z, text = torch.randn(3, 4, 8, 8), torch.randn(3, 6, 20)
+    recorder = MapRecorder(0, self_pixels=16)
+    inputs = []
+    attention = network.mid_block.attentions[0].transformer_blocks[0].attn1
+    attention.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    with torch.no_grad():
+        before = network(z, 7, text).sample
+        context = CrossAttentionContext(text[:, None], (8, 8), recorder=recorder, bare=1)
+        assert torch.equal(network(z, 7, text, cross_attention_kwargs={"conditioning": context}).sample, before)
+        query, key = (
+            layer(inputs[1][1:]).unflatten(-1, (attention.heads, -1)).double()
+            for layer in (attention.to_q, attention.to_k)
+        )
+    assert not recorder.maps and all(maps.shape == (2, 16, 16) for maps in recorder.self_maps)
+    expected = torch.zeros(2, 16, 16).double()
+    for head in range(attention.heads):
+        scores = query[:, :, head] @ key[:, :, head].mT / query.shape[-1] ** 0.5
+        expected += scores.softmax(dim=-1) / attention.heads
+    assert any(torch.allclose(maps.double(), expected, atol=1e-6) for maps in recorder.self_maps)
 
 
 def test_conditioning_gives_no_warning(caplog):

@@ -79,6 +79,25 @@ def test_picture_carries_its_settings_and_the_same_seed_draws_it_again(workplace
     assert call(workplace, "--mask", str(workplace.folder / "mask.png"), "--seed", "6").tobytes() != again.tobytes()
 
 
+def test_target_phrase_is_given_and_recorded(workplace, tiny_sd):
+    make_adapter(tiny_sd, encoder="realcustom", textual=False, tv_fusion=False).save(workplace.folder / "adapter")
+    mask = ["--mask", str(workplace.folder / "mask.png"), "--method", "realcustom"]
+    noun = call(workplace, *mask, prompt="a mug on ice")
+    assert json.loads(noun.text["customcontrast"])["words"] == ["mug"]
+    other = call(workplace, *mask, "--word", "ice", prompt="a mug on ice")
+    assert json.loads(other.text["customcontrast"])["words"] == ["ice"] and other.tobytes() != noun.tobytes()
+
+
+@pytest.mark.parametrize("method", ["realcustom", "realcustom_pp"])
+def test_adapter_of_a_method_that_is_not_there_is_one_sentence(method, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--reference", "a.png", "--class-noun", "mug", "--prompt", "a mug", "--out", "b.png", "--method", method]
+    with pytest.raises(SystemExit):
+        main(["sample", *words])
+    said = f"error: weights/toybox/{method} holds no adapter of {method}; train one"
+    assert capsys.readouterr().err.startswith(said)
+
+
 def test_mask_transparency_and_grounded_sam_give_the_same_segment(workplace):
     call(workplace, "--mask", str(workplace.folder / "mask.png"))
     call(workplace, reference="cut.png")
@@ -115,6 +134,8 @@ def test_each_prompt_with_each_seed_is_the_picture_it_is_alone(workplace, capsys
         (["--seed", "1", "2"], {}, "a.png: 2 images need a folder; give its name"),
         (["--prompt", "nothing", "--out", "many"], {}, "caption 'nothing' has no class noun 'mug'"),
         (["--adapter", "nowhere"], {}, "pass the folder of a trained adapter"),
+        (["--method", "realcustom"], {}, "the adapter's method is mfi, not realcustom; leave --method out"),
+        (["--word", "ice"], {}, "the adapter's method 'mfi' takes no target phrase; leave --word out"),
         (["--mask", "nowhere.png"], {}, "nowhere.png: cannot be read as an image"),
         ([], {"prompt": "a dog"}, "caption 'a dog' has no class noun 'mug'"),
         ([], {"reference": "adapter/adapter.json"}, "adapter.json: cannot be read as an image"),

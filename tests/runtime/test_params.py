@@ -179,7 +179,13 @@ def test_sizes_that_no_stage_can_work_with_are_refused(repository, setting: str)
 
 @pytest.mark.parametrize(
     "files",
-    [[], ["configs/sd15.yaml"], ["configs/sdxl.yaml"], ["configs/toybox_large.yaml"], ["configs/toybox_adapter.yaml"]],
+    [
+        [],
+        ["configs/sd15.yaml"],
+        ["configs/sdxl.yaml"],
+        ["configs/toybox_large.yaml"],
+        ["configs/toybox_adapter.yaml"],
+    ],
 )
 def test_repository_params_are_valid_for_every_stage(repository, files: list[str]):
     from eval.generate.params import GenerateParams

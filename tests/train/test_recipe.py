@@ -65,4 +65,4 @@ def test_input_digest_changes_with_any_byte_of_a_table(tmp_path: Path):
 
 def test_conditions_cannot_be_dropped_more_than_always():
     with pytest.raises(pydantic.ValidationError, match="add up to"):
-        DropParams(image=0.4, text=0.4, both=0.4, black=False)
+        DropParams(image=0.4, text=0.4, both=0.4)

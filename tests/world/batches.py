@@ -14,7 +14,7 @@ from train.batches.sampler import Sampler
 from train.batches.training_set import TrainingSet
 from train.recipe import DropParams, input_digest
 
-NOTHING = DropParams(image=0, text=0, both=0, black=False)
+NOTHING = DropParams(image=0, text=0, both=0)
 
 
 def read(data: Path, pairing: str = "triplet") -> TrainingSet:

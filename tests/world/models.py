@@ -123,13 +123,13 @@ def tiny_sdxl() -> TinyDiffusion:
 
 def make_adapter(diffusion: TinyDiffusion, granularity: Granularity = "group", **sizes: Any) -> Adapter:
     torch.manual_seed(1)
-    defaults = {"width": 16, "heads": 2, "depth": 2, "visual_tokens": 3, "fourier_pairs": 8}
+    defaults: dict[str, Any] = {"width": 16, "heads": 2, "depth": 2, "visual_tokens": 3, "fourier_pairs": 8}
+    defaults |= {"feature_layers": FEATURE_LAYERS}
     adapter = Adapter.for_unet(
         diffusion.unet,
         base_model=diffusion.name,
         base_revision=diffusion.revision,
         image_encoder="tiny-clip",
-        feature_layers=FEATURE_LAYERS,
         feature_width=FEATURE_WIDTH,
         text_widths=[encoder.config.hidden_size for encoder in diffusion.text_encoders],
         granularity=granularity,
@@ -139,9 +139,9 @@ def make_adapter(diffusion: TinyDiffusion, granularity: Granularity = "group", *
     return adapter
 
 
-def make_features(batch: int, seed: int = 2) -> torch.Tensor:
+def make_features(batch: int, seed: int = 2, layers: int = len(FEATURE_LAYERS)) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, len(FEATURE_LAYERS), FEATURE_TOKENS, FEATURE_WIDTH, generator=generator)
+    return torch.randn(batch, layers, FEATURE_TOKENS, FEATURE_WIDTH, generator=generator)
 
 
 def sd15_unet() -> UNet2DConditionModel:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import ControlNetModel, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from model.pipeline import CustomContrastPipeline, build_pipeline
 from tests.world.models import TinyDiffusion, make_adapter
@@ -39,3 +40,32 @@ def stock(diffusion: TinyDiffusion, ours: CustomContrastPipeline) -> Any:
 def draw(built: Any, prompt: Any, *args: Any, seed: int = 0, **settings: Any) -> torch.Tensor:
     settings = {"num_inference_steps": 3, "guidance_scale": 5.0, "output_type": "pt", **settings}
     return built(prompt, *args, generator=torch.Generator().manual_seed(seed), **settings).images
+
+
+def controlnet(diffusion: TinyDiffusion, seed: int = 5) -> Any:
+    torch.manual_seed(seed)
+    made = ControlNetModel.from_unet(
+        diffusion.unet, conditioning_channels=3, conditioning_embedding_out_channels=(4, 8)
+    ).eval()
+    for parameter in made.parameters():
+        if not parameter.any():  # its outputs start from zero
+            torch.nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+def controlled(diffusion: TinyDiffusion, controlnet: Any) -> tuple[Any, Any]:
+    """(our pipeline, diffusers') with the same ControlNet, or list of them."""
+    built = build_pipeline(diffusion, make_adapter(diffusion))
+    xl = len(diffusion.text_encoders) > 1
+    kind: Any = diffusers.StableDiffusionXLControlNetPipeline if xl else diffusers.StableDiffusionControlNetPipeline
+    parts = {name: part for name, part in stock(diffusion, built).components.items() if part is not None}
+    more = {"add_watermarker": False} if xl else {"safety_checker": None, "feature_extractor": None}
+    loaded = kind(**{**parts, **more}, controlnet=controlnet)
+    ours = type(built).from_pipe(loaded, make_adapter(diffusion))
+    for one in (ours, loaded):
+        one.set_progress_bar_config(disable=True)
+    return ours, loaded
+
+
+def edges(count: int, seed: int = 0, size: tuple[int, int] = (16, 16)) -> torch.Tensor:
+    return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(seed))

@@ -17,14 +17,15 @@ import torch
 
 from model.objective import TrainingBatch
 from runtime.errors import UserError
+from runtime.params import Band
 from train.batches.mixture import portions
 from train.batches.training_set import TrainingSet
 from train.batches.uncached import Photos
 from train.curriculum import Curriculum
 from train.recipe import DropParams
 
-EPOCH, DRAW, NOISE = 1, 2, 3
-"""First elements of the seeds, so that no two uses share a stream."""
+EPOCH, DRAW, NOISE, KEYS = 1, 2, 3, 6
+"""First elements of the seeds, so that no two uses share a stream; train.curriculum has 4 and 5."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,15 @@ class Sampler:
         timesteps: int,
         independent: bool,
         mixture: Mapping[str, float] | None = None,
+        key_ratio: Band = (1.0, 1.0),
         curriculum: Curriculum | None = None,
         black: torch.Tensor | None = None,
         positives: bool = True,
     ) -> None:
         """`timesteps` of the diffusion process; `independent`: positives get their own timesteps; `mixture`: share of
-        the samples per source; `curriculum` of references; `black`: the batches' `TrainingBatch.black`;
-        `positives`: False for a method that compares none, whose batches repeat the references instead.
+        the samples per source; `key_ratio`: limits of `TrainingBatch.key_ratio`; `curriculum` of references;
+        `black`: handed on in every batch; `positives`: False for a method that compares none, whose batches repeat
+        the references instead.
 
         Raises:
             UserError: no group has `batch` subjects, the mixture does not fit the sources, or the curriculum needs
@@ -81,7 +84,7 @@ class Sampler:
             require_own(data)
         self.curriculum, self.black, self.positives = curriculum, black, positives
         self.data, self.batch_size, self.seed, self.drop = data, batch, seed, drop
-        self.timesteps, self.independent = timesteps, independent
+        self.timesteps, self.independent, self.key_ratio = timesteps, independent, key_ratio
         self.order = np.argsort(data.subjects, kind="stable")
         members, self.starts, self.counts = np.unique(data.subjects[self.order], return_index=True, return_counts=True)
         self.place = np.full(len(data.similarity.subject_ids), -1, dtype=np.int64)
@@ -159,6 +162,10 @@ class Sampler:
             drop_text=((chance >= image) & (chance < text)) | both,
         )
 
+    def draw_key_ratio(self, step: int) -> float:
+        """Share of the image features kept in a step, uniform between the limits."""
+        return float(np.random.default_rng([self.seed, KEYS, step]).uniform(*self.key_ratio))
+
     def noise(self, step: int, place: int, shape: Sequence[int]) -> np.ndarray:
         """Standard normal noise for one place in the global batch, float32."""
         return np.random.default_rng([self.seed, NOISE, step, place]).standard_normal(tuple(shape), dtype=np.float32)
@@ -192,6 +199,8 @@ class Sampler:
             drop_image=tensor(draw.drop_image[mine]),
             drop_text=tensor(draw.drop_text[mine]),
             positive_timesteps=tensor(draw.positive_timesteps[mine]),
+            key_ratio=self.draw_key_ratio(step),
+            black=self.black,
         )
 
     def read_targets(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

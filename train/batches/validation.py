@@ -16,7 +16,7 @@ from train.recipe import DropParams, TrainParams
 COLUMNS = ("subjects", "reference", "positive", "target", "own", "angles", "single")
 """Arrays of a TrainingSet with a row per triplet."""
 # All conditions are kept: dropping one would only add noise.
-COMPLETE = DropParams(image=0, text=0, both=0, black=False)
+COMPLETE = DropParams(image=0, text=0, both=0)
 
 
 def hold_out(data: TrainingSet, count: int, batch: int) -> tuple[TrainingSet, TrainingSet | None]:
@@ -73,4 +73,5 @@ def validation_batches(held_out: TrainingSet, params: TrainParams, timesteps: in
         drop=COMPLETE,
         timesteps=timesteps,
         independent=params.positive_timesteps == "independent",
+        key_ratio=params.key_ratio,
     )

@@ -76,6 +76,7 @@ class Samples:
             copy = Adapter(adapter.config).to(adapter.device, adapter.dtype).eval().requires_grad_(False)
         pipeline = build_pipeline(diffusion, copy)
         pipeline.set_progress_bar_config(disable=True)
+        pipeline.black = batch.black  # there is no image encoder
         subjects = [sheet_subject(params, batch, row) for row in range(min(params.subjects, len(batch.captions)))]
         prompts = [(prompt, subject.noun) for subject in subjects for prompt in subject.prompts]
         advice = "shorten train.pictures.prompts"

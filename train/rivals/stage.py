@@ -1,6 +1,7 @@
 """Stage: tables -> an adapter for each other method in generate.methods, trained as the train stage trains its own.
 
-Each entry of section `rivals` overrides values of params.yaml; one train command a method does the work, and resumes.
+Each entry of section `rivals` overrides values of params.yaml; one train command a method does the work and resumes. An
+entry with values of `encode` gets tables of its own.
 """
 
 from __future__ import annotations
@@ -45,21 +46,24 @@ def trained(name: str, values: dict[str, Any], params: Params, out: Path) -> dic
     """Train a method's adapter into `out`; return the train stage's metrics.
 
     Raises:
-        UserError: training failed.
+        UserError: encode or train failed.
     """
     work = Path(params.run.work) / STAGE.name / name
     data = work / "data"
     data.mkdir(parents=True, exist_ok=True)
+    own = ["encode"] if "encode" in values else []
     for stage in TABLES:
-        (data / stage).unlink(missing_ok=True)
-        (data / stage).symlink_to((params.data / stage).resolve())
+        if stage not in own:
+            (data / stage).unlink(missing_ok=True)
+            (data / stage).symlink_to((params.data / stage).resolve())
     tree, file = params.tree(), work / "params.yaml"
     overlay(tree, values | {"run": {"work": str(work)}}, f"rivals.{name}")
     write_text(file, yaml.safe_dump(tree, sort_keys=False))
-    words = [sys.executable, "-m", "train", "--params", str(file), "--data", str(data)]
     print(f"rivals: training {name}", flush=True)
-    if subprocess.run(words, check=False).returncode:
-        raise UserError(f"training {name} failed; the same command resumes it, see the error above")
+    for module in (*(f"pipelines.{stage}" for stage in own), "train"):
+        words = [sys.executable, "-m", module, "--params", str(file), "--data", str(data)]
+        if subprocess.run(words, check=False).returncode:
+            raise UserError(f"{module} of {name} failed; the same command resumes it, see the error above")
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(data / "train" / "adapter", out)
     found: dict[str, Any] = json.loads((data / "train" / "metrics.json").read_text(encoding="utf-8"))

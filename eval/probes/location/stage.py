@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from eval.generate.methods import MethodInputs, trained_weights
+from eval.generate.methods import MethodInputs, guidance_of, trained_weights
 from eval.generate.params import GenerateParams
 from eval.probes.location import STAGE
 from eval.protocol import protocol
@@ -23,6 +23,7 @@ from model.adapter import Adapter
 from model.backbones.diffusion import load_diffusion
 from model.backbones.features.source import feature_source
 from model.backbones.variant import Variant, load_variant
+from model.methods.guidance import RealCustomGuidance
 from model.pipeline.pipeline import build_pipeline
 from pipelines import tables
 from pipelines.photos.roots import Roots, SourceParams
@@ -32,7 +33,7 @@ from runtime.params import Params, Section
 
 PLACE = ("subject_id", "group", "prompt_id", "index")
 """Key of an image of the model."""
-DRAWN_WITH = ("steps", "guidance_scale", "strength", "location_masks", "margin", "dtype")
+DRAWN_WITH = ("steps", "guidance_scale", "strength", "location_masks", "margin", "dtype", "realcustom")
 """Settings of the generate stage that an image depends on."""
 Drawn = tuple[str, dict[str, Any], protocol.HeldOutPhoto]
 """Class noun, row of the generations table without its image, reference."""
@@ -119,8 +120,17 @@ def tasks(rows: Sequence[dict[str, Any]], subjects: Sequence[protocol.HeldOutSub
 class LocationRecorder:
     """Computes the rows of one subject's images."""
 
-    def __init__(self, params: LocationParams, made_by: GenerateParams, pipeline: Any, side: int, roots: Roots) -> None:
+    def __init__(
+        self,
+        params: LocationParams,
+        made_by: GenerateParams,
+        pipeline: Any,
+        side: int,
+        roots: Roots,
+        guidance: RealCustomGuidance | None = None,
+    ) -> None:
         self.params, self.made_by, self.pipeline, self.side, self.roots = params, made_by, pipeline, side, roots
+        self.guidance = guidance
 
     def __call__(self, work: Sequence[Drawn]) -> list[dict[str, Any]]:
         rows = []
@@ -154,6 +164,7 @@ class LocationRecorder:
             generator=[torch.Generator("cpu").manual_seed(seed)],
             subject_strength=self.made_by.strength,
             location_masks=True,
+            guidance=self.guidance,
             output_type="latent",
             **callbacks,
         )
@@ -174,7 +185,8 @@ def load_recorder(
     encoder = feature_source(variant, trained.config.encoder).load(device, batch_size=1)
     pipeline = build_pipeline(diffusion, trained, encoder)
     pipeline.set_progress_bar_config(disable=True)
-    return LocationRecorder(params, made_by, pipeline, variant.resolution, Roots(sources))
+    guidance = guidance_of(trained, made_by)
+    return LocationRecorder(params, made_by, pipeline, variant.resolution, Roots(sources), guidance)
 
 
 def check_drawn_with(recorded: Mapping[str, Any], weights: Mapping[str, str], made_by: GenerateParams) -> None:
@@ -184,9 +196,8 @@ def check_drawn_with(recorded: Mapping[str, Any], weights: Mapping[str, str], ma
     """
     made = recorded.get("methods", {}).get(metrics.MODEL, {})
     differs = [role for role, name in weights.items() if made.get(role) != name]
-    differs += [
-        f"generate.{name}" for name in DRAWN_WITH if name in recorded and recorded[name] != getattr(made_by, name)
-    ]
+    now = made_by.model_dump()
+    differs += [f"generate.{name}" for name in DRAWN_WITH if name in recorded and recorded[name] != now[name]]
     if differs:
         raise UserError(
             f"the generations were made with another {' and '.join(differs)} than would be used now; run generate "

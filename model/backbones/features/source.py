@@ -126,8 +126,8 @@ def feature_source(variant: Variant, encoder: str, high: bool = True, shallow: b
 
 
 def black_features(encoder: ImageEncoder, layers: Iterable[int]) -> Tensor:
-    """Hidden states [K, N, d] of a black image, which stands for no image where a method has no branch to leave out."""
-    return encoder.hidden_states([Image.new("RGB", (1, 1))], tuple(layers))[0]
+    """Hidden states [1, K, N, d] of a black image, which stands for none where a method keeps its visual branch."""
+    return encoder.hidden_states([Image.new("RGB", (1, 1))], tuple(layers))
 
 
 def tower_size(spec: TowerSpec, side: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from eval.generate import methods
 from eval.generate import stage as generate
 from eval.generate.generator import Generator
 from eval.generate.generator import works as works_of
-from eval.generate.params import GenerateParams
+from eval.generate.params import GenerateParams, RealCustomParams
 from eval.protocol import protocol
 from eval.protocol.plan import plan_of
 from eval.tasks.resume import Tally, run_tasks
@@ -38,6 +38,7 @@ def params(protocol_params):
         strength=1,
         location_masks=True,
         margin=0,
+        realcustom=dict.fromkeys(RealCustomParams.model_fields),
         batch_size=2,
         dtype="float32",
         threads=1,

@@ -1,12 +1,15 @@
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from eval.generate.params import GenerateParams
 from eval.probes.location import stage as location
 from eval.protocol import protocol
 from pipelines import tables
 from runtime.errors import UserError
+from runtime.params import Params
 
 
 def row(subject, group, prompt_id, index=0):
@@ -82,12 +85,10 @@ def test_a_renamed_group_is_another_input(data):
 
 def test_maps_of_other_weights_or_settings_than_the_pictures_had_are_refused():
     weights = {"adapter": "adapter@1", "diffusion": "sd@2"}
-    made_by = SimpleNamespace(
-        steps=25, guidance_scale=5.0, strength=1.0, location_masks=True, margin=0.0, dtype="float32"
-    )
-    recorded = {"methods": {"customcontrast": weights}, **vars(made_by)}
+    made_by = Params.read().section("generate", GenerateParams)
+    recorded = {**json.loads(made_by.model_dump_json()), "methods": {"customcontrast": weights}}
     location.check_drawn_with(recorded, weights, made_by)
-    other = {"methods": {"customcontrast": weights | {"adapter": "adapter@3"}}, **vars(made_by), "steps": 50}
+    other = {**recorded, "methods": {"customcontrast": weights | {"adapter": "adapter@3"}}, "steps": 50}
     with pytest.raises(UserError, match=r"another adapter and generate\.steps than would be used now") as error:
         location.check_drawn_with(other, weights, made_by)
     assert "\n" not in str(error.value)

@@ -71,7 +71,10 @@ def test_a_method_combines_as_many_passes_as_it_wants(tiny_sd, two_passes):
 
 def test_every_method_is_found_by_the_name_in_the_config(tiny_sd):
     config = make_adapter(tiny_sd).config
-    assert set(METHODS) == {"mfi", "ip_adapter_plus"} and method_of(config).name == config.encoder
+    assert (
+        set(METHODS) == {"mfi", "ip_adapter_plus", "realcustom", "realcustom_pp"}
+        and method_of(config).name == config.encoder
+    )
     plain = replace(config, encoder="ip_adapter_plus", textual=False, tv_fusion=False)
     assert type(method_of(plain).encoder(plain)).__name__ == "IPAdapterPlusEncoder"
 
@@ -79,7 +82,7 @@ def test_every_method_is_found_by_the_name_in_the_config(tiny_sd):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"encoder": "mlp"}, "encoder is 'mlp'; use mfi or ip_adapter_plus"),
+        ({"encoder": "mlp"}, "encoder is 'mlp'; use mfi, ip_adapter_plus, realcustom or realcustom_pp"),
         ({"encoder": "ip_adapter_plus"}, "ip_adapter_plus has no textual Q-Former"),
         ({"textual": False}, "tv_fusion needs the textual Q-Former"),
         ({"visual_scope": "mine"}, "visual_scope is 'mine'"),

@@ -4,48 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import diffusers
 import pytest
 import torch
-from diffusers import ControlNetModel, ControlNetUnionModel
+from diffusers import ControlNetUnionModel
 from diffusers.callbacks import SDCFGCutoffCallback, SDXLControlnetCFGCutoffCallback
 from PIL import Image
 
 from model.pipeline import build_pipeline
 from runtime.errors import ModelError
-from tests.world.models import TinyDiffusion, make_adapter, make_features
-from tests.world.pipelines import draw, stock
+from tests.world.models import make_adapter, make_features
+from tests.world.pipelines import controlled, controlnet, draw, edges
 
 PROMPTS = ["a mug on ice", "a photo of a mug"]
-
-
-def controlnet(diffusion: TinyDiffusion, seed: int = 5) -> Any:
-    torch.manual_seed(seed)
-    made = ControlNetModel.from_unet(
-        diffusion.unet, conditioning_channels=3, conditioning_embedding_out_channels=(4, 8)
-    ).eval()
-    for parameter in made.parameters():
-        if not parameter.any():  # its outputs start from zero
-            torch.nn.init.normal_(parameter, std=0.1)
-    return made
-
-
-def controlled(diffusion: TinyDiffusion, controlnet: Any) -> tuple[Any, Any]:
-    """(our pipeline, diffusers') with the same ControlNet, or list of them."""
-    built = build_pipeline(diffusion, make_adapter(diffusion))
-    xl = len(diffusion.text_encoders) > 1
-    kind: Any = diffusers.StableDiffusionXLControlNetPipeline if xl else diffusers.StableDiffusionControlNetPipeline
-    parts = {name: part for name, part in stock(diffusion, built).components.items() if part is not None}
-    more = {"add_watermarker": False} if xl else {"safety_checker": None, "feature_extractor": None}
-    loaded = kind(**{**parts, **more}, controlnet=controlnet)
-    ours = type(built).from_pipe(loaded, make_adapter(diffusion))
-    for one in (ours, loaded):
-        one.set_progress_bar_config(disable=True)
-    return ours, loaded
-
-
-def edges(count: int, seed: int = 0, size: tuple[int, int] = (16, 16)) -> torch.Tensor:
-    return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def photo(seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:

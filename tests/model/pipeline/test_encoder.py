@@ -50,10 +50,10 @@ def test_two_towers_are_loaded_for_the_method_that_reads_them(of_two_towers):
 
 
 def test_black_features_are_computed_once(of_two_towers, monkeypatch):
-    black = of_two_towers.black()
+    black = of_two_towers.black_features()
     assert torch.equal(black[0], of_two_towers.encoder().hidden_states([Image.new("RGB", (9, 9))], range(5))[0])
     monkeypatch.setattr(TwoTowers, "hidden_states", pytest.fail)
-    assert torch.equal(of_two_towers.black(), black)
+    assert torch.equal(of_two_towers.black_features(), black)
 
 
 def test_towers_that_split_otherwise_are_refused(of_two_towers):

@@ -20,7 +20,7 @@ from model.pipeline import CustomContrastPipeline, CustomContrastXLPipeline
 DOC = Path(__file__).parents[3] / "docs" / "model.md"
 OWN = {
     *("references", "class_nouns", "subjects", "subject_strength", "location_masks", "location_start"),
-    *("text_every", "text_batch", "control_image"),
+    *("text_every", "text_batch", "control_image", "guidance"),
 }
 OF_SOME = {
     *("guidance_rescale", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"),

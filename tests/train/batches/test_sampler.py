@@ -43,12 +43,26 @@ def test_ranks_share_out_the_global_batch(samples: TrainingSet, ranks: int):
     parts = [sampler(samples).batch(3, rank, ranks) for rank in range(ranks)]
     for name, value in vars(whole).items():
         shares = [getattr(part, name) for part in parts]
-        if isinstance(value, torch.Tensor):
+        if name in ("key_ratio", "black"):
+            assert shares == [value] * ranks
+        elif isinstance(value, torch.Tensor):
             assert torch.equal(torch.cat(shares), value), name
         elif value is None:
             assert shares == [None] * ranks, name
         else:
             assert [item for share in shares for item in share] == value
+
+
+def test_share_of_key_features_is_uniform_and_one_for_all_ranks_of_a_step(samples: TrainingSet):
+    draws = sampler(samples, key_ratio=(0.3, 1.0))
+    found = np.array([draws.draw_key_ratio(step) for step in range(2000)])
+    assert 0.3 <= found.min() < 0.31 and 0.99 < found.max() <= 1.0
+    np.testing.assert_allclose(np.histogram(found, 7, (0.3, 1.0))[0], 2000 / 7, rtol=0.2)
+    parts = [sampler(samples, key_ratio=(0.3, 1.0)).batch(11, rank, 3).key_ratio for rank in range(3)]
+    assert parts == [found[11]] * 3
+    assert sampler(samples, seed=2, key_ratio=(0.3, 1.0)).draw_key_ratio(11) != found[11]
+    # Of a stream of its own: all other draws are as without it.
+    assert torch.equal(draws.batch(11).noise, sampler(samples).batch(11).noise)
 
 
 def test_subject_appears_once_in_a_global_batch_and_all_are_of_one_group(samples: TrainingSet):
@@ -103,7 +117,7 @@ def test_rows_are_those_of_the_triplets_frames(world: World, samples: TrainingSe
 
 
 def test_conditions_are_dropped_as_often_as_asked(samples: TrainingSet):
-    draws = sampler(samples, drop=DropParams(image=0.1, text=0.2, both=0.3, black=False))
+    draws = sampler(samples, drop=DropParams(image=0.1, text=0.2, both=0.3))
     found = np.array([[draw.drop_image, draw.drop_text] for draw in map(draws.draw, range(1500))]).transpose(1, 0, 2)
     image, text = found.reshape(2, -1)
     assert np.mean(image & ~text) == pytest.approx(0.1, abs=0.01)

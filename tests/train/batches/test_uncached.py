@@ -16,7 +16,7 @@ from model.backbones.diffusion import load_diffusion
 from model.backbones.features.source import FeatureParams
 from model.backbones.variant import load_variant
 from model.methods.customcontrast.training import training_losses
-from model.methods.realcustom_pp.dropping import with_black
+from model.methods.realcustom_pp.training import with_black
 from model.objective import ObjectiveConfig
 from pipelines import tables
 from pipelines.encode.worker import EncodeParams, EncodeWorker
@@ -221,14 +221,12 @@ def test_a_batch_holds_what_stands_for_a_dropped_image(world: Path):
     _, bare = samplers(world, TOWERS, hidden=True)
     source, photos = bare.data.photos.source, bare.data.photos
     black = black_reference(source, bare.data, torch.device("cpu"))
-    assert black.shape == source.shape and black.dtype == torch.float16
+    assert black.shape == (1, *source.shape) and black.dtype == torch.float16
     assert torch.equal(black, black_reference(source, samplers(world)[0].data, torch.device("cpu")))
-    everything = DropParams(image=0.5, text=0.0, both=0.0, black=True)
+    everything = DropParams(image=0.5, text=0.0, both=0.0)
     batch = sampler(replace(bare.data, photos=photos), batch=4, drop=everything, black=black).batch(2)
     assert batch.drop_image.any() and not batch.drop_image.all() and torch.equal(batch.black, black)
     replaced = with_black(batch)
     for row, dropped in enumerate(batch.drop_image):
-        assert torch.equal(replaced.reference[row], black if dropped else batch.reference[row])
-    assert not replaced.drop_image.any() and replaced.black is None
-    without = replace(batch, black=None)
-    assert with_black(without) is without
+        assert torch.equal(replaced.reference[row], black[0] if dropped else batch.reference[row])
+    assert not replaced.drop_image.any()

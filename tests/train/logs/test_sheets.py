@@ -54,6 +54,7 @@ def batch(rows: int = 3) -> TrainingBatch:
         class_nouns=["mug", "dog", "can"][:rows],
         reference=torch.randn(rows, LAYERS, TOKENS, WIDTH, generator=generator),
         latents=torch.randn(rows, CHANNELS, SIDE, SIDE, generator=generator),
+        black=None,
     )
     return cast(TrainingBatch, part)
 

@@ -26,7 +26,13 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def train(words: list[str], check: bool) -> SimpleNamespace:
         tree, data = yaml.safe_load(Path(words[words.index("--params") + 1]).read_text()), Path(words[-1])
+        if words[2] == "pipelines.encode":
+            assert tree["encode"]["inputs"] == [] and not (data / "encode").exists(), "it has tables of its own"
+            (data / "encode").mkdir()
+            (data / "encode" / "latents").touch()
+            return SimpleNamespace(returncode=0)
         assert (data / "encode" / "latents").is_file(), "it reads the tables"
+        assert (data / "encode").is_symlink() == bool(tree["encode"]["inputs"])
         found.append(tree)
         if tree["train"]["steps"] == 13:
             return SimpleNamespace(returncode=1)
@@ -56,6 +62,12 @@ def test_methods_that_are_compared_are_trained_each_with_its_own_values(tmp_path
     assert json.loads((out / "summary.json").read_text()) == {"ip_adapter_plus": 0.5}
 
 
+def test_method_with_an_encoder_of_its_own_gets_tables_of_its_own(tmp_path: Path, ran: list[dict[str, Any]]):
+    stage.main(params(tmp_path, ["realcustom_pp", "realcustom"]))
+    assert [tree["model"]["encoder"] for tree in ran] == ["realcustom_pp", "realcustom"]
+    assert ran[0]["train"]["curriculum"]["schedule"] == "linear" and ran[1]["train"]["pairing"] == "self"
+
+
 def test_nothing_is_trained_where_none_is_compared_and_what_is_left_of_others_goes(tmp_path: Path, ran):
     stage.main(params(tmp_path, ["ip_adapter_plus"]))
     stage.main(params(tmp_path, ["customcontrast", "prompt_only"]))
@@ -64,7 +76,7 @@ def test_nothing_is_trained_where_none_is_compared_and_what_is_left_of_others_go
 
 def test_failed_training_is_one_sentence_and_keeps_what_was_trained_before(tmp_path: Path, ran):
     stage.main(params(tmp_path, ["ip_adapter_plus"]))
-    with pytest.raises(UserError, match="training ip_adapter_plus failed; the same command resumes it"):
+    with pytest.raises(UserError, match="train of ip_adapter_plus failed; the same command resumes it"):
         stage.main(params(tmp_path, ["ip_adapter_plus"], "train.steps=13"))
     assert (tmp_path / "data/rivals/adapters/ip_adapter_plus/adapter.json").is_file()
 
