@@ -25,6 +25,7 @@ from model.backbones.diffusion import Diffusion, load_diffusion
 from model.backbones.features.source import feature_source
 from model.backbones.identity import weights_name
 from model.backbones.variant import Variant
+from model.methods.config import AdapterConfig
 from model.methods.guidance import RealCustomGuidance
 from model.methods.registry import method_of
 from model.pipeline.pipeline import build_pipeline
@@ -137,10 +138,13 @@ def adapted(inputs: MethodInputs) -> Painter:
     encoder = feature_source(inputs.variant, trained.config.encoder).load(inputs.device, batch_size=1)
     pipeline = build_pipeline(diffusion, trained, encoder)
     pipeline.set_progress_bar_config(disable=True)
-    # Masks of an adapter whose maps were not trained would mute the subject.
-    masks = inputs.params.location_masks and trained.config.location_masks
-    params = inputs.params.model_copy(update={"location_masks": masks})
+    params = inputs.params.model_copy(update={"location_masks": uses_masks(trained.config, inputs.params)})
     return painter(pipeline, params, inputs.variant.resolution, guidance_of(trained, inputs.params))
+
+
+def uses_masks(adapter: AdapterConfig, params: GenerateParams) -> bool:
+    """Return whether images are made with location masks; those of untrained maps would mute the subject."""
+    return params.location_masks and adapter.location_masks
 
 
 def guidance_of(adapter: Adapter, params: GenerateParams) -> RealCustomGuidance | None:

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from eval.generate.methods import MethodInputs, guidance_of, trained_weights
+from eval.generate.methods import MethodInputs, guidance_of, trained_weights, uses_masks
 from eval.generate.params import GenerateParams
 from eval.probes.location import STAGE
 from eval.protocol import protocol
 from eval.score import metrics
 from eval.tasks.resume import Task, run_tasks
-from model.adapter import Adapter
+from model.adapter import Adapter, read_description
 from model.backbones.diffusion import load_diffusion
 from model.backbones.features.source import feature_source
 from model.backbones.variant import Variant, load_variant
@@ -216,7 +216,8 @@ def main(params: Params, adapter: str | None = None) -> None:
     columns = [name for name in tables.spec("generations").columns if name != "image"]
     made = tables.read(data / "generate", "generations", columns).to_pylist()
     own = [row for row in made if row["method"] == metrics.MODEL]
-    rows = chosen(own, location.pictures if made_by.location_masks else 0)  # no maps without location masks
+    masks = uses_masks(read_description(folder)[0], made_by)
+    rows = chosen(own, location.pictures if masks else 0)  # no maps without location masks
     if rows:
         check_drawn_with(protocol.read_protocol(data / "generate" / "protocol.json"), weights, made_by)
     tally = run_tasks(
