@@ -114,7 +114,7 @@ def test_each_measurement_is_recorded_at_once_and_counts_while_all_it_depends_on
 
     assert left() == 2
     assert left("train.checkpoint_every=7", "generate.processes=5", "train.ranks=1") == 2, "these change no result"
-    for value in ("score.margin=0.3", "mask.min_detection=0.5", "views.timestep=9", "train.learning_rate=0.5"):
+    for value in ("score.margin=0.3", "mask.min_detection=0.5", "views.timestep=9", "train.gradient_clipping=0.5"):
         assert left(value) == 0, value
     assert left(tables="others") == 0
 
