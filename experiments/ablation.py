@@ -32,6 +32,7 @@ from experiments.experiment import (
     result_file,
 )
 from experiments.matrix import FILE, read_matrix
+from experiments.truth import PLAIN
 from pipelines import tables
 from runtime.cli import Parser, guarded, read_params, shared_options
 from runtime.digest import digest
@@ -40,7 +41,7 @@ from runtime.files import write_json, write_text
 from runtime.lock import exclusive
 from train.recipe import input_digest
 
-TRAINED_ON = ("curate", "similarity", "pairs", "encode")
+TRAINED_ON = ("curate", "mask", "similarity", "pairs", "encode")
 """Stages whose tables training reads."""
 MEASURED_ON = ("curate", "mask")
 """Stages of the matrix's own world whose tables the evaluation reads."""
@@ -87,7 +88,16 @@ def prepare_world(experiment: Experiment) -> Path:
         print(f"{experiment.name}: preparing evaluation subjects: render, curate, mask", flush=True)
         for module in ("pipelines.toybox", "pipelines.curate", "pipelines.mask"):
             command(module, overlay, data, folder / "log.txt")
-    return data
+    plain = folder / f"plain-{digest(merged(tree, experiment.matrix.common)['generate'])}"
+    if not (plain / "data" / "generate" / "summary.json").is_file():
+        of_prompt = {"generate": {"methods": [metrics.PROMPT_ONLY]}}
+        overlay = write_overlay(plain, tree, experiment.matrix.common, of_prompt)
+        print(f"{experiment.name}: images of the prompts alone", flush=True)
+        tables_of = link(plain / "data", {stage: data / stage for stage in MEASURED_ON})
+        for empty in ("train/adapter", "rivals/adapters"):
+            (tables_of / empty).mkdir(parents=True, exist_ok=True)
+        command("eval.generate", overlay, tables_of, folder / "log.txt")
+    return link(data, {PLAIN: plain / "data" / "generate"})
 
 
 class Runner:
@@ -113,7 +123,7 @@ class Runner:
         """The train stage's folder after so many samples; trained on from the number before."""
         job, experiment = self.job, self.job.experiment
         folder = self.folder / str(samples)
-        data = link(folder / "data", {stage: experiment.params.data / stage for stage in TRAINED_ON})
+        data = link(folder / "data", self.tables())
         if not (data / "train" / "summary.json").is_file():  # written last
             batch = job.tree["train"]["batch"]
             overlay = write_overlay(folder, job.tree, {"train": {"steps": samples // batch}})
@@ -125,11 +135,26 @@ class Runner:
             command("train", overlay, data, folder / "log.txt", *words)
         return data / "train"
 
+    def tables(self) -> dict[str, Path]:
+        """Where the tables are that it is trained on; those of encode are its own if its values say how."""
+        job = self.job
+        found = {stage: job.experiment.params.data / stage for stage in TRAINED_ON}
+        if "encode" in job.run.params:
+            own = self.folder / "tables"
+            data = link(own / "data", {stage: place for stage, place in found.items() if stage != "encode"})
+            found["encode"] = data / "encode"
+            if not (data / "encode" / "summary.json").is_file():
+                # The training world's sources, and not those of the evaluation.
+                overlay = write_overlay(own, job.experiment.params.tree(), job.run.params)
+                command("pipelines.encode", overlay, data, self.folder / "log.txt")
+        return found
+
     def measure(self, wanted: Wanted, adapter: Path) -> dict[str, Any]:
         """Sample and score one adapter at one point."""
         job = self.job
         folder = adapter.parent.parent / wanted.point
-        data = link(folder / "data", {stage: self.bench / stage for stage in MEASURED_ON} | {"train": adapter})
+        read = (*MEASURED_ON, PLAIN)
+        data = link(folder / "data", {stage: self.bench / stage for stage in read} | {"train": adapter})
         overlay = write_overlay(folder, job.tree, {"generate": wanted.generate})
         last = wanted.own and wanted.samples == job.experiment.matrix.plan(job.name).samples[-1]
         for module in ("eval.generate", "eval.score", "experiments.truth", *(("eval.probes.views",) if last else ())):

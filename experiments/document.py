@@ -45,6 +45,11 @@ LAST: dict[str, Read] = {
 """Read at the last number of samples only."""
 
 
+def outside(one: dict[str, Any]) -> float | None:
+    """How much images differ from those of the prompt alone outside the subject."""
+    return (one["truth"].get("outside") or {}).get("change")
+
+
 def truth(part: str, name: str) -> Read:
     """A column of the comparison with the toybox's ground truth."""
     return lambda one: one["truth"][part][name]
@@ -54,6 +59,7 @@ TRUTH: dict[str, Read] = {
     **{name: truth("kept", name) for name in ("family", "colour", "pattern")},
     **{name: truth("followed", name) for name in ("scene", "style", "accessory", "shape")},
     "same pose - chance": excess,
+    "change outside": outside,
 }
 
 
@@ -89,9 +95,11 @@ TRUTH_WORDS = """The toybox knows what it rendered, so a classifier ([its own ac
 an image shows the subject's family, colour and pattern, and what its prompt asked for. The pose of an image is that of
 the nearest of 72 renders of the subject, for subjects whose own photos show it; *same pose - chance* is the share of
 images within 30 degrees of the photo that was shown, less that of the same images against all photos of their subject.
+*Change outside* is the mean absolute difference (0 to 1) from the image of the prompt alone, from the same noise, where
+neither shows the subject.
 """
 
-CURVE_WORDS = """E-DI and CT of one adapter over the strength of the visual branch, with and without location masks.
+POINT_WORDS = """E-DI and CT of one adapter over the strength of the visual branch, with and without location masks.
 Methods are compared where both have the same CT, the mean of their own settings': at one arbitrary point each, more
 similarity may only be less control.
 """
@@ -118,9 +126,7 @@ def page(ablation: Experiment, search: Experiment) -> str:
     parts += ["## The paper's claims\n", claims_table(ablation)]
     parts += section(ablation, found, "Tables 3 and 4", "ablation", paper=True)
     parts += section(ablation, found, "Baselines", "baseline", paper=True)
-    curves = curves_table(ablation, found)
-    if curves:
-        parts += ["## Operating curves\n", CURVE_WORDS, curves]
+    parts += section(ablation, found, "RealCustom and RealCustom++", "rival")
     parts += section(ablation, found, "Other readings of the paper", "reading")
     parts += section(ablation, found, "Factors of MACL", "factor")
     trials = trials_table(search)
@@ -189,6 +195,9 @@ def section(
     parts.append(truth_table(ablation, found, shown, samples[-1]))
     if len(samples) > 1:
         parts += [f"{title}: learning curves.\n", learning_table(ablation, found, shown)]
+    points = points_table(ablation, found, shown)
+    if points:
+        parts += [f"{title}: operating points.\n", *([POINT_WORDS] if kind == "baseline" else []), points]
     return parts
 
 
@@ -241,19 +250,18 @@ def learning_table(ablation: Experiment, found: dict[str, Measured], names: Sequ
     return markdown(["run", *(f"{name} {count}" for name in ("E-DI", "CT", "kept") for count in short)], rows)
 
 
-def curves_table(ablation: Experiment, found: dict[str, Measured]) -> str:
-    """E-DI and CT of each run at each of its operating points; empty if none was measured."""
-    points = list(dict.fromkeys(wanted.point for job in ablation.jobs(seeds=1) for wanted in job.wanted()))
+def points_table(ablation: Experiment, found: dict[str, Measured], names: Sequence[str]) -> str:
+    """E-DI, CT and the change outside at each operating point of each run; empty if none was measured."""
     rows = []
-    for name, of_run in found.items():
-        samples, row = ablation.matrix.plan(name).samples[-1], [ablation.matrix.runs[name].title]
-        for point in points:
+    for name in names:
+        samples, of_run = ablation.matrix.plan(name).samples[-1], found[name]
+        for point in (OWN, *ablation.matrix.curve(name)):
             of = of_run.complete(samples, point)
-            columns = ("E-DI", "CT") if of.results else ()
-            row.append(" / ".join(f"{np.nanmean(of.values(column, samples, point)):.3f}" for column in columns) or "-")
-        if sum(text != "-" for text in row[1:]) > 1:
-            rows.append(row)
-    return markdown(["E-DI / CT", *(point.replace("-", " ") for point in points)], rows) if rows else ""
+            if of.results and ablation.matrix.curve(name):
+                scores = [cell(np.nanmean(of.values(column, samples, point), axis=1)) for column in ("E-DI", "CT")]
+                change = cell(of.numbers(outside, samples, point))
+                rows.append([ablation.matrix.runs[name].title, point.replace("-", " "), *scores, change])
+    return markdown(["run", "point", "E-DI", "CT", "change outside"], rows) if rows else ""
 
 
 def trials_table(search: Experiment) -> str:

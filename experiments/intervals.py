@@ -119,9 +119,9 @@ class Measured:
             rows.append([np.nan if by_subject[name] is None else by_subject[name] for name in sorted(by_subject)])
         return np.asarray(rows, dtype=float)
 
-    def numbers(self, read: Callable[[dict[str, Any]], float | None], samples: int) -> list[float]:
-        """What `read` finds in each seed's measurement at the run's own setting, where it finds something."""
-        found = (read(require(result, samples, OWN)) for result in self.results)
+    def numbers(self, read: Callable[[dict[str, Any]], float | None], samples: int, point: str = OWN) -> list[float]:
+        """What `read` finds in each seed's measurement, where it finds something."""
+        found = (read(require(result, samples, point)) for result in self.results)
         return [value for value in found if value is not None]
 
 

@@ -13,7 +13,7 @@ from runtime.params import Section, parse
 
 FILE = Path(__file__).with_name("ablation.yaml")
 SEARCH = Path(__file__).with_name("search.yaml")
-Kind = Literal["ablation", "baseline", "reading", "factor", "trial"]
+Kind = Literal["ablation", "baseline", "reading", "factor", "rival", "trial"]
 
 
 Points = dict[str, dict[str, Any]]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eval.score.metrics import MODEL
+from eval.score.metrics import MODEL, PROMPT_ONLY
 from model.images.segment import on_white
 from pipelines import tables
 from pipelines.toybox import layouts
@@ -37,6 +37,10 @@ READABLE = 0.6
 """Fraction of a subject's own photos whose azimuth must be read correctly; a ball's pose, say, cannot be read."""
 SIDE = 32
 """Side in pixels of the cut-outs on which poses are compared."""
+MARGIN = 2
+"""Pixels around a subject that count as part of it: an outline is nowhere sharp at this size."""
+PLAIN = "plain"
+"""Folder of generations of the prompt alone, beside those of the stages, if there is one."""
 
 
 def people(params: ToyboxParams) -> dict[str, tuple[Toy, list[Item]]]:
@@ -171,13 +175,52 @@ def picture(row: Mapping[str, Any]) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB"))
 
 
+def change_outside(
+    rows: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]], judge: Judge
+) -> dict[str, float | None]:
+    """How much images differ from those of the prompt alone, from the same noise, where neither shows the subject.
+
+    rows, plain: of the generations table. `change`: mean absolute difference of the pixels, 0..1, outside of both
+    subjects' masks and MARGIN pixels around them; None without an image in common.
+    """
+    of_plain = {key_of(row): row for row in plain}
+    pairs = [(row, of_plain[key_of(row)]) for row in rows if key_of(row) in of_plain]
+    if not pairs:
+        return {"change": None}
+    found = []
+    mine, theirs = (np.stack([picture(pair[side]) for pair in pairs]) for side in (0, 1))
+    masks = [verdicts(judge, torch.from_numpy(images))[1].numpy() for images in (mine, theirs)]
+    for a, b, *shown in zip(mine, theirs, *masks, strict=True):
+        outside = ~grown(shown[0] | shown[1], MARGIN)
+        if outside.any():
+            found.append(float(np.abs(a.astype(np.float64) - b)[outside].mean() / 255))
+    return {"change": round(float(np.mean(found)), 4) if found else None}
+
+
+def grown(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """A mask, bool [H, W], and what lies within so many pixels of it, up or sideways."""
+    side = 2 * pixels + 1
+    return torch.nn.functional.max_pool2d(torch.from_numpy(mask)[None].float(), side, 1, pixels)[0].numpy() > 0
+
+
+def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two methods' images of one subject, prompt and noise have in common."""
+    return row["subject_id"], row["prompt_id"], row["index"], row["seed"]
+
+
 def measure(data: Path, params: ToyboxParams) -> dict[str, Any]:
     """All metrics over the model's images of single subjects, under `data`."""
     world, judge = people(params), load_judge()
-    made = tables.rows(data / "generate", "generations")
-    rows = [row for row in made if row["method"] == MODEL and row["partner"] is None]
+    rows = single(data / "generate", MODEL)
     subjects = {name: subject for name, (subject, _) in world.items()}
-    return attributes(rows, subjects, judge) | {"pose": poses(rows, world, judge)}
+    found = attributes(rows, subjects, judge) | {"pose": poses(rows, world, judge)}
+    plain = data / PLAIN
+    return found | ({"outside": change_outside(rows, single(plain, PROMPT_ONLY), judge)} if plain.is_dir() else {})
+
+
+def single(folder: Path, method: str) -> list[dict[str, Any]]:
+    """A method's images of single subjects: rows of the generations table in `folder`."""
+    return [row for row in tables.rows(folder, "generations") if row["method"] == method and row["partner"] is None]
 
 
 def main(words: Sequence[str]) -> None:

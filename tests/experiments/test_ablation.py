@@ -195,6 +195,22 @@ def test_run_is_trained_on_from_its_last_number_of_samples_and_measured_at_its_p
     assert ran.ran == []
 
 
+def test_run_with_an_encoder_of_its_own_gets_tables_of_its_own(results, tmp_path, monkeypatch):
+    ran = Commands()
+    monkeypatch.setattr(ablation, "command", ran)
+    monkeypatch.setattr(experiment, "WORK", tmp_path / "work")
+    planned = experiment_with()
+    own, shared = (ablation.Runner(planned.jobs([name], 1)[0], tmp_path) for name in ("realcustom-pp", "realcustom"))
+    places = own.tables()
+    ((module, tree, _),) = ran.ran
+    assert (
+        module == "pipelines.encode" and tree["encode"]["inputs"] == [] and tree["model"]["encoder"] == "realcustom_pp"
+    )
+    assert tree["sources"] == planned.params.tree()["sources"], "the world that it is trained on"
+    assert places["encode"].is_relative_to(own.folder) and places["pairs"] == planned.params.data / "pairs"
+    assert shared.tables()["encode"] == planned.params.data / "encode" and len(ran.ran) == 1
+
+
 def test_stages_get_the_command_line_s_values_and_the_run_s_on_top(tmp_path):
     job = experiment_with("train.batch=8", "train.schedule=cosine").jobs(["macl"], 1)[0]
     written = yaml.safe_load(ablation.write_overlay(tmp_path, job.tree).read_text())

@@ -39,6 +39,7 @@ def record(job: SeededRun, similarity: float, control: float, *, pose: float = 0
                 "kept": dict.fromkeys(("family", "colour", "pattern"), 0.8),
                 "followed": dict.fromkeys(("scene", "style", "accessory", "shape"), 0.9),
                 "pose": {"same_pose": pose, "chance": 0.15},
+                "outside": {"change": 0.05},
             },
         }
         if wanted.own:
@@ -53,7 +54,7 @@ def by_name(planned: Experiment) -> dict[str, claims.Claim]:
 
 def test_page_without_results_says_what_is_missing(planned: Experiment):
     text = document.page(planned, Experiment(read_matrix(SEARCH), planned.params, SEARCH.stem, "tables"))
-    assert "0 of 37 runs are complete" in text and "both (seed 0, 1, 2)" in text
+    assert "0 of 61 runs are complete" in text and "both (seed 0, 1, 2)" in text
     assert {claim.verdict for claim in claims.claims(planned)} == {"missing"}
 
 
@@ -62,14 +63,14 @@ def test_page_holds_tables_curves_verdicts_and_what_is_missing(planned: Experime
         for job in planned.jobs([name]):
             record(job, base + 0.02 * job.seed, 0.65)
     text = document.page(planned, Experiment(read_matrix(SEARCH), planned.params, SEARCH.stem, "tables"))
-    assert "9 of 37 runs are complete" in text
+    assert "9 of 61 runs are complete" in text
     assert (
         "| MFI encoder + CSCL + MACL | 3 | 0.645 ± 0.020 |" in text
     )  # .60, .62, .64 with a mean of .025 over subjects
     assert "E-DI +0.100 [+0.100, +0.100] (paper +0.028), holds" in text
     assert "CT +0.000 [+0.000, +0.000] (paper +0.014), not to be told from none" in text
     assert "against IP-Adapter-plus: E-CI -0.100 [-0.100, -0.100] (paper +0.022), does not hold" in text
-    assert "0.605 / 0.715" in text, "the whole method at strength .6 with masks"
+    assert "| MFI encoder + CSCL + MACL | strength 0.6 | 0.605 ± 0.020 | 0.715 ± 0.000 | 0.050 ± 0.000 |" in text
     assert "visual (seed 0, 1, 2)" in text and "both (seed" not in text.split("Not complete yet")[1]
 
 

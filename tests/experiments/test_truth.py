@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from experiments import truth
@@ -126,3 +127,24 @@ def test_pose_of_a_render_is_read_and_a_copied_photo_leaks():
 
 def test_empty_mask_has_no_cut_out():
     assert truth.cut_out(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), bool)) is None
+
+
+def test_change_outside_is_that_of_the_same_noise_where_neither_shows_the_subject(monkeypatch):
+    images = np.full((2, 64, 64, 3), 100, np.uint8)
+    plain = images.copy()
+    images[:, 10:30, 10:30] = 255  # the subject, and what surrounds it by up to two pixels
+    images[0, 50] += 51  # a row of 64 pixels outside: a fifth of the range
+    masks = np.zeros((2, 64, 64), bool)
+    masks[:, 12:28, 12:28] = True
+    seen = [masks, np.zeros_like(masks)]
+    monkeypatch.setattr(truth, "verdicts", lambda judge, images: ({}, torch.from_numpy(seen[int(images.max() == 100)])))
+
+    def rows(pictures: np.ndarray, seed: int = 0) -> list[dict]:
+        keys = [{"prompt_id": number, "index": 0, "seed": seed} for number in range(len(pictures))]
+        return [generation(image, "duck", "a duck") | key for image, key in zip(pictures, keys, strict=True)]
+
+    outside = 64 * 64 - 20 * 20
+    expected = 0.2 * 64 / outside / 2  # of the first of two images
+    assert truth.change_outside(rows(images), rows(plain), None)["change"] == pytest.approx(expected, abs=1e-4)
+    assert truth.change_outside(rows(plain), rows(plain), None) == {"change": 0.0}
+    assert truth.change_outside(rows(images), rows(plain, seed=1), None) == {"change": None}
