@@ -1,4 +1,4 @@
-"""docs/model.md names what there is: files, code, parameters with their defaults, tests, numbers."""
+"""The documents of the methods name what there is: files, code, parameters with their defaults, tests, numbers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from model.pipeline.pipeline import CustomContrastPipeline
 from tests.world.models import sd15_unet, sdxl_unet
 
 ROOT = Path(__file__).parents[2]
-DOC = ROOT / "docs" / "model.md"
+DOC, RIVALS = ROOT / "docs" / "model.md", ROOT / "docs" / "realcustom.md"
+TEXT = DOC.read_text() + RIVALS.read_text()
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
-LINKS = re.findall(r"\[([^\]]+)\]\(([^)]+)\)", DOC.read_text())
-TABLE = [line.split(" | ") for line in DOC.read_text().splitlines() if re.search(r"\| [PR]: ", line)]
+LINKS = re.findall(r"\[([^\]]+)\]\(([^)]+)\)", TEXT)
+TABLE = [line.split(" | ") for line in TEXT.splitlines() if re.search(r"\| [PRC]: |\| [PC][,.] ", line)]
 PARAMETERS = [name for row in TABLE for name in re.findall(r"`(\w+[.(][^`]+)`", row[2])]
 TESTS = [
     (name, file)
@@ -66,7 +67,7 @@ def test_parameter_exists_with_the_default_that_is_written(parameter):
     value = PARAMS[first]
     for key in rest:
         value = value[key]
-    assert not written or value == yaml.safe_load(written), "docs/model.md and params.yaml differ"
+    assert not written or value == yaml.safe_load(written), "the document and params.yaml differ"
 
 
 @pytest.mark.parametrize(("name", "file"), TESTS)
@@ -75,7 +76,7 @@ def test_test_that_is_named_exists(name, file):
 
 
 def test_every_row_and_test_name_was_read():
-    assert len(TABLE) == 22 and len(PARAMETERS) > 40
+    assert len(TABLE) == 22 + 17 and len(PARAMETERS) > 60
     assert len(TESTS) == len(re.findall(r"`test_\w+`", DOC.read_text()))
 
 
