@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Stages run this environment's commands, whether or not it is activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro without-git test test-fast lint lock clean toybox toybox-check world adapter bench-data bench-model bench-train bench-eval \
+.PHONY: repro without-git test test-fast lint lock clean toybox toybox-check world adapter rivals bench-data bench-model bench-train bench-eval \
 	ablation ablation-search ablation-check
 .DEFAULT_GOAL := repro
 
@@ -65,6 +65,12 @@ world: .venv/installed
 adapter: world
 	$(BIN)/customcontrast train --params configs/toybox_adapter.yaml $(LARGE)
 	cp .work/large/data/train/adapter/* weights/toybox/adapter/
+
+# Likewise those of the other methods.
+rivals: world
+	$(BIN)/customcontrast rivals --params configs/toybox_rivals.yaml $(LARGE)
+	for method in realcustom realcustom_pp; do mkdir -p weights/toybox/$$method && \
+		cp .work/large/data/rivals/adapters/$$method/* weights/toybox/$$method/ || exit; done
 
 # Measure the toybox's backbones against targets and chance.
 toybox-check: .venv/installed
