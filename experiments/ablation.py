@@ -156,8 +156,10 @@ class Runner:
         read = (*MEASURED_ON, PLAIN)
         data = link(folder / "data", {stage: self.bench / stage for stage in read} | {"train": adapter})
         overlay = write_overlay(folder, job.tree, {"generate": wanted.generate})
-        last = wanted.own and wanted.samples == job.experiment.matrix.plan(job.name).samples[-1]
-        for module in ("eval.generate", "eval.score", "experiments.truth", *(("eval.probes.views",) if last else ())):
+        at_end = wanted.samples == job.experiment.matrix.plan(job.name).samples[-1]
+        last = wanted.own and at_end
+        probes = {"eval.probes.location": at_end, "experiments.truth": True, "eval.probes.views": last}
+        for module in ("eval.generate", "eval.score", *(module for module, now in probes.items() if now)):
             command(module, overlay, data, folder / "log.txt")
         made = {"scores": scores_of(data), "truth": read_json(data / "truth" / "metrics.json")}
         if wanted.own:

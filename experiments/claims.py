@@ -11,6 +11,7 @@ import numpy as np
 from experiments.experiment import OWN, Experiment, experiment_of
 from experiments.intervals import Estimate, Measured, Values, at_equal_control, difference, estimate, paired
 from experiments.matrix import FILE
+from experiments.measures import excess
 from runtime.cli import Parser, guarded, read_params, shared_options
 from runtime.text import text_table
 
@@ -120,12 +121,6 @@ def pose_excess(runs: Mapping[str, Measured], samples: int) -> Estimate | None:
     if not found.results:
         return None
     return over_seeds(np.asarray(found.numbers(excess, samples)))
-
-
-def excess(measured: Mapping[str, dict[str, dict[str, float]]]) -> float:
-    """Of a measurement: share of images with their reference's pose, above chance."""
-    pose = measured["truth"]["pose"]
-    return pose["same_pose"] - pose["chance"]
 
 
 def over_seeds(values: np.ndarray) -> Estimate:

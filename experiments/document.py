@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.claims import claims, excess, measured_runs
+from experiments.claims import claims, measured_runs
 from experiments.experiment import OWN, Experiment, experiment_of
 from experiments.intervals import LEVEL, RESAMPLES, Measured, difference, paired, require
 from experiments.matrix import FILE, SEARCH, Kind
+from experiments.measures import Read, excess, followed, kept, outside, overlap_at, truth, views
+from experiments.rivals import Expectation, expectations
 from runtime.files import write_text
 from runtime.params import Params
 
@@ -29,13 +31,8 @@ DETECTABLE = {"E-CI": 0.019, "E-DI": 0.010, "CT": 0.004}
 """The smallest difference that three seeds can tell from none in four of five cases, stated before the runs: 2.8 times
 the standard error of seven paired differences, pooled, of 28 earlier runs of 10,240 samples."""
 
-Read = Callable[[dict[str, Any]], float | None]
-
-
-def views(name: str) -> Read:
-    """A measure of S+ over the views of subjects; None without S+."""
-    return lambda one: (one["views"].get("s_plus") or {}).get(name)
-
+PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the sampler's steps after which location masks are shown."""
 
 LAST: dict[str, Read] = {
     "S+ AUC": views("auc"),
@@ -45,32 +42,12 @@ LAST: dict[str, Read] = {
 """Read at the last number of samples only."""
 
 
-def outside(one: dict[str, Any]) -> float | None:
-    """How much images differ from those of the prompt alone outside the subject."""
-    return (one["truth"].get("outside") or {}).get("change")
-
-
-def truth(part: str, name: str) -> Read:
-    """A column of the comparison with the toybox's ground truth."""
-    return lambda one: one["truth"][part][name]
-
-
 TRUTH: dict[str, Read] = {
     **{name: truth("kept", name) for name in ("family", "colour", "pattern")},
     **{name: truth("followed", name) for name in ("scene", "style", "accessory", "shape")},
     "same pose - chance": excess,
     "change outside": outside,
 }
-
-
-def kept(one: dict[str, Any]) -> float:
-    """Mean share of images in which the judge sees the subject's family, colour and pattern."""
-    return float(np.mean(list(one["truth"]["kept"].values())))
-
-
-def followed(one: dict[str, Any]) -> float:
-    """Mean share of images in which the judge sees the scene, style, accessory or shape of the prompt."""
-    return float(np.mean(list(one["truth"]["followed"].values())))
 
 
 INTRODUCTION = """# The paper's ablation on the toybox
@@ -104,6 +81,16 @@ Methods are compared where both have the same CT, the mean of their own settings
 similarity may only be less control.
 """
 
+OVERLAP_WORDS = """How much the location mask of a step lies on the finished subject, from 0 to 1: the sum of the
+cells' minima over that of their maxima, where the other mask is the judge's of the finished image. CustomContrast uses
+a step's mask in the next step, RealCustom and RealCustom++ in the same one.
+"""
+
+EXPECTED_WORDS = """What the papers of RealCustom and RealCustom++ say, or what follows from their design, and what was
+measured: it *holds* or *does not hold* where the interval excludes 0, and is *within the spread* where it does not.
+Where no difference is expected, it *holds* while none can be told.
+"""
+
 SEARCH_WORDS = """The same small search for every method, five trials each of {samples:,} samples on {subjects} held-out
 subjects that are in no other table (`make ablation-search`). *kept* is the mean of the judge's family, colour and
 pattern, *followed* that of scene, style, accessory and shape; the best mean of both is used above, by all rows of a
@@ -126,7 +113,8 @@ def page(ablation: Experiment, search: Experiment) -> str:
     parts += ["## The paper's claims\n", claims_table(ablation)]
     parts += section(ablation, found, "Tables 3 and 4", "ablation", paper=True)
     parts += section(ablation, found, "Baselines", "baseline", paper=True)
-    parts += section(ablation, found, "RealCustom and RealCustom++", "rival")
+    rivals = section(ablation, found, "RealCustom and RealCustom++", "rival")
+    parts += [*rivals, *([EXPECTED_WORDS, expected_table(expectations(ablation))] if rivals else [])]
     parts += section(ablation, found, "Other readings of the paper", "reading")
     parts += section(ablation, found, "Factors of MACL", "factor")
     trials = trials_table(search)
@@ -155,7 +143,9 @@ def introduction(ablation: Experiment, found: dict[str, Measured]) -> str:
         level=LEVEL,
         resamples=RESAMPLES,
         detectable=words([f"{value:.3f} of {name}" for name, value in DETECTABLE.items()]),
-        comparisons=len(claims(ablation)) + sum(len(PAPER) for run in ablation.matrix.runs.values() if run.against),
+        comparisons=len(claims(ablation))
+        + len(expectations(ablation))
+        + sum(len(PAPER) for run in ablation.matrix.runs.values() if run.against),
     )
 
 
@@ -198,6 +188,9 @@ def section(
     points = points_table(ablation, found, shown)
     if points:
         parts += [f"{title}: operating points.\n", *([POINT_WORDS] if kind == "baseline" else []), points]
+    masks = overlap_table(ablation, found, [name for name in names if name in found])
+    if masks:
+        parts += [f"{title}: location masks.\n", *([OVERLAP_WORDS] if kind == "ablation" else []), masks]
     return parts
 
 
@@ -262,6 +255,26 @@ def points_table(ablation: Experiment, found: dict[str, Measured], names: Sequen
                 change = cell(of.numbers(outside, samples, point))
                 rows.append([ablation.matrix.runs[name].title, point.replace("-", " "), *scores, change])
     return markdown(["run", "point", "E-DI", "CT", "change outside"], rows) if rows else ""
+
+
+def overlap_table(ablation: Experiment, found: dict[str, Measured], names: Sequence[str]) -> str:
+    """The overlap of masks and finished subject over the steps, of each run and point that has masks; else empty."""
+    steps = ablation.matrix.common["generate"]["steps"]
+    rows = []
+    for name in names:
+        samples = ablation.matrix.plan(name).samples[-1]
+        for point in (OWN, *ablation.matrix.curve(name)):
+            of = found[name].complete(samples, point)
+            cells = [cell(of.numbers(overlap_at(part * (steps - 1)), samples, point)) for part in PARTS]
+            if set(cells) != {"-"}:
+                rows.append([ablation.matrix.runs[name].title, point.replace("-", " "), *cells])
+    return markdown(["run", "point", *(f"{part:.0%}" for part in PARTS)], rows) if rows else ""
+
+
+def expected_table(found: Sequence[Expectation]) -> str:
+    """A row for each expectation of the rivals."""
+    rows = [(one.says, "-" if one.found is None else str(one.found), one.verdict) for one in found]
+    return markdown(("what their papers say", "difference", ""), rows)
 
 
 def trials_table(search: Experiment) -> str:

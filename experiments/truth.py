@@ -39,6 +39,8 @@ SIDE = 32
 """Side in pixels of the cut-outs on which poses are compared."""
 MARGIN = 2
 """Pixels around a subject that count as part of it: an outline is nowhere sharp at this size."""
+IMAGE = ("subject_id", "group", "prompt_id", "index")
+"""Columns that name an image of one method."""
 PLAIN = "plain"
 """Folder of generations of the prompt alone, beside those of the stages, if there is one."""
 
@@ -197,6 +199,30 @@ def change_outside(
     return {"change": round(float(np.mean(found)), 4) if found else None}
 
 
+def overlap(maps: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], judge: Judge) -> dict[str, float]:
+    """Step -> mean overlap of the location mask of that step with the finished subject; empty without maps.
+
+    maps: rows of the location_masks table. rows: of the generations table. The overlap is the sum of the cells' minima
+    over that of their maxima, 0..1: intersection over union where both are 0 or 1. The finished subject is the judge's
+    mask, as the share of each cell that it covers. Images without a subject in them are left out.
+    """
+    named = {tuple(row[name] for name in IMAGE): row for row in rows}
+    images = list(dict.fromkeys(tuple(row[name] for name in IMAGE) for row in maps))
+    if not images:
+        return {}
+    seen = verdicts(judge, torch.from_numpy(np.stack([picture(named[image]) for image in images])))[1]
+    finished = dict(zip(images, seen, strict=True))
+    found: dict[int, list[float]] = {}
+    for row in maps:
+        mask = finished[tuple(row[name] for name in IMAGE)]
+        if mask.any():
+            size = row["height"], row["width"]
+            cells = torch.nn.functional.adaptive_avg_pool2d(mask[None].double(), size)[0].numpy()
+            values = np.frombuffer(row["map"], dtype=np.uint8).reshape(size) / 255
+            found.setdefault(row["step"], []).append(np.minimum(cells, values).sum() / np.maximum(cells, values).sum())
+    return {str(step): round(float(np.mean(values)), 4) for step, values in sorted(found.items())}
+
+
 def grown(mask: np.ndarray, pixels: int) -> np.ndarray:
     """A mask, bool [H, W], and what lies within so many pixels of it, up or sideways."""
     side = 2 * pixels + 1
@@ -214,8 +240,12 @@ def measure(data: Path, params: ToyboxParams) -> dict[str, Any]:
     rows = single(data / "generate", MODEL)
     subjects = {name: subject for name, (subject, _) in world.items()}
     found = attributes(rows, subjects, judge) | {"pose": poses(rows, world, judge)}
-    plain = data / PLAIN
-    return found | ({"outside": change_outside(rows, single(plain, PROMPT_ONLY), judge)} if plain.is_dir() else {})
+    plain, location = data / PLAIN, data / "location"
+    if plain.is_dir():
+        found["outside"] = change_outside(rows, single(plain, PROMPT_ONLY), judge)
+    if (location / "summary.json").is_file():
+        found["overlap"] = overlap(list(tables.rows(location, "location_masks")), rows, judge)
+    return found
 
 
 def single(folder: Path, method: str) -> list[dict[str, Any]]:

@@ -188,7 +188,10 @@ def test_run_is_trained_on_from_its_last_number_of_samples_and_measured_at_its_p
     assert trainings[1][1][1].endswith("10000/work/train/run") and trainings[2][1][1].endswith("20000/work/train/run")
     generated = [tree["generate"] for module, tree, _ in ran.ran if module == "eval.generate"]
     assert [of["strength"] for of in generated] == [1, 1, 1, 0.6, 1.4]
-    assert [module for module, _, _ in ran.ran].count("eval.probes.views") == 1
+    modules = [module for module, _, _ in ran.ran]
+    assert modules.count("eval.probes.views") == 1
+    assert modules.count("eval.probes.location") == 3  # at each point of the last number of samples
+    assert modules[modules.index("eval.probes.location") + 1] == "experiments.truth"  # which reads the maps
     assert job.missing() == []
     ran.ran.clear()
     ablation.Runner(job, tmp_path / "bench")()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments import claims, document, experiment
+from experiments import claims, document, experiment, rivals
 from experiments.ablation import Runner
 from experiments.experiment import Experiment, SeededRun
 from experiments.intervals import Estimate
@@ -24,7 +24,16 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     return Experiment(read_matrix(), Params.read(), FILE.stem, "tables")
 
 
-def record(job: SeededRun, similarity: float, control: float, *, pose: float = 0.2, auc: float = 0.9) -> None:
+def record(
+    job: SeededRun,
+    similarity: float,
+    control: float,
+    *,
+    pose: float = 0.2,
+    auc: float = 0.9,
+    outside: float = 0.05,
+    rise: float = 0.3,
+) -> None:
     """Record all measurements of a job: a weaker visual branch has less similarity and more control."""
     for wanted in job.wanted():
         trade = 0.1 * (wanted.generate.get("strength", 1.0) - 1)
@@ -39,7 +48,8 @@ def record(job: SeededRun, similarity: float, control: float, *, pose: float = 0
                 "kept": dict.fromkeys(("family", "colour", "pattern"), 0.8),
                 "followed": dict.fromkeys(("scene", "style", "accessory", "shape"), 0.9),
                 "pose": {"same_pose": pose, "chance": 0.15},
-                "outside": {"change": 0.05},
+                "outside": {"change": outside},
+                "overlap": {"0": 0.2, "10": 0.2 + rise / 2, "19": 0.2 + rise},
             },
         }
         if wanted.own:
@@ -94,6 +104,27 @@ def test_methods_are_compared_at_equal_control(planned: Experiment):
     found = by_name(planned)["over_ip_adapter_plus"]
     assert found.found.value == pytest.approx(0.05) and found.verdict == "ok"
     assert by_name(planned)["over_self_reconstruction"].verdict == "missing"
+
+
+def test_expectations_of_the_rivals_hold_where_the_interval_says_so(planned: Experiment):
+    assert {one.verdict for one in rivals.expectations(planned)} == {"missing"}
+    for job in planned.jobs(["realcustom", "realcustom-text", "realcustom-pp", "ip-adapter-plus"]):
+        lead = {"realcustom": 0.05, "realcustom-pp": (0.1, -0.1, 0.0)[job.seed]}.get(job.name, 0.0)
+        record(job, 0.5 + lead, 0.65, outside=0.1 - lead, rise=0.3 if job.name == "realcustom" else -0.1)
+    found = rivals.expectations(planned)
+
+    def verdicts(words: str) -> list[str]:
+        return [one.verdict for one in found if words in one.says]
+
+    assert verdicts("less change outside") == ["holds", "missing", "within the spread", "missing"]
+    assert verdicts("closer to the finished") == ["holds", "does not hold"]
+    assert verdicts("latent alone") == ["missing"]
+    (better,) = [one for one in found if "text and latent" in one.says]
+    assert better.verdict == "holds" and better.found.value == pytest.approx(0.05)
+    assert verdicts("half of the steps") == ["holds", "holds"]  # nothing was expected, and nothing is seen
+    page = document.page(planned, Experiment(read_matrix(SEARCH), planned.params, SEARCH.stem, "tables"))
+    assert "| RealCustom: the mask comes closer to the finished subject over the steps | +0.300" in page
+    assert "| RealCustom | own | 0.200 ± 0.000 | 0.200 ± 0.000 | 0.350 ± 0.000 |" in page
 
 
 def test_search_is_shown_with_its_trials(planned: Experiment):

@@ -148,3 +148,22 @@ def test_change_outside_is_that_of_the_same_noise_where_neither_shows_the_subjec
     assert truth.change_outside(rows(images), rows(plain), None)["change"] == pytest.approx(expected, abs=1e-4)
     assert truth.change_outside(rows(plain), rows(plain), None) == {"change": 0.0}
     assert truth.change_outside(rows(images), rows(plain, seed=1), None) == {"change": None}
+
+
+def test_overlap_is_minima_over_maxima_on_the_grid_of_the_map(monkeypatch):
+    masks = np.zeros((3, 64, 64), bool)
+    masks[0, :32, :32], masks[1, :, :24] = True, True  # a quarter; three eighths; the third shows no subject
+    monkeypatch.setattr(truth, "verdicts", lambda judge, images: ({}, torch.from_numpy(masks)))
+    keys = [{"prompt_id": number, "group": "scene", "index": 0, "seed": 0} for number in range(3)]
+    rows = [generation(np.zeros((64, 64, 3), np.uint8), "duck", "a duck") | key for key in keys]
+    exact = np.zeros((2, 2), np.uint8)
+    exact[0, 0] = 255
+    whole = np.full((2, 2), 255, np.uint8)
+
+    def seen(number: int, step: int, values: np.ndarray) -> dict:
+        return rows[number] | {"step": step, "height": 2, "width": 2, "map": values.tobytes()}
+
+    maps = [seen(0, 4, exact), seen(1, 4, exact), seen(2, 4, exact), seen(0, 11, whole)]
+    of_two = (1.0 + 0.75 / (1.0 + 0.75)) / 2  # cells of the second: 0.75, 0 above and below
+    assert truth.overlap(maps, rows, None) == {"4": pytest.approx(of_two, abs=1e-4), "11": 0.25}
+    assert truth.overlap([], rows, None) == {}
