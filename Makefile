@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Stages run this environment's commands, whether or not it is activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro without-git test test-fast lint lock clean toybox toybox-check world adapter rivals bench-data bench-model bench-train bench-eval \
+.PHONY: repro without-git docs test test-fast lint lock clean toybox toybox-check world adapter rivals bench-data bench-model bench-train bench-eval \
 	ablation ablation-search ablation-check
 .DEFAULT_GOAL := repro
 
@@ -105,3 +105,8 @@ ablation-check: .venv/installed
 # Overhead of the trainer over the model's own step, on the existing tables; PARTS and OPTIONS likewise.
 bench-train: .venv/installed
 	$(BIN)/customcontrast bench train $(PARTS) $(OPTIONS)
+
+# The site, from docs/ and the docstrings: opens from .work/site/index.html.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site: $(CURDIR)/.work/site/index.html"

@@ -42,7 +42,9 @@ def nearest_points(origins: np.ndarray, directions: np.ndarray, starts: np.ndarr
     """Return the point with the least squared distance to the lines origin + s * direction (unit) of each group [S, 3].
 
     Args:
-        origins, directions: [N, 3]. starts: first row of each group [S].
+        origins: [N, 3].
+        directions: [N, 3], unit length.
+        starts: first row of each group [S].
     """
     across = np.eye(3) - directions[:, :, None] * directions[:, None, :]
     weighted = (across * origins[:, None, :]).sum(axis=2)

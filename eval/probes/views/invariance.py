@@ -34,7 +34,8 @@ def pair_auc(likeness: np.ndarray, subjects: Sequence[str], classes: Sequence[st
 
     Args:
         likeness: [P, P], symmetric.
-        subjects, classes: one per photo. With classes, only pairs within a class of several subjects count.
+        subjects: one per photo.
+        classes: one per photo. With them, only pairs within a class of several subjects count.
 
     Returns None if there are no pairs of one of the two kinds.
     """
