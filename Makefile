@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Stages run this environment's commands, whether or not it is activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro without-git docs test test-fast lint lock clean toybox toybox-check world adapter rivals bench-data bench-model bench-train bench-eval \
+.PHONY: repro without-git docs test test-fast lint lock clean toybox toybox-check world adapter rivals showcase bench-data bench-model bench-train bench-eval \
 	ablation ablation-search ablation-check
 .DEFAULT_GOAL := repro
 
@@ -71,6 +71,10 @@ rivals: world
 	$(BIN)/customcontrast rivals --params configs/toybox_rivals.yaml $(LARGE)
 	for method in realcustom realcustom_pp; do mkdir -p weights/toybox/$$method && \
 		cp .work/large/data/rivals/adapters/$$method/* weights/toybox/$$method/ || exit; done
+
+# docs/showcase.png: photos of the toybox and what the ready adapter makes of them.
+showcase: .venv/installed
+	$(BIN)/python -m experiments.showcase
 
 # Measure the toybox's backbones against targets and chance.
 toybox-check: .venv/installed

@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw
 
 from experiments.truth import people
 from model.adapter import Adapter, read_description
-from model.backbones.clip import load_clip
 from model.backbones.diffusion import load_diffusion
+from model.backbones.features.source import feature_source
 from model.backbones.variant import variant_of
 from model.images.segment import on_white
 from model.pipeline.pipeline import CustomContrastPipeline, build_pipeline
@@ -44,13 +44,14 @@ HEAD = 14
 """Height in pixels of the sheet's header, which names the columns."""
 
 
-def references(world: ToyboxParams, count: int) -> tuple[list[str], list[Image.Image]]:
-    """Class nouns and segments on white of the first photos of `count` held-out subjects."""
+def references(world: ToyboxParams, count: int) -> tuple[list[str], list[Image.Image], list[Image.Image]]:
+    """Class nouns, first photos and their segments on white of `count` held-out subjects."""
     firsts = [photos[0] for _, photos in people(world.model_copy(update={"dreambench_subjects": count})).values()]
     rendered = render(firsts)
-    pairs = zip(rendered.images.numpy(), rendered.subject_masks.numpy(), strict=True)
-    cuts = [on_white(Image.fromarray(image), mask, margin=0.05) for image, mask in pairs]
-    return [subject.family for subject, _, _ in firsts], cuts
+    photos = [Image.fromarray(image) for image in rendered.images.numpy()]
+    pairs = zip(photos, rendered.subject_masks.numpy(), strict=True)
+    cuts = [on_white(photo, mask, margin=0.05) for photo, mask in pairs]
+    return [subject.family for subject, _, _ in firsts], photos, cuts
 
 
 def build(folder: Path) -> CustomContrastPipeline:
@@ -65,7 +66,7 @@ def build(folder: Path) -> CustomContrastPipeline:
         raise UserError(f"{folder} is of base model '{config.base_model}'; give an adapter of the toybox")
     diffusion = load_diffusion(variant.diffusion, torch.float32, "cpu")
     adapter = Adapter.load(folder, diffusion.name, diffusion.revision).eval()
-    pipeline = build_pipeline(diffusion, adapter, load_clip(variant.image_encoder, "cpu"), variant)
+    pipeline = build_pipeline(diffusion, adapter, feature_source(variant, config.encoder).load("cpu"), variant)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -129,7 +130,7 @@ def main(words: Sequence[str]) -> None:
         raise UserError("--subjects, --steps, --every and --repeats must be at least 1")
     pipeline = build(options.adapter)
     world = read_params(options).section("toybox", ToyboxParams)
-    nouns, cuts = references(world, options.subjects)
+    nouns, _, cuts = references(world, options.subjects)
 
     def pictures(every: int, seed: int = 0) -> np.ndarray:
         return draw(pipeline, nouns, cuts, seed, num_inference_steps=options.steps, text_every=every)
