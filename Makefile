@@ -14,8 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .DEFAULT_GOAL := repro
 
 repro: without-git
-	$(BIN)/dvc repro
-	@echo "report: $(CURDIR)/data/report/index.html"
+	@$(BIN)/customcontrast repro
 
 # DVC needs to be told that there is no git repository, as in an unpacked source archive.
 without-git: .venv/installed

@@ -66,7 +66,8 @@ def main(words: Sequence[str]) -> None:
         prompts = [prompt(answer, noun) for answer in COLUMNS.values()]
         noise = [torch.Generator().manual_seed(0) for _ in prompts]
         settings = {"num_inference_steps": options.steps, "guidance_scale": GUIDANCE}
-        rows.append(pipeline(prompts, cut, noun, generator=noise, **settings).images)
+        images, *_ = pipeline(prompts, cut, noun, generator=noise, return_dict=False, **settings)
+        rows.append(images)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     sheet([Image.fromarray(np.asarray(photo)) for photo in photos], rows, list(COLUMNS)).save(options.out)
     print(f"showcase: {options.out}")

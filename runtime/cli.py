@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from runtime.errors import ModelError, UserError, storage_fault
 from runtime.params import Params, section_text
+from runtime.repro import stage_begins
 from runtime.stages import Stage, stages
 
 PROGRAM = "customcontrast"
@@ -28,6 +29,7 @@ class Command:
 
 
 COMMANDS = {
+    "repro": Command("runtime.repro", "run the pipeline with DVC: all stages that are out of date"),
     "data": Command("pipelines.run", "run the data stages on your own photos"),
     "sample": Command("model.sample", "generate images of a subject from its photos"),
     "export": Command("model.export", "export an adapter in IP-Adapter's layout"),
@@ -123,13 +125,13 @@ def run(*words: str) -> None:
 
 def overview(known: dict[str, Stage]) -> str:
     """Return the top-level help: one line per command."""
-    lines = [f"usage: {PROGRAM} COMMAND [OPTIONS]", "", "Stages, in the order of `dvc repro`:"]
+    lines = [f"usage: {PROGRAM} COMMAND [OPTIONS]", "Stages, in the order of `dvc repro`:"]
     lines += [f"  {stage.name:11} {stage.summary}" for stage in known.values()]
     lines += ["", "Other commands:"]
     lines += [f"  {name:11} {command.summary}" for name, command in COMMANDS.items() if " " not in name]
     names = ", ".join(name.split()[1] for name in COMMANDS if " " in name)
     lines += [f"  {'bench NAME':11} measure the code's overhead over the work itself: {names}"]
-    lines += ["", f"{PROGRAM} COMMAND --help shows its options and, for a stage, its section of params.yaml."]
+    lines += [f"{PROGRAM} COMMAND --help shows its options and, for a stage, its section of params.yaml."]
     return "\n".join(lines)
 
 
@@ -152,6 +154,7 @@ def run_stage(stage: Stage, words: Sequence[str]) -> None:
     options = stage_parser(stage).parse_args(words)
     params = read_params(options)
     own = {name: value for name, value in vars(options).items() if name not in ("params", "set", "data")}
+    stage_begins(stage.name, params)
     importlib.import_module(stage.module).main(params, **own)
 
 

@@ -22,6 +22,7 @@ def test_dvc_runs_in_a_source_archive(tmp_path: Path) -> None:
     (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
     words = ["make", "--no-print-directory", "--old-file", ".venv/installed", "repro"]
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages: {one: {cmd: touch out, outs: [out]}}\n")
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
