@@ -6,6 +6,8 @@ link to are shown as pages of their own; the toybox's report is the example, whe
 
 from __future__ import annotations
 
+import base64
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -20,7 +22,7 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
 REPORT = ROOT / "data" / "report" / "index.html"
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml", ".html": "html"}
-FENCED = re.compile(r"^(```|~~~).*?^\1", re.DOTALL | re.MULTILINE)
+FENCED = re.compile(r"^(`{3,}|~~~).*?^\1", re.DOTALL | re.MULTILINE)
 EXAMPLE = """# An example report
 
 What `make repro` writes on the toybox: images, scores with intervals, curves, masks and the data that led to them.
@@ -43,6 +45,7 @@ def on_files(files: Files, config: Any) -> Files:
     texts = {page: (ROOT / name).read_text(encoding="utf-8") for name, page in PAGES.items()}
     texts |= {reference_page(package): reference(package) for package in packages()}
     texts["example.md"] = example()
+    texts["tutorial.md"] = notebook(ROOT / "docs" / "tutorial.ipynb")
     if REPORT.is_file():
         files.append(File.generated(config, "report.html", abs_src_path=str(REPORT)))
     for page, text in texts.items():
@@ -102,9 +105,8 @@ def source_page(name: str) -> str | None:
 
 def source(name: str) -> str:
     """A page with a file's text."""
-    fence = "`" * 5
     text = (ROOT / name).read_text(encoding="utf-8").rstrip()
-    return f"# {name}\n\n{fence}{LANGUAGES[Path(name).suffix]}\n{text}\n{fence}\n"
+    return f"# {name}\n\n{fenced(text, LANGUAGES[Path(name).suffix])}\n"
 
 
 def packages() -> list[str]:
@@ -128,6 +130,33 @@ def reference(package: str) -> str:
 def shown(module: str, *options: str) -> str:
     """What mkdocstrings replaces by a module's docstrings."""
     return f"::: {module}\n    options: {{{', '.join(('show_submodules: false', *options))}}}\n"
+
+
+def notebook(file: Path) -> str:
+    """A notebook with its stored outputs as a page."""
+    parts = []
+    for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else fenced(text, "python"))
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                parts.append(fenced("".join(output["text"]).rstrip(), "text"))
+            for kind, content in output.get("data", {}).items():
+                if kind.startswith("image/"):
+                    parts.append(picture(kind, "".join(content)))
+    return "\n\n".join(parts) + "\n"
+
+
+def picture(kind: str, content: str) -> str:
+    """An image in a page; content: base64, or an SVG's text."""
+    data = base64.b64encode(content.encode()).decode() if kind == "image/svg+xml" else content.replace("\n", "")
+    return f'<img alt="output" src="data:{kind};base64,{data}">'
+
+
+def fenced(text: str, language: str) -> str:
+    """A block of code; five ticks, as the text may hold three."""
+    fence = "`" * 5
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def example() -> str:

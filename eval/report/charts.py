@@ -9,6 +9,7 @@ from colorsys import hls_to_rgb
 from dataclasses import dataclass
 from functools import wraps
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
@@ -280,6 +281,13 @@ def heat_map(values: np.ndarray, labels: Sequence[str], name: str) -> str:
     bar = figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.03)
     bar.outline.set_visible(False)
     return _svg(figure, name)
+
+
+def standalone(svg: str) -> str:
+    """Return a chart with the page's light colours in it, to be shown outside the page, as in a notebook."""
+    css = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
+    light = dict(re.findall(r"(--[a-z0-9_]+): (#[0-9a-f]{6});", css.partition("}")[0]))
+    return re.sub(r"var\((--[a-z0-9_]+)\)", lambda match: light[match[1]], svg)
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

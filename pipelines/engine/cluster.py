@@ -85,7 +85,8 @@ def connect(run: RunParams) -> bool:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray makes one and keeps it there
     folder = session_folder()
     place = folder or os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", SHORT))
-    with _one_sentence("Ray cannot be started", f"free some space in {place}, or set TMPDIR to another folder"):
+    advice = f"wait until the machine is less busy, free some space in {place} or set TMPDIR to another folder"
+    with _one_sentence("Ray cannot be started", advice):
         ray.init(
             address="local",
             num_cpus=max(run.workers * max(run.threads, run.decoders), 1),
