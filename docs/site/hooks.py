@@ -141,9 +141,9 @@ def notebook(file: Path) -> str:
         for output in cell.get("outputs", []):
             if "text" in output:
                 parts.append(fenced("".join(output["text"]).rstrip(), "text"))
-            for kind, content in output.get("data", {}).items():
-                if kind.startswith("image/"):
-                    parts.append(picture(kind, "".join(content)))
+            for kind in ("image/svg+xml", "image/png"):
+                if kind in output.get("data", {}):
+                    parts.append(picture(kind, "".join(output["data"][kind])))
     return "\n\n".join(parts) + "\n"
 
 

@@ -79,7 +79,7 @@ def test_ray_s_sockets_are_in_a_folder_short_enough_for_them(monkeypatch, tmp_pa
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("", r"Ray cannot be started \(node timed out\. See logs\); wait until .* less busy, free some space in /dev/shm or"),
+        ("", r"Ray cannot be started \(node timed out\. See logs\); wait until .*, free some space in /dev/shm or set"),
         ("192.0.2.1:1", r"the Ray cluster at RAY_ADDRESS cannot be joined \(node timed out\. See logs\); check the"),
     ],
 )
