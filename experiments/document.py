@@ -16,6 +16,7 @@ from experiments.measures import Read, excess, followed, kept, outside, overlap_
 from experiments.rivals import Expectation, expectations
 from runtime.files import write_text
 from runtime.params import Params
+from runtime.text import unwrapped
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "ablation.md"
@@ -123,7 +124,7 @@ def page(ablation: Experiment, search: Experiment) -> str:
     absent = missing(ablation)
     if absent:
         parts.append(f"Not complete yet: {', '.join(absent)}.\n")
-    return "\n".join(parts)
+    return unwrapped("\n".join(parts))
 
 
 def introduction(ablation: Experiment, found: dict[str, Measured]) -> str:

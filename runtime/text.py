@@ -1,7 +1,8 @@
-"""Text tables for terminals and logs."""
+"""Text tables for terminals and logs, and prose for pages."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,6 +20,11 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         ]
         lines.append("  " + "  ".join(parts).rstrip())
     return "\n".join(lines)
+
+
+def unwrapped(text: str) -> str:
+    """Return prose with each paragraph on one line, as pages here are written; other Markdown stays as it is."""
+    return re.sub(r"(?<=[^\n|#])\n(?=[^\s|#*<`-])", " ", text)
 
 
 def _cell(value: Any) -> str:
