@@ -24,7 +24,7 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def unwrapped(text: str) -> str:
     """Return prose with each paragraph on one line, as pages here are written; other Markdown stays as it is."""
-    return re.sub(r"(?<=[^\n|#])\n(?=[^\s|#*<`-])", " ", text)
+    return re.sub(r"(?<=[^\n|#])\n(?!\s|[|#<>]|[-*+] |\d+\. |```|\Z)", " ", text)
 
 
 def _cell(value: Any) -> str:

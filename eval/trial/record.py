@@ -10,7 +10,7 @@ from typing import Any
 from eval.score.metrics import Estimate
 from eval.trial.ranking import ALL
 from runtime.files import write_json, write_text
-from runtime.text import text_table
+from runtime.text import text_table, unwrapped
 
 Result = dict[str, Any]
 """name, question: what was asked of which photos; encoders: weights by encoder; measures: encoder by metric; intervals;
@@ -86,7 +86,7 @@ def text(result: Result) -> str:
 
 def page(results: Iterable[Result]) -> str:
     """Return the page as Markdown."""
-    return "\n".join([INTRODUCTION, *map(_section, results)])
+    return unwrapped("\n".join([INTRODUCTION, *map(_section, results)]))
 
 
 def store(result: Result, file: Path) -> None:
