@@ -6,8 +6,9 @@ from runtime.text import text_table, unwrapped
 
 
 def test_paragraphs_become_lines_and_other_markdown_stays():
-    text = "# Title\n\nOne\n*two*\n`three` four.\n\n    code\n    code\n\n1. a\n2. b\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\n- x\n- y\n"
-    assert unwrapped(text) == text.replace("One\n*two*\n`three` four.", "One *two* `three` four.")
+    prose = "# Title\n\nOne\n*two*\n`three` four.\n\n"
+    other = "    code\n    code\n\n1. a\n2. b\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\n- x\n- y\n"
+    assert unwrapped(prose + other) == "# Title\n\nOne *two* `three` four.\n\n" + other
 
 
 def test_columns_are_aligned_and_none_is_a_dash():
