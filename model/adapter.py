@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -15,14 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.attention import CrossAttentionLayer, Granularity, cross_attention_layers, install_processors
+from model.card import About, model_card
 from model.methods.base import AdapterOutput, DenoisingState
 from model.methods.config import AdapterConfig
 from model.methods.registry import METHODS, method_of
+from model.repository import commit, fetch, split_name
 from runtime.errors import ModelError
-from runtime.files import refuse_pointers
+from runtime.files import refuse_pointers, write_json, write_text
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
+CARD, README = "card.json", "README.md"
+"""Provenance, as training writes it, and the model card made from it; an adapter works without them."""
 
 
 class VisualProjection(nn.Module):
@@ -51,6 +56,10 @@ class Adapter(nn.Module):
         super().__init__()
         self.config = config
         self.data_hash: str | None = None
+        self.card: dict[str, Any] = {}
+        """Contents of card.json."""
+        self.source: str | None = None
+        """`owner/name@commit` if it was fetched from the hub."""
         self.mfi = method_of(config).encoder(config)
         self.projections = nn.ModuleList(
             VisualProjection(config.visual_width, inner_width) for inner_width in config.inner_widths
@@ -188,6 +197,87 @@ class Adapter(nn.Module):
         (folder / f"{DESCRIPTION}.part").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         (folder / f"{DESCRIPTION}.part").replace(folder / DESCRIPTION)
 
+    def save_pretrained(self, folder: str | Path, about: About | None = None, name: str | None = None) -> None:
+        """`save`, with card.json and the model card README.md beside it: a folder to share.
+
+        Args:
+            about: licence, data, use and scores for the card; None: as in the card.json that it was loaded with.
+            name: what the card says to load; None: the folder's name.
+        """
+        folder = Path(folder).expanduser()
+        card = self.card | ({} if about is None else {"about": about.model_dump(mode="json", exclude_none=True)})
+        text = model_card(self.config, card, name or folder.resolve().name, self.source)
+        self.save(folder)
+        self.card = card
+        write_json(folder / CARD, card)
+        write_text(folder / README, text)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        about: About | None = None,
+        private: bool | None = None,
+        branch: str | None = None,
+        token: str | bool | None = None,
+        message: str = "Upload adapter",
+    ) -> str:
+        """Commit what `save_pretrained` writes to repository `owner/name` of the hub, created if missing.
+
+        Args:
+            private: visibility of a new repository; None: the owner's default. A public one is refused if True.
+            branch: created if missing; None: the default branch.
+            token: of an account that may write there; None: HF_TOKEN, or that of `hf auth login`.
+
+        Returns:
+            `owner/name@commit`, which `from_pretrained` reads.
+
+        Raises:
+            ModelError: no such name, no access, or what the hub answered.
+        """
+        if (parts := split_name(name)) is None or parts[1] is not None:
+            raise ModelError(f"{name}: is no name of a repository; give owner/name, and a branch with branch=")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, about, name)
+            files = (DESCRIPTION, WEIGHTS, CARD, README)
+            return f"{name}@{commit(name, Path(folder), files, message, private, branch, token)}"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        base_model: str | None = None,
+        base_revision: str | None = None,
+    ) -> Self:
+        """The adapter of a folder, or of a repository `owner/name` or `owner/name@revision` of the hub; see `load`.
+
+        Args:
+            revision: commit, tag or branch of the repository; None: the default branch. One that may move is logged
+                with its commit.
+            token: None: HF_TOKEN, or that of `hf auth login`.
+            cache_dir: None: the hub's own cache.
+            local_files_only: read from the cache alone.
+            base_model: name of the loaded base model; see `load`.
+            base_revision: its revision; see `load`.
+
+        Raises:
+            ModelError: as `load` and `locate`.
+        """
+        folder, name = locate(source, revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+        try:
+            adapter = cls.load(folder, base_model, base_revision)
+        except ModelError as error:
+            if name is None:
+                raise
+            raise ModelError(str(error).replace(str(folder), name)) from error  # the cache's path says less
+        adapter.source = name
+        return adapter
+
     @classmethod
     def load(cls, folder: Path, base_model: str | None = None, base_revision: str | None = None) -> Self:
         """The adapter saved in `folder`, on the CPU in its saved precision.
@@ -196,15 +286,7 @@ class Adapter(nn.Module):
         (and `base_revision`; None is not compared).
         """
         config, data_hash = read_description(folder)
-        for word, wanted, found in (
-            ("base model", base_model, config.base_model),
-            ("revision", base_revision, config.base_revision),
-        ):
-            if wanted is not None and found is not None and wanted != found:
-                raise ModelError(
-                    f"{folder}: the adapter was trained on {word} '{found}', but '{wanted}' is loaded; load '{found}',"
-                    " or train an adapter for this one"
-                )
+        require_base(config, base_model, base_revision, str(folder))
         path = folder / WEIGHTS
         refuse_pointers([path])
         try:
@@ -222,7 +304,70 @@ class Adapter(nn.Module):
             ) from error
         adapter.requires_grad_(True)
         adapter.data_hash = data_hash
+        adapter.card = read_card(folder)
         return adapter
+
+
+def locate(
+    source: str | Path,
+    revision: str | None = None,
+    *,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> tuple[Path, str | None]:
+    """(folder, name) of an adapter's files: a local folder has no name, one of the hub is `owner/name@commit`.
+
+    Arguments as of `Adapter.from_pretrained`; a folder that exists takes precedence over a repository. Only the files
+    of an adapter are fetched.
+
+    Raises:
+        ModelError: no such repository or revision, no access, offline and not in the cache, or no adapter in it.
+    """
+    folder = Path(source).expanduser()
+    parts = None if folder.is_dir() else split_name(str(source))
+    if parts is None:
+        if revision is not None:
+            raise ModelError(f"{source}: revision '{revision}' was given, but this is no repository; leave it out")
+        return folder, None
+    repository, written = parts
+    if None not in (written, revision) and written != revision:
+        raise ModelError(f"{source}: revision '{revision}' was given beside it; give one of the two")
+    place, commit_id = fetch(
+        repository, written or revision, (DESCRIPTION, WEIGHTS, CARD), token, cache_dir, local_files_only
+    )
+    name = f"{repository}@{commit_id}"
+    if missing := [file for file in (DESCRIPTION, WEIGHTS) if not (place / file).is_file()]:
+        raise ModelError(f"{name}: holds no adapter, as it has no {missing[0]}; give the repository of one")
+    return place, name
+
+
+def require_base(config: AdapterConfig, base_model: str | None, base_revision: str | None, where: str) -> None:
+    """Raise ModelError naming `where` if an adapter was trained on another base model or revision; None is not
+    compared."""
+    for word, wanted, found in (
+        ("base model", base_model, config.base_model),
+        ("revision", base_revision, config.base_revision),
+    ):
+        if wanted is not None and found is not None and wanted != found:
+            raise ModelError(
+                f"{where}: the adapter was trained on {word} '{found}', but '{wanted}' is loaded; load '{found}', or"
+                " train an adapter for this one"
+            )
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Contents of card.json in `folder`, empty if there is none. Raises ModelError if it is not a JSON object."""
+    path = folder / CARD
+    if not path.is_file():
+        return {}
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error}); correct or remove it") from error
+    if not isinstance(card, dict):
+        raise ModelError(f"{path}: is not a JSON object; correct or remove it")
+    return card
 
 
 def read_description(folder: Path) -> tuple[AdapterConfig, str | None]:

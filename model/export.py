@@ -97,7 +97,9 @@ def base_unet(config: AdapterConfig, folder: Path | None = None) -> UNet2DCondit
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("--adapter", type=Path, required=True, help="folder of a trained adapter")
+    parser.add_argument(
+        "--adapter", required=True, help="folder of a trained adapter, or owner/name@revision on the hub"
+    )
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     parser.add_argument(
         "--base-model", type=Path, help="diffusers folder of its base model (default: as stored in the adapter)"
@@ -112,7 +114,7 @@ def main(options: argparse.Namespace) -> None:
     """
     if options.out.suffix != ".safetensors":
         raise ModelError(f"--out {options.out} must end in .safetensors")
-    adapter = Adapter.load(options.adapter)
+    adapter = Adapter.from_pretrained(options.adapter)
     state = ip_adapter_state(adapter, base_unet(adapter.config, options.base_model))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     part = options.out.with_name(f"{options.out.name}.part")

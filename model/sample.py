@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from model.adapter import DESCRIPTION, Adapter, read_description
+from model.adapter import DESCRIPTION, WEIGHTS, Adapter, require_base
 from model.backbones.diffusion import load_diffusion
 from model.backbones.features.source import feature_source
 from model.backbones.grounded_sam import GroundedSam, load_grounded_sam
@@ -29,6 +29,7 @@ from model.methods.config import AdapterConfig
 from model.methods.guidance import RealCustomGuidance
 from model.methods.registry import METHODS, method_of
 from model.pipeline.pipeline import CustomContrastPipeline, build_pipeline
+from runtime.digest import digest_files
 from runtime.errors import ModelError, one_line
 
 READY = Path("weights/toybox/adapter")
@@ -50,8 +51,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--adapter",
-        type=Path,
-        help=f"folder of a trained adapter, which says its method (default: the toybox's of --method, such as {READY})",
+        help="folder of a trained adapter, which says its method, or owner/name@revision of one on the hub (default:"
+        f" the toybox's of --method, such as {READY})",
     )
     parser.add_argument("--reference", type=Path, action="append", required=True, help="photo; once per subject")
     parser.add_argument(
@@ -99,9 +100,10 @@ def main(options: argparse.Namespace) -> None:
     Raises ModelError for unreadable photos, wrong numbers of them, and backbones the adapter was not trained on.
     """
     places = outputs(options)
-    folder = adapter_folder(options)
-    config, data_hash = read_description(folder)
-    method = check_method(options, folder, config)
+    source = adapter_source(options)
+    adapter = Adapter.from_pretrained(source)
+    config, where = adapter.config, adapter.source or str(source)
+    method = check_method(options, where, config)
     variant = load_variant(options.variant) if options.variant else variant_of(config.base_model)
     if variant is None:
         raise ModelError(f"no variant has base model '{config.base_model}'; pass one, or its JSON, with --variant")
@@ -110,7 +112,8 @@ def main(options: argparse.Namespace) -> None:
             method.require_words(prompt, options.word or options.class_noun)
     segments = segment_references(options, variant)
     diffusion = load_diffusion(variant.diffusion, getattr(torch, options.dtype), options.device)
-    adapter = Adapter.load(folder, diffusion.name, diffusion.revision).to(options.device).eval()
+    require_base(config, diffusion.name, diffusion.revision, where)
+    adapter = adapter.to(options.device).eval()
     encoder = feature_source(variant, config.encoder).load(options.device)
     pipeline = build_pipeline(diffusion, adapter, encoder, variant)
     features = encoder.hidden_states(segments, config.feature_layers)
@@ -118,7 +121,8 @@ def main(options: argparse.Namespace) -> None:
         "references": [path.name for path in options.reference],
         "base_model": f"{diffusion.name}@{diffusion.revision}",
         "image_encoder": encoder.name,
-        "data_hash": data_hash,
+        "adapter": adapter.source or local_name(Path(source)),
+        "data_hash": adapter.data_hash,
         "dtype": options.dtype,
     }
     for number, (out, prompt, seed) in enumerate(places, 1):
@@ -144,10 +148,10 @@ def main(options: argparse.Namespace) -> None:
         print(out, flush=True)
 
 
-def adapter_folder(options: argparse.Namespace) -> Path:
-    """The folder of --adapter, else the toybox's adapter of --method; raises ModelError if that is not there."""
+def adapter_source(options: argparse.Namespace) -> str | Path:
+    """--adapter, else the toybox's adapter of --method; raises ModelError if that is not there."""
     if options.adapter is not None:
-        return Path(options.adapter)
+        return str(options.adapter)
     name = options.method or "customcontrast"
     if not (ADAPTERS[name] / DESCRIPTION).is_file():
         raise ModelError(
@@ -157,14 +161,20 @@ def adapter_folder(options: argparse.Namespace) -> Path:
     return ADAPTERS[name]
 
 
-def check_method(options: argparse.Namespace, folder: Path, config: AdapterConfig) -> AdapterMethod:
+def local_name(folder: Path) -> str:
+    """Name of a local adapter that changes with its files, the same on every machine."""
+    files = (folder.expanduser() / name for name in (DESCRIPTION, WEIGHTS))
+    return f"{folder.name}@{digest_files(*files)[:12]}"
+
+
+def check_method(options: argparse.Namespace, where: str, config: AdapterConfig) -> AdapterMethod:
     """The method of an adapter; raises ModelError if --method names another, or --word does not fit it."""
     method = method_of(config)
     asked = {None: METHODS, "customcontrast": ("mfi", "ip_adapter_plus")}.get(options.method, (options.method,))
     if method.name not in asked:
-        raise ModelError(f"{folder}: the adapter's method is {method.name}, not {options.method}; leave --method out")
+        raise ModelError(f"{where}: the adapter's method is {method.name}, not {options.method}; leave --method out")
     if options.word and method.guidance is None:
-        raise ModelError(f"{folder}: the adapter's method '{method.name}' takes no target phrase; leave --word out")
+        raise ModelError(f"{where}: the adapter's method '{method.name}' takes no target phrase; leave --word out")
     if options.word and len(options.word) != len(options.class_noun):
         raise ModelError(
             f"{len(options.class_noun)} --class-noun and {len(options.word)} --word; give one per reference, in order"

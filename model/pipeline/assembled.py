@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 TAKEN = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "text_encoder_2", "tokenizer_2", "controlnet")
 LEFT = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of a loaded pipeline that are used here, and those that change nothing if they are not."""
+ACCESS = ("token", "cache_dir", "local_files_only")
+"""How the hub is asked for base model and adapter."""
 ADAPTER, BACKBONES = "adapter", "backbones.json"  # in a saved pipeline, beside the stock components
 
 
@@ -67,11 +69,13 @@ class Assembled(DiffusionPipeline):
         adapter: Adapter | str | Path,
         image_encoder: ImageEncoder | None = None,
         variant: Variant | None = None,
+        token: str | bool | None = None,
     ) -> Self:
         """The pipeline around the components of a loaded Stable Diffusion pipeline, ControlNet and LoRA included.
 
-        Nothing is copied, and the given pipeline's own output is unchanged. `adapter`: an adapter or its folder.
-        `variant` as in the constructor; None: the one with the adapter's base model, if there is one.
+        Nothing is copied, and the given pipeline's own output is unchanged. `adapter`: an adapter, its folder, or
+        `owner/name@revision` of the hub, with `token` as in `Adapter.from_pretrained`. `variant` as in the
+        constructor; None: the one with the adapter's base model, if there is one.
 
         Raises ModelError, and leaves the given pipeline as it was, if the adapter does not fit it, or it has an
         IP-Adapter or another part that would be left out.
@@ -84,11 +88,7 @@ class Assembled(DiffusionPipeline):
                     f"the given pipeline has a part '{name}' ({type(part).__name__}), which this one has no use for;"
                     " give one without it"
                 )
-        if not isinstance(adapter, Adapter | str | Path):
-            raise ModelError(f"adapter is {describe(adapter)}; give an adapter, or the folder of one")
-        if not isinstance(adapter, Adapter):
-            adapter = Adapter.load(Path(adapter))
-        adapter = adapter.to(pipeline.device).eval()
+        adapter = read_adapter(adapter, token=token).to(pipeline.device).eval()
         return cls(
             **{name: getattr(pipeline, name) for name in TAKEN if getattr(pipeline, name, None) is not None},
             adapter=adapter,
@@ -109,17 +109,23 @@ class Assembled(DiffusionPipeline):
         """Load a base model in diffusers' format, local or on the hub, and an adapter.
 
         Args:
-            adapter: an adapter or its folder; None: the one that `save_pretrained` wrote to the base model's folder.
-            settings: passed to the stock pipeline's `from_pretrained` (torch_dtype, revision, ...).
+            adapter: an adapter, its folder, or `owner/name@revision` of the hub; None: the one that `save_pretrained`
+                wrote to the base model's folder.
+            settings: passed to the stock pipeline's `from_pretrained` (torch_dtype, revision, ...); token, cache_dir
+                and local_files_only hold for the adapter too.
         """
         folder = Path(pretrained_model_name_or_path)
         if adapter is None and not (folder / ADAPTER).is_dir():
-            raise ModelError(f"{folder} has no folder '{ADAPTER}'; pass an adapter's folder with adapter=")
+            raise ModelError(
+                f"{folder} has no folder '{ADAPTER}'; pass an adapter's folder or repository with adapter="
+            )
         if variant is None and (folder / BACKBONES).exists():
             variant = load_variant(str(folder / BACKBONES))
         refuse_pointers(folder.glob("*/*.safetensors") if folder.is_dir() else [])
+        access = {name: settings[name] for name in ACCESS if name in settings}
+        read = read_adapter(adapter or folder / ADAPTER, **access)  # before the base model, which is larger
         pipeline = cls.stock.from_pretrained(pretrained_model_name_or_path, **settings)
-        return cls.from_pipe(pipeline, adapter or folder / ADAPTER, image_encoder, variant)
+        return cls.from_pipe(pipeline, read, image_encoder, variant)
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:
         """Write a folder that the stock pipeline can load, with the adapter in `adapter/` and the sources of the frozen
@@ -127,7 +133,7 @@ class Assembled(DiffusionPipeline):
         `settings`: passed to the stock `save_pretrained`."""
         folder = Path(save_directory)
         self.to_stock().save_pretrained(folder, **settings)
-        self.adapter.save(folder / ADAPTER)
+        self.adapter.save_pretrained(folder / ADAPTER, name=f"{folder.resolve().name}/{ADAPTER}")
         if self.variant is not None:
             (folder / BACKBONES).write_text(self.variant.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -144,3 +150,10 @@ class Assembled(DiffusionPipeline):
             zeros = self.zero_negative
             return self.stock(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
         return self.stock(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def read_adapter(adapter: Adapter | str | Path, **access: Any) -> Adapter:
+    """An adapter as it is, else that of a folder or repository, with `access` as in `Adapter.from_pretrained`."""
+    if not isinstance(adapter, Adapter | str | Path):
+        raise ModelError(f"adapter is {describe(adapter)}; give an adapter, or its folder or repository")
+    return adapter if isinstance(adapter, Adapter) else Adapter.from_pretrained(adapter, **access)

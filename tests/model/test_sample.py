@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +14,8 @@ from PIL import Image
 from model import sample
 from model.backbones.variant import load_variant, variant_of
 from runtime.cli import Parser, main
+from runtime.errors import ModelError
+from tests.world.hub import serving
 from tests.world.models import FakeClip, make_adapter
 from tests.world.subject import photo
 
@@ -71,12 +75,28 @@ def test_picture_carries_its_settings_and_the_same_seed_draws_it_again(workplace
     settings = json.loads(picture.text["customcontrast"])
     assert settings["prompt"] == "a mug on ice" and settings["seed"] == 5 and settings["references"] == ["photo.png"]
     assert settings["base_model"] == "tiny@0" and settings["data_hash"] == "d1"
+    assert re.fullmatch("adapter@[0-9a-f]{12}", settings["adapter"])
     assert picture.size == (16, 16) and settings["location_masks"] is True
     without = call(workplace, "--mask", str(workplace.folder / "mask.png"), "--seed", "5", "--no-location-masks")
     assert json.loads(without.text["customcontrast"])["location_masks"] is False
     again = call(workplace, "--mask", str(workplace.folder / "mask.png"), "--seed", "5")
     assert picture.tobytes() == again.tobytes()
     assert call(workplace, "--mask", str(workplace.folder / "mask.png"), "--seed", "6").tobytes() != again.tobytes()
+
+
+def test_adapter_of_the_hub_is_recorded_with_its_commit(workplace, tiny_sd, monkeypatch):
+    mask = ["--mask", str(workplace.folder / "mask.png"), "--seed", "5"]
+    local = call(workplace, *mask)
+    with serving(monkeypatch, str(workplace.folder)) as hub:
+        where = make_adapter(tiny_sd).push_to_hub("ann/mugs", token=hub.owner)
+        fetched = call(workplace, *mask, "--adapter", where)
+        with pytest.raises(ModelError, match=r"^ann/mugs: has no revision 'v2'; give a commit, tag or branch"):
+            call(workplace, "--adapter", "ann/mugs@v2")
+        make_adapter(replace(tiny_sd, name="other")).push_to_hub("ann/other", token=hub.owner)
+        with pytest.raises(ModelError, match=r"^ann/other@[0-9a-f]{40}: the adapter was trained on base model 'other'"):
+            call(workplace, *mask, "--adapter", "ann/other")
+    assert json.loads(fetched.text["customcontrast"])["adapter"] == where
+    assert fetched.tobytes() == local.tobytes()
 
 
 def test_target_phrase_is_given_and_recorded(workplace, tiny_sd):

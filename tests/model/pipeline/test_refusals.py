@@ -169,8 +169,10 @@ def test_pipeline_is_made_of_a_pipeline_and_an_adapter(tiny_sd):
     ours = pipeline(tiny_sd)
     with pytest.raises(ModelError, match="the pipeline is the text 'sd'; give a loaded one, or use from_pretrained"):
         type(ours).from_pipe("sd", ours.adapter)
-    with pytest.raises(ModelError, match="adapter is a NoneType; give an adapter, or the folder of one"):
+    with pytest.raises(ModelError, match="adapter is a NoneType; give an adapter, or its folder or repository"):
         type(ours).from_pipe(ours, None)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"adapter is an? int; give an adapter, or its folder or repository"):
+        type(ours).from_pretrained("nowhere", 5)  # type: ignore[arg-type]
     ours.scheduler = FlowMatchEulerDiscreteScheduler()
     with pytest.raises(ModelError, match="FlowMatchEulerDiscreteScheduler is no scheduler for Stable Diffusion; set"):
         ours("a dog")
