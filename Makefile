@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Stages run this environment's commands, whether or not it is activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro without-git docs test test-fast lint lock clean toybox toybox-check world adapter rivals showcase bench-data bench-model bench-train bench-eval \
+.PHONY: repro without-git docs test test-fast lint lock clean toybox toybox-check world adapter rivals cards showcase bench-data bench-model bench-train bench-eval \
 	ablation ablation-search ablation-check
 .DEFAULT_GOAL := repro
 
@@ -54,6 +54,7 @@ clean:
 # Retrain the toybox's small backbones from scratch; resumes if interrupted.
 toybox: .venv/installed
 	$(BIN)/python -m train.toybox.all
+	$(MAKE) cards
 
 # A larger world than `make repro`'s, drawn and encoded in three minutes on two quiet cores.
 LARGE := --params configs/toybox_large.yaml --data .work/large/data
@@ -64,12 +65,18 @@ world: .venv/installed
 adapter: world
 	$(BIN)/customcontrast train --params configs/toybox_adapter.yaml $(LARGE)
 	cp .work/large/data/train/adapter/* weights/toybox/adapter/
+	$(MAKE) cards
 
 # Likewise those of the other methods.
 rivals: world
 	$(BIN)/customcontrast rivals --params configs/toybox_rivals.yaml $(LARGE)
 	for method in realcustom realcustom_pp; do mkdir -p weights/toybox/$$method && \
 		cp .work/large/data/rivals/adapters/$$method/* weights/toybox/$$method/ || exit; done
+	$(MAKE) cards
+
+# Write the model cards of weights/toybox again, after a training or a change of train/toybox/model_cards.py.
+cards: .venv/installed
+	$(BIN)/python -m train.toybox.model_cards
 
 # docs/showcase.png: photos of the toybox and what the ready adapter makes of them.
 showcase: .venv/installed

@@ -21,7 +21,15 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
 """File at the root -> its page."""
 REPORT = ROOT / "data" / "report" / "index.html"
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml", ".html": "html"}
+LANGUAGES = {
+    ".py": "python",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+    ".json": "json",
+    ".toml": "toml",
+    ".html": "html",
+    ".md": "markdown",
+}
 FENCED = re.compile(r"^(`{3,}|~~~).*?^\1", re.DOTALL | re.MULTILINE)
 EXAMPLE = """# An example report
 
@@ -100,7 +108,7 @@ def page_of(name: str) -> str | None:
 def source_page(name: str) -> str | None:
     """The page that shows a file; None for pages, folders and images."""
     text = (ROOT / name).suffix in LANGUAGES and (ROOT / name).is_file()
-    return f"source/{name}.md" if text and not name.startswith("docs/") else None
+    return f"source/{name}.md" if text and name not in PAGES and not name.startswith("docs/") else None
 
 
 def source(name: str) -> str:
