@@ -1,4 +1,4 @@
-"""Segment Anything (Kirillov et al. 2023) as built by `segment_anything`, at any size, prompted with one box per photo.
+"""Segment Anything (Kirillov et al. 2023) as built by `segment_anything`, at any size, prompted with a box or points.
 
 On disk: the published checkpoint of a published size (`sam_vit_h_4b8939.pth`, a state dict), or a folder with
 `config.json` (the fields of `SamConfig`) and `model.safetensors`.
@@ -29,6 +29,8 @@ from runtime.errors import ModelError
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the photo."""
+PromptPoint = tuple[float, float, bool]
+"""x, y in pixels of the photo; True: on the subject, False: on the background."""
 
 CHECKPOINTS = {"vit_b": "sam_vit_b_01ec64.pth", "vit_l": "sam_vit_l_0b3195.pth", "vit_h": "sam_vit_h_4b8939.pth"}
 CHECKPOINT_URL = "https://dl.fbaipublicfiles.com/segment_anything"
@@ -88,8 +90,20 @@ class SamConfig(BaseModel):
 
 
 @dataclass(frozen=True)
+class EmbeddedPhoto:
+    """A photo after the image encoder, which any number of prompts can query."""
+
+    embedding: Tensor
+    """[c, h, w]"""
+    size: tuple[int, int]
+    """(height, width) as the image encoder reads it, without padding."""
+    full: tuple[int, int]
+    """(height, width) of the photo, pixels."""
+
+
+@dataclass(frozen=True)
 class Segmenter:
-    """A frozen SAM: one box in, one mask out."""
+    """A frozen SAM: one prompt in, one mask out."""
 
     model: Sam
     batch_size: int
@@ -116,18 +130,43 @@ class Segmenter:
         """As `segment`, for photos as (output of `prepare`, (height, width) of the photo, box)."""
         masks: list[np.ndarray] = []
         scores: list[float] = []
-        dtype = next(self.model.image_encoder.parameters()).dtype
         for batch, count in fixed_batches(photos, self.batch_size):
-            pixels = torch.stack([self.model.preprocess(x.to(self.model.device).float()) for x, _, _ in batch])
-            embeddings = self.model.image_encoder(pixels.to(dtype)).float()
+            embeddings = self.encode([x for x, _, _ in batch])
             decoded = [
-                self.decode(embedding, box, (x.shape[-2], x.shape[-1]), full)
+                self.decode(EmbeddedPhoto(embedding, (x.shape[-2], x.shape[-1]), full), box)
                 for (x, full, box), embedding in zip(batch[:count], embeddings, strict=False)
             ]
             # Fetched once all are queued: the device synchronises once per batch.
             masks += [mask.cpu().numpy() for mask, _ in decoded]
             scores += torch.stack([score for _, score in decoded]).tolist()
         return masks, scores
+
+    def embed(self, image: Image.Image) -> EmbeddedPhoto:
+        """A photo after the image encoder, for `mask_of`."""
+        prepared = self.prepare(image)
+        height, width = prepared.shape[-2:]
+        return EmbeddedPhoto(self.encode([prepared])[0], (height, width), (image.height, image.width))
+
+    @torch.no_grad()
+    def mask_of(
+        self, photo: EmbeddedPhoto, box: Box | None = None, points: Sequence[PromptPoint] = ()
+    ) -> tuple[np.ndarray, float]:
+        """Mask (bool [H, W], of the photo's size) and predicted IoU 0..1 of a prompt: a box, points, or both.
+
+        Raises ModelError without either.
+        """
+        if box is None and not points:
+            raise ModelError("SAM was given neither a box nor a point; give one")
+        mask, score = self.decode(photo, box, points)
+        return mask.cpu().numpy(), float(score)
+
+    @torch.no_grad()
+    def encode(self, photos: Sequence[Tensor]) -> Tensor:
+        """Image embeddings [B, c, h, w], float32, of the outputs of `prepare`."""
+        dtype = next(self.model.image_encoder.parameters()).dtype
+        pixels = torch.stack([self.model.preprocess(x.to(self.model.device).float()) for x in photos])
+        embeddings: Tensor = self.model.image_encoder(pixels.to(dtype)).float()
+        return embeddings
 
     def prepare(self, image: Image.Image) -> Tensor:
         """The photo with its longest side at the encoder's size, uint8 [3, h, w]; on the CPU, for threads."""
@@ -136,24 +175,34 @@ class Segmenter:
         return torch.from_numpy(np.array(small)).permute(2, 0, 1)
 
     def decode(
-        self, embedding: Tensor, box: Box, size: tuple[int, int], full: tuple[int, int]
+        self, photo: EmbeddedPhoto, box: Box | None, points: Sequence[PromptPoint] = ()
     ) -> tuple[Tensor, Tensor]:
-        """Mask (bool, of size `full`) and predicted IoU of one box, on the device.
+        """Mask (bool, of the photo's size) and predicted IoU of one prompt, on the device.
 
-        `embedding` [c, h, w], `size` (h, w) of the input, `full` of the photo.
+        A single point alone is ambiguous (part, object or group): of the decoder's three masks for that case, the one
+        with the highest predicted IoU. Any other prompt gets the single-mask output.
         """
-        scale = torch.tensor([size[1] / full[1], size[0] / full[0]] * 2, device=embedding.device)
-        corners = torch.tensor(box, dtype=torch.float32, device=embedding.device) * scale
-        sparse, dense = self.model.prompt_encoder(points=None, boxes=corners[None], masks=None)
+        device = photo.embedding.device
+        scale = torch.tensor([photo.size[1] / photo.full[1], photo.size[0] / photo.full[0]], device=device)
+        corners = clicks = None
+        if box is not None:
+            corners = (torch.tensor(box, dtype=torch.float32, device=device) * scale.repeat(2))[None]
+        if points:
+            places = torch.tensor([[x, y] for x, y, _ in points], dtype=torch.float32, device=device) * scale
+            labels = torch.tensor([int(on_subject) for *_, on_subject in points], device=device)
+            clicks = (places[None], labels[None])
+        sparse, dense = self.model.prompt_encoder(points=clicks, boxes=corners, masks=None)
+        ambiguous = box is None and len(points) == 1
         low, iou = self.model.mask_decoder(
-            image_embeddings=embedding[None],
+            image_embeddings=photo.embedding[None],
             image_pe=self.model.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
-            multimask_output=False,
+            multimask_output=ambiguous,
         )
-        logits = self.model.postprocess_masks(low, size, full)
-        return logits[0, 0] > self.model.mask_threshold, iou[0, 0]
+        best = int(iou[0].argmax()) if ambiguous else 0
+        logits = self.model.postprocess_masks(low[:, best : best + 1], photo.size, photo.full)
+        return logits[0, 0] > self.model.mask_threshold, iou[0, best]
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         side: int = self.model.image_encoder.img_size

@@ -20,10 +20,11 @@ from model.backbones.grounded_sam import (
     load_detector,
     load_grounded_sam,
 )
-from model.backbones.sam import CHECKPOINTS, PUBLISHED, Box, load_sam
+from model.backbones.sam import CHECKPOINTS, PUBLISHED, Box, PromptPoint, SamConfig, Segmenter, load_sam
 from model.backbones.variant import DetectorSpec, SamSpec, load_variant
 from runtime.errors import ModelError
 
+ROOT = Path(__file__).parents[3]
 PHRASES = ["mug", "teddy bear", "dog"] * 3
 
 
@@ -180,6 +181,64 @@ def test_masks_are_those_of_the_predictor_at_the_photos_size(models: GroundedSam
         assert mask.shape == (photo.height, photo.width)
         assert np.mean(mask == expected[0]) > 0.999
         assert score == pytest.approx(float(quality[0]), abs=1e-4)
+
+
+PROMPTS: dict[str, tuple[bool, list[PromptPoint]]] = {
+    "a point": (False, [(30.0, 20.5, True)]),
+    "two points": (False, [(30.0, 20.5, True), (8.0, 9.0, False)]),
+    "a box and a point": (True, [(30.0, 20.5, False)]),
+    "a box": (True, []),
+}
+"""Whether a box is given, and the points."""
+
+
+def as_published(monkeypatch: pytest.MonkeyPatch, sam_folder: Path, tmp_path: Path) -> Segmenter:
+    """The weights of `sam_folder` as a checkpoint in the published format, of a size that stands in for ViT-B."""
+    sizes = SamConfig(**json.loads((sam_folder / "config.json").read_text()))
+    monkeypatch.setitem(PUBLISHED, "vit_b", sizes)  # type: ignore[arg-type]
+    state = {name: value.float() for name, value in load_file(sam_folder / "model.safetensors").items()}
+    torch.save(state, tmp_path / "sam.pth")
+    return load_sam(SamSpec(path=str(tmp_path / "sam.pth"), size="vit_b"), "cpu")
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("source", ["folder", "published", "toybox"])
+def test_masks_of_boxes_and_points_are_those_of_the_predictor(
+    source: str, prompt: str, models: GroundedSam, sam_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if source == "toybox":
+        segmenter = load_sam(load_variant("toybox").sam, "cpu")
+    else:
+        segmenter = models.sam if source == "folder" else as_published(monkeypatch, sam_folder, tmp_path)
+    photo = Image.open(ROOT / "docs" / "toybox_reference.png").convert("RGB").resize((64, 48))
+    has_box, points = PROMPTS[prompt]
+    box = (12.0, 10.0, 50.0, 40.0) if has_box else None
+    predictor = SamPredictor(segmenter.model)
+    predictor.set_image(np.array(photo))
+    expected, quality, _ = predictor.predict(
+        box=None if box is None else np.array(box),
+        point_coords=np.array([point[:2] for point in points]) if points else None,
+        point_labels=np.array([int(point[2]) for point in points]) if points else None,
+        multimask_output=prompt == "a point",
+    )
+    mask, score = segmenter.mask_of(segmenter.embed(photo), box, points)
+    best = quality.argmax()
+    assert mask.dtype == bool and mask.shape == (48, 64)
+    assert np.mean(mask == expected[best]) > 0.999
+    assert score == pytest.approx(float(quality[best]), abs=1e-4)
+
+
+def test_one_point_on_it_finds_the_toybox_s_subject_as_well_as_its_box() -> None:
+    segmenter = load_sam(load_variant("toybox").sam, "cpu")
+    photo = segmenter.embed(Image.open(ROOT / "docs" / "toybox_reference.png").convert("RGB"))
+    by_box, _ = segmenter.mask_of(photo, (13.3, 14.3, 50.6, 51.2))
+    by_point, _ = segmenter.mask_of(photo, points=[(30.0, 33.0, True)])
+    assert (by_box & by_point).sum() / (by_box | by_point).sum() > 0.9
+
+
+def test_prompt_without_box_and_point_is_refused(models: GroundedSam, photos: list[Image.Image]) -> None:
+    with pytest.raises(ModelError, match="neither a box nor a point"):
+        models.sam.mask_of(models.sam.embed(photos[0]))
 
 
 def test_half_precision_image_encoder_gives_nearly_the_same_masks(
