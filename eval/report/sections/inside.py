@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from eval.report import charts
-from eval.report.album import heated, inline
+from eval.report.album import inline
 from eval.report.sections.base import Missing, Sources, images, made, need, read_json
 from eval.score.metrics import MODEL
+from model.images.overlay import heated
 from pipelines import tables
 from runtime.errors import UserError
 

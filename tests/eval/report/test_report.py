@@ -8,11 +8,12 @@ import pytest
 
 from eval.report import sections
 from eval.report import stage as report
-from eval.report.album import Album, boxed, heated, inline, outlined
+from eval.report.album import Album, boxed, inline
 from eval.report.sections import SECTIONS, base, inside, pictures
 from eval.report.sections import data as data_sections
 from eval.report.sections.scores import PUBLISHED, above_real, further, scores, shade, subject_table, trials
 from eval.score import metrics
+from model.images.overlay import heated, outlined
 from pipelines import tables
 from runtime.errors import UserError
 from runtime.files import write_json
