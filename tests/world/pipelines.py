@@ -69,3 +69,16 @@ def controlled(diffusion: TinyDiffusion, controlnet: Any) -> tuple[Any, Any]:
 
 def edges(count: int, seed: int = 0, size: tuple[int, int] = (16, 16)) -> torch.Tensor:
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def call_with_maps(maps: list[float | None]) -> Any:
+    """A pipeline's call that hands on these maps of its steps, the last one again where a step has none of its own."""
+
+    def call(callback_on_step_end: Any, callback_on_step_end_tensor_inputs: Any) -> None:
+        location = None
+        assert callback_on_step_end_tensor_inputs == ("location",)
+        for step, found in enumerate(maps):
+            location = location if found is None else torch.full((1, 1, 2, 3), found)
+            assert callback_on_step_end(None, step, 900 - step, {"location": location}) == {}
+
+    return call
