@@ -24,7 +24,7 @@ from model.backbones.features.source import feature_source
 from model.backbones.variant import variant_of
 from model.images.segment import on_white
 from model.pipeline.pipeline import CustomContrastPipeline, build_pipeline
-from model.sample import READY
+from model.sampler import READY
 from pipelines.toybox.render import render
 from pipelines.toybox.stage import ToyboxParams
 from runtime.cli import Parser, guarded, read_params, shared_options

@@ -6,40 +6,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 
-from model.adapter import DESCRIPTION, WEIGHTS, Adapter, require_base
-from model.backbones.diffusion import load_diffusion
-from model.backbones.features.source import feature_source
+from model.adapter import Adapter
 from model.backbones.grounded_sam import GroundedSam, load_grounded_sam
-from model.backbones.variant import Variant, load_variant, variant_of
-from model.images.decode import DecodeError, opened
+from model.backbones.variant import Variant
 from model.images.references import MARGIN, segment_photo
 from model.methods.base import AdapterMethod
 from model.methods.config import AdapterConfig
-from model.methods.guidance import RealCustomGuidance
 from model.methods.registry import METHODS, method_of
-from model.pipeline.pipeline import CustomContrastPipeline, build_pipeline
-from runtime.digest import digest_files
-from runtime.errors import ModelError, one_line
-
-READY = Path("weights/toybox/adapter")
-"""The adapter bundled with the repository; it generates the toybox's subjects."""
-ADAPTERS = {
-    "customcontrast": READY,
-    "realcustom": Path("weights/toybox/realcustom"),
-    "realcustom_pp": Path("weights/toybox/realcustom_pp"),
-}
-"""Default adapter of each `--method`."""
+from model.sampler import ADAPTERS, READY, is_ready, load_sampler, read_image, save_image, variant_for
+from runtime.errors import ModelError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,30 +86,17 @@ def main(options: argparse.Namespace) -> None:
     adapter = Adapter.from_pretrained(source)
     config, where = adapter.config, adapter.source or str(source)
     method = check_method(options, where, config)
-    variant = load_variant(options.variant) if options.variant else variant_of(config.base_model)
-    if variant is None:
-        raise ModelError(f"no variant has base model '{config.base_model}'; pass one, or its JSON, with --variant")
+    variant = variant_for(config, options.variant)
     if method.reads_prompt(config) and options.strength > 0:
         for prompt in options.prompt:
             method.require_words(prompt, options.word or options.class_noun)
     segments = segment_references(options, variant)
-    diffusion = load_diffusion(variant.diffusion, getattr(torch, options.dtype), options.device)
-    require_base(config, diffusion.name, diffusion.revision, where)
-    adapter = adapter.to(options.device).eval()
-    encoder = feature_source(variant, config.encoder).load(options.device)
-    pipeline = build_pipeline(diffusion, adapter, encoder, variant)
-    features = encoder.hidden_states(segments, config.feature_layers)
-    origin = {
-        "references": [path.name for path in options.reference],
-        "base_model": f"{diffusion.name}@{diffusion.revision}",
-        "image_encoder": encoder.name,
-        "adapter": adapter.source or local_name(Path(source)),
-        "data_hash": adapter.data_hash,
-        "dtype": options.dtype,
-    }
+    sampler = load_sampler(adapter, source, variant, options.dtype, options.device)
+    features = sampler.pipeline.encoder().hidden_states(segments, config.feature_layers)
+    origin = {"references": [path.name for path in options.reference], **sampler.origin}
     for number, (out, prompt, seed) in enumerate(places, 1):
         label = out.name if len(places) == 1 else f"{out.name} ({number} of {len(places)})"
-        pipeline.set_progress_bar_config(desc=label, disable=not sys.stderr.isatty())
+        sampler.pipeline.set_progress_bar_config(desc=label, disable=not sys.stderr.isatty())
         settings = {
             "prompt": prompt,
             "class_nouns": options.class_noun,
@@ -140,11 +109,7 @@ def main(options: argparse.Namespace) -> None:
         }
         if method.guidance is not None:
             settings["words"] = options.word or options.class_noun
-        image = generate(pipeline, features, settings, variant.resolution)
-        chunk = PngInfo()
-        chunk.add_itxt("customcontrast", json.dumps(settings | origin, ensure_ascii=False))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        image.save(out, pnginfo=chunk)
+        save_image(sampler.generate(features, settings), out, settings | origin)
         print(out, flush=True)
 
 
@@ -153,18 +118,12 @@ def adapter_source(options: argparse.Namespace) -> str | Path:
     if options.adapter is not None:
         return str(options.adapter)
     name = options.method or "customcontrast"
-    if not (ADAPTERS[name] / DESCRIPTION).is_file():
+    if not is_ready(name):
         raise ModelError(
             f"{ADAPTERS[name]} holds no adapter of {name}; train one, with model.encoder set to it, and pass its folder"
             " with --adapter"
         )
     return ADAPTERS[name]
-
-
-def local_name(folder: Path) -> str:
-    """Name of a local adapter that changes with its files, the same on every machine."""
-    files = (folder.expanduser() / name for name in (DESCRIPTION, WEIGHTS))
-    return f"{folder.name}@{digest_files(*files)[:12]}"
 
 
 def check_method(options: argparse.Namespace, where: str, config: AdapterConfig) -> AdapterMethod:
@@ -196,26 +155,6 @@ def outputs(options: argparse.Namespace) -> list[tuple[Path, str, int]]:
     return [(options.out / f"{numbers[prompt]}-{seed}.png", prompt, seed) for prompt, seed in wanted]
 
 
-def generate(pipeline: CustomContrastPipeline, features: Tensor, settings: dict[str, Any], side: int) -> Image.Image:
-    """One image of the references with these hidden states, `side` pixels."""
-    images, *_ = pipeline(
-        settings["prompt"],
-        features,
-        settings["class_nouns"],
-        negative_prompt=settings["negative_prompt"],
-        height=side,
-        width=side,
-        num_inference_steps=settings["steps"],
-        guidance_scale=settings["guidance_scale"],
-        generator=torch.Generator("cpu").manual_seed(settings["seed"]),
-        subject_strength=settings["subject_strength"],
-        location_masks=settings["location_masks"],
-        guidance=RealCustomGuidance(words=tuple(settings["words"])) if "words" in settings else None,
-        return_dict=False,
-    )
-    return images[0]
-
-
 def segment_references(options: argparse.Namespace, variant: Variant) -> list[Image.Image]:
     """Each reference segmented on white: by --mask, by its own transparency, or by the variant's Grounded SAM."""
     count, masks = len(options.reference), options.mask or [None] * len(options.reference)
@@ -233,16 +172,3 @@ def segment_references(options: argparse.Namespace, variant: Variant) -> list[Im
         photo = image if mask is None else (image, read_image(mask))
         segments.append(segment_photo(photo, noun, finder, options.margin, str(path)))
     return segments
-
-
-def read_image(path: Path) -> Image.Image:
-    """The image at `path`, as stored; ModelError if it cannot be read."""
-
-    def loaded(image: Image.Image) -> Image.Image:
-        image.load()
-        return image
-
-    try:
-        return opened(path.read_bytes(), loaded)
-    except (OSError, DecodeError) as error:
-        raise ModelError(f"{path}: cannot be read as an image ({one_line(error)}); give a JPEG or PNG") from error

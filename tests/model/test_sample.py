@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model import sample
+from model import sample, sampler
 from model.backbones.variant import load_variant, variant_of
 from runtime.cli import Parser, main
 from runtime.errors import ModelError
@@ -46,9 +46,9 @@ def workplace(tmp_path, tiny_sd, monkeypatch):
     make_adapter(tiny_sd).save(tmp_path / "adapter", data_hash="d1")
     clip, finder = FakeClip(), FakeGroundedSam(mask)
     variant = load_variant("toybox").model_copy(update={"resolution": 16})
-    monkeypatch.setattr(sample, "load_variant", lambda name: variant)
-    monkeypatch.setattr(sample, "load_diffusion", lambda spec, dtype, device: tiny_sd)
-    monkeypatch.setattr(sample, "feature_source", lambda *_: SimpleNamespace(load=lambda device: clip))
+    monkeypatch.setattr(sampler, "load_variant", lambda name: variant)
+    monkeypatch.setattr(sampler, "load_diffusion", lambda spec, dtype, device: tiny_sd)
+    monkeypatch.setattr(sampler, "feature_source", lambda *_: SimpleNamespace(load=lambda device: clip))
     monkeypatch.setattr(sample, "load_grounded_sam", lambda *specs, **settings: finder)
     return SimpleNamespace(folder=tmp_path, clip=clip, finder=finder)
 
