@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from experiments.sharing import build, references
-from model.sample import READY
+from model.sampler import READY
 from pipelines.toybox.prompts import Answer, prompt
 from pipelines.toybox.stage import ToyboxParams
 from runtime.cli import Parser, guarded, read_params, shared_options

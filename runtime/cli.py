@@ -32,6 +32,7 @@ COMMANDS = {
     "repro": Command("runtime.repro", "run the pipeline with DVC: all stages that are out of date"),
     "data": Command("pipelines.run", "run the data stages on your own photos"),
     "sample": Command("model.sample", "generate images of a subject from its photos"),
+    "demo": Command("model.demo.command", "open a page that generates images of a subject, in a browser"),
     "export": Command("model.export", "export an adapter in IP-Adapter's layout"),
     "show": Command("pipelines.tables.show", "print rows of a table"),
     "trial": Command("eval.trial.command", "put the similarity metrics on trial on your own captures"),
@@ -125,13 +126,13 @@ def run(*words: str) -> None:
 
 def overview(known: dict[str, Stage]) -> str:
     """Return the top-level help: one line per command."""
-    lines = [f"usage: {PROGRAM} COMMAND [OPTIONS]", "Stages, in the order of `dvc repro`:"]
+    help_line = "COMMAND --help shows its options and, for a stage, its section of params.yaml."
+    lines = [f"usage: {PROGRAM} COMMAND [OPTIONS]", help_line, "Stages, in the order of `dvc repro`:"]
     lines += [f"  {stage.name:11} {stage.summary}" for stage in known.values()]
     lines += ["", "Other commands:"]
     lines += [f"  {name:11} {command.summary}" for name, command in COMMANDS.items() if " " not in name]
     names = ", ".join(name.split()[1] for name in COMMANDS if " " in name)
     lines += [f"  {'bench NAME':11} measure the code's overhead over the work itself: {names}"]
-    lines += [f"{PROGRAM} COMMAND --help shows its options and, for a stage, its section of params.yaml."]
     return "\n".join(lines)
 
 

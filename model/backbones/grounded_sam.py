@@ -189,6 +189,10 @@ class Detector:
         """Whether `phrase` fits the text encoder's length."""
         return len(self.encoded(phrase)) <= self.model.config.max_text_len
 
+    def knows(self, phrase: str) -> bool:
+        """Whether the tokenizer has every word of `phrase`; a large vocabulary has any word in pieces."""
+        return self.processor.tokenizer.unk_token_id not in self.encoded(phrase)
+
     def tokens(self, phrase: str) -> list[int]:
         """Token ids of `phrase`, lower-cased and ending in a dot, as in Grounding DINO's training."""
         ids, limit = self.encoded(phrase), self.model.config.max_text_len

@@ -3,12 +3,12 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from tests.world.browser import FLAGS, installed
+
 PHONE, DESKTOP = 390, 1280  # px
 PROBE = """<script>addEventListener("load", async () => {
   const broken = [];
@@ -27,10 +27,7 @@ BAD = """<!doctype html><body><img src="http://pictures.example/a.png"><img src=
 
 @pytest.fixture(scope="module")
 def browser():
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        pytest.skip(f"no browser on this machine ({', '.join(NAMES)})")
-    return found
+    return installed()
 
 
 BUDGETS = (20_000, 100_000, 500_000)
@@ -48,10 +45,9 @@ def seen(browser, folder, pages):
     found, console = {}, []
     for budget in BUDGETS:
         command = [
-            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND",
-            "--enable-logging=stderr", "--log-level=0", f"--user-data-dir={folder / f'profile-{budget}'}",
-            f"--virtual-time-budget={budget}", "--dump-dom", (folder / "all.html").as_uri(),
+            browser, *FLAGS, "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--log-level=0",
+            f"--user-data-dir={folder / f'profile-{budget}'}", f"--virtual-time-budget={budget}", "--dump-dom",
+            (folder / "all.html").as_uri(),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         (text,) = re.findall(r"<pre>(.*?)</pre>", done.stdout, flags=re.DOTALL)
