@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from model.adapter import read_description
+from model.adapter import Adapter
 from model.demo.studio import Studio
 from model.methods.registry import method_of
 from model.sampler import ADAPTERS, is_ready
@@ -31,7 +31,8 @@ HOST, PORT = "127.0.0.1", 7860
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument(
-        "--adapter", type=Path, help="folder of a trained adapter (default: the toybox's ready ones, one per method)"
+        "--adapter",
+        help="folder of an adapter, or its repository, owner/name@revision (default: the toybox's, one per method)",
     )
     parser.add_argument("--port", type=int, default=PORT, help="0 takes any free one (default: %(default)s)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if available, or run.device with --params)")
@@ -62,11 +63,11 @@ def main(options: argparse.Namespace) -> None:
             server.run(sockets=[door])
 
 
-def offered(adapter: Path | None) -> Mapping[str, Path]:
+def offered(adapter: str | None) -> Mapping[str, str | Path]:
     """The adapters of the page by method: the given one, else those of the toybox that are there."""
     if adapter is not None:
-        return {method_of(read_description(adapter)[0]).name: adapter}
-    found = {name: folder for name, folder in ADAPTERS.items() if is_ready(name)}
+        return {method_of(Adapter.from_pretrained(adapter).config).name: adapter}
+    found: dict[str, str | Path] = {name: folder for name, folder in ADAPTERS.items() if is_ready(name)}
     if not found:
         raise UserError(f"there is no adapter in {', '.join(map(str, ADAPTERS.values()))}; pass one with --adapter")
     return found

@@ -167,7 +167,7 @@ class DemoPage:
 
     def image_fields(self) -> None:
         """What is asked for: the fields of `DrawingSettings`."""
-        names = list(self.studio.folders)
+        names = list(self.studio.sources)
         gr.HTML("<h2>2. The image</h2>")
         self.prompt = gr.Textbox(
             "", label="Prompt, with the class noun", lines=2, placeholder="a photo of a mug on the beach"

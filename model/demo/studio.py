@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from model.adapter import read_description
+from model.adapter import Adapter
 from model.backbones.grounded_sam import GroundedSam, load_grounded_sam
 from model.demo.photos import DemoPhoto
 from model.images.overlay import heated
@@ -70,22 +70,21 @@ class DrawnImage:
 class Studio:
     """The adapters that the page offers and the frozen models around them."""
 
-    def __init__(self, adapters: Mapping[str, Path], variant: str | None, device: str, dtype: str) -> None:
-        """adapters: folder of each method's; all have one base model. variant: name of the backbones; None: those
-        they were trained on.
+    def __init__(self, adapters: Mapping[str, str | Path], variant: str | None, device: str, dtype: str) -> None:
+        """adapters: folder or repository of each method's; all have one base model. variant: name of the backbones;
+        None: those they were trained on.
 
         Raises ModelError if a description cannot be read, or the backbones are others than the adapters' own.
         """
-        self.folders, self.device, self.dtype = dict(adapters), device, dtype
-        described = {name: read_description(folder) for name, folder in adapters.items()}
-        self.configs = {name: config for name, (config, _) in described.items()}
-        self.data_hashes = {name: data_hash for name, (_, data_hash) in described.items()}
+        self.sources, self.device, self.dtype = dict(adapters), device, dtype
+        self.adapters = {name: Adapter.from_pretrained(source) for name, source in adapters.items()}
+        self.configs = {name: adapter.config for name, adapter in self.adapters.items()}
         self.methods = {name: method_of(config) for name, config in self.configs.items()}
         self.variant = variant_for(next(iter(self.configs.values())), variant)
         for name, config in self.configs.items():
             if config.base_model != self.variant.diffusion.path:
                 raise ModelError(
-                    f"{self.folders[name]}: the adapter was trained on '{config.base_model}', but variant"
+                    f"{self.sources[name]}: the adapter was trained on '{config.base_model}', but variant"
                     f" '{self.variant.name}' has '{self.variant.diffusion.path}'; pass an adapter trained on it with"
                     " --adapter"
                 )
@@ -103,8 +102,8 @@ class Studio:
     def sampler(self, method: str) -> ImageSampler:
         """The sampler of a method, loaded on first use."""
         if method not in self.samplers:
-            folder, data_hash = self.folders[method], self.data_hashes[method]
-            self.samplers[method] = load_sampler(folder, data_hash, self.variant, self.dtype, self.device)
+            adapter, source = self.adapters[method], self.sources[method]
+            self.samplers[method] = load_sampler(adapter, source, self.variant, self.dtype, self.device)
             self.samplers[method].pipeline.set_progress_bar_config(disable=True)
         return self.samplers[method]
 
