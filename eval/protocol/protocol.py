@@ -78,6 +78,10 @@ class HeldOutSubject:
     photos: tuple[HeldOutPhoto, ...]
 
 
+LEAVE_ONE_OUT = "leave_one_out"
+"""The rule by which an image is compared only with the photos that are not its references."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One image to generate, seen from one of its subjects.
@@ -192,19 +196,40 @@ def jobs(subject: HeldOutSubject, prompts: Sequence[dict[str, Any]], params: Pro
     prompts: the subject's rows of the prompts table; replaced by our own with `prompt_set: groups`.
     """
     shown = references(subject, params)
-    asked = list(own_prompts.of_class(subject.class_name)) if params.prompt_set == "groups" else prompts
-    rebuild = {"prompt_id": RECONSTRUCTION_ID, "group": RECONSTRUCTION, "template": params.reconstruction}
+    rebuild = reconstruction(params)
     result = []
-    for row in [rebuild, *spread(asked, params.prompts)]:
+    for row in [rebuild, *spread(listed(subject, prompts, params), params.prompts)]:
         count = params.reconstructions if row is rebuild else params.images
         for index in range(count * len(shown)):
             seed = seed_of(params.seed, subject.subject_id, row["prompt_id"], index)
-            text = row["template"].replace("{class}", subject.class_name)
-            result.append(Job(row["prompt_id"], row["group"], text, index, seed, shown[index // count]))
+            result.append(
+                Job(row["prompt_id"], row["group"], prompt_of(subject, row), index, seed, shown[index // count])
+            )
     return result
 
 
+def listed(
+    subject: HeldOutSubject, prompts: Sequence[dict[str, Any]], params: ProtocolParams
+) -> Sequence[dict[str, Any]]:
+    """Return the prompts of a subject that the protocol chooses from: its rows of the prompts table, or our own."""
+    return list(own_prompts.of_class(subject.class_name)) if params.prompt_set == "groups" else prompts
+
+
+def reconstruction(params: ProtocolParams) -> dict[str, Any]:
+    """Return the reconstruction prompt, as a row of the prompts table."""
+    return {"prompt_id": RECONSTRUCTION_ID, "group": RECONSTRUCTION, "template": params.reconstruction}
+
+
+def prompt_of(subject: HeldOutSubject, prompt: Mapping[str, Any]) -> str:
+    """Return the text of a row of the prompts table for a subject."""
+    text: str = prompt["template"].replace("{class}", subject.class_name)
+    return text
+
+
 Pair = tuple[HeldOutSubject, HeldOutSubject]
+
+Asked = tuple[str, str, int, str, str]
+"""What an image was asked for: subject_id, group, prompt_id, prompt, frame_id of the reference ("" if unknown)."""
 
 
 def pairs(subjects: Sequence[HeldOutSubject], params: ProtocolParams) -> list[Pair]:
@@ -275,14 +300,36 @@ def protocol_id(subjects: Iterable[HeldOutSubject], asked: Iterable[Job], rule: 
         asked: jobs of all images, including pairs; in any order.
         rule: ProtocolParams.reference.
     """
-    photos = [
-        [subject.subject_id, subject.class_name, [[photo.frame_id, photo.sha256] for photo in subject.photos]]
-        for subject in sorted(subjects, key=lambda subject: subject.subject_id)
-    ]
     pictures = sorted(
         [job.reference.frame_id, job.prompt_id, job.group, job.prompt, job.index, job.seed] for job in asked
     )
-    return digest(photos, pictures, rule, side)
+    return digest(_photos(subjects), pictures, rule, side)
+
+
+def prompts_id(subjects: Iterable[HeldOutSubject], asked: Iterable[Asked], leave_out: bool) -> str:
+    """Return 16 hex digits that identify what scores of images made elsewhere depend on besides the images.
+
+    It covers the photos as `protocol_id` does, each subject's editing prompts, and the references if images are
+    compared only with the other photos. Seeds, the size and number of images, and the reconstruction prompt are not
+    ours to set there.
+
+    Args:
+        asked: of all images, in any order and as often as they occur.
+        leave_out: whether an image is compared only with the photos that are not its references.
+    """
+    editing = {
+        (subject_id, group, number, prompt, reference if leave_out else "")
+        for subject_id, group, number, prompt, reference in asked
+        if group not in (RECONSTRUCTION, PAIR)
+    }
+    return digest(_photos(subjects), sorted(editing), leave_out)
+
+
+def _photos(subjects: Iterable[HeldOutSubject]) -> list[Any]:
+    return [
+        [subject.subject_id, subject.class_name, [[photo.frame_id, photo.sha256] for photo in subject.photos]]
+        for subject in sorted(subjects, key=lambda subject: subject.subject_id)
+    ]
 
 
 def read_photo(roots: Roots, photo: HeldOutPhoto) -> tuple[Image.Image, np.ndarray | None]:

@@ -1,14 +1,14 @@
-"""Compare runs side by side: scores, paired differences, images of the same prompts.
+"""Compare methods side by side: scores, paired differences, images of the same prompts.
 
-Each folder is laid out like `data` and has the outputs of the generate and score stages. All runs must share one
-protocol and be scored in the same way.
+Each folder is laid out like `data` and has the outputs of the generate and score stages; each of its methods is a run.
+All runs must share one protocol and be scored in the same way.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,12 @@ from eval.protocol.protocol import PAIR, RECONSTRUCTION
 from eval.report.album import Album
 from eval.report.sections.base import (
     ORACLES,
-    Key,
     Missing,
     ReportParams,
     Sources,
     equally_spaced,
     images,
     intervals,
-    key_of,
     made,
     name_of,
     read_json,
@@ -31,36 +29,93 @@ from eval.report.sections.base import (
 )
 from eval.report.sections.pictures import generated
 from eval.report.stage import environment
-from eval.score.metrics import HEADLINE, METRICS, MODEL, Estimate, IntervalParams, estimate, positions
+from eval.score.metrics import HEADLINE, METRICS, PICTURE, Estimate, IntervalParams, estimate, positions
 from pipelines.photos.roots import Roots, SourceParams
 from runtime.cli import read_params, shared_options
 from runtime.errors import UserError
 from runtime.files import write_text
 from runtime.text import text_table
 
-NOT_OF_A_MEASURE = {"id", "variant", "metrics", "intervals"}
+NOT_OF_A_MEASURE = {"id", "prompts_id", "variant", "metrics", "intervals"}
 """Keys of the score stage's protocol.json in which runs may differ: only what both have is shown."""
 
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """The run in one folder."""
+    """A method of one folder.
+
+    place: the name of the folder among those compared.
+    """
 
     name: str
+    place: str
     folder: Path
+    method: str
     protocol: dict[str, Any]
     """How its images were generated; `id` is the protocol id."""
     measured: dict[str, Any]
     """How they were scored."""
     summaries: dict[str, dict[str, Any]]
+    """Of all methods in the folder."""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The scores of the run."""
+        return self.summaries[self.method]
+
+    @property
+    def imported(self) -> bool:
+        """Whether its images were made elsewhere."""
+        return self.method in self.protocol.get("imported", {})
+
+    @property
+    def made_how(self) -> dict[str, Any]:
+        """What is recorded of how its images were made."""
+        if self.imported:
+            found = self.protocol["imported"][self.method]
+            return {"made elsewhere": found | {"sizes": ", ".join(found.get("sizes", {}))}}
+        return {key: value for key, value in self.protocol.items() if key != "imported"}
 
 
-def read_run(name: str, folder: Path) -> ScoredRun:
-    """Return the run in a folder.
+def read_runs(folders: Sequence[Path], methods: Sequence[str] = ()) -> list[ScoredRun]:
+    """Return the runs in some folders: those of `methods`, or of all but the oracles.
+
+    A run is called after its folder, its method, or both, whatever tells it apart.
 
     Raises:
-        UserError: the generate or the score stage has not run there, the scores are of other images, or the model was
-            not scored.
+        UserError: as `read_folder` does, a method was not scored in any folder, or there are fewer than two runs.
+    """
+    found = {
+        (short, method): run
+        for short, folder in zip(short_names(folders), folders, strict=True)
+        for method, run in read_folder(folder).items()
+    }
+    every = {method for _, method in found}
+    for method in methods:
+        if method not in every:
+            raise UserError(f"method '{method}' was not scored; choose from {', '.join(sorted(every))}")
+    wanted = {key: run for key, run in found.items() if key[1] in (methods or every - {*ORACLES})}
+    for folder in folders:
+        if all(run.folder != folder for run in wanted.values()):
+            what = " or ".join(methods) or "any method but oracles"
+            raise UserError(f"{folder} has no scores of {what}; run the score stage there, or choose with --method")
+    if len(wanted) < 2:
+        raise UserError(
+            f"{folders[0]} has scores of one method; score another beside it, or name another run's data folder too"
+        )
+    several = len({short for short, _ in wanted}) > 1, len({method for _, method in wanted}) > 1
+    named = {(True, False): "{0}", (False, True): "{1}"}
+    return [
+        replace(run, place=short, name=named.get(several, "{0}: {1}").format(short, name_of(method)))
+        for (short, method), run in wanted.items()
+    ]
+
+
+def read_folder(folder: Path) -> dict[str, ScoredRun]:
+    """Return the runs in a folder by method, the oracles among them.
+
+    Raises:
+        UserError: the generate or the score stage has not run there, or the scores are of other images.
     """
     try:
         protocol = read_json(folder / "generate" / "protocol.json", "generate")
@@ -72,11 +127,9 @@ def read_run(name: str, folder: Path) -> ScoredRun:
             f"the scores in {folder} are of other images ({measured.get('id')}) than those there now "
             f"({protocol.get('id')}); run the score stage with --data {folder}"
         )
-    if MODEL not in summaries:
-        raise UserError(
-            f"{folder} has no scores of method {MODEL}; list it in generate.methods, then run generate and score again"
-        )
-    return ScoredRun(name, folder, protocol, measured, summaries)
+    return {
+        method: ScoredRun(method, str(folder), folder, method, protocol, measured, summaries) for method in summaries
+    }
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
@@ -96,6 +149,9 @@ def check_comparable(runs: Sequence[ScoredRun]) -> None:
     for other in runs[1:]:
         ids = [run.protocol.get("id") for run in (first, other)]
         if None in ids or ids[0] != ids[1]:
+            if first.imported or other.imported:
+                check_prompts(first, other)
+                continue
             asked = [flat(run.protocol.get("protocol", {}), "generate.protocol") for run in (first, other)]
             keys = [key for key in sorted(asked[0].keys() | asked[1].keys()) if asked[0].get(key) != asked[1].get(key)]
             keys += ["resolution"] if first.protocol.get("resolution") != other.protocol.get("resolution") else []
@@ -104,6 +160,7 @@ def check_comparable(runs: Sequence[ScoredRun]) -> None:
                 f"{first.folder} and {other.folder} have different protocols ({ids[0]} and {ids[1]}), so their scores "
                 f"are not comparable; they differ in {what}; generate and score both under one protocol"
             )
+    for other in runs[1:]:
         of = [
             flat({key: value for key, value in run.measured.items() if key not in NOT_OF_A_MEASURE}, "score")
             for run in (first, other)
@@ -114,6 +171,30 @@ def check_comparable(runs: Sequence[ScoredRun]) -> None:
                 f"{first.folder} and {other.folder} were scored differently ({', '.join(keys)}); "
                 f"score both with the same settings"
             )
+
+
+def check_prompts(first: ScoredRun, other: ScoredRun) -> None:
+    """Raise UserError unless two runs, one of them made elsewhere, have the same photos and editing prompts."""
+    ids = [run.measured.get("prompts_id") for run in (first, other)]
+    if None in ids:
+        folder = first.folder if ids[0] is None else other.folder
+        raise UserError(f"{folder} was scored before prompts had an id; run the score stage with --data {folder} again")
+    if ids[0] == ids[1]:
+        return
+    asked = [
+        {(row["subject_id"], row["prompt"]) for row in made(run.folder) if row["group"] not in (RECONSTRUCTION, PAIR)}
+        for run in (first, other)
+    ]
+    told = [
+        f"{len(more)} prompts only in {run.folder}, such as '{min(more)[1]}' of {min(more)[0]}"
+        for run, more in ((first, asked[0] - asked[1]), (other, asked[1] - asked[0]))
+        if more
+    ]
+    raise UserError(
+        f"{first.folder} and {other.folder} have images of different prompts or photos "
+        f"({'; '.join(told) or 'the photos, or which of them an image is compared with'}), so their scores are not "
+        f"comparable; score images of the same prompts beside the same photos"
+    )
 
 
 def flat(tree: dict[str, Any], prefix: str) -> dict[str, str]:
@@ -131,7 +212,7 @@ def differences(first: ScoredRun, other: ScoredRun, bootstrap: IntervalParams) -
     Paired by subject, since subjects differ more from each other than runs do. None if no subject has the column in
     both.
     """
-    of = [run.summaries[MODEL]["subjects"] for run in (first, other)]
+    of = [run.summary["subjects"] for run in (first, other)]
     found: dict[str, Estimate | None] = {}
     for column, (metric, part) in HEADLINE.items():
         values = [{s: v for s, by in run.items() if (v := by.get(metric, {}).get(part)) is not None} for run in of]
@@ -141,27 +222,33 @@ def differences(first: ScoredRun, other: ScoredRun, bootstrap: IntervalParams) -
 
 
 def score_rows(runs: Sequence[ScoredRun]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, summary) of the model in each run, then of each oracle: once if it is the same in all runs that have
-    it, as for real photos; prompt-only images depend on the sampler and the base model."""
+    """Yield (name, summary) of each run, then of each oracle: once if it is the same in all folders that have it, as
+    for real photos; prompt-only images depend on the sampler and the base model."""
     for run in runs:
-        yield run.name, run.summaries[MODEL]
-    for oracle in ORACLES:
-        found = [(run.name, run.summaries[oracle]) for run in runs if oracle in run.summaries]
-        if all(summary == found[0][1] for _, summary in found):
+        yield run.name, run.summary
+    one_of_each = {run.folder: run for run in reversed(runs)}.values()
+    for oracle in [name for name in ORACLES if all(run.method != name for run in runs)]:
+        found = [(run.place, run.summaries[oracle]) for run in reversed(one_of_each) if oracle in run.summaries]
+        if all(in_table(summary) == in_table(found[0][1]) for _, summary in found):
             found = found[:1]
-        for run_name, summary in found:
-            yield name_of(oracle) if len(found) == 1 else f"{name_of(oracle)} ({run_name})", summary
+        for folder, summary in found:
+            yield name_of(oracle) if len(found) == 1 else f"{name_of(oracle)} ({folder})", summary
+
+
+def in_table(summary: dict[str, Any]) -> list[Any]:
+    """Return the values of a summary that the tables show."""
+    return [summary[name] for name in (*METRICS, "pictures", "misses")]
 
 
 def position_rows(runs: Sequence[ScoredRun]) -> list[tuple[str, dict[str, float | None]]]:
-    """Return (name, `metrics.positions` of the model) of each run that has scores of both ends."""
-    found = [(run.name, positions(run.summaries).get(MODEL)) for run in runs]
+    """Return (name, `metrics.positions`) of each run whose folder has scores of both ends."""
+    found = [(run.name, positions(run.summaries).get(run.method)) for run in runs]
     return [(name, of) for name, of in found if of is not None]
 
 
 def settings(runs: Sequence[ScoredRun]) -> list[tuple[str, list[str]]]:
     """Return (key, value in each run) of the settings in which the runs differ."""
-    of = [flat(run.protocol, "") for run in runs]
+    of = [flat(run.made_how, "") for run in runs]
     keys = sorted({key for values in of for key in values})
     rows = [(key, [values.get(key, "–") for values in of]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
@@ -169,25 +256,32 @@ def settings(runs: Sequence[ScoredRun]) -> list[tuple[str, list[str]]]:
 
 def same_pictures(runs: Sequence[ScoredRun], album: Album, params: ReportParams) -> list[dict[str, Any]]:
     """Return the first image of some prompts in each run, prompts evenly spaced over their order."""
-    by_run = [{key_of(row): row for row in made(run.folder) if row["method"] == MODEL} for run in runs]
+    by_run = [{place(row): row for row in made(run.folder) if row["method"] == run.method} for run in runs]
     leave_out = (RECONSTRUCTION, PAIR)
-    keys: list[Key] = [
+    keys = [
         key
         for key, row in by_run[0].items()
         if row["index"] == 0 and row["group"] not in leave_out and all(key in rows for rows in by_run)
     ]
     chosen = equally_spaced(keys, params.subjects * 2)
-    pngs = [images(run.folder, chosen) for run in runs]
-    photos = album.photos({by_run[0][key]["reference"] for key in chosen})
+    pngs = [images(run.folder, [(run.method, *key) for key in chosen]) for run in runs]
+    shown = {key: min((of[key] for of in by_run), key=lambda row: not row["reference_known"]) for key in chosen}
+    photos = album.photos({row["reference"] for row in shown.values()})
     return [
         {
-            "prompt": by_run[0][key]["prompt"],
-            "group": by_run[0][key]["group"],
-            "segment": album.segment(photos.get(by_run[0][key]["reference"])),
-            "pictures": [generated(of[key], params.side) for of in pngs],
+            "prompt": shown[key]["prompt"],
+            "group": shown[key]["group"],
+            "segment": album.segment(photos.get(shown[key]["reference"])),
+            "reference_known": shown[key]["reference_known"],
+            "pictures": [generated(of[(run.method, *key)], params.side) for run, of in zip(runs, pngs, strict=True)],
         }
         for key in chosen
     ]
+
+
+def place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the key of an image within a run."""
+    return tuple(row[name] for name in PICTURE)
 
 
 def page(runs: Sequence[ScoredRun], sources: Sources) -> str:
@@ -205,6 +299,7 @@ def page(runs: Sequence[ScoredRun], sources: Sources) -> str:
         settings=settings(runs),
         protocol=runs[0].protocol["id"],
         pictures=same_pictures(runs, sources.album, sources.params),
+        same_noise=not any(run.imported for run in runs),
     )
 
 
@@ -212,10 +307,10 @@ def text(runs: Sequence[ScoredRun]) -> str:
     """Return the tables as text."""
     bootstrap = intervals(runs[0].folder / "score")
     rows = [
-        [name, *((values[column] or {}).get("mean") for column in METRICS), values["misses"]]
+        [name, *((values[column] or {}).get("mean") for column in METRICS), values["pictures"], values["misses"]]
         for name, values in score_rows(runs)
     ]
-    lines = [text_table(("run", *METRICS, "not found"), rows)]
+    lines = [text_table(("run", *METRICS, "images", "not found"), rows)]
     if places := position_rows(runs):
         lines.append("\n  position: 0 is prompt only, 1 is true renders; -: they are not clearly above it")
         lines.append(
@@ -247,7 +342,10 @@ def _change(found: Estimate | None) -> str | None:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument(
-        "runs", nargs="+", metavar="DATA", help="folders of runs; differences are relative to the first"
+        "runs", nargs="+", metavar="DATA", help="folders of scores; differences are relative to the first method"
+    )
+    parser.add_argument(
+        "--method", action="append", default=[], metavar="NAME", help="only these methods (default: all but oracles)"
     )
     parser.add_argument("--out", metavar="FILE", help="also write an HTML page with the images side by side")
     shared_options(parser)
@@ -257,12 +355,13 @@ def main(options: argparse.Namespace) -> None:
     """Compare the runs.
 
     Raises:
-        UserError: there are fewer than two, or they have no results, different protocols or different scoring settings.
+        UserError: there are fewer than two, a folder is named twice, or they have no results, different protocols or
+            different scoring settings.
     """
     folders = [Path(name) for name in options.runs]
-    if len({folder.resolve() for folder in folders}) < max(len(folders), 2):
-        raise UserError("name at least two different folders, such as data and another run's data")
-    runs = [read_run(name, folder) for name, folder in zip(short_names(folders), folders, strict=True)]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("a folder is named twice; name different ones, such as data and another run's data")
+    runs = read_runs(folders, options.method)
     check_comparable(runs)
     print(text(runs))
     if options.out:

@@ -12,7 +12,19 @@ STAGE = Stage(
     writes=("scores", "segmentations", "protocol.json"),
     plots=("groups.csv",),
     options={
-        "--photos-only": {"action": "store_true", "help": "score only the oracles on real photos, without generations"}
+        "--photos-only": {"action": "store_true", "help": "score only the oracles on real photos, without generations"},
+        "--images": {
+            "action": "append",
+            "metavar": "PLACE",
+            "help": "score images made elsewhere too: a folder, tar or zip of <subject>/<prompt>_<seed>.png, or a CSV "
+            "file with the columns path, subject, prompt, seed, reference; once for each method",
+        },
+        "--method-name": {
+            "action": "append",
+            "metavar": "NAME",
+            "help": "method that made the images, once for each --images (default: the name of the folder or file)",
+        },
+        "--token": {"metavar": "WORD", "help": "word of their prompts that stands for the subject, such as sks"},
     },
     weights=("clip", "detector", "dino", "reward", "sam"),
 )

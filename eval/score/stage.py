@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from eval.generate.params import GenerateParams
+from eval.imported.table import import_images
 from eval.protocol import protocol
 from eval.protocol.plan import Plan, plan_of
 from eval.protocol.prompts import PHOTO
@@ -28,7 +30,6 @@ from runtime.files import write_csv, write_json, write_metrics
 from runtime.params import Params, RunParams
 from runtime.text import text_table
 
-LEAVE_ONE_OUT = "leave_one_out"
 ASKED = ("subject_id", "group", "prompt_id", "prompt", "reference")
 
 
@@ -48,6 +49,15 @@ def asked_in(generations: Iterable[Row]) -> dict[str, list[ScoredImage]]:
     return {subject: list(pictures) for subject, pictures in found.items()}
 
 
+def told_of(asked: dict[str, list[ScoredImage]]) -> Iterator[protocol.Asked]:
+    """Yield each prompt and reference of `asked_in` or `planned` with its subject."""
+    for subject_id, questions in asked.items():
+        for question in questions:
+            assert question.prompt is not None  # only photos have none
+            for reference in question.shown or ("",):
+                yield subject_id, question.group, question.prompt_id, question.prompt, reference
+
+
 def planned(plan: Plan) -> dict[str, list[ScoredImage]]:
     """Return, by subject_id, each prompt and reference of the protocol, without generations."""
     found = {}
@@ -55,6 +65,15 @@ def planned(plan: Plan) -> dict[str, list[ScoredImage]]:
         asked = [ScoredImage(job.group, job.prompt_id, 0, job.prompt, (job.reference.frame_id,)) for job in jobs]
         found[subject.subject_id] = list(dict.fromkeys(asked))
     return found
+
+
+def with_references(questions: Iterable[ScoredImage], photos: Sequence[protocol.HeldOutPhoto]) -> list[ScoredImage]:
+    """Return a subject's prompts and references without unknown ones: each photo in turn stands for the reference of a
+    prompt of which no image has a known one."""
+    known = [question for question in questions if question.shown]
+    told = {(question.group, question.prompt_id) for question in known}
+    unknown = [q for q in questions if not q.shown and (q.group, q.prompt_id) not in told]
+    return known + [replace(question, shown=(photo.frame_id,)) for question in unknown for photo in photos]
 
 
 def works(
@@ -81,10 +100,12 @@ def works(
     by_id = {subject.subject_id: (subject, comparable(subject, params)) for subject in subjects}
     for subject_id, questions in asked.items():
         subject, photos = by_id.get(subject_id, (None, ()))
+        questions = with_references(questions, photos)
         missing = {frame_id for question in questions for frame_id in question.shown} - {p.frame_id for p in photos}
         if missing:
             raise UserError(
-                f"generations were made from '{min(missing)}', which no longer has a usable mask; run generate again"
+                f"generations were made from '{min(missing)}', which no longer has a usable mask; run generate again, "
+                "or score --images for images made elsewhere"
             )
         if subject is not None and photos:
             yield ScoringWork(metrics.REAL, subject, photos, real_photos(questions, photos), leave_out, real=True)
@@ -185,13 +206,35 @@ def names(found: dict[str, Spec]) -> dict[str, str]:
     return {role: weights_name(spec) for role, spec in found.items()}
 
 
-def main(params: Params, photos_only: bool = False) -> None:
-    """Run the stage; `photos_only` scores only the oracles, which needs neither an adapter nor generations."""
+def main(
+    params: Params,
+    photos_only: bool = False,
+    images: Sequence[str] | None = None,
+    method_name: Sequence[str] | None = None,
+    token: str | None = None,
+) -> None:
+    """Run the stage.
+
+    Args:
+        photos_only: score only the oracles, which needs neither an adapter nor generations.
+        images: folders, archives or CSV files of images made elsewhere, to be scored with those generated here.
+        method_name: the methods that made them, one for each.
+        token: see `eval.imported.names.Names`.
+
+    Raises:
+        UserError: an option is given without those it belongs to, or `eval.imported.table.import_images` does.
+    """
+    if images and photos_only:
+        raise UserError("--photos-only scores no images; leave it out, or --images")
+    if (method_name or token) and not images:
+        raise UserError("--method-name and --token belong to --images; add it, or leave them out")
     score, run = params.section("score", ScoreParams), params.run
     variant, sources = load_variant(params.variant), params.section("sources", list[SourceParams])
     rules = params.section("generate", GenerateParams).protocol
     data, out = params.data, params.data / STAGE.name
     made, subjects, weights = data / "generate", protocol.held_out(data), names(specs(score, variant))
+    if images:
+        import_images(data, images, method_name or (), token or "", rules, score.photo_quality, run)
     recorded: dict[str, Any]
     rows: Iterator[list[Row]]
     if photos_only:
@@ -204,9 +247,11 @@ def main(params: Params, photos_only: bool = False) -> None:
         asked = asked_in(tables.rows(made, "generations", ASKED))
         rows, count = generated(made), tables.count(made, "generations")
         weights |= segment(score, variant, made, out, run)
-    leave_out = recorded["protocol"]["reference"] == LEAVE_ONE_OUT
+    leave_out = recorded["protocol"]["reference"] == protocol.LEAVE_ONE_OUT
     found = works(subjects, asked, rows, tables.rows(out, "segmentations"), leave_out, score)
-    count += sum(len(comparable(s, score)) + len(asked.get(s.subject_id, ())) for s in subjects)
+    for subject in subjects:
+        photos = comparable(subject, score)
+        count += len(photos) + len(with_references(asked.get(subject.subject_id, ()), photos))
     tally = run_tasks(
         "score",
         "scores",
@@ -218,7 +263,8 @@ def main(params: Params, photos_only: bool = False) -> None:
         run=run,
     )
     settings = score.model_dump(mode="json", exclude={"threads", "batch_size", "encoders"})
-    of = {"id": recorded["id"], "variant": variant.name, "encoders": weights}
+    prompts = protocol.prompts_id(subjects, told_of(asked), leave_out)
+    of = {"id": recorded["id"], "prompts_id": prompts, "variant": variant.name, "encoders": weights}
     write_json(out / "protocol.json", of | settings)
     report(out, subjects, score, tally)
 

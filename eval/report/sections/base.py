@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from eval.protocol import protocol
 from eval.report.album import Album, present
 from eval.score.metrics import COPY, MODEL, PROMPT_ONLY, REAL, TRUTH, IntervalParams, Row, summaries
 from pipelines import tables
@@ -95,10 +96,33 @@ def key_of(row: Row) -> Key:
 
 
 def made(data: Path) -> list[Row]:
-    """Return the rows of the generations table without the image column, in its order."""
+    """Return the rows of the generations table without the image column, in its order.
+
+    `reference_known` is added; in place of an unknown reference stands the subject's first photo with a usable mask.
+    """
     folder = need(data, "generate", "generations")
     columns = [name for name in tables.spec("generations").columns if name != "image"]
-    return tables.read(folder, "generations", columns).to_pylist()
+    rows = tables.read(folder, "generations", columns).to_pylist()
+    photos = {}
+    if not all(row["reference"] for row in rows) and present(data / "curate", "frames"):
+        for subject in protocol.held_out(data):
+            usable = [photo.frame_id for photo in subject.photos if photo.quality == "ok"]
+            photos[subject.subject_id] = next(iter(usable), "")
+    return [
+        row
+        | {
+            "reference": row["reference"] or photos.get(row["subject_id"], ""),
+            "reference_known": bool(row["reference"]),
+        }
+        for row in rows
+    ]
+
+
+def imported(data: Path) -> dict[str, Any]:
+    """Return what is recorded of the methods whose images were made elsewhere, by name."""
+    file = data / "generate" / "protocol.json"
+    found: dict[str, Any] = read_json(file, "generate").get("imported", {}) if file.is_file() else {}
+    return found
 
 
 def images(data: Path, keys: Collection[Key]) -> dict[Key, bytes]:
@@ -144,6 +168,16 @@ def intervals(folder: Path) -> IntervalParams:
     if found is None:
         raise UserError(f"{file} has no key 'intervals'; run the score stage again")
     return IntervalParams.model_validate(found)
+
+
+def main_method(methods: Iterable[str]) -> str:
+    """Return the method that the page is about: the model, or the first by name that is no oracle if it is not there.
+
+    Without any, it is the model.
+    """
+    found = set(methods)
+    others = sorted(found - {*ORACLES})
+    return others[0] if others and MODEL not in found else MODEL
 
 
 def name_of(method: str) -> str:

@@ -17,14 +17,16 @@ from eval.report.sections.base import (
     Sources,
     equally_spaced,
     images,
+    imported,
     key_of,
     made,
+    main_method,
     missed,
     name_of,
     need,
     scores_by_picture,
 )
-from eval.score.metrics import MODEL, Row
+from eval.score.metrics import Row
 
 RANKS = ("best", "median", "worst")
 CORNER = 2  # divides an image's side for the reference in its corner, enough at two device pixels per CSS pixel
@@ -33,7 +35,7 @@ CORNER = 2  # divides an image's side for the reference in its corner, enough at
 def gallery(sources: Sources) -> dict[str, Any]:
     """Rows of images: reference, its segment, the model's image for each prompt; not cherry-picked."""
     params = sources.params
-    rows = [row for row in made(sources.data) if row["method"] == MODEL]
+    rows = of_main(made(sources.data))
     if not rows:
         raise Missing("generate")
     every = [(subject, list(members)) for subject, members in groupby(rows, key=lambda row: row["subject_id"])]
@@ -48,6 +50,7 @@ def gallery(sources: Sources) -> dict[str, Any]:
             "id": subject_id,
             "class_name": members[0]["class_name"],
             "reference": sources.album.whole(photos.get(members[0]["reference"])),
+            "reference_known": members[0]["reference_known"],
             "segment": sources.album.segment(photos.get(members[0]["reference"])),
             "pictures": [cards[key_of(row)] for row in members],
         }
@@ -59,7 +62,7 @@ def gallery(sources: Sources) -> dict[str, Any]:
 def picks(sources: Sources) -> dict[str, Any]:
     """The best, median and worst images of each prompt group, by each of the metrics `ranked_by`."""
     need(sources.data, "score", "scores")
-    rows = {key_of(row): row for row in made(sources.data) if row["method"] == MODEL}
+    rows = {key_of(row): row for row in of_main(made(sources.data))}
     scores = scores_by_picture(sources.data)
     groups = sorted({row["group"] for row in rows.values()}, key=lambda name: (name != RECONSTRUCTION, name))
     chosen: list[tuple[str, list[tuple[str, list[tuple[str, list[Key]]]]]]] = []
@@ -132,7 +135,8 @@ def best_median_worst(values: dict[Key, float], count: int) -> list[tuple[str, l
 def side_by_side(sources: Sources) -> dict[str, Any]:
     """Images of all methods for some prompts, the first of each prompt; empty if only one method was run."""
     rows = [row for row in made(sources.data) if row["index"] == 0 and row["group"] != RECONSTRUCTION]
-    methods = sorted({row["method"] for row in rows}, key=lambda name: (name != MODEL, name))
+    main = main_method(row["method"] for row in rows)
+    methods = sorted({row["method"] for row in rows}, key=lambda name: (name != main, name))
     by_prompt: dict[Key, dict[str, Row]] = {}
     for row in rows:
         by_prompt.setdefault((row["subject_id"], row["group"], row["prompt_id"]), {})[row["method"]] = row
@@ -144,14 +148,17 @@ def side_by_side(sources: Sources) -> dict[str, Any]:
     segments = _segments(sources, [row for of in chosen for row in of.values()])
     return {
         "methods": [name_of(method) for method in methods],
+        "same_noise": not imported(sources.data).keys() & set(methods),
         "rows": [
             {
                 "prompt": of[methods[0]]["prompt"],
                 "group": of[methods[0]]["group"],
-                "segment": next((s for m in methods if (s := segments.get(of[m]["reference"]))), None),
+                "segment": segments.get(shown["reference"]),
+                "reference_known": shown["reference_known"],
                 "pictures": [cards[key_of(of[method])] for method in methods],
             }
             for of in chosen
+            for shown in [_reference_shown([of[method] for method in methods], segments)]
         ],
     }
 
@@ -167,11 +174,13 @@ def misses(sources: Sources) -> dict[str, Any]:
         cell[0] += key in lost
         cell[1] += 1
     groups = sorted({group for by_group in counts.values() for group in by_group})
-    own = [{**rows[key], "id": "/".join(map(str, key))} for key in sorted(lost) if key in rows and key[0] == MODEL]
+    main = main_method(counts)
+    own = [{**rows[key], "id": "/".join(map(str, key))} for key in sorted(lost) if key in rows and key[0] == main]
     chosen = sample(own, "id", sources.params.misses)
     cards = _cards(sources, chosen)
     return {
         "total": len(own),
+        "main": name_of(main),
         "groups": groups,
         "methods": [
             {
@@ -179,7 +188,7 @@ def misses(sources: Sources) -> dict[str, Any]:
                 "cells": [counts[method].get(group) for group in groups],
                 "all": [sum(cell[part] for cell in counts[method].values()) for part in (0, 1)],
             }
-            for method in sorted(counts, key=lambda name: (name != MODEL, name))
+            for method in sorted(counts, key=lambda name: (name != main, name))
         ],
         "pictures": [
             {**cards[key_of(row)], "class_name": row["class_name"], "detection": lost[key_of(row)]} for row in chosen
@@ -187,9 +196,21 @@ def misses(sources: Sources) -> dict[str, Any]:
     }
 
 
+def of_main(rows: list[Row]) -> list[Row]:
+    """Return the rows of the method that the page is about."""
+    main = main_method(row["method"] for row in rows)
+    return [row for row in rows if row["method"] == main]
+
+
 def generated(png: bytes, side: int) -> InlineImage:
     """Return a generated image as a data URI."""
     return inline(Image.open(io.BytesIO(png)).convert("RGB"), side)
+
+
+def _reference_shown(rows: list[Row], segments: dict[str, InlineImage | None]) -> Row:
+    """Return the row of one prompt whose reference stands beside the images: a known one first, that can be read."""
+    known_first = sorted(rows, key=lambda row: not row["reference_known"])
+    return next((row for row in known_first if segments.get(row["reference"])), known_first[0])
 
 
 def _cards(sources: Sources, rows: list[Row]) -> dict[Key, dict[str, Any]]:

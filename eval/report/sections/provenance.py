@@ -41,23 +41,30 @@ def settings(data: Path) -> dict[str, str]:
     """Return the settings of the results, as the stages recorded them; a stage that has not run adds none."""
     made, scored = (_recorded(data / stage / "protocol.json", stage) for stage in ("generate", "score"))
     chosen = made.get("protocol", {})
+    here = "steps" in made  # some of the images were generated here
     prompts = "all" if chosen.get("prompts") is None else chosen["prompts"]
     shown = {
         "variant": made.get("variant") or scored.get("variant"),
-        "image size": f"{made['resolution']} px" if made else None,
-        "sampler": f"{made['steps']} DDIM steps, guidance scale {made['guidance_scale']}" if made else None,
+        "image size": f"{made['resolution']} px" if here else None,
+        "sampler": f"{made['steps']} DDIM steps, guidance scale {made['guidance_scale']}" if here else None,
         "visual branch": f"scale {made['strength']}, location masks {'on' if made['location_masks'] else 'off'}"
-        if made
+        if here
         else None,
         "prompts per subject": f"{prompts}, {chosen['images']} each; {chosen['reconstructions']} reconstructions"
-        if chosen
+        if here
         else None,
+        "made elsewhere": "; ".join(
+            f"{name}: {of['images']} images of {', '.join(of['sizes'])} px, "
+            f"{of['references_known']} with a known reference"
+            for name, of in made.get("imported", {}).items()
+        )
+        or None,
         "reference": {
             "first": "first photo with a usable mask",
             "all": "each photo with a usable mask",
             "leave_one_out": "each photo with a usable mask, excluded from the comparison",
         }.get(chosen.get("reference", "")),
-        "seed": str(chosen["seed"]) if chosen else None,
+        "seed": str(chosen["seed"]) if here else None,
         "subject not found": {"zero": "counts as 0", "skip": "excluded", "unsegmented": "whole image compared"}.get(
             scored.get("miss", "")
         ),

@@ -8,9 +8,9 @@ from typing import Any
 
 from eval.protocol.prompts import PHOTO
 from eval.report import charts
-from eval.report.sections.base import NAMES, ORACLES, TITLES, Sources, name_of, read_json, scored
+from eval.report.sections.base import NAMES, ORACLES, TITLES, Sources, main_method, name_of, read_json, scored
 from eval.score import metrics
-from eval.score.metrics import COPY, HEADLINE, METRICS, MODEL, REAL
+from eval.score.metrics import COPY, HEADLINE, METRICS, REAL
 from eval.trial.record import read_results, with_weights
 
 PUBLISHED = Path(__file__).parents[1] / "published.json"
@@ -35,6 +35,8 @@ def scores(sources: Sources) -> dict[str, Any]:
     return {
         "methods": rows,
         "by_id": {row["id"]: row for row in rows},
+        "main": main_method(by_method),
+        "main_name": name_of(main_method(by_method)),
         "metrics": METRICS,
         "protocol": protocol,
         "above_real": above_real(by_method),
@@ -47,21 +49,21 @@ def scores(sources: Sources) -> dict[str, Any]:
 
 
 def positions(by_method: Summaries) -> dict[str, Any] | None:
-    """Return where each method lies between the base model alone and true renders, and the model in each prompt group;
-    None unless both were scored."""
+    """Return where each method lies between the base model alone and true renders, and the main one in each prompt
+    group; None unless both were scored."""
     found = metrics.positions(by_method)
     if not found:
         return None
     return {
         "rows": [{"name": name_of(method), "values": [of[m] for m in METRICS]} for method, of in found.items()],
-        "groups": found.get(MODEL, {}).get("groups", {}),
+        "groups": found.get(main_method(by_method), {}).get("groups", {}),
         "metrics": {name: title.split(":")[0] for name, title in TITLES.items()},
     }
 
 
 def above_real(by_method: Summaries) -> list[str]:
-    """Return the similarity metrics in which the model scores above real photos of a subject against each other."""
-    model, real = by_method.get(MODEL, {}), by_method.get(REAL, {})
+    """Return the similarities in which the main method scores above real photos of a subject against each other."""
+    model, real = by_method.get(main_method(by_method), {}), by_method.get(REAL, {})
     names = [name for name, (metric, _) in HEADLINE.items() if metric in ("clip_i", "dino_i")]
     return [n for n in names if model.get(n) and real.get(n) and model[n]["mean"] > real[n]["mean"]]
 
@@ -84,7 +86,7 @@ def scatters(by_method: Summaries, colours: dict[str, str]) -> list[dict[str, st
     drawn = []
     for name in SIMILARITIES:
         points = [
-            charts.Point(name_of(method), colours[method], values["CT"], values[name], method == MODEL)
+            charts.Point(name_of(method), colours[method], values["CT"], values[name], method == main_method(by_method))
             for method, values in by_method.items()
             if values["CT"] and values[name]
         ]
@@ -138,7 +140,7 @@ def further(by_method: Summaries) -> dict[str, Any] | None:
 
 
 def groups(sources: Sources) -> dict[str, Any]:
-    """A chart of each metric by prompt group, with intervals; the model's mean for each subject."""
+    """A chart of each metric by prompt group, with intervals; the main method's mean for each subject."""
     by_method = scored(sources.data)
     colours = charts.method_colours(by_method)
     drawn = [name for name in by_method if name != REAL]
@@ -162,7 +164,8 @@ def groups(sources: Sources) -> dict[str, Any]:
         "charts": small,
         "key": [{"name": name_of(name), "colour": colours[name], "dash": False} for name in drawn]
         + ([{"name": name_of(REAL), "colour": colours[REAL], "dash": True}] if REAL in by_method else []),
-        "subjects": subject_table(by_method.get(MODEL, {}).get("subjects", {})),
+        "main_name": name_of(main_method(by_method)),
+        "subjects": subject_table(by_method.get(main_method(by_method), {}).get("subjects", {})),
     }
 
 

@@ -18,20 +18,20 @@ SUBJECTS = ("bench/duck", "bench/mug", "bench/ring")
 def make(data, fakes, tmp_path):
     """Write a run: {subject: dino_i of its one picture}; returns its folder."""
 
-    def make(name, values, asked=None, measured=None):
+    def make(name, values, asked=None, measured=None, method=metrics.MODEL, imported=None):
         folder = tmp_path / "runs" / name / "data"
         place = {"prompt_id": 0, "group": "scene", "index": 0}
         generations = [
             {
-                **place, "method": metrics.MODEL, "subject_id": s, "class_name": "thing", "partner": None,
+                **place, "method": method, "subject_id": s, "class_name": "thing", "partner": None,
                 "prompt": f"a {fakes.hostile}", "seed": 1, "reference": f"{s}/01",
                 "image": fakes.png(fakes.draw((200, 9, 9), 0, (9, 90, 90))[0]),
             }
             for s in values
         ]  # fmt: skip
         scores = [
-            {**place, "method": method, "subject_id": s, "metric": "dino_i", "value": value}
-            for method in (metrics.MODEL, metrics.COPY)
+            {**place, "method": name, "subject_id": s, "metric": "dino_i", "value": value}
+            for name in (method, metrics.COPY)
             for s, value in values.items()
         ]
         for stage, table, rows in (
@@ -40,7 +40,8 @@ def make(data, fakes, tmp_path):
             tables.write(folder / stage, table, tables.from_rows(table, rows))
         wanted = {"prompts": 12, "references": {}, **(asked or {})}
         write_json(folder / "generate" / "protocol.json",
-                   {"id": json.dumps(asked), "protocol": wanted, "weights": {"adapter": name}})  # fmt: skip
+                   {"id": json.dumps(asked), "protocol": wanted, "weights": {"adapter": name},
+                    **({"imported": imported} if imported else {})})  # fmt: skip
         intervals = {"resamples": 200, "level": 0.95, "seed": 0}
         how = {"id": json.dumps(asked), "miss": "zero", "encoders": {"dino": "x@1"}, "intervals": intervals}
         write_json(folder / "score" / "protocol.json", {**how, **(measured or {})})
@@ -49,8 +50,22 @@ def make(data, fakes, tmp_path):
     return make
 
 
-def runs(*folders):
-    return [compare.read_run(name, f) for name, f in zip(compare.short_names(folders), folders, strict=True)]
+def runs(*folders, methods=()):
+    return compare.read_runs(folders, methods)
+
+
+def beside(folder, method, change=0.0, imported=True):
+    """Add another method to a run's tables: the model's rows with other scores."""
+    for stage, table in (("generate", "generations"), ("score", "scores")):
+        rows = list(tables.rows(folder / stage, table))
+        more = [row | {"method": method} for row in rows if row["method"] == metrics.MODEL]
+        more = [row | {"value": row["value"] + change} if "value" in row else row for row in more]
+        tables.write(folder / stage, table, tables.from_rows(table, rows + more))
+    file = folder / "generate" / "protocol.json"
+    found = json.loads(file.read_text())
+    if imported:
+        write_json(file, found | {"imported": found.get("imported", {}) | {method: {"images": 3}}})
+    return folder
 
 
 def test_differences_are_paired_by_subject(make):
@@ -90,20 +105,20 @@ def test_runs_measured_differently_are_refused(make):
     b = make("b", {"bench/duck": 0.1}, measured={"encoders": {"dino": "x@2"}, "metrics": ["dino_i"]})
     with pytest.raises(UserError, match=r"scored differently \(score\.encoders\.dino\)"):
         compare.check_comparable(runs(a, b))
-    compare.check_comparable(runs(a, a))
+    compare.check_comparable(runs(a, make("c", {"bench/duck": 0.2})))
 
 
 def test_a_run_without_scores_is_named(make, tmp_path):
     folder = make("a", {"bench/duck": 0.1})
     (folder / "score" / "protocol.json").unlink()
     with pytest.raises(UserError, match="no results of the score stage; run it with --data"):
-        compare.read_run("a", folder)
+        runs(folder)
 
 
 def test_scores_of_other_pictures_than_lie_there_are_refused(make):
     folder = make("a", {"bench/duck": 0.1}, measured={"id": "before"})
     with pytest.raises(UserError, match=r"of other images \(before\) than those there now .*run the score stage"):
-        compare.read_run("a", folder)
+        runs(folder)
 
 
 def test_an_oracle_that_differs_is_shown_for_each_run(make):
@@ -153,3 +168,66 @@ def test_the_page_shows_the_same_prompts_and_what_differs(make, data, roots, fak
     assert "+0.250 to +0.250" in page
     assert fakes.hostile not in page and "&lt;script" in page
     assert page == compare.page(runs(a, b), Sources(data, Album(data, roots, 48), params))
+
+
+def test_methods_of_one_folder_are_compared_by_their_names(make):
+    folder = beside(make("a", dict.fromkeys(SUBJECTS, 0.25)), "dreambooth", 0.5)
+    found = runs(folder)
+    assert [run.name for run in found] == ["CustomContrast", "dreambooth"]
+    compare.check_comparable(found)
+    assert compare.differences(*found, metrics.IntervalParams(resamples=9, level=0.9, seed=0))["E-DI"]["mean"] == 0.5
+    assert [name for name, _ in compare.score_rows(found)] == ["CustomContrast", "dreambooth", "oracle: copied photo"]
+
+
+def test_methods_of_several_folders_are_named_after_both_and_may_be_chosen(make):
+    a, b = make("a", dict.fromkeys(SUBJECTS, 0.25)), beside(make("b", dict.fromkeys(SUBJECTS, 0.5)), "mine")
+    assert [run.name for run in runs(a, b)] == ["a: CustomContrast", "b: CustomContrast", "b: mine"]
+    assert [run.name for run in runs(a, b, methods=[metrics.MODEL])] == ["a", "b"]
+    with pytest.raises(UserError, match=r"method 'min' was not scored; choose from copy, customcontrast, mine"):
+        runs(a, b, methods=["min"])
+
+
+def test_a_single_method_has_nothing_to_be_compared_with(make):
+    with pytest.raises(UserError, match="has scores of one method; score another beside it"):
+        runs(make("a", {"bench/duck": 0.1}))
+
+
+def test_images_made_elsewhere_are_compared_with_others_of_the_same_prompts_and_photos(make):
+    values = dict.fromkeys(SUBJECTS, 0.25)
+    ours = make("ours", values, {"prompts": 12}, {"prompts_id": "p"})
+    theirs = make("theirs", values, {"reference": "imported"}, {"prompts_id": "p"}, "mine", {"mine": {"images": 3}})
+    compare.check_comparable(runs(ours, theirs))
+    assert ("made elsewhere.images", ["–", "3"]) in compare.settings(runs(ours, theirs))
+    other = make("other", values, {"reference": "imported"}, {"prompts_id": "q"}, "mine", {"mine": {"images": 3}})
+    with pytest.raises(UserError, match="different prompts or photos"):
+        compare.check_comparable(runs(ours, other))
+    fewer = make("fewer", {"bench/duck": 0.1}, {}, {"prompts_id": "r"}, "mine", {"mine": {"images": 1}})
+    with pytest.raises(UserError, match=r"2 prompts only in .*ours.*, such as .* of bench/"):
+        compare.check_comparable(runs(ours, fewer))
+    before = make("before", values, {"reference": "imported"}, None, "mine", {"mine": {"images": 3}})
+    with pytest.raises(UserError, match=r"run the score stage with --data .*before"):
+        compare.check_comparable(runs(ours, before))
+
+
+def test_a_page_with_images_made_elsewhere_claims_no_common_noise(make, data, roots):
+    limits = dict.fromkeys(
+        ("subjects", "pictures", "side_by_side", "misses", "masks", "triplets", "heat_map", "neighbours", "rejects"), 9
+    )
+    params = ReportParams(title="x", side=48, ranked_by=(), picks=1, **limits)
+    folder = make("a", dict.fromkeys(SUBJECTS, 0.25))
+    one = compare.page(
+        runs(folder, make("b", dict.fromkeys(SUBJECTS, 0.5))), Sources(data, Album(data, roots, 48), params)
+    )
+    other = compare.page(runs(beside(folder, "mine")), Sources(data, Album(data, roots, 48), params))
+    assert "same initial noise" in one and "same initial noise" not in other
+    assert other.count("<img") == 3 * 3 - 1
+
+
+def test_a_folder_of_oracles_alone_is_named(make):
+    a, b = make("a", {"bench/duck": 0.1}), make("b", {"bench/duck": 0.1}, method=metrics.TRUTH)
+    with pytest.raises(UserError, match=r"b/data has no scores of any method but oracles"):
+        runs(a, b)
+    assert [run.name for run in runs(a, b, methods=[metrics.MODEL, metrics.TRUTH])] == [
+        "a: CustomContrast",
+        "b: oracle: true renders",
+    ]

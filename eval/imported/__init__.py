@@ -1,0 +1,1 @@
+"""Images that other programs made of the held-out subjects, as methods of the generations table."""
