@@ -199,7 +199,11 @@ TABLES: dict[str, TableSpec] = {
         row="a generated picture; one of a pair has a row for each of its two subjects, the picture in both",
         keys=("method", "subject_id", "group", "prompt_id", "index"),
         columns={
-            "method": Column(_text, "that made it: a name of eval/generate/methods.py, or package.module:function"),
+            "method": Column(
+                _text,
+                "that made it: a name of eval/generate/methods.py, package.module:function, or as given to "
+                "score --images",
+            ),
             "subject_id": _subject_id,
             "class_name": _class_name,
             "partner": Column(_text, "subject_id of the other subject of a pair", nullable=True),
@@ -213,8 +217,8 @@ TABLES: dict[str, TableSpec] = {
             ),
             "prompt": Column(_text, "as given to the method, class nouns inserted"),
             "index": Column(_i32, "0.. of the subject's pictures of one prompt"),
-            "seed": Column(pa.int64(), "of the starting noise; the same for every method"),
-            "reference": Column(_text, "frame_id of the subject's reference photo"),
+            "seed": Column(pa.int64(), "of the starting noise; the same for every method but those made elsewhere"),
+            "reference": Column(_text, "frame_id of the subject's reference photo; empty if unknown"),
             "image": Column(pa.binary(), "PNG"),
         },
     ),
