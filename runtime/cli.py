@@ -155,7 +155,7 @@ def run_stage(stage: Stage, words: Sequence[str]) -> None:
     options = stage_parser(stage).parse_args(words)
     params = read_params(options)
     own = {name: value for name, value in vars(options).items() if name not in ("params", "set", "data")}
-    stage_begins(stage.name, params)
+    stage_begins(stage.name)
     importlib.import_module(stage.module).main(params, **own)
 
 

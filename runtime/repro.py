@@ -34,9 +34,11 @@ SECONDS = {
     "location": 20,
     "report": 10,
 }
-"""What a stage takes on the toybox with two quiet cores, for the bar; another pace is seen from the stages before."""
+"""What a stage takes with the shipped params.yaml on two quiet cores; the pace is that of the stages before."""
 RECORD = "CUSTOMCONTRAST_REPRO"
 """Environment variable: the file in which the stages of a run write when they began."""
+LEAST = 20
+"""Seconds of SECONDS that must have passed before there is a pace."""
 WIDTH = 24
 """Characters of the bar."""
 REPORT = Path("data/report/index.html")
@@ -55,11 +57,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run `dvc repro`; return its exit code."""
     params, names = Params.read(), list(stages())
-    toybox = params.variant == "toybox"
-    minutes = f", about {round(sum(SECONDS.values()) / 60)} minutes on two quiet cores" if toybox else ""
-    print(
-        f"repro: {len(names)} stages, {names[0]} to {names[-1]}{minutes}; those whose inputs are unchanged are skipped"
-    )
+    minutes = round(sum(SECONDS.values()) / 60)
+    print(f"repro: {len(names)} stages, {names[0]} to {names[-1]}; those whose inputs are unchanged are skipped")
+    print(f"repro: about {minutes} minutes on two quiet cores, with params.yaml as it is shipped")
     print("repro: Ctrl-C stops it at any moment, and the same command goes on from there", flush=True)
     record = Path(params.run.work if "://" not in params.run.work else ".work") / "repro.jsonl"
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -89,31 +89,29 @@ def interruptible(command: list[str], environment: dict[str, str]) -> int:
         signal.signal(signal.SIGINT, before)
 
 
-def stage_begins(name: str, params: Params) -> None:
+def stage_begins(name: str) -> None:
     """Record that a stage begins and print where the whole stands, if it runs within this command."""
     if record := os.environ.get(RECORD):
         began = [*read(Path(record)), {"stage": name, "time": time.time()}]
         Path(record).write_text("".join(f"{json.dumps(row)}\n" for row in began), encoding="utf-8")
-        print(standing(began, params.variant == "toybox"), flush=True)
+        print(standing(began), flush=True)
 
 
-def standing(began: list[dict[str, Any]], timed: bool) -> str:
-    """One line: a bar, the last stage that began, time passed and time left; timed: whether SECONDS hold.
+def standing(began: list[dict[str, Any]]) -> str:
+    """One line: a bar, the last stage that began, time passed and, once there is a pace, time left.
 
     began: rows of the record, in order; stages that are not in it were skipped.
     """
     names = list(SECONDS)
     place = names.index(began[-1]["stage"])
     whole, before = sum(SECONDS.values()), sum(SECONDS[name] for name in names[:place])
-    full = round(WIDTH * (before / whole if timed else place / len(names)))
-    passed = began[-1]["time"] - began[0]["time"]
+    full = round(WIDTH * before / whole)
     line = f"[{'=' * full}{' ' * (WIDTH - full)}] {place + 1} of {len(names)}: {names[place]}"
-    if passed:
+    if passed := began[-1]["time"] - began[0]["time"]:
         line += f"; {clock(passed)} so far"
-    if timed:
-        typical = sum(SECONDS[row["stage"]] for row in began[:-1])
-        pace = passed / typical if typical >= 30 else 1.0  # a few seconds say nothing yet
-        line += f", about {max(1, round((whole - before) * pace / 60))} min left"
+    typical = sum(SECONDS[row["stage"]] for row in began[:-1])
+    if typical >= LEAST:
+        line += f", about {max(1, round((whole - before) * passed / typical / 60))} min left"
     return line
 
 

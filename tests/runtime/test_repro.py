@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from runtime import repro
-from runtime.params import Params
 from runtime.stages import stages
 
 
@@ -16,10 +15,9 @@ def test_every_stage_has_its_time_in_order():
 def test_bar_goes_by_time_and_the_time_left_by_the_pace_so_far(monkeypatch):
     monkeypatch.setattr(repro, "SECONDS", {"toybox": 60, "curate": 60, "mask": 120})
     first = {"stage": "toybox", "time": 1000.0}
-    assert repro.standing([first], True) == f"[{' ' * 24}] 1 of 3: toybox, about 4 min left"
+    assert repro.standing([first]) == f"[{' ' * 24}] 1 of 3: toybox"
     slow = [first, {"stage": "mask", "time": 1120.0}]  # curate was skipped, toybox took twice its time
-    assert repro.standing(slow, True) == f"[{'=' * 12}{' ' * 12}] 3 of 3: mask; 2:00 so far, about 4 min left"
-    assert repro.standing(slow, False) == f"[{'=' * 16}{' ' * 8}] 3 of 3: mask; 2:00 so far"
+    assert repro.standing(slow) == f"[{'=' * 12}{' ' * 12}] 3 of 3: mask; 2:00 so far, about 4 min left"
 
 
 def test_summary_has_a_line_for_each_stage_that_ran():
@@ -35,11 +33,11 @@ def test_summary_has_a_line_for_each_stage_that_ran():
 
 
 def test_stage_says_where_the_whole_stands_only_within_repro(tmp_path, monkeypatch, capsys: pytest.CaptureFixture[str]):
-    repro.stage_begins("mask", Params.read())
+    repro.stage_begins("mask")
     assert capsys.readouterr().out == ""
     monkeypatch.setenv(repro.RECORD, str(tmp_path / "repro.jsonl"))
-    repro.stage_begins("mask", Params.read())
-    repro.stage_begins("pairs", Params.read())
+    repro.stage_begins("mask")
+    repro.stage_begins("pairs")
     assert [line.split(": ")[1].split(",")[0].split(";")[0] for line in capsys.readouterr().out.splitlines()] == [
         "mask",
         "pairs",
