@@ -16,25 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.params import Params
-from runtime.stages import stages
+from runtime.stages import SECONDS, stages
 from runtime.text import text_table
 
-SECONDS = {
-    "toybox": 10,
-    "curate": 10,
-    "mask": 40,
-    "similarity": 15,
-    "pairs": 10,
-    "encode": 35,
-    "train": 210,
-    "rivals": 5,
-    "generate": 70,
-    "score": 30,
-    "views": 15,
-    "location": 20,
-    "report": 10,
-}
-"""What a stage takes with the shipped params.yaml on two quiet cores; the pace is that of the stages before."""
 RECORD = "CUSTOMCONTRAST_REPRO"
 """Environment variable: the file in which the stages of a run write when they began."""
 LEAST = 20
