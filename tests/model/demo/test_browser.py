@@ -52,7 +52,7 @@ async def walk(page: Tab, address: str) -> None:
         "Error: the class noun is empty; write what the subject is, such as mug"
     )
     await press(page, "Example: mug")
-    await page.until("document.querySelector('#editor img')")
+    await page.until("document.querySelector('#editor img')?.naturalWidth")
     assert await page.value("document.querySelector('#noun input, #noun textarea').value") == "mug"
     first = await page.value("document.querySelector('#editor img').src")
     await page.value("document.querySelector('#editor img').scrollIntoView()")
