@@ -26,19 +26,19 @@ PACKAGES = (
 )
 """The stages' packages, in the order in which `dvc repro` runs them. Each has a `STAGE`."""
 SECONDS = {
-    "toybox": 10,
-    "curate": 10,
-    "mask": 40,
-    "similarity": 15,
-    "pairs": 10,
-    "encode": 35,
-    "train": 210,
-    "rivals": 5,
-    "generate": 70,
-    "score": 30,
-    "views": 15,
-    "location": 20,
-    "report": 10,
+    "toybox": 20,
+    "curate": 20,
+    "mask": 80,
+    "similarity": 95,
+    "pairs": 7,
+    "encode": 140,
+    "train": 520,
+    "rivals": 2,
+    "generate": 140,
+    "score": 55,
+    "views": 35,
+    "location": 75,
+    "report": 14,
 }
 """What a stage takes with the shipped params.yaml on two quiet cores; the pace is that of the stages before."""
 
