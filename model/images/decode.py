@@ -152,14 +152,28 @@ def transparency_mask(photo: Image.Image) -> np.ndarray | None:
 
 def upright(image: Image.Image) -> Image.Image:
     """Return the pixels of an image, turned by its EXIF orientation, which the result no longer has."""
-    image.load()
     turn = turn_of(image)
+    image = _loaded(image)
     if turn is None:
         return image
     turned = image.transpose(turn)
     for name in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
         turned.info.pop(name, None)
     return turned
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """Return an image with its pixels decoded.
+
+    Pillow 12 takes the pixels of an uncompressed YCbCr TIFF, three bytes each, for the four that libtiff would give.
+    """
+    tiles = getattr(image, "tile", [])
+    if image.format == "TIFF" and any(tile.codec_name == "raw" and tile.args[0] == "RGBX" for tile in tiles):
+        image.tile = [tile._replace(args=("RGB", *tile.args[1:])) for tile in tiles]  # type: ignore[attr-defined]
+        image.load()
+        return Image.merge("YCbCr", image.split())
+    image.load()
+    return image
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ Projected = tuple[Sequence[Tensor], Sequence[Tensor]]
 """Keys and values, one [images, photos, m, inner width] per cross-attention layer."""
 
 
-class MaskedSampling:
+class MaskedSampling(ABC):
     """Two UNet passes per step over the same latents.
 
     The text pass (T2I) reads the prompt alone; the attention of each target phrase becomes the subject's mask. The
@@ -123,9 +124,9 @@ class MaskedSampling:
         assert self.call.black is not None
         return self.call.black().to(self.features).expand(len(self.features), -1, -1, -1)
 
+    @abstractmethod
     def project(self, t: Tensor, latents: Tensor, features: Tensor) -> Projected:
         """Keys and values of features [photos, K, N, d] at this step."""
-        raise NotImplementedError
 
 
 class ScoredSampling(MaskedSampling):

@@ -101,6 +101,12 @@ def test_every_mode_of_every_format_becomes_rgb(mode, kind):
     assert np.abs(np.asarray(grey, int) - np.asarray(decoded.convert("L"), int)).max() <= 1
 
 
+def test_uncompressed_ycbcr_tiff_keeps_its_colours():
+    photo = noise()
+    decoded = decode_image(encoded(photo.convert("YCbCr"), "TIFF"))
+    assert np.abs(np.asarray(decoded, int) - np.asarray(photo, int)).max() <= 3  # of the rounding of YCbCr
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(("least", "part"), [(0, 1), (33, 1), (32, 2), (17, 2), (16, 4), (8, 8), (1, 8)])
 def test_large_jpeg_is_decoded_as_small_as_is_allowed(orientation, least, part):
