@@ -26,19 +26,19 @@ PACKAGES = (
 )
 """The stages' packages, in the order in which `dvc repro` runs them. Each has a `STAGE`."""
 SECONDS = {
-    "toybox": 20,
-    "curate": 20,
-    "mask": 80,
-    "similarity": 95,
-    "pairs": 7,
-    "encode": 140,
-    "train": 520,
-    "rivals": 2,
-    "generate": 140,
-    "score": 55,
-    "views": 35,
-    "location": 75,
-    "report": 14,
+    "toybox": 9,
+    "curate": 9,
+    "mask": 28,
+    "similarity": 19,
+    "pairs": 6,
+    "encode": 38,
+    "train": 222,
+    "rivals": 1,
+    "generate": 56,
+    "score": 17,
+    "views": 8,
+    "location": 11,
+    "report": 4,
 }
 """What a stage takes with the shipped params.yaml on two quiet cores; the pace is that of the stages before."""
 
