@@ -58,7 +58,8 @@ class Tab:
         """Wait until a JavaScript expression is true."""
         end = time.monotonic() + PATIENCE
         while not await self.value(f"!!({script})"):
-            assert time.monotonic() < end, script
+            if time.monotonic() > end:
+                raise AssertionError(f"{script}: {await self.value('document.body.innerText')}")
             await asyncio.sleep(0.1)
 
     async def size(self, width: int, height: int = 900) -> None:

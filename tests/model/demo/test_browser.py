@@ -61,11 +61,15 @@ async def walk(page: Tab, address: str) -> None:
         x, y = box["x"] + 0.05 * box["width"], box["y"] + 0.5 * box["height"]
         await page.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
     await page.until(f"document.querySelector('#editor img').src != '{first}'")
+    second = await page.value("document.querySelector('#editor img').src")
     await press(page, "Undo the last click")
+    await page.until(f"document.querySelector('#editor img').src != '{second}'")
     await press(page, "More")
-    for name, value in (("number input for Images", 1), ("number input for Steps", 4)):
-        await page.until(f"document.querySelector('input[aria-label=\"{name}\"]')")
-        await page.value(SET.format(name, value))
+    for name, value in (("Images", 1), ("Steps", 4)):
+        number, slider = f"number input for {name}", f"range slider for {name}"
+        await page.until(f"document.querySelector('input[aria-label=\"{number}\"]')")
+        await page.value(SET.format(number, value))
+        await page.until(f"document.querySelector('input[aria-label=\"{slider}\"]').value == {value}")
     await page.value("document.querySelector('input[type=checkbox]').click()")
     await press(page, "Generate")
     await page.until("/^1 image in/.test(document.querySelector('#status').textContent.trim())")
