@@ -20,9 +20,8 @@ from eval.trial import ranking, record, scoring
 from eval.trial.ranking import ALL, Question
 from experiments.truth import apart
 from pipelines.toybox.layouts import capture, generator
-from pipelines.toybox.render import Item, render
 from pipelines.toybox.stage import ToyboxParams
-from pipelines.toybox.world import FAMILIES, STYLES, Toy, sample_subject
+from pipelines.toybox.world import FAMILIES, STYLES, Item, Toy, render, sample_subject
 from runtime.cli import Parser, guarded, read_params
 from runtime.errors import UserError
 

@@ -25,8 +25,8 @@ from model.backbones.variant import variant_of
 from model.images.segment import on_white
 from model.pipeline.pipeline import CustomContrastPipeline, build_pipeline
 from model.sampler import READY
-from pipelines.toybox.render import render
 from pipelines.toybox.stage import ToyboxParams
+from pipelines.toybox.world import render
 from runtime.cli import Parser, guarded, read_params, shared_options
 from runtime.errors import UserError
 from runtime.timing import turns

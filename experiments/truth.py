@@ -20,10 +20,10 @@ from model.images.segment import on_white
 from pipelines import tables
 from pipelines.toybox import layouts
 from pipelines.toybox.prompts import asked
-from pipelines.toybox.render import Item, render
-from pipelines.toybox.scenes import BLANK
+from pipelines.toybox.rendering.march import View
+from pipelines.toybox.rendering.scenes import BLANK
 from pipelines.toybox.stage import ToyboxParams
-from pipelines.toybox.world import NEAR, Look, Toy, View, apart
+from pipelines.toybox.world import NEAR, Item, Look, Toy, apart, render
 from runtime.cli import Parser, guarded, read_params, shared_options
 from runtime.files import write_json
 from train.toybox.lessons.data import ATTRIBUTES

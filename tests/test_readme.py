@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipelines.toybox import layouts
-from pipelines.toybox.render import render
+from pipelines.toybox.world import render
 from runtime import cli
 from runtime.closure import ROOT
 from runtime.stages import stages

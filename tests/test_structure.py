@@ -43,6 +43,7 @@ INSIDE = {
     "pipelines/sources": ("runtime", "pipelines.photos", "pipelines.sources"),
     "pipelines/engine": ("runtime", "pipelines.tables", "pipelines.engine"),
     "pipelines/toybox": ("runtime", "pipelines.toybox"),
+    "pipelines/toybox/rendering": ("pipelines.toybox.rendering",),
     "model/images": ("runtime", "model.backbones.frozen", "model.images"),
     "model/backbones": ("runtime", "model.backbones"),
 }

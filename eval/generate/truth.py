@@ -12,9 +12,9 @@ from PIL import Image
 from pipelines.photos.roots import SourceParams
 from pipelines.toybox.layouts import people
 from pipelines.toybox.prompts import PLAIN, Answer, asked
-from pipelines.toybox.render import Item, render
+from pipelines.toybox.rendering.march import View
 from pipelines.toybox.stage import ToyboxParams, fingerprint, world_of
-from pipelines.toybox.world import NEAR, Toy, View, apart, sample_look, sample_view, widest
+from pipelines.toybox.world import NEAR, Item, Toy, apart, render, sample_look, sample_view, widest
 from runtime.errors import UserError
 
 

@@ -1,6 +1,6 @@
 """The embedded world: procedurally rendered subjects with known masks, identity, pose, background and captions.
 
-`world` defines what can be seen, `render` renders it, `layouts` writes it to disk in the raw layouts of the real sets.
+`world` defines what can be seen, `rendering` draws it, `layouts` writes it to disk in the raw layouts of the real sets.
 """
 
 from runtime.stages import Stage

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipelines.toybox import colmap
 from pipelines.toybox.prompts import Answer, prompt
-from pipelines.toybox.render import Item, camera, render
+from pipelines.toybox.rendering.march import camera
 from pipelines.toybox.world import (
     ACCESSORIES,
     FAMILIES,
@@ -25,8 +25,10 @@ from pipelines.toybox.world import (
     SHAPES,
     STYLES,
     Detail,
+    Item,
     Toy,
     caption,
+    render,
     sample_look,
     sample_subject,
     sample_view,

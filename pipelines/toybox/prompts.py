@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipelines.toybox.accessories import ACCESSORIES
-from pipelines.toybox.scenes import BLANK, SCENES
-from pipelines.toybox.sdf import FAMILIES
-from pipelines.toybox.styles import STYLES
+from pipelines.toybox.rendering.accessories import ACCESSORIES
+from pipelines.toybox.rendering.scenes import BLANK, SCENES
+from pipelines.toybox.rendering.sdf import FAMILIES
+from pipelines.toybox.rendering.styles import STYLES
 from pipelines.toybox.world import SHAPES, worn
 from runtime.errors import UserError
 

@@ -52,8 +52,9 @@ class ToyboxParams(Section):
 def fingerprint(params: ToyboxParams) -> str:
     """Hash of the params (without the root) and of this package's source: identifies the world's content."""
     digest = hashlib.sha256(params.model_dump_json(exclude={"root"}).encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
+    here = Path(__file__).parent
+    for path in sorted(here.rglob("*.py")):
+        digest.update(path.relative_to(here).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -5,13 +5,17 @@ frozen value, sampled from a numpy generator, so an image is a pure function of 
 """
 
 import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
 import numpy as np
+import torch
 
-from pipelines.toybox import accessories, scenes, sdf, styles, surface
+from pipelines.toybox.rendering import accessories, scenes, sdf, styles, surface
+from pipelines.toybox.rendering.march import View
+from pipelines.toybox.rendering.render import Form, Rendered, RenderItem, Rgb, Texture, render_shots
 
 FAMILIES = tuple(sdf.FAMILIES)
 COLOURS = tuple(surface.COLOURS)
@@ -29,7 +33,6 @@ HELD_OUT_SHARE = 8
 """One in this many combinations of family, main colour and pattern belongs to held-out subjects."""
 
 Detail = Literal["full", "colour", "noun"]
-Rgb = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -56,23 +59,6 @@ class Toy:
 
 
 @dataclass(frozen=True)
-class View:
-    """A pinhole camera on a sphere around the subject.
-
-    azimuth (0 looks at the front, +z; 90 is at +x), elevation and roll in degrees. size: diameter of the sphere
-    that encloses the subject, as a fraction of the image. position: offset of its centre from the image's, as fractions
-    of the image, right and down. light: azimuth and elevation of the light source, in degrees.
-    """
-
-    azimuth: float
-    elevation: float
-    roll: float = 0.0
-    size: float = 0.85
-    position: tuple[float, float] = (0.0, 0.0)
-    light: tuple[float, float] = (-35.0, 50.0)
-
-
-@dataclass(frozen=True)
 class Look:
     """How the subject is shown. shape: a family whose form it takes, or None. seed: of the scene's own variation."""
 
@@ -81,6 +67,33 @@ class Look:
     shape: str | None = None
     accessory: str | None = None
     seed: int = 0
+
+
+Item = tuple[Toy, View, Look]
+"""What an image shows."""
+
+
+def shot(item: Item) -> RenderItem:
+    """What the renderer needs of an item."""
+    subject, view, look = item
+    family = sdf.FAMILIES[look.shape or subject.family]
+    main, second, third = subject.rgb
+    form = Form(
+        kind=look.shape or subject.family,
+        parts=family.parts,
+        numbers=subject.proportions,
+        anchors=family.anchors(subject.proportions),
+        palette={sdf.BODY: main, sdf.DETAIL: third, sdf.PALE: (0.86, 0.86, 0.84), sdf.DARK: (0.06, 0.06, 0.07)},
+        texture=Texture(subject.pattern, second, subject.scale, subject.phase, family.waist)
+        if subject.pattern != "plain"
+        else None,
+    )
+    return RenderItem(form, view, look.scene, look.style, look.accessory, look.seed)
+
+
+def render(items: Sequence[Item], size: int = 64, device: torch.device | str = "cpu") -> Rendered:
+    """Render every item as an image of size x size pixels."""
+    return render_shots([shot(item) for item in items], size, device)
 
 
 def held_out(subject: Toy) -> bool:
@@ -207,7 +220,6 @@ colour ("a red mug with white stripes")."""
 
 def article(words: str) -> str:
     """Words with "a" or "an" before them."""
-    """The words after "a" or "an"."""
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 

@@ -18,8 +18,7 @@ from experiments.truth import apart
 from model.images.segment import on_white
 from pipelines.photos.roots import Roots
 from pipelines.toybox.layouts import generator
-from pipelines.toybox.render import Item, render
-from pipelines.toybox.world import sample_subject
+from pipelines.toybox.world import Item, render, sample_subject
 from runtime.params import Params
 from tests.world.evaluation import FakeModels
 

@@ -12,9 +12,8 @@ from PIL import Image
 from experiments import truth
 from pipelines import tables
 from pipelines.toybox import layouts
-from pipelines.toybox.render import render
 from pipelines.toybox.stage import ToyboxParams
-from pipelines.toybox.world import Look, apart
+from pipelines.toybox.world import Look, apart, render
 from train.toybox.models.judge import load_judge
 
 PARAMS = ToyboxParams(

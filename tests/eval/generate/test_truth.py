@@ -16,9 +16,9 @@ from eval.protocol import protocol
 from pipelines.photos.roots import Roots, SourceParams
 from pipelines.toybox.layouts import people
 from pipelines.toybox.prompts import asked
-from pipelines.toybox.render import render
+from pipelines.toybox.rendering.march import View
 from pipelines.toybox.stage import MARKER, ToyboxParams, write_world
-from pipelines.toybox.world import Look, View, apart
+from pipelines.toybox.world import Look, apart, render
 from runtime.errors import UserError
 
 SEED, SUBJECTS, PHOTOS = 3, 2, 2

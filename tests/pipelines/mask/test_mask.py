@@ -271,7 +271,7 @@ def test_rows_of_each_subject_stay_with_it(worker, frame):
 
 def test_the_toybox_weights_find_toybox_subjects(params, tmp_path):
     """The one test of this stage with a real Grounded SAM."""
-    from pipelines.toybox import render, world
+    from pipelines.toybox import world
 
     rng = np.random.default_rng(5)
     families = ["cone", "ring", "duck"] if "duck" in world.FAMILIES else list(world.FAMILIES[:3])
@@ -279,7 +279,7 @@ def test_the_toybox_weights_find_toybox_subjects(params, tmp_path):
         (world.sample_subject(rng, family), world.sample_view(rng, 20.0), world.Look(scene))
         for family, scene in zip(families, world.SCENES, strict=False)
     ]
-    drawn = render.render(items)
+    drawn = world.render(items)
     frames = []
     for number, (family, image) in enumerate(zip(families, drawn.images.numpy(), strict=True)):
         Image.fromarray(image).save(tmp_path / f"{number}.png")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.toybox import accessories, scenes, sdf, styles, world
-from pipelines.toybox.render import Item, render
-from pipelines.toybox.world import Look, View
+from pipelines.toybox import world
+from pipelines.toybox.rendering import accessories, scenes, sdf, styles
+from pipelines.toybox.rendering.march import View
+from pipelines.toybox.world import Item, Look, render
 
 TABLES = {"family": sdf.FAMILIES, "scene": scenes.SCENES, "style": styles.STYLES, "accessory": accessories.ACCESSORIES}
 

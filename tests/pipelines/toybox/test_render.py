@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.toybox import exact, world
-from pipelines.toybox.accessories import ACCESSORIES, fit
-from pipelines.toybox.render import Item, Rendered, camera, render
-from pipelines.toybox.scenes import BLANK
-from pipelines.toybox.sdf import BODY, FAMILIES, WORN, union
-from pipelines.toybox.world import Look, View, sample_look, sample_subject, sample_view
+from pipelines.toybox import world
+from pipelines.toybox.rendering import exact
+from pipelines.toybox.rendering.accessories import ACCESSORIES, fit
+from pipelines.toybox.rendering.march import View, camera
+from pipelines.toybox.rendering.render import Rendered
+from pipelines.toybox.rendering.scenes import BLANK
+from pipelines.toybox.rendering.sdf import BODY, FAMILIES, WORN, union
+from pipelines.toybox.world import Item, Look, render, sample_look, sample_subject, sample_view
 
 
 def random_items(count: int, seed: int) -> list[Item]:
@@ -52,7 +54,7 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
 def test_a_picture_depends_neither_on_chunks_nor_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     items = random_items(24, 2)
     whole = render(items)
-    monkeypatch.setattr("pipelines.toybox.render.CHUNK", 7)
+    monkeypatch.setattr("pipelines.toybox.rendering.render.CHUNK", 7)
     assert_same(render(items), whole)
     torch.set_num_threads(2)
     try:
@@ -73,7 +75,7 @@ def brute_force(item: Item, size: int, samples: int = 1500) -> Tensor:
     p = torch.from_numpy(eye + away[:, :, None] * t[:, None]).float().reshape(-1, 3).T
     family = FAMILIES[look.shape or subject.family]
     anchors = family.anchors(subject.proportions)
-    scale, height = fit(look.accessory, anchors) if look.accessory else (1.0, 0.0)
+    scale, height = fit(ACCESSORIES[look.accessory], anchors) if look.accessory else (1.0, 0.0)
     x, y, z = p[0] / scale, (p[1] - height) / scale, p[2] / scale
     q = tuple(torch.full_like(x, value) for value in subject.proportions)
     distance = union(family.parts((x, y, z), q))  # type: ignore[arg-type]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.toybox.accessories import ACCESSORIES, REACH
-from pipelines.toybox.sdf import FAMILIES, Point, nearest, union
+from pipelines.toybox.rendering.accessories import ACCESSORIES, REACH
+from pipelines.toybox.rendering.sdf import FAMILIES, Point, nearest, union
 
 CORNERS = list(product((0.0, 1.0), repeat=4))
 

@@ -5,16 +5,9 @@ import numpy as np
 import pytest
 
 from pipelines.toybox import world
-from pipelines.toybox.accessories import fit
-from pipelines.toybox.sdf import FAMILIES
-from pipelines.toybox.world import (
-    Look,
-    caption,
-    held_out,
-    sample_look,
-    sample_subject,
-    sample_view,
-)
+from pipelines.toybox.rendering.accessories import ACCESSORIES, fit
+from pipelines.toybox.rendering.sdf import FAMILIES
+from pipelines.toybox.world import Look, caption, held_out, sample_look, sample_subject, sample_view
 
 
 def words(text: str) -> list[str]:
@@ -112,7 +105,7 @@ def test_the_colours_of_a_subject_differ() -> None:
 def test_a_dressed_subject_shrinks_no_more_than_by_half() -> None:
     rng = np.random.default_rng(6)
     for family, accessory in product(world.FAMILIES, world.ACCESSORIES):
-        scale, height = fit(accessory, FAMILIES[family].anchors(sample_subject(rng, family).proportions))
+        scale, height = fit(ACCESSORIES[accessory], FAMILIES[family].anchors(sample_subject(rng, family).proportions))
         assert 0.5 < scale <= 1
         assert -0.5 < height <= 0
 

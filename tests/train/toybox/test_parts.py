@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from transformers import CLIPTokenizer
 
 from pipelines.toybox import world
-from pipelines.toybox.render import render
+from pipelines.toybox.world import render
 from train.toybox import check
 from train.toybox.lessons import data, tokens
 from train.toybox.lessons.augment import degrade, on_white

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.toybox import styles, world
-from pipelines.toybox.render import Item, render
+from pipelines.toybox import world
+from pipelines.toybox.rendering import styles
+from pipelines.toybox.world import Item, render
 from runtime.cli import Parser, guarded
 from runtime.errors import UserError
 
@@ -163,7 +164,7 @@ def batch(
 
 def renderer_digest() -> str:
     """SHA-256 of the renderer's sources, to identify the version that rendered a set."""
-    sources = sorted(Path(world.__file__).parent.glob("*.py"))
+    sources = sorted(Path(world.__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipelines.toybox.exact import length
+from pipelines.toybox.rendering.exact import length
 
-BODY, DETAIL, PALE, DARK, WORN, TRIM = 1, 2, 3, 4, 5, 6
-"""Part ids: patterned body, part in the third colour, fixed pale part, fixed dark part, accessory, its trimming."""
+BODY, DETAIL, PALE, DARK, WORN, TRIM = 1, 2, 3, 4, 16, 17
+"""Part ids: patterned body, part in the third colour, fixed pale part, fixed dark part, accessory, its trimming. From
+WORN on, a part is not the subject's own."""
 
 Point = tuple[Tensor, Tensor, Tensor]
-Proportions = tuple[Tensor, Tensor, Tensor, Tensor]
+Proportions = tuple[Tensor, ...]
 Parts = list[tuple[int, Tensor]]
 
 

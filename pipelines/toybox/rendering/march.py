@@ -12,8 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.toybox.world import View
-
 FOCAL = 1.7
 """Focal length as a multiple of the image's side (a field of view of about 33 degrees)."""
 
@@ -21,6 +19,23 @@ STEPS = 48
 HIT, STRIDE = 0.001, 0.005
 """A ray has hit when it is nearer than HIT to a surface; no step is shorter than STRIDE, so that grazing rays make
 progress. In units of the enclosing sphere's radius: a pixel is about 0.04 wide at a size of 64."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A pinhole camera on a sphere around the subject.
+
+    azimuth (0 looks at the front, +z; 90 is at +x), elevation and roll in degrees. size: diameter of the sphere
+    that encloses the subject, as a fraction of the image. position: offset of its centre from the image's, as fractions
+    of the image, right and down. light: azimuth and elevation of the light source, in degrees.
+    """
+
+    azimuth: float
+    elevation: float
+    roll: float = 0.0
+    size: float = 0.85
+    position: tuple[float, float] = (0.0, 0.0)
+    light: tuple[float, float] = (-35.0, 50.0)
 
 
 def camera(view: View, size: int = 64) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

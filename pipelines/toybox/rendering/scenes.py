@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipelines.toybox.exact import Noise, fract, mix, smooth, wave
+from pipelines.toybox.rendering.exact import Noise, fract, mix, smooth, wave
 
 Rgb = tuple[float, float, float]
 BLANK = "white"

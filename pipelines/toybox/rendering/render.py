@@ -1,46 +1,88 @@
-"""Images of the embedded world: sphere-traced subjects in front of procedural scenes, with exact masks, in torch only.
+"""Images of an embedded world: sphere-traced subjects in front of procedural scenes, with exact masks, in torch only.
 
-The same item gives the same bytes in any batch (see `exact`); on a GPU the bytes may differ by rounding.
+The same shot gives the same bytes in any batch (see `exact`); on a GPU the bytes may differ by rounding.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelines.toybox import exact
-from pipelines.toybox.accessories import ACCESSORIES, REACH, fit
-from pipelines.toybox.exact import Noise, mix
-from pipelines.toybox.march import FOCAL, Rays, Trace, camera, rays, trace
-from pipelines.toybox.scenes import BLANK, SCENES, Backdrop
-from pipelines.toybox.sdf import (
-    DETAIL,
-    FAMILIES,
-    WORN,
-    Anchors,
-    Parts,
-    Point,
-    nearest,
-    union,
-)
-from pipelines.toybox.styles import STYLES, StyledRender
-from pipelines.toybox.surface import PATTERNS
-from pipelines.toybox.world import Look, Toy, View
+from pipelines.toybox.rendering import exact
+from pipelines.toybox.rendering.accessories import ACCESSORIES, REACH, Accessory, fit
+from pipelines.toybox.rendering.exact import Noise, mix
+from pipelines.toybox.rendering.march import FOCAL, Rays, Trace, View, rays, trace
+from pipelines.toybox.rendering.scenes import BLANK, SCENES, Backdrop
+from pipelines.toybox.rendering.sdf import BODY, TRIM, WORN, Anchors, Parts, Point, nearest, union
+from pipelines.toybox.rendering.styles import STYLES, StyledRender
+from pipelines.toybox.rendering.surface import PATTERNS
 
-__all__ = ["Item", "Rendered", "camera", "render"]
-
-Item = tuple[Toy, View, Look]
+Rgb = tuple[float, float, float]
 CHUNK = 192
 """Images rendered at once; keeps the working set in the CPU cache and bounds memory."""
+
+
+@dataclass(frozen=True)
+class Texture:
+    """A pattern of `PATTERNS` on a form's body, in `colour` (sRGB in [0, 1]); scale, phase in [0, 1); waist: where it
+    begins, see `surface.Pattern`."""
+
+    pattern: str
+    colour: Rgb
+    scale: float
+    phase: float
+    waist: float
+
+
+@dataclass(frozen=True)
+class Form:
+    """A subject's body, in the subject's own frame (see `sdf`).
+
+    kind: forms of one kind have the same distance function and are traced together. numbers: what `parts` gets as `q`.
+    palette: part id -> sRGB in [0, 1]. fitted: whether the body shrinks to stay inside the unit sphere with what it
+    wears. grounded: whether it stands on the ground and darkens it. reach: radius of a sphere around the origin that
+    encloses the body.
+    """
+
+    kind: str
+    parts: Callable[[Point, Any], Parts]
+    numbers: tuple[float, ...]
+    anchors: Anchors
+    palette: Mapping[int, Rgb]
+    texture: Texture | None = None
+    fitted: bool = True
+    grounded: bool = True
+    reach: float = 1.0
+
+
+@dataclass(frozen=True)
+class RenderItem:
+    """An image to render. accessory: a row of `wardrobe`, or None. seed: of the scene's own variation."""
+
+    form: Form
+    view: View
+    scene: str
+    style: str = "photo"
+    accessory: str | None = None
+    seed: int = 0
+    wardrobe: Mapping[str, Accessory] = field(default_factory=lambda: ACCESSORIES)
+
+    @property
+    def worn(self) -> Accessory | None:
+        return self.wardrobe[self.accessory] if self.accessory else None
+
+    def placed(self) -> tuple[float, float]:
+        """Scale and height of the form's frame in the world."""
+        return fit(self.worn, self.form.anchors) if self.form.fitted and self.worn else (1.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Rendered:
     """A batch of images.
 
-    images: uint8 [B, H, W, 3], sRGB. masks: bool [B, H, W], the subject with accessories. subject_masks: bool
+    images: uint8 [B, H, W, 3], sRGB. masks: bool [B, H, W], the subject with all it wears. subject_masks: bool
     [B, H, W], the visible subject alone. parts: uint8 [B, H, W], part ids of `sdf`, 0 outside the mask. depth: float32
     [B, H, W], z in the camera's frame at the subject's surface (enclosing sphere's radius = 1), 0 outside the mask.
     """
@@ -52,15 +94,12 @@ class Rendered:
     depth: Tensor
 
 
-def render(items: Sequence[Item], size: int = 64, device: torch.device | str = "cpu") -> Rendered:
-    """Render every (subject, view, look) as an image of size x size pixels."""
-    order = sorted(
-        range(len(items)),
-        key=lambda i: (items[i][2].shape or items[i][0].family, items[i][2].scene, i),
-    )
+def render_shots(shots: Sequence[RenderItem], size: int = 64, device: torch.device | str = "cpu") -> Rendered:
+    """Render every shot as an image of size x size pixels."""
+    order = sorted(range(len(shots)), key=lambda i: (shots[i].form.kind, shots[i].scene, i))
     chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
     with torch.no_grad():
-        done = [_render_chunk([items[i] for i in chunk], size, device) for chunk in chunks]
+        done = [_render_chunk([shots[i] for i in chunk], size, device) for chunk in chunks]
     place = torch.tensor(order).argsort().to(device)
     return Rendered(*(torch.cat([d[k] for d in done])[place] for k in range(5)))
 
@@ -75,7 +114,7 @@ class _Solid:
     """An object to trace: its parts in its own frame, and per image the placement of that frame in the subject's world.
 
     rows: indices of the images it is in. centre: three tensors [n, 1, 1], scale [n, 1, 1], reach: radius of the
-    enclosing sphere in its own frame. q: the four proportions, tensors [n].
+    enclosing sphere in its own frame. q: the form's numbers, tensors [n].
     """
 
     parts: Callable[[Point, Any], Parts]
@@ -114,31 +153,22 @@ def _column(values: Sequence[float], device: torch.device | str) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
-def _anchors(subject: Toy, look: Look) -> Anchors:
-    return FAMILIES[look.shape or subject.family].anchors(subject.proportions)
-
-
-def _fit(subject: Toy, look: Look) -> tuple[float, float]:
-    """Scale and height of the subject's frame in the world."""
-    return fit(look.accessory, _anchors(subject, look)) if look.accessory else (1.0, 0.0)
-
-
-def _solids(items: list[Item], device: torch.device | str) -> Iterator[_Solid]:
-    """The bodies, one per family in the chunk, then the accessories, one per kind."""
-    for family, rows in _groups([look.shape or subject.family for subject, _, look in items]):
-        fits = [_fit(items[i][0], items[i][2]) for i in rows]
+def _solids(shots: list[RenderItem], device: torch.device | str) -> Iterator[_Solid]:
+    """The bodies, one per kind in the chunk, then the accessories, one per kind."""
+    for _, rows in _groups([shot.form.kind for shot in shots]):
+        forms, places = [shots[i].form for i in rows], [shots[i].placed() for i in rows]
         zero = _column([0.0] * len(rows), device)
-        q = tuple(_column([items[i][0].proportions[k] for i in rows], device)[:, 0, 0] for k in range(4))
-        centre = (zero, _column([f[1] for f in fits], device), zero)
-        scales = _column([f[0] for f in fits], device)
-        yield _Solid(FAMILIES[family].parts, rows, centre, scales, 1.0, q)
-    for name, rows in _groups([look.accessory for _, _, look in items]):
-        row, places = ACCESSORIES[name], []
+        q = tuple(_column(list(values), device)[:, 0, 0] for values in zip(*(f.numbers for f in forms), strict=True))
+        centre = (zero, _column([height for _, height in places], device), zero)
+        scales = _column([scale for scale, _ in places], device)
+        yield _Solid(forms[0].parts, rows, centre, scales, forms[0].reach, q)
+    for name, rows in _groups([shot.accessory for shot in shots]):
+        row, spots = shots[rows[0]].wardrobe[name], []
         for i in rows:
-            x, y, z, radius = getattr(_anchors(items[i][0], items[i][2]), row.anchor)
-            scale, height = _fit(items[i][0], items[i][2])
-            places.append((x * scale, y * scale + height, z * scale, radius * scale))
-        x, y, z, r = (_column([p[k] for p in places], device) for k in range(4))
+            x, y, z, radius = getattr(shots[i].form.anchors, row.anchor)
+            scale, height = shots[i].placed()
+            spots.append((x * scale, y * scale + height, z * scale, radius * scale))
+        x, y, z, r = (_column([spot[k] for spot in spots], device) for k in range(4))
         yield _Solid(lambda p, q, row=row: row.parts(p), rows, (x, y, z), r, REACH, ())  # type: ignore[misc]
 
 
@@ -170,7 +200,7 @@ def _coverage(lines: Rays, found: Trace, size: int) -> Tensor:
 
 def _shade(
     solid: _Solid,
-    items: list[Item],
+    shots: list[RenderItem],
     lines: Rays,
     found: Trace,
     alpha: Tensor,
@@ -187,13 +217,13 @@ def _shade(
     own, q, scale = solid.local(p, image)
     part = nearest(solid.parts(own, q))
     pixel = t / (FOCAL * size) / scale
-    base = _albedo([items[i] for i in solid.rows], own, part, image, pixel)
+    base = _albedo([shots[i] for i in solid.rows], own, part, image, pixel)
     nx, ny, nz = solid.normal(own, q)
     open_ = union(solid.parts((own[0] + 0.14 * nx, own[1] + 0.14 * ny, own[2] + 0.14 * nz), q)) / 0.14
     shade = (0.45 + 0.55 * open_).clamp(0.35, 1)
 
-    looks = [SCENES[items[i][2].scene] for i in solid.rows]
-    angles = torch.tensor([items[i][1].light for i in solid.rows], dtype=torch.float32, device=device) / 360
+    scenes = [SCENES[shots[i].scene] for i in solid.rows]
+    angles = torch.tensor([shots[i].view.light for i in solid.rows], dtype=torch.float32, device=device) / 360
     cosine = exact.wave(angles[:, 1] + 0.25)
     light = (
         exact.wave(angles[:, 0]) * cosine,
@@ -201,8 +231,8 @@ def _shade(
         exact.wave(angles[:, 0] + 0.25) * cosine,
     )
     lx, ly, lz = (v[image] for v in light)
-    key = torch.tensor([s.key for s in looks], device=device)[image]
-    ambient = torch.tensor([s.ambient for s in looks], device=device)[image]
+    key = torch.tensor([s.key for s in scenes], device=device)[image]
+    ambient = torch.tensor([s.ambient for s in scenes], device=device)[image]
     facing = nx * lx + ny * ly + nz * lz
     lambert = (facing * 0.85 + 0.15).clamp(min=0)
     hx, hy, hz = exact.normalize(lx - d[0], ly - d[1], lz - d[2])
@@ -214,8 +244,8 @@ def _shade(
     soft = ((0.50 + 0.15 * ny) * shade)[:, None] * ambient
     rgb = base * (soft + (0.52 * lambert * shade)[:, None] * key)
     rgb = rgb + (0.22 * gloss * (facing > 0))[:, None] * key + (0.18 * rim)[:, None] * ambient
-    veil = torch.tensor([s.veil for s in looks], device=device)[image][:, None]
-    rgb = mix(rgb, torch.tensor([s.haze for s in looks], device=device)[image], veil)
+    veil = torch.tensor([s.veil for s in scenes], device=device)[image][:, None]
+    rgb = mix(rgb, torch.tensor([s.haze for s in scenes], device=device)[image], veil)
 
     flat = torch.zeros(n * h * w, 3, device=device)
     flat[slot] = rgb
@@ -225,40 +255,46 @@ def _shade(
     return _Layer(solid.rows, alpha, found.t, parts.reshape(n, h, w), planes)
 
 
-def _albedo(items: list[Item], own: Point, part: Tensor, image: Tensor, pixel: Tensor) -> Tensor:
+BLACK = (0.0, 0.0, 0.0)
+
+
+def _albedo(shots: list[RenderItem], own: Point, part: Tensor, image: Tensor, pixel: Tensor) -> Tensor:
     """Surface colours [N, 3] at points of the solid's own frame."""
     device = part.device
-    kind = [look.accessory for _, _, look in items]
-    subject = torch.tensor([s.rgb for s, _, _ in items], device=device)
-    worn = [ACCESSORIES[k] if k else next(iter(ACCESSORIES.values())) for k in kind]
-    fixed = torch.tensor(
-        [[(0.86, 0.86, 0.84), (0.06, 0.06, 0.07), a.colour, a.trim] for a in worn],
-        device=device,
+    last = max(TRIM, *(max(shot.form.palette) for shot in shots))
+    worn = [shot.worn for shot in shots]
+    colours = [
+        dict(shot.form.palette) | ({WORN: row.colour, TRIM: row.trim} if row else {})
+        for shot, row in zip(shots, worn, strict=True)
+    ]
+    palette = torch.tensor([[row.get(part, BLACK) for part in range(last + 1)] for row in colours], device=device)
+    colour = palette[image, part]
+    textures = [shot.form.texture for shot in shots]
+    if not any(textures):
+        return colour
+    plain = Texture("plain", BLACK, 0.0, 0.0, 0.0)
+    second, scale, phase, waist = (
+        torch.tensor([getattr(texture or plain, name) for texture in textures], device=device)
+        for name in ("colour", "scale", "phase", "waist")
     )
-    palette = torch.cat([subject, fixed], 1)  # main, pattern, detail, pale, dark, worn, trim
-    column = torch.where(part >= DETAIL, part, torch.zeros_like(part))
-    colour = palette[image, column]
     share = torch.zeros_like(pixel)
-    scale = torch.tensor([s.scale for s, _, _ in items], device=device)
-    phase = torch.tensor([s.phase for s, _, _ in items], device=device)
-    waist = torch.tensor([FAMILIES[look.shape or s.family].waist for s, _, look in items], device=device)
-    for name, rows in _groups([s.pattern if s.pattern != "plain" else None for s, _, _ in items]):
-        chosen = torch.zeros(len(items), dtype=torch.bool, device=device)
+    for name, rows in _groups([texture.pattern if texture else None for texture in textures]):
+        chosen = torch.zeros(len(shots), dtype=torch.bool, device=device)
         chosen[rows] = True
-        at = (chosen[image] & (part < DETAIL)).nonzero()[:, 0]
+        at = (chosen[image] & (part == BODY)).nonzero()[:, 0]
         i = image[at]
         x, y, z = own
         share[at] = PATTERNS[name].paint((x[at], y[at] - waist[i], z[at]), scale[i], phase[i], pixel[at])
-    return mix(colour, palette[image, torch.ones_like(column)], share[:, None])
+    return mix(colour, second[image], share[:, None])
 
 
-def _backgrounds(items: list[Item], noise_seeds: list[int], size: int, device: torch.device | str) -> Tensor:
+def _backgrounds(shots: list[RenderItem], size: int, device: torch.device | str) -> Tensor:
     """The scenes' backgrounds [B, 3, H, W]."""
-    out = torch.empty(len(items), 3, size, size, device=device)
+    out = torch.empty(len(shots), 3, size, size, device=device)
     at = (torch.arange(size, device=device) + 0.5) / size
-    for name, rows in _groups([look.scene for _, _, look in items]):
-        noise = Noise([noise_seeds[i] for i in rows], size, device)
-        level = _column([0.40 - 0.006 * (items[i][1].elevation - 20) for i in rows], device)
+    for name, rows in _groups([shot.scene for shot in shots]):
+        noise = Noise([shots[i].seed for i in rows], size, device)
+        level = _column([0.40 - 0.006 * (shots[i].view.elevation - 20) for i in rows], device)
         horizon = (level + noise.number(-0.06, 0.06)).clamp(0.16, 0.48)
         stage = Backdrop(
             at[None, None, :].expand(1, size, size),
@@ -270,20 +306,20 @@ def _backgrounds(items: list[Item], noise_seeds: list[int], size: int, device: t
     return out
 
 
-def _shadows(items: list[Item], solids: list[_Solid], lines: Rays) -> Tensor:
+def _shadows(shots: list[RenderItem], solids: list[_Solid], lines: Rays) -> Tensor:
     """Fraction of light lost on the ground [B, H, W]: a contact shadow and a soft cast shadow."""
     b, h, w = lines.direction[0].shape
     device = lines.slope.device
     shadow = torch.zeros(b, h, w, device=device)
     for solid in solids:
-        rows = [i for i in solid.rows if items[i][2].scene != BLANK]
+        rows = [i for i in solid.rows if shots[i].scene != BLANK and shots[i].form.grounded]
         if not rows:
             continue
         inner = torch.tensor([solid.rows.index(i) for i in rows], device=device)
         base = []
         for i in rows:
-            shrink, height = _fit(items[i][0], items[i][2])
-            base.append(_anchors(items[i][0], items[i][2]).base * shrink + height)
+            shrink, height = shots[i].placed()
+            base.append(shots[i].form.anchors.base * shrink + height)
         ground = _column(base, device)
         ox, oy, oz = (o[rows] for o in lines.origin)
         dx, dy, dz = (d[rows] for d in lines.direction)
@@ -296,7 +332,7 @@ def _shadows(items: list[Item], solids: list[_Solid], lines: Rays) -> Tensor:
             gz.reshape(-1)[slot],
             ground.reshape(-1)[image] + 0.02,
         )
-        turn = torch.tensor([items[i][1].light for i in rows], dtype=torch.float32, device=device) / 360
+        turn = torch.tensor([shots[i].view.light for i in rows], dtype=torch.float32, device=device) / 360
         flat = exact.wave(turn[:, 1] + 0.25)
         lx, ly, lz = (
             exact.wave(turn[:, 0]) * flat,
@@ -315,17 +351,16 @@ def _shadows(items: list[Item], solids: list[_Solid], lines: Rays) -> Tensor:
     return shadow
 
 
-def _render_chunk(items: list[Item], size: int, device: torch.device | str) -> tuple[Tensor, ...]:
+def _render_chunk(shots: list[RenderItem], size: int, device: torch.device | str) -> tuple[Tensor, ...]:
     """Render one chunk: images, masks, subject masks, parts, depth as in `Rendered`."""
-    lines = rays([view for _, view, _ in items], size, device)
-    seeds = [look.seed for _, _, look in items]
-    solids = list(_solids(items, device))
-    rgb = _backgrounds(items, seeds, size, device)
-    strength = _column([SCENES[look.scene].shadow for _, _, look in items], device)
-    rgb = rgb * (1 - strength * _shadows(items, solids, lines))[:, None]
+    lines = rays([shot.view for shot in shots], size, device)
+    solids = list(_solids(shots, device))
+    rgb = _backgrounds(shots, size, device)
+    strength = _column([SCENES[shot.scene].shadow for shot in shots], device)
+    rgb = rgb * (1 - strength * _shadows(shots, solids, lines))[:, None]
 
-    alpha = torch.zeros(len(items), size, size, device=device)
-    parts = torch.zeros(len(items), size, size, dtype=torch.uint8, device=device)
+    alpha = torch.zeros(len(shots), size, size, device=device)
+    parts = torch.zeros(len(shots), size, size, dtype=torch.uint8, device=device)
     near = torch.full_like(alpha, 1e3)
     for solid in solids:
         own = Rays(
@@ -334,7 +369,7 @@ def _render_chunk(items: list[Item], size: int, device: torch.device | str) -> t
             lines.slope,
         )
         found = solid.trace(own)
-        layer = _shade(solid, items, own, found, _coverage(own, found, size), size)
+        layer = _shade(solid, shots, own, found, _coverage(own, found, size), size)
         rows = layer.rows
         front = layer.t < near[rows]
         cover = torch.where(front, layer.alpha, layer.alpha * (1 - alpha[rows]))
@@ -347,8 +382,8 @@ def _render_chunk(items: list[Item], size: int, device: torch.device | str) -> t
 
     mask = alpha >= 0.5
     rgb = rgb.clamp(0, 1)
-    for name, rows in _groups([look.style if look.style != "photo" else None for _, _, look in items]):
-        noise = Noise([seeds[i] + 1 for i in rows], size, device)
+    for name, rows in _groups([shot.style if shot.style != "photo" else None for shot in shots]):
+        noise = Noise([shots[i].seed + 1 for i in rows], size, device)
         rgb[rows] = STYLES[name].draw(StyledRender(rgb[rows], alpha[rows], parts[rows], noise)).clamp(0, 1)
     images = torch.floor(rgb * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     depth = torch.where(mask, near * lines.slope, torch.zeros_like(near))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipelines.toybox.exact import Noise, blur, mix, shift, smooth
+from pipelines.toybox.rendering.exact import Noise, blur, mix, shift, smooth
 
 
 @dataclass(frozen=True)

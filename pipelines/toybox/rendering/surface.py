@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.toybox.exact import fract, length, wave
-from pipelines.toybox.sdf import Point
+from pipelines.toybox.rendering.exact import fract, length, wave
+from pipelines.toybox.rendering.sdf import Point
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.87, 0.11, 0.11),

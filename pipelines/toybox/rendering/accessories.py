@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pipelines.toybox.exact import angle, fract, length
-from pipelines.toybox.sdf import TRIM, WORN, Anchors, Parts, Point, cuboid, slab, torus
+from pipelines.toybox.rendering.exact import angle, fract, length
+from pipelines.toybox.rendering.sdf import TRIM, WORN, Anchors, Parts, Point, cuboid, slab, torus
 
 
 def hat(p: Point) -> Parts:
@@ -72,13 +72,12 @@ class Accessory:
     extents: tuple[tuple[float, float], ...]
 
 
-def fit(accessory: str, anchors: Anchors) -> tuple[float, float]:
+def fit(row: Accessory, anchors: Anchors) -> tuple[float, float]:
     """Scale and height (<= 0) at which a dressed subject stays inside the unit sphere.
 
     A grid search finds the smallest sphere around a point of the vertical axis that encloses the accessory's extents
     and the part of the subject's unit sphere above its base.
     """
-    row = ACCESSORIES[accessory]
     x, y, z, radius = getattr(anchors, row.anchor)
     aside = math.hypot(x, z)
     circles = [(aside + radius * far, y + radius * up) for far, up in row.extents]

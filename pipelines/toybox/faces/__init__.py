@@ -1,0 +1,4 @@
+"""The world of faces: parametric people under view, light, expression, clothes, scene and style.
+
+`people` defines who and what can be seen, and its captions; `head` is their distance function.
+"""
