@@ -32,7 +32,7 @@ _LITTER = frozenset(
     }
 )
 
-Layout = Literal["mvimgnet", "openimages", "dreambench", "folder"]
+Layout = Literal["mvimgnet", "openimages", "dreambench", "folder", "ffhq", "celebahq", "portraits"]
 """Raw layouts, each with a reader in `pipelines.sources`."""
 
 

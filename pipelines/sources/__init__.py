@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from pipelines.photos.roots import Root, SourceParams
-from pipelines.sources import dreambench, mvimgnet, openimages
+from pipelines.sources import celebahq, dreambench, ffhq, mvimgnet, openimages, portraits
 from pipelines.sources.base import Photo, Pose, Prompt, Source, Subject
+from pipelines.sources.celebahq import CelebAHQ
 from pipelines.sources.dreambench import DreamBench
+from pipelines.sources.ffhq import FFHQ
 from pipelines.sources.folder import Folder
 from pipelines.sources.mvimgnet import MVImgNet
 from pipelines.sources.openimages import OpenImages
+from pipelines.sources.portraits import Portraits
 from runtime.errors import UserError
 
 LAYOUTS: dict[str, Callable[[SourceParams], Source]] = {
@@ -19,6 +22,9 @@ LAYOUTS: dict[str, Callable[[SourceParams], Source]] = {
     "openimages": OpenImages,
     "dreambench": DreamBench,
     "folder": Folder,
+    "ffhq": FFHQ,
+    "celebahq": CelebAHQ,
+    "portraits": Portraits,
 }
 
 __all__ = ["LAYOUTS", "Photo", "Pose", "Prompt", "Source", "SourceParams", "Subject", "open_source"]
@@ -30,6 +36,9 @@ _SIGNS: dict[str, str] = {
     dreambench.LISTING: "dreambench",
     PurePosixPath(dreambench.LISTING).name: "dreambench, whose root is the folder above",
     **dict.fromkeys(openimages.CLASS_FILES, "openimages"),
+    ffhq.LISTING: "ffhq",
+    celebahq.FOLDER: "celebahq",
+    portraits.CONSENT: "portraits",
 }
 
 
