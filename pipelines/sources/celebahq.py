@@ -1,8 +1,9 @@
 """CelebAMask-HQ: `CelebA-HQ-img/<n>.jpg`, with the people's identities where CelebA's makers have given them out.
 
 `CelebA-HQ-to-CelebA-mapping.txt` (idx, orig_idx, orig_file) leads to the lines `<file> <identity>` of
-`identity_CelebA.txt`, which is sent on request: with both, the photos of one person are one subject; without, each photo
-is a subject of its own. `list_attr_celeba.txt`'s column Male, if the file is there, chooses between man and woman.
+`identity_CelebA.txt`, which is sent on request: with both, the photos of one person are one subject; without, each
+photo is a subject of its own. `list_attr_celeba.txt`'s column Male, if the file is there, chooses between man and
+woman.
 
 The part masks (`CelebAMask-HQ-mask-anno`) are not read: they are of half the size; Grounded SAM with `mask.phrase` set
 to `head` cuts out the same.

@@ -7,6 +7,9 @@ import subprocess
 
 import pytest
 
+from eval.report import stage as report
+from eval.report.sections.scores import trials
+from eval.trial.record import headline, read_results
 from tests.world.browser import FLAGS, installed
 
 PHONE, DESKTOP = 390, 1280  # px
@@ -16,13 +19,18 @@ PROBE = """<script>addEventListener("load", async () => {
   await Promise.all([...document.images].map(i => i.decode().catch(() => broken.push(i.src.slice(0, 60)))));
   parent.postMessage({name, width: innerWidth, needed: document.documentElement.scrollWidth, broken,
     images: document.images.length,
+    squeezed: [...document.querySelectorAll("td, th")]
+      .filter(c => c.textContent.trim().length > 20 && c.clientHeight > 4 * c.clientWidth).map(c => c.textContent),
     charts: [...document.querySelectorAll("svg")].filter(s => s.clientHeight > 40).length,
     fetched: performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:"))}, "*");
 });</script>"""
 FRAMES = """<!doctype html><body><pre></pre><script>const got = {}; onmessage = e => { got[e.data.name] = e.data;
   document.querySelector("pre").textContent = JSON.stringify(got); };</script>"""
 BAD = """<!doctype html><body><img src="http://pictures.example/a.png"><img src="data:image/png;base64,AAAA">
-<p style="width: 900px">wide</p><script>missing()</script>"""
+<p style="width: 900px">wide</p>
+<table><tr><td style="overflow-wrap: anywhere; max-width: 20px">
+one letter a line in a narrow cell</td></tr></table>
+<script>missing()</script>"""
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +66,17 @@ def seen(browser, folder, pages):
     return found, console
 
 
-def test_the_page_opens_in_a_browser_without_errors_or_network_and_fits_a_phone(browser, page, tmp_path):
+def test_the_page_opens_in_a_browser_without_errors_or_network_and_fits_a_phone(browser, full, tmp_path, monkeypatch):
+    stored = [(result, headline(result)) for result in read_results()]
+    monkeypatch.setitem(trials.__globals__, "with_weights", lambda *_: stored)  # the page shows trials of its encoders
+    page = report.page(full)
     folder = tmp_path / "browser"
     folder.mkdir()
     found, console = seen(browser, folder, {"phone": (page, PHONE), "desktop": (page, DESKTOP)})
     for name, width in (("phone", PHONE), ("desktop", DESKTOP)):
         assert found[name]["needed"] <= found[name]["width"] == width, name
         assert found[name]["broken"] == found[name]["fetched"] == [], name
+        assert found[name]["squeezed"] == [], name
         assert found[name]["images"] == page.count("<img")
         assert found[name]["charts"] >= 16
     assert console == []
@@ -75,4 +87,5 @@ def test_the_probe_sees_what_is_wrong_with_a_page(browser, tmp_path):
     assert found["bad"]["needed"] > PHONE
     assert found["bad"]["fetched"] == ["http://pictures.example/a.png"]
     assert len(found["bad"]["broken"]) == 2
+    assert found["bad"]["squeezed"] == ["\none letter a line in a narrow cell"]
     assert any("missing is not defined" in line for line in console)

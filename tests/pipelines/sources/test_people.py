@@ -54,7 +54,7 @@ def test_ffhq_with_another_listing_is_refused(ffhq, params, put, listing, messag
 
 def test_ffhq_without_listing_or_photos_is_refused(put, params):
     put("images1024x1024/00000/00000.png")
-    with pytest.raises(UserError, match="ffhq-dataset-v2.json is missing"):
+    with pytest.raises(UserError, match=r"ffhq-dataset-v2\.json is missing"):
         list(open_source(params("ffhq")).subjects())
     put("ffhq-dataset-v2.json")
     (put() / "images1024x1024").rename(put() / "photos")
@@ -151,5 +151,5 @@ def test_portraits_of_minors_are_refused(put, params, noun):
 def test_the_folder_layout_does_not_read_portraits(put, params):
     put("woman/ada/1.jpg")
     put("consent.csv", content="person,basis,date\nada,form,2026-02-01\n")
-    with pytest.raises(UserError, match="it has consent.csv; use layout portraits"):
+    with pytest.raises(UserError, match=r"it has consent\.csv; use layout portraits"):
         open_source(params("folder"))
