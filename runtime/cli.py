@@ -34,6 +34,7 @@ COMMANDS = {
     "sample": Command("model.sample", "generate images of a subject from its photos"),
     "demo": Command("model.demo.command", "open a page that generates images of a subject, in a browser"),
     "export": Command("model.export", "export an adapter in IP-Adapter's layout"),
+    "export-pairs": Command("pipelines.export.command", "write the training pairs in formats of other trainers"),
     "show": Command("pipelines.tables.show", "print rows of a table"),
     "trial": Command("eval.trial.command", "put the similarity metrics on trial on your own captures"),
     "compare": Command("eval.report.compare", "compare the scores of several runs side by side"),
@@ -128,11 +129,11 @@ def overview(known: dict[str, Stage]) -> str:
     """Return the top-level help: one line per command."""
     help_line = "COMMAND --help shows its options and, for a stage, its section of params.yaml."
     lines = [f"usage: {PROGRAM} COMMAND [OPTIONS]", help_line, "Stages, in the order of `dvc repro`:"]
-    lines += [f"  {stage.name:11} {stage.summary}" for stage in known.values()]
-    lines += ["", "Other commands:"]
-    lines += [f"  {name:11} {command.summary}" for name, command in COMMANDS.items() if " " not in name]
+    lines += [f"  {stage.name:12} {stage.summary}" for stage in known.values()]
+    lines += ["Other commands:"]
+    lines += [f"  {name:12} {command.summary}" for name, command in COMMANDS.items() if " " not in name]
     names = ", ".join(name.split()[1] for name in COMMANDS if " " in name)
-    lines += [f"  {'bench NAME':11} measure the code's overhead over the work itself: {names}"]
+    lines += [f"  {'bench NAME':12} measure the code's overhead over the work itself: {names}"]
     return "\n".join(lines)
 
 

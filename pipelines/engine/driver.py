@@ -152,19 +152,23 @@ def _gather(out: Path, name: str, work: WorkFolder, sizes: dict[str, int]) -> No
             tables.write_part(part(0), name, tables.from_rows(name, []))
 
 
-def report(stage: str, summary: Summary, out: Path, extra: dict[str, Any] | None = None) -> None:
+def report(stage: str, summary: Summary, out: Path, extra: dict[str, Any] | None = None, unit: str = "photo") -> None:
     """Print the summary of a run and write its metrics; raise if a photo is unaccounted for.
+
+    Args:
+        extra: further metrics.
+        unit: what the items account for.
 
     Raises:
         RuntimeError: kept + rejected is not the input; a bug in the stage, never a fault of the data.
     """
     rejected = sum(summary.rejects.values())
     if summary.kept + rejected != summary.input:
-        raise RuntimeError(f"stage {stage} lost photos: {summary.kept} kept + {rejected} rejected != {summary.input}")
+        raise RuntimeError(f"stage {stage} lost {unit}s: {summary.kept} kept + {rejected} rejected != {summary.input}")
     rate = summary.input / max(summary.seconds, 1e-9)
     print(
-        f"{stage}: {summary.kept} of {summary.input} photos kept, {rejected} rejected; {summary.shards} shards, "
-        f"{summary.shards_done_before} done before; {summary.seconds:.1f} s, {rate:.0f} photos/s"
+        f"{stage}: {summary.kept} of {summary.input} {unit}s kept, {rejected} rejected; {summary.shards} shards, "
+        f"{summary.shards_done_before} done before; {summary.seconds:.1f} s, {rate:.0f} {unit}s/s"
     )
     for reason, count in summary.rejects.items():
         print(f"  {count:6d} {reason}: {tables.REJECT_REASONS[reason]}")

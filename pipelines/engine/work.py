@@ -103,6 +103,13 @@ class WorkFolder:
             for stale in Path(self.url).glob(".*.tmp"):
                 shutil.rmtree(stale, ignore_errors=True)
 
+    def clear(self) -> None:
+        """Remove all shards; only while no run is active."""
+        if not self.remote:
+            shutil.rmtree(self.url, ignore_errors=True)
+        elif self.fs.exists(self.base):
+            self.fs.rm(self.base, recursive=True)
+
     @contextlib.contextmanager
     def writing(self, shard: str) -> Iterator[Path]:
         """Yield a local folder for the shard's files; on exit without an error, the shard appears as a whole."""

@@ -195,6 +195,22 @@ TABLES: dict[str, TableSpec] = {
             "width": Column(_i32, "of hidden"),
         },
     ),
+    "exports": TableSpec(
+        row="a pair that export-pairs wrote for another trainer",
+        keys=("split", "number"),
+        columns={
+            "split": Column(_text, "train or validation; whole subjects"),
+            "number": Column(_i32, "of the pair in its split, the stem of its files"),
+            "part": Column(_i32, "shard of the split that holds it"),
+            "triplet_id": Column(_text, "as in triplets"),
+            "subject_id": _subject_id,
+            "class_name": _class_name,
+            "angle": Column(_f32, "degrees between viewing directions of reference and target", nullable=True),
+            "licence": Column(_text, "of its photos, joined by and; null where one is not known", nullable=True),
+            "file": Column(_text, "that holds the target, relative to the export"),
+            "entry": Column(_text, "what the format's index says of the pair; empty where it has none"),
+        },
+    ),
     "generations": TableSpec(
         row="a generated picture; one of a pair has a row for each of its two subjects, the picture in both",
         keys=("method", "subject_id", "group", "prompt_id", "index"),

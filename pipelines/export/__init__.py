@@ -1,0 +1,1 @@
+"""Multi-view pairs in the formats of other trainers: `customcontrast export-pairs`."""
