@@ -47,7 +47,8 @@ class ExportWorker:
         """Return a pair with its images encoded; called by threads."""
         images = render(self.roots, pair, self.options)
         files = self.format.encode(images, self.options)
-        return EncodedPair(pair["number"], record(pair, images, self.options), files)
+        captions = {role: pair[role]["caption"] for role in images}
+        return EncodedPair(pair["number"], record(pair, images, self.options), captions, files)
 
     def row(self, part: Part, pair: dict[str, Any], entry: str) -> dict[str, Any]:
         """Return the row of a pair in the exports table."""

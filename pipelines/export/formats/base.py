@@ -12,6 +12,7 @@ from pipelines.export import render
 from pipelines.export.options import ExportOptions
 from pipelines.export.plan import Part
 from pipelines.export.render import PairImage
+from runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class EncodedPair:
     Attributes:
         number: in its split.
         record: the columns of `records.schema`.
+        captions: by role, of the photos.
         files: by role (target, reference, positive; with masks target_mask and so on), suffix and bytes of its file.
     """
 
     number: int
     record: dict[str, Any]
+    captions: dict[str, str]
     files: dict[str, tuple[str, bytes]]
 
     @property
@@ -95,3 +98,18 @@ def write_file(file: Path, data: bytes) -> None:
     """Write a file, with the folders above it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(data)
+
+
+def one_line(caption: str) -> str:
+    """Return a caption as a line: trainers take each line of a text file for a caption of its own."""
+    return " ".join(caption.split())
+
+
+def refuse_masks(trainer: str, options: ExportOptions) -> None:
+    """Refuse masks for a trainer that reads none.
+
+    Raises:
+        UserError: the options ask for masks.
+    """
+    if "mask" in options.fields:
+        raise UserError(f"{trainer} reads no masks; leave mask out of --with")
