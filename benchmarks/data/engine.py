@@ -34,36 +34,40 @@ class IdleWorker:
 
 
 class TimedWorker:
-    """The curate stage's worker, logging the start and end time of each subject."""
+    """A stage's worker, logging the start and end time of each item and its number of units."""
 
-    def __init__(self, make: Callable[[], CurateWorker], trace: Path) -> None:
-        self.worker, self.trace = make(), trace
+    def __init__(self, make: Callable[[], Worker], units: Callable[[Any], int], trace: Path) -> None:
+        self.worker, self.units, self.trace = make(), units, trace
 
     def compute(self, payloads: Sequence[Any]) -> list[Rows]:
         results = []
         with (self.trace / str(os.getpid())).open("a") as stream:
             for payload in payloads:
-                photos = len(unpack(payload).photos)
+                count = self.units(payload)
                 began = time.monotonic()
                 results += self.worker.compute([payload])
-                print(began, time.monotonic(), photos, file=stream)
+                print(began, time.monotonic(), count, file=stream)
         return results
 
 
-def run(work: Path, settings: RunParams, worker: Callable[[], Worker], items: Any, mean: int) -> driver.Summary:
-    """Run a stage over `items` from scratch."""
+def run(
+    work: Path, settings: RunParams, worker: Callable[[], Worker], items: Any, mean: int, kept: str = "frames"
+) -> driver.Summary:
+    """Run a stage over `items` from scratch; `kept` is the table it writes."""
     shutil.rmtree(work, ignore_errors=True)
-    return driver.run_stage(
-        "bench",
-        items,
-        worker,
-        identity="bench",
-        kept="frames",
-        others=[],
-        out=work / "out",
-        run=settings.model_copy(update={"work": str(work / "shards"), "device": "cpu"}),
-        shard_items=mean,
-    )
+    alone = settings.model_copy(update={"work": str(work / "shards"), "device": "cpu"})
+    with driver.sole_writer("bench", alone, work / "out"):
+        return driver.run_stage(
+            "bench",
+            items,
+            worker,
+            identity="bench",
+            kept=kept,
+            others=[],
+            out=work / "out",
+            run=alone,
+            shard_items=mean,
+        )
 
 
 def engine(setting: DataSetting) -> Iterator[Line]:
@@ -90,8 +94,27 @@ def idle_items(count: int) -> Iterator[Item]:
 
 def workers(setting: DataSetting) -> Iterator[Line]:
     """Photos/s of two workers over one, while all workers are busy."""
-    source, work = photos.source(setting), setting.sizes.work / "workers"
+    source = photos.source(setting)
     items = subject_items(photos.subjects(source, setting.sizes.photos))
+    worker = partial(CurateWorker, setting.curate, [source], "cpu")
+    yield two_over_one("two workers over one", setting, worker, items, count_photos, "photo", "frames")
+
+
+def two_over_one(
+    name: str,
+    setting: DataSetting,
+    worker: Callable[[], Worker],
+    items: Sequence[Item],
+    units: Callable[[Any], int],
+    unit: str,
+    kept: str,
+) -> Line:
+    """Return the rate of two workers over that of one, while all workers are busy.
+
+    Args:
+        units: number of `unit`s in the payload of an item; picklable.
+        kept: the table that the worker writes.
+    """
     two = setting.run.model_copy(update={"workers": 2, "threads": 1})
     started = cluster.connect(two)
     try:
@@ -102,15 +125,20 @@ def workers(setting: DataSetting) -> Iterator[Line]:
                 trace = setting.sizes.work / "trace"
                 shutil.rmtree(trace, ignore_errors=True)
                 trace.mkdir(parents=True)
-                worker = partial(TimedWorker, partial(CurateWorker, setting.curate, [source], "cpu"), trace)
-                run(work, two.model_copy(update={"workers": count}), worker, items, 1)
+                timed = partial(TimedWorker, worker, units, trace)
+                run(setting.sizes.work / "workers", two.model_copy(update={"workers": count}), timed, items, 1, kept)
                 rates.append(busy_rate([file.read_text() for file in sorted(trace.iterdir())]))
             turns.append((rates[0], rates[1]))
     finally:
         leave(started)
     one, both = (statistics.median(column) for column in zip(*turns, strict=True))
-    detail = f"{both:.0f} and {one:.0f} photos/s, {os.cpu_count()} cores"
-    yield Line("two workers over one", statistics.median(b / a for a, b in turns), 1.7, detail=detail)
+    detail = f"{both:.0f} and {one:.0f} {unit}s/s, {os.cpu_count()} cores"
+    return Line(name, statistics.median(b / a for a, b in turns), 1.7, detail=detail)
+
+
+def count_photos(payload: Any) -> int:
+    """Return the number of photos of a subject, as curate's items hold it."""
+    return len(unpack(payload).photos)
 
 
 def subject_items(some: Sequence[Subject]) -> list[Item]:

@@ -15,7 +15,7 @@ class Sizes(Section):
     """Sizes of the measurements; the fields are options of the command."""
 
     repeats: int  # of which the median counts
-    photos: int  # for decode, workers and others
+    photos: int  # for decode, workers, export and others
     side: int  # px, longer side of those photos
     source: str | None  # folder of photos in MVImgNet's layout, instead of synthetic ones
     model_photos: int  # for mask and embed, at the resolution of the variant

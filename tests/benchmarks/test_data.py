@@ -9,9 +9,15 @@ import torch
 from torch import nn
 
 from benchmarks import forwards
+from benchmarks.data import engine, export
 from benchmarks.data.engine import busy_rate
 from benchmarks.data.photos import draw
+from benchmarks.data.setting import DataSetting, Sizes
 from benchmarks.measure import Line, ratio
+from pipelines.engine import actors
+from runtime.params import Params
+from tests.world.exports import compute_here
+from tests.world.shard_workers import on_cpus
 
 
 def test_line_is_short_of_a_least_or_a_most_and_never_without_a_goal():
@@ -65,3 +71,19 @@ def test_drawn_photos_are_the_same_each_time_and_differ_from_each_other():
     assert image.size == mask.size == (64, 48)
     assert image.tobytes() == draw(3, (64, 48))[0].tobytes() != draw(4, (64, 48))[0].tobytes()
     assert 0.1 < sum(mask.getdata()) / 255 / (64 * 48) < 0.5
+
+
+def test_stage_of_a_benchmark_runs_in_a_folder_of_its_own_each_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(actors, "compute", compute_here)
+    for _ in range(2):
+        done = engine.run(tmp_path / "bench", on_cpus("unused"), engine.IdleWorker, engine.idle_items(9), 4)
+        assert (done.input, done.kept, done.items_computed) == (9, 0, 9)
+
+
+def test_export_is_measured_on_shards_of_drawn_photos(tmp_path):
+    sizes = dict.fromkeys(Sizes.model_fields, 1) | {"photos": 16, "side": 128, "source": None, "rows": (1,)}
+    setting = DataSetting.of(Sizes(**sizes | {"work": tmp_path}), Params.read())
+    source, items = export.shards(setting)
+    assert sum(map(export.count_pairs, (item.payload for item in items))) == 16
+    worker = export.ExportWorker(export.FORMAT, export.OPTIONS, [source], str(tmp_path / "out"))
+    assert [len(rows["exports"]) for rows in worker.compute([items[0].payload])] == [16]
