@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipelines import tables
 from pipelines.export.counts import ANGLE_BIN, UNKNOWN, ExportCounts
@@ -73,8 +73,7 @@ def sheet(rows: Sequence[Mapping[str, PairImage]]) -> Image.Image:
         left, top = place % COLUMNS * (width + GAP) + GAP, place // COLUMNS * (TILE + GAP) + GAP
         target, *references = row.values()
         for column, made in enumerate([*references, target]):
-            tile = made.image.convert("RGB")
-            tile.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
+            tile = ImageOps.contain(made.image.convert("RGB"), (TILE, TILE), Image.Resampling.LANCZOS)
             page.paste(tile, (left + column * (TILE + GAP) + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
     return page
 

@@ -24,7 +24,7 @@ class Destination:
     """The folder of an export, written by workers and by the driver; picklable.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: it cannot be opened; or, from the methods that write, written.
     """
 
     def __init__(self, out: str) -> None:
@@ -82,7 +82,7 @@ class Destination:
             with tempfile.TemporaryDirectory() as name, room_on_disk(name):
                 yield Path(name)
                 for file in _files(Path(name)):
-                    self.fs.put_file(str(file), f"{self.base}/{file.relative_to(name).as_posix()}")
+                    self._put(file, file.relative_to(name).as_posix())
             return
         folder = Path(self.url) / UNFINISHED / f"{label}.{os.getpid()}"
         with room_on_disk(self.url):
@@ -97,6 +97,15 @@ class Destination:
                     file.replace(target)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _put(self, file: Path, name: str) -> None:
+        """Copy a file to the store; an object is whole or absent."""
+        try:
+            self.fs.put_file(str(file), f"{self.base}/{name}")
+        except Exception as error:  # every remote file system has its own exceptions
+            raise UserError(
+                f"{self.url}/{name} cannot be written ({one_line(error)}); correct that, and run the same command again"
+            ) from None
 
     def write(self, name: str, chunks: Iterable[bytes]) -> None:
         """Write a file from its pieces."""

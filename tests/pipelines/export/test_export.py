@@ -87,6 +87,39 @@ def test_export_to_an_object_store_has_the_bytes_of_a_folder(export, tmp_path):
     store.store.clear()
 
 
+def test_store_that_cannot_be_written_is_one_sentence(export, tmp_path, monkeypatch):
+    write_tables(tmp_path)
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+
+    def denied(*given: Any) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(type(store), "put_file", denied)
+    with pytest.raises(UserError, match=r"memory://pairs/\.export\.json cannot be written \(Access Denied\); correct"):
+        export_pairs(params(tmp_path), FORMATS["webdataset"], SMALL, "memory://pairs")
+
+
+def test_pair_that_kills_its_worker_is_left_out_and_counted(export, tmp_path, monkeypatch):
+    data = write_tables(tmp_path)
+    killer = "s/mug/red/001"
+
+    def crashing(stage: str, missing: Any, work: Any, spool: Any, index: Any, make: Any, run: Any) -> int:
+        for shard in missing:
+            (item,) = [spool.read(key) for key in shard.keys]
+            lost = [name for name in item.frame_ids if name == killer]
+            crashed = {item.id: {"rejects": [tables.reject(name, stage, "crashed") for name in lost]}} if lost else {}
+            actors.Actor(make, 1).run(work, shard, [item.without(lost)], {}, crashed)
+        return len(missing)
+
+    monkeypatch.setattr(actors, "compute", crashing)
+    out = export("imagefolder")
+    rows = [json.loads(text) for text in (out / "train" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == PAIRS - 1 and killer not in {row["id"] for row in rows}
+    assert "| export-pairs | crashed |" in (out / "README.md").read_text(encoding="utf-8")
+    assert json.loads((data / NAME / "metrics.json").read_text())["rejected"] == 1
+
+
 def test_card_counts_what_is_there_and_what_is_not(export, tmp_path):
     rejects = [tables.reject(f"s/cup/blue/{n}", "curate", "blurred", "0.1") for n in (7, 8)]
     write_tables(tmp_path)
