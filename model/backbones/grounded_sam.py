@@ -43,7 +43,7 @@ DETECTORS: dict[str, Any] = {
     "grounding-dino": GroundingDinoForObjectDetection,
     "mm-grounding-dino": MMGroundingDinoForObjectDetection,
 }
-"""By `model_type` of a folder's config.json: the class."""
+"""By `model_type` of a folder's config.json: the class; LLMDet (Fu et al. 2025) is an MM-Grounding-DINO."""
 FUSIONS = (GroundingDinoBiMultiHeadAttention, MMGroundingDinoBiMultiHeadAttention)
 
 TOKENS = 8
@@ -85,7 +85,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Detector:
-    """A frozen Grounding DINO (Liu et al. 2023) or MM-Grounding-DINO (Zhao et al. 2024); one phrase per photo."""
+    """A frozen Grounding DINO (Liu et al. 2023), MM-Grounding-DINO (Zhao et al. 2024) or LLMDet; a phrase per photo."""
 
     model: GroundingDinoForObjectDetection | MMGroundingDinoForObjectDetection
     processor: GroundingDinoProcessor

@@ -115,7 +115,7 @@ class DinoSpec(Spec):
 
 
 class DetectorSpec(Spec):
-    """A transformers folder of GroundingDinoForObjectDetection with its processor."""
+    """A transformers folder of Grounding DINO, MM-Grounding-DINO or LLMDet with its processor."""
 
 
 class SamSpec(Spec):

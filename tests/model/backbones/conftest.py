@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from transformers import (
     Dinov2Model,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
+    MMGroundingDinoConfig,
+    MMGroundingDinoForObjectDetection,
     SwinConfig,
 )
 
@@ -149,6 +152,23 @@ def detector_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "do_pad": True,
     }
     write_json(folder / "preprocessor_config.json", image)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mm_detector_folder(tmp_path_factory: pytest.TempPathFactory, detector_folder: Path) -> Path:
+    """An MM-Grounding-DINO folder, as openmmlab-community publishes it, and LLMDet: no heads shared by the layers."""
+    folder = tmp_path_factory.mktemp("mm") / "detector"
+    shutil.copytree(detector_folder, folder)
+    tree = GroundingDinoConfig.from_pretrained(folder).to_dict() | {"model_type": MMGroundingDinoConfig.model_type}
+    unshared = {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False}
+    torch.manual_seed(0)
+    model = MMGroundingDinoForObjectDetection(MMGroundingDinoConfig(**tree | unshared))
+    with torch.no_grad():
+        for box, word in zip(model.bbox_embed, model.class_embed, strict=True):
+            torch.nn.init.normal_(box.layers[-1].weight, std=0.5)
+            word.bias.fill_(-3.0)
+    model.save_pretrained(folder)
     return folder
 
 

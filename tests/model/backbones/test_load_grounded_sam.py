@@ -39,16 +39,22 @@ def detector(models: GroundedSam) -> Detector:
     return models.detector
 
 
+@pytest.fixture(scope="module", params=["grounding-dino", "mm-grounding-dino"])
+def each_detector(request: pytest.FixtureRequest, detector_folder: Path, mm_detector_folder: Path) -> Detector:
+    folder = detector_folder if request.param == "grounding-dino" else mm_detector_folder
+    return load_detector(DetectorSpec(path=str(folder)), "cpu", batch_size=4)
+
+
 def boxes_in(photos: list[Image.Image]) -> list[Box]:
     return [(0.2 * photo.width, 0.3 * photo.height, 0.8 * photo.width, 0.9 * photo.height) for photo in photos]
 
 
-def test_detection_does_not_depend_on_its_neighbours(models: GroundedSam, photos: list[Image.Image]) -> None:
-    together = models.detect(photos, PHRASES)
+def test_detection_does_not_depend_on_its_neighbours(each_detector: Detector, photos: list[Image.Image]) -> None:
+    together = each_detector.detect(photos, PHRASES)
     assert all(together)
-    alone = [models.detect([photo], [phrase])[0] for photo, phrase in zip(photos, PHRASES, strict=True)]
+    alone = [each_detector.detect([photo], [phrase])[0] for photo, phrase in zip(photos, PHRASES, strict=True)]
     assert together == alone
-    assert models.detect(photos[::-1], PHRASES[::-1])[::-1] == alone
+    assert each_detector.detect(photos[::-1], PHRASES[::-1])[::-1] == alone
 
 
 def test_mask_does_not_depend_on_its_neighbours(models: GroundedSam, photos: list[Image.Image]) -> None:
@@ -64,17 +70,18 @@ def test_mask_does_not_depend_on_its_neighbours(models: GroundedSam, photos: lis
         assert value == score
 
 
-def test_detection_is_the_best_of_the_processor(detector: Detector, photos: list[Image.Image]) -> None:
+def test_detection_is_the_best_of_the_processor(each_detector: Detector, photos: list[Image.Image]) -> None:
     """A photo on its own canvas and its phrase, through transformers' own preparation and post-processing."""
     for photo, phrase in ((photos[0], "mug"), (photos[1], "Teddy  Bear."), (photos[7], "a dog.")):
         text = " ".join(phrase.lower().replace(".", "").split()) + "."
-        inputs = detector.processor(images=photo, text=text, return_tensors="pt")
+        inputs = each_detector.processor(images=photo, text=text, return_tensors="pt")
         with torch.no_grad():
-            outputs = detector.model(**inputs)
+            outputs = each_detector.model(**inputs)
         size = [(photo.height, photo.width)]
-        (every,) = detector.processor.post_process_grounded_object_detection(outputs, threshold=0.0, target_sizes=size)
+        post_process = each_detector.processor.post_process_grounded_object_detection
+        (every,) = post_process(outputs, threshold=0.0, target_sizes=size)
         best = every["scores"].argmax()
-        (found,) = detector.detect([photo], [phrase])
+        (found,) = each_detector.detect([photo], [phrase])
         assert found is not None
         assert found.score == pytest.approx(every["scores"][best].item(), abs=1e-6)
         x0, y0, x1, y1 = every["boxes"][best].tolist()
