@@ -18,12 +18,12 @@ from benchmarks.data.export import export
 from benchmarks.data.others import others
 from benchmarks.data.scale import scale
 from benchmarks.data.setting import DataSetting, Sizes
-from benchmarks.data.stages import decode, embed, mask, tile
+from benchmarks.data.stages import decode, embed, mask, newer_masks, tile
 from benchmarks.measure import Line, chosen_parts, measured, report
 from runtime.cli import read_params, shared_options
 
 PARTS: dict[str, Callable[[DataSetting], Iterator[Line]]] = {
-    part.__name__: part for part in (decode, mask, embed, tile, engine, workers, export, others, scale)
+    part.__name__: part for part in (decode, mask, newer_masks, embed, tile, engine, workers, export, others, scale)
 }
 
 

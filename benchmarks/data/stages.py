@@ -8,17 +8,18 @@ from typing import Any
 import torch
 
 from benchmarks import forwards
-from benchmarks.data import photos
+from benchmarks.data import checkpoints, photos
 from benchmarks.data.setting import DataSetting
 from benchmarks.measure import Line, ratio
 from model.backbones.variant import load_variant
 from pipelines.curate.stage import CurateWorker, pack
 from pipelines.engine.actors import Worker
-from pipelines.mask.stage import MaskWorker
+from pipelines.mask.worker import MaskParams, MaskWorker
 from pipelines.photos.decode import decode_image
 from pipelines.photos.roots import Roots, SourceParams
 from pipelines.similarity.stage import SimilarityWorker
 from pipelines.similarity.tiles import groups, tiles
+from pipelines.similarity.worker import SimilarityParams
 
 
 def decode(setting: DataSetting) -> Iterator[Line]:
@@ -41,23 +42,43 @@ def mask(setting: DataSetting) -> Iterator[Line]:
     """The mask stage's worker, with Grounded SAM on all photos, vs its forward passes."""
     source, frames = at_resolution(setting)
     params = setting.mask.model_copy(update={"method": "grounded_sam"})
-    run = setting.run
-    worker = MaskWorker(params, setting.variant, [source], run.torch_device(), run.decoders)
-    yield over_forwards("mask over forward", worker, frames, params.shard_subjects, setting)
+    yield over_forwards("mask over forward", masks(params, setting.variant, source, setting), frames, params, setting)
+
+
+def newer_masks(setting: DataSetting) -> Iterator[Line]:
+    """As `mask`, with an MM-Grounding-DINO and then with a SAM 2 in the places of the variant's models."""
+    source, frames = at_resolution(setting)
+    # Random weights find nothing, so every box counts.
+    params = setting.mask.model_copy(update={"method": "grounded_sam", "min_detection": 0.0})
+    work, variant = setting.sizes.work, load_variant(setting.variant)
+    parts: dict[str, dict[str, Any]] = {
+        "MM-Grounding-DINO": {"detector": checkpoints.mm_grounding_dino(variant.detector, work)},
+        "SAM 2": {"sam": checkpoints.sam2(work)},
+    }
+    for name, part in parts.items():
+        file = work / f"{name}.json"
+        file.write_text(variant.model_copy(update=part).model_dump_json())
+        worker = masks(params, str(file), source, setting)
+        yield over_forwards(f"{name} over forward", worker, frames, params, setting)
+
+
+def masks(params: MaskParams, variant: str, source: SourceParams, setting: DataSetting) -> MaskWorker:
+    """Return the mask stage's worker."""
+    return MaskWorker(params, variant, [source], setting.run.torch_device(), setting.run.decoders)
 
 
 def embed(setting: DataSetting) -> Iterator[Line]:
     """The similarity stage's worker vs its forward passes."""
     source, frames = at_resolution(setting)
     params = setting.mask.model_copy(update={"method": "annotated", "compare": 0.0})
-    masks = MaskWorker(params, setting.variant, [source], "cpu").compute(frames)
+    shipped = MaskWorker(params, setting.variant, [source], "cpu").compute(frames)
     segmented = [
         [{**frame, "extra": row} for frame, row in zip(rows, made["masks"], strict=True)]
-        for rows, made in zip(frames, masks, strict=True)
+        for rows, made in zip(frames, shipped, strict=True)
     ]
     run = setting.run
     worker = SimilarityWorker(setting.similarity, setting.variant, [source], run.torch_device(), run.decoders)
-    yield over_forwards("embed over forward", worker, segmented, setting.similarity.shard_subjects, setting)
+    yield over_forwards("embed over forward", worker, segmented, setting.similarity, setting)
 
 
 def at_resolution(setting: DataSetting) -> tuple[SourceParams, list[list[dict[str, Any]]]]:
@@ -71,9 +92,14 @@ def at_resolution(setting: DataSetting) -> tuple[SourceParams, list[list[dict[st
 
 
 def over_forwards(
-    name: str, worker: Worker, payloads: Sequence[list[dict[str, Any]]], shard: int, setting: DataSetting
+    name: str,
+    worker: Worker,
+    payloads: Sequence[list[dict[str, Any]]],
+    params: MaskParams | SimilarityParams,
+    setting: DataSetting,
 ) -> Line:
     """Return the throughput of a worker, called per shard as by the engine, over that of its forward passes alone."""
+    shard = params.shard_subjects
 
     def work() -> None:
         for start in range(0, len(payloads), shard):

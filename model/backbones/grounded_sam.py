@@ -1,4 +1,4 @@
-"""Grounded SAM (Ren et al. 2024): Grounding DINO finds the box of a phrase in a photo, SAM segments its content."""
+"""Grounded SAM (Ren et al. 2024): Grounding DINO finds the box of a phrase in a photo, SAM or SAM 2 segments it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -20,7 +21,9 @@ from transformers.models.mm_grounding_dino.modeling_mm_grounding_dino import MMG
 
 from model.backbones.frozen import fixed_batches, freeze
 from model.backbones.hub import from_pretrained, identify, model_type, reading, require_vocabulary, resolve
-from model.backbones.sam import Box, SamConfig, Segmenter, build_sam, load_sam
+from model.backbones.segmenters.sam import SamConfig, build_sam, load_sam
+from model.backbones.segmenters.sam2 import load_sam2
+from model.backbones.segmenters.segmenter import Box, Segmenter
 from model.backbones.variant import DetectorSpec, SamSpec
 from runtime.errors import ModelError
 
@@ -35,6 +38,7 @@ __all__ = [
     "build_sam",
     "load_detector",
     "load_grounded_sam",
+    "load_segmenter",
 ]
 
 K = TypeVar("K")
@@ -70,7 +74,7 @@ class Prepared:
     detector: Tensor
     """[3, h, w] float32, resized and normalised."""
     sam: Tensor
-    """[3, h, w] uint8, resized."""
+    """[3, h, w] uint8, resized: see `Segmenter.prepare`."""
 
 
 @dataclass(frozen=True)
@@ -284,8 +288,28 @@ def load_grounded_sam(
 ) -> GroundedSam:
     """Both frozen models on `device`; the heavy parts compute in `dtype`, results are float32."""
     return GroundedSam(
-        load_detector(detector_spec, device, dtype, batch_size), load_sam(sam_spec, device, dtype, batch_size)
+        load_detector(detector_spec, device, dtype, batch_size), load_segmenter(sam_spec, device, dtype, batch_size)
     )
+
+
+def load_segmenter(
+    spec: SamSpec, device: str | torch.device, dtype: torch.dtype = torch.float32, batch_size: int = 8
+) -> Segmenter:
+    """The frozen segmenter of `spec`: a transformers folder is of SAM 2, all else of SAM.
+
+    Raises ModelError if it is missing or invalid.
+    """
+    is_sam2 = spec.size is None and names_type(resolve(spec, ["config.json"]))
+    return (load_sam2 if is_sam2 else load_sam)(spec, device, dtype, batch_size)
+
+
+def names_type(folder: Path) -> bool:
+    """Whether a folder is one of transformers, by its config.json; an invalid one is for loaders to explain."""
+    try:
+        model_type(folder)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def load_detector(

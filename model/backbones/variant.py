@@ -119,7 +119,7 @@ class DetectorSpec(Spec):
 
 
 class SamSpec(Spec):
-    """A published SAM checkpoint, with its `size`, or a folder with `config.json` and `model.safetensors`."""
+    """A published SAM checkpoint, with its `size`, or a folder: of SAM (`SamConfig`), or of SAM 2 (transformers)."""
 
     size: Literal["vit_b", "vit_l", "vit_h"] | None = None
     """Size of the published checkpoint at `path`; None for a folder."""

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from model.backbones.grounded_sam import GroundedSam
-from model.backbones.sam import Box, EmbeddedPhoto
+from model.backbones.segmenters.segmenter import Box, EmbeddedPhoto
 from model.images import decode
 from model.images.overlay import outlined
 from model.images.references import MARGIN

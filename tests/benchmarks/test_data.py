@@ -7,13 +7,18 @@ import time
 import pytest
 import torch
 from torch import nn
+from transformers import MMGroundingDinoForObjectDetection
 
 from benchmarks import forwards
-from benchmarks.data import engine, export
+from benchmarks.data import checkpoints, engine, export
 from benchmarks.data.engine import busy_rate
 from benchmarks.data.photos import draw
 from benchmarks.data.setting import DataSetting, Sizes
 from benchmarks.measure import Line, ratio
+from model.backbones.grounded_sam import load_grounded_sam
+from model.backbones.identity import spec_digest
+from model.backbones.segmenters.sam2 import Sam2Segmenter
+from model.backbones.variant import load_variant
 from pipelines.engine import actors
 from runtime.params import Params
 from tests.world.exports import compute_here
@@ -35,6 +40,19 @@ def test_rate_counts_only_while_every_worker_is_busy():
     """One worker ends at 4 s and one begins at 2 s: of 2 photos a second and 1, two seconds count."""
     assert busy_rate(["0 2 4\n2 4 4", "2 4 2\n4 6 2"]) == pytest.approx(3.0)
     assert busy_rate(["0 2 4\n2 4 4"]) == pytest.approx(2.0)
+
+
+def test_checkpoints_are_the_same_each_time_and_load_as_what_they_are(tmp_path):
+    variant = load_variant("toybox")
+    detector, sam = checkpoints.mm_grounding_dino(variant.detector, tmp_path), checkpoints.sam2(tmp_path)
+    first = [spec_digest(spec) for spec in (detector, sam)]
+    again = [checkpoints.mm_grounding_dino(variant.detector, tmp_path), checkpoints.sam2(tmp_path)]
+    assert [spec_digest(spec) for spec in again] == first
+    models = load_grounded_sam(detector, sam, "cpu", batch_size=1)
+    assert isinstance(models.detector.model, MMGroundingDinoForObjectDetection)
+    assert isinstance(models.sam, Sam2Segmenter)
+    found, cut = models.cut_one(draw(3, (64, 64))[0], "mug")
+    assert found is not None and cut is not None
 
 
 class Inner(nn.Module):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import Dinov2Model, GroundingDinoForObjectDetection, GroundingDinoProcessor
 
 from model.backbones.reward import load_reward
-from model.backbones.sam import build_sam
+from model.backbones.segmenters.sam import build_sam
 from model.backbones.variant import Spec
 from runtime.cli import Parser, guarded
 from runtime.errors import UserError

@@ -20,7 +20,8 @@ from model.backbones.grounded_sam import (
     load_detector,
     load_grounded_sam,
 )
-from model.backbones.sam import CHECKPOINTS, PUBLISHED, Box, PromptPoint, SamConfig, Segmenter, load_sam
+from model.backbones.segmenters.sam import CHECKPOINTS, PUBLISHED, SamConfig, SamSegmenter, load_sam
+from model.backbones.segmenters.segmenter import Box, PromptPoint
 from model.backbones.variant import DetectorSpec, SamSpec, load_variant
 from runtime.errors import ModelError
 
@@ -199,7 +200,7 @@ PROMPTS: dict[str, tuple[bool, list[PromptPoint]]] = {
 """Whether a box is given, and the points."""
 
 
-def as_published(monkeypatch: pytest.MonkeyPatch, sam_folder: Path, tmp_path: Path) -> Segmenter:
+def as_published(monkeypatch: pytest.MonkeyPatch, sam_folder: Path, tmp_path: Path) -> SamSegmenter:
     """The weights of `sam_folder` as a checkpoint in the published format, of a size that stands in for ViT-B."""
     sizes = SamConfig(**json.loads((sam_folder / "config.json").read_text()))
     monkeypatch.setitem(PUBLISHED, "vit_b", sizes)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from model.backbones.grounded_sam import load_detector
 from model.backbones.hub import identify
 from model.backbones.perceptual import load_perceptual
 from model.backbones.reward import load_reward
-from model.backbones.sam import load_sam
+from model.backbones.segmenters.sam import load_sam
 from model.backbones.variant import ROOT, ClipSpec, DetectorSpec, DiffusionSpec, DinoSpec, LpipsSpec, SamSpec, Spec
 from model.backbones.vision import load_dino
 from runtime.errors import ModelError

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, Dinov2Model, GroundingDinoForObjectDetection, GroundingDinoProcessor
 
-from model.backbones.sam import build_sam
+from model.backbones.segmenters.sam import build_sam
 from train.toybox import check
 
 WEIGHTS = Path("weights/toybox")

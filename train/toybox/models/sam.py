@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from model.backbones.sam import SamConfig, build_sam
+from model.backbones.segmenters.sam import SamConfig, build_sam
 from runtime.cli import guarded
 from train.toybox.lessons import data
 from train.toybox.lessons.augment import degrade, to_planes

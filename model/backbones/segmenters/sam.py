@@ -22,15 +22,18 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
-from model.backbones.frozen import fixed_batches, freeze
-from model.backbones.hub import identify, reading, require_weights, resolve, sha256
+from model.backbones.frozen import freeze
+from model.backbones.hub import identify, reading, require_weights, resolve
+from model.backbones.segmenters.segmenter import (
+    Box,
+    EmbeddedPhoto,
+    PromptPoint,
+    Segmenter,
+    is_ambiguous,
+    require_digest,
+)
 from model.backbones.variant import SamSpec, first_fault
 from runtime.errors import ModelError
-
-Box = tuple[float, float, float, float]
-"""x0, y0, x1, y1 in pixels of the photo."""
-PromptPoint = tuple[float, float, bool]
-"""x, y in pixels of the photo; True: on the subject, False: on the background."""
 
 CHECKPOINTS = {"vit_b": "sam_vit_b_01ec64.pth", "vit_l": "sam_vit_l_0b3195.pth", "vit_h": "sam_vit_h_4b8939.pth"}
 CHECKPOINT_URL = "https://dl.fbaipublicfiles.com/segment_anything"
@@ -90,83 +93,10 @@ class SamConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class EmbeddedPhoto:
-    """A photo after the image encoder, which any number of prompts can query."""
-
-    embedding: Tensor
-    """[c, h, w]"""
-    size: tuple[int, int]
-    """(height, width) as the image encoder reads it, without padding."""
-    full: tuple[int, int]
-    """(height, width) of the photo, pixels."""
-
-
-@dataclass(frozen=True)
-class Segmenter:
-    """A frozen SAM: one prompt in, one mask out."""
+class SamSegmenter(Segmenter):
+    """A frozen SAM; steps and arithmetic are those of `segment_anything.SamPredictor`."""
 
     model: Sam
-    batch_size: int
-    """Photos per call of the image encoder."""
-    name: str
-    revision: str
-
-    def segment(self, images: Sequence[Image.Image], boxes: Sequence[Box]) -> tuple[list[np.ndarray], list[float]]:
-        """The mask of each box's content: (bool arrays [H, W] at the photos' sizes, predicted IoUs 0..1).
-
-        One mask per box, the decoder's single-mask output: a box resolves whether part, object or group is meant. Steps
-        and arithmetic are those of `segment_anything.SamPredictor`, except that the image encoder runs in batches.
-        Raises ModelError if the numbers of images and boxes differ.
-        """
-        if len(images) != len(boxes):
-            raise ModelError(f"{len(images)} images and {len(boxes)} boxes; give one box per image")
-        photos = [
-            (self.prepare(image), (image.height, image.width), box) for image, box in zip(images, boxes, strict=True)
-        ]
-        return self.cut(photos)
-
-    @torch.no_grad()
-    def cut(self, photos: Sequence[tuple[Tensor, tuple[int, int], Box]]) -> tuple[list[np.ndarray], list[float]]:
-        """As `segment`, for photos as (output of `prepare`, (height, width) of the photo, box)."""
-        masks: list[np.ndarray] = []
-        scores: list[float] = []
-        for batch, count in fixed_batches(photos, self.batch_size):
-            embeddings = self.encode([x for x, _, _ in batch])
-            decoded = [
-                self.decode(EmbeddedPhoto(embedding, (x.shape[-2], x.shape[-1]), full), box)
-                for (x, full, box), embedding in zip(batch[:count], embeddings, strict=False)
-            ]
-            # Fetched once all are queued: the device synchronises once per batch.
-            masks += [mask.cpu().numpy() for mask, _ in decoded]
-            scores += torch.stack([score for _, score in decoded]).tolist()
-        return masks, scores
-
-    def embed(self, image: Image.Image) -> EmbeddedPhoto:
-        """A photo after the image encoder, for `mask_of`."""
-        prepared = self.prepare(image)
-        height, width = prepared.shape[-2:]
-        return EmbeddedPhoto(self.encode([prepared])[0], (height, width), (image.height, image.width))
-
-    @torch.no_grad()
-    def mask_of(
-        self, photo: EmbeddedPhoto, box: Box | None = None, points: Sequence[PromptPoint] = ()
-    ) -> tuple[np.ndarray, float]:
-        """Mask (bool [H, W], of the photo's size) and predicted IoU 0..1 of a prompt: a box, points, or both.
-
-        Raises ModelError without either.
-        """
-        if box is None and not points:
-            raise ModelError("SAM was given neither a box nor a point; give one")
-        mask, score = self.decode(photo, box, points)
-        return mask.cpu().numpy(), float(score)
-
-    @torch.no_grad()
-    def encode(self, photos: Sequence[Tensor]) -> Tensor:
-        """Image embeddings [B, c, h, w], float32, of the outputs of `prepare`."""
-        dtype = next(self.model.image_encoder.parameters()).dtype
-        pixels = torch.stack([self.model.preprocess(x.to(self.model.device).float()) for x in photos])
-        embeddings: Tensor = self.model.image_encoder(pixels.to(dtype)).float()
-        return embeddings
 
     def prepare(self, image: Image.Image) -> Tensor:
         """The photo with its longest side at the encoder's size, uint8 [3, h, w]; on the CPU, for threads."""
@@ -174,16 +104,19 @@ class Segmenter:
         small = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(small)).permute(2, 0, 1)
 
+    @torch.no_grad()
+    def encode(self, photos: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+        """An image embedding of each output of `prepare`."""
+        dtype = next(self.model.image_encoder.parameters()).dtype
+        pixels = torch.stack([self.model.preprocess(x.to(self.model.device).float()) for x in photos])
+        return [(embedding,) for embedding in self.model.image_encoder(pixels.to(dtype)).float()]
+
     def decode(
         self, photo: EmbeddedPhoto, box: Box | None, points: Sequence[PromptPoint] = ()
     ) -> tuple[Tensor, Tensor]:
-        """Mask (bool, of the photo's size) and predicted IoU of one prompt, on the device.
-
-        A single point alone is ambiguous (part, object or group): of the decoder's three masks for that case, the one
-        with the highest predicted IoU. Any other prompt gets the single-mask output.
-        """
-        device = photo.embedding.device
-        scale = torch.tensor([photo.size[1] / photo.full[1], photo.size[0] / photo.full[0]], device=device)
+        """See `Segmenter.decode`."""
+        (embedding,), device = photo.features, self.model.device
+        scale = torch.tensor(photo.scale, device=device)
         corners = clicks = None
         if box is not None:
             corners = (torch.tensor(box, dtype=torch.float32, device=device) * scale.repeat(2))[None]
@@ -192,9 +125,9 @@ class Segmenter:
             labels = torch.tensor([int(on_subject) for *_, on_subject in points], device=device)
             clicks = (places[None], labels[None])
         sparse, dense = self.model.prompt_encoder(points=clicks, boxes=corners, masks=None)
-        ambiguous = box is None and len(points) == 1
+        ambiguous = is_ambiguous(box, points)
         low, iou = self.model.mask_decoder(
-            image_embeddings=photo.embedding[None],
+            image_embeddings=embedding[None],
             image_pe=self.model.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
@@ -269,7 +202,7 @@ def build_sam(config: SamConfig | Mapping[str, Any]) -> Sam:
 
 def load_sam(
     spec: SamSpec, device: str | torch.device, dtype: torch.dtype = torch.float32, batch_size: int = 8
-) -> Segmenter:
+) -> SamSegmenter:
     """The frozen SAM of `spec`; its image encoder runs in `dtype`, its prompt encoder and mask decoder in float32.
 
     Raises ModelError if files are missing, of another size, or do not have the variant's digest.
@@ -280,9 +213,7 @@ def load_sam(
         config, weights = read_config(found / "config.json", spec.path), found / "model.safetensors"
     else:
         config, weights = PUBLISHED[spec.size], found
-    if spec.sha256 is not None and (digest := sha256([weights])) != spec.sha256:
-        source = f"download {url} again" if url else "download the file again"
-        raise ModelError(f"{spec.path}: SHA-256 is {digest}, not {spec.sha256}; {source}, or correct the JSON")
+    require_digest(spec, [weights], url or "the file")
     what = f"SAM {spec.size or 'weights'}"
     with reading(spec.path, what):
         if weights.suffix == ".safetensors":
@@ -292,7 +223,7 @@ def load_sam(
         model = with_weights(config, state)
     name, revision = identify(spec, [weights])
     freeze(model.float(), device).image_encoder.to(dtype)
-    return Segmenter(model, batch_size, name, revision)
+    return SamSegmenter(model, batch_size, name, revision)
 
 
 def read_config(file: Path, path: str) -> SamConfig:
