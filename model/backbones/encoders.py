@@ -15,7 +15,7 @@ from model.backbones.variant import ClipSpec, Spec
 from model.backbones.vision import load_dino, load_siglip
 
 Kind = Literal["clip", "dino", "siglip"]
-"""clip: any open_clip folder; dino (DINO or DINOv2) and siglip (SigLIP): transformers folders."""
+"""clip: any open_clip folder; dino (DINO or DINOv2) and siglip (SigLIP, SigLIP 2): transformers folders."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Encoder:
     name: str
     """`<hub id or path>@<12 digits of the revision>`: the encoder id in tables."""
     prepare: Callable[[Image.Image], Tensor]
-    """A photo to encoder input [3, s, s], on the CPU."""
+    """A photo to encoder input [3, h, w], on the CPU; of one size, except for SigLIP 2 NaFlex."""
     embed: Callable[[Sequence[Tensor]], Tensor]
     """Prepared photos to unit embeddings [B, d], float32 on the device; rows are independent of each other."""
     encode_text: Callable[[Sequence[str]], Tensor] | None = None
@@ -39,10 +39,9 @@ def load_encoder(
     kind."""
     if kind == "clip":
         clip = load_clip(ClipSpec(path=spec.path, revision=spec.revision), device, dtype, batch_size)
-        ready: Any = after_preparing(clip)
-        return Encoder(clip.name, clip.preprocess, ready.encode_image, clip.encode_text)
+        return Encoder(clip.name, clip.preprocess, after_preparing(clip).encode_image, clip.encode_text)
     vision = (load_dino if kind == "dino" else load_siglip)(spec, device, dtype, batch_size)
-    return Encoder(vision.name, vision.prepare, vision.embed)
+    return Encoder(vision.name, vision.preprocess, after_preparing(vision).encode_image)
 
 
 def after_preparing(encoder: Any) -> Any:

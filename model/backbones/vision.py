@@ -1,10 +1,11 @@
 """Image encoders of transformers: DINO (Caron et al. 2021) and DINOv2 (Oquab et al. 2023) for DINO-I, SigLIP (Zhai et
-al. 2023) and SigLIP 2 for similarity between subjects."""
+al. 2023) and SigLIP 2 (Tschannen et al. 2025) for similarity between subjects."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, Dinov2Model, Dinov2WithRegistersModel, SiglipVisionModel, ViTModel
-from transformers.image_processing_utils import BaseImageProcessor
+from transformers import (
+    AutoImageProcessor,
+    Dinov2Model,
+    Dinov2WithRegistersModel,
+    Siglip2VisionModel,
+    SiglipVisionModel,
+    ViTModel,
+)
 
 from model.backbones.frozen import fixed_batches, freeze, normalised
 from model.backbones.hub import from_pretrained, identify, model_type, reading, resolve
@@ -29,8 +36,14 @@ DINO: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 """By `model_type` of a folder's config.json: the class and its options; `vit` is DINO."""
 
-SIGLIP = ("siglip", "siglip_vision_model")
-"""Model types of a folder with both towers, or with the image tower alone."""
+SIGLIP = {
+    "siglip": SiglipVisionModel,
+    "siglip_vision_model": SiglipVisionModel,
+    "siglip2": Siglip2VisionModel,
+    "siglip2_vision_model": Siglip2VisionModel,
+}
+"""By `model_type` of a folder with both towers, or with the image tower alone: the class. `siglip2` is NaFlex; a SigLIP
+2 of fixed size is published as a `siglip`."""
 OTHER_TOWER = ("text_model\\.", "logit_scale$", "logit_bias$", "head\\.")
 """Weights of both towers' folder that are not the image tower's; `head` without `vision_use_head` is refused later."""
 
@@ -40,8 +53,10 @@ class Vision:
     """A frozen image encoder; its results are float32 on the model's device."""
 
     model: Any
-    processor: BaseImageProcessor
-    """The checkpoint's own resize, crop and normalisation."""
+    processor: Any
+    preprocess: Callable[[Image.Image], Tensor]
+    """The checkpoint's own resize, crop and normalisation: a photo to [3, h, w]; runs on the CPU, so threads can do
+    it."""
     embedding: Literal["class_token", "pooler_output"]
     """Embedding of the whole image: the first token after the final norm, or a pooling head's output over all."""
     batch_size: int
@@ -49,24 +64,12 @@ class Vision:
     """`<hub id or path>@<12 digits of the revision>`: the encoder id in tables."""
     revision: str
 
+    @torch.no_grad()
     def encode_image(self, images: Sequence[Image.Image]) -> Tensor:
         """Unit embeddings [B, d]."""
-        batches = fixed_batches(images, self.batch_size)
-        rows = [self.embed([self.prepare(image) for image in batch])[:count] for batch, count in batches]
-        return torch.cat(rows) if rows else self.embed([])
-
-    def prepare(self, image: Image.Image) -> Tensor:
-        """A photo as encoder input, [3, s, s]; runs on the CPU, so threads can do it."""
-        # One at a time: the processor resizes photos of equal size as a batch.
-        pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
-        return pixels
-
-    @torch.no_grad()
-    def embed(self, photos: Sequence[Tensor]) -> Tensor:
-        """Unit embeddings [B, d] of photos preprocessed by `prepare`."""
-        rows = [torch.zeros(0, self.model.config.hidden_size, device=self.model.device)]
-        for batch, count in fixed_batches(photos, self.batch_size):
-            found = self.model(torch.stack(batch).to(self.model.device, self.model.dtype))
+        rows = [torch.zeros(0, self.model.config.hidden_size, device=self.device)]
+        for batch, count in fixed_batches(images, self.batch_size):
+            found = self.forward([self.preprocess(image) for image in batch])
             whole = found.last_hidden_state[:, 0] if self.embedding == "class_token" else found.pooler_output
             rows.append(F.normalize(whole.float(), dim=-1)[:count])
         return torch.cat(rows)
@@ -75,19 +78,49 @@ class Vision:
     def patch_states(self, images: Tensor, blocks: Sequence[int]) -> Tensor:
         """Patch tokens after the transformer blocks `blocks` (0-based) [B, K, N, d], without a final norm.
 
-        images: [B, 3, s, s] in 0..1, of the side that the encoder reads; DINOv2 reads any, and interpolates positions.
+        images: [B, 3, s, s] in 0..1, of the side that the encoder reads; some read any (`reads_any_size`).
         """
-        processor: Any = self.processor
-        pixels = normalised(images, processor.image_mean, processor.image_std).to(self.device, self.model.dtype)
-        states = self.model(pixels, output_hidden_states=True).hidden_states
-        # The class token, and DINOv2's registers, precede the patches; SigLIP has neither.
-        others = (self.embedding == "class_token") + getattr(self.model.config, "num_register_tokens", 0)
-        return torch.stack([states[block + 1][:, others:] for block in blocks], dim=1).float()
+        pixels = normalised(images, self.processor.image_mean, self.processor.image_std)
+        states = self.forward(list(pixels), output_hidden_states=True).hidden_states
+        # The class token, and DINOv2's registers, precede the patches; SigLIP has neither. NaFlex's padding follows.
+        config = self.model.config
+        first = (self.embedding == "class_token") + getattr(config, "num_register_tokens", 0)
+        count = (images.shape[-2] // config.patch_size) * (images.shape[-1] // config.patch_size)
+        return torch.stack([states[block + 1][:, first : first + count] for block in blocks], dim=1).float()
+
+    def forward(self, photos: list[Tensor], **options: Any) -> Any:
+        """The model's output for preprocessed photos."""
+        return self.model(torch.stack(photos).to(self.device, self.model.dtype), **options)
+
+    @property
+    def reads_any_size(self) -> bool:
+        """Whether the model interpolates its positions to the size of an image."""
+        return not hasattr(self.model.config, "image_size") or self.model.config.model_type.startswith("dinov2")
 
     @property
     def device(self) -> torch.device:
         found: torch.device = self.model.device
         return found
+
+
+@dataclass(frozen=True)
+class FlexibleVision(Vision):
+    """A SigLIP 2 NaFlex: it keeps a photo's proportions, and sees at most `max_num_patches` patches of it."""
+
+    def forward(self, photos: list[Tensor], **options: Any) -> Any:
+        """The model's output for photos [3, h, w] of any sizes that are multiples of a patch, or lose the rest."""
+        rows = [to_patches(photo, self.model.config.patch_size) for photo in photos]
+        # One patch of padding in every row: transformers drops a mask without any, so a batch of full rows would run
+        # another attention kernel, and a photo's rounding depend on the others in its batch.
+        length = 1 + max(self.processor.max_num_patches, *(len(row) for row, _ in rows))
+        padded = torch.stack([F.pad(row, (0, 0, 0, length - len(row))) for row, _ in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row, _ in rows])
+        return self.model(
+            pixel_values=padded.to(self.device, self.model.dtype),
+            pixel_attention_mask=mask.to(self.device),
+            spatial_shapes=torch.tensor([shape for _, shape in rows]),
+            **options,
+        )
 
 
 def load_dino(
@@ -111,15 +144,18 @@ def load_dino(
 def load_siglip(
     spec: Spec, device: str | torch.device, dtype: torch.dtype = torch.float32, batch_size: int = 32
 ) -> Vision:
-    """The frozen image tower of the SigLIP of `spec`, computing in `dtype`.
+    """The frozen image tower of the SigLIP or SigLIP 2 of `spec`, computing in `dtype`.
 
-    The folder is a transformers checkpoint of fixed resolution (`google/siglip-so400m-patch14-384`,
-    `google/siglip2-base-patch16-256`), with both towers or the image tower alone. Raises ModelError if it is missing or
-    invalid.
+    The folder is a transformers checkpoint with both towers or the image tower alone, of fixed size
+    (`google/siglip-so400m-patch14-384`, `google/siglip2-base-patch16-256`) or NaFlex
+    (`google/siglip2-base-patch16-naflex`). Raises ModelError if it is missing or invalid.
     """
     folder = fetch(spec)
     what = "a transformers folder of SigLIP"
-    model = from_pretrained(SiglipVisionModel, folder, spec.path, what, SIGLIP, OTHER_TOWER, dtype=dtype)
+    with reading(spec.path, what):
+        if (found := model_type(folder)) not in SIGLIP:
+            raise ValueError(f"its model_type is {found}")
+    model = from_pretrained(SIGLIP[found], folder, spec.path, what, tuple(SIGLIP), OTHER_TOWER, dtype=dtype)
     if not model.use_head:
         raise ModelError(f"{spec.path}: this SigLIP has no pooling head, and so no image embedding; choose another")
     return vision(model, spec, folder, what, "pooler_output", device, batch_size)
@@ -127,7 +163,8 @@ def load_siglip(
 
 def fetch(spec: Spec) -> Path:
     """The local folder of `spec`."""
-    return resolve(spec, ["config.json", "preprocessor_config.json", "model*.safetensors", "model*.json"])
+    names = ["config.json", "preprocessor_config.json", "processor_config.json"]
+    return resolve(spec, [*names, "model*.safetensors", "model*.json"])
 
 
 def vision(
@@ -143,4 +180,36 @@ def vision(
     with reading(spec.path, what):
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     name, revision = identify(spec, folder.glob("*.safetensors"))
-    return Vision(freeze(model, device), processor, embedding, batch_size, f"{name}@{revision[:12]}", revision)
+    flexible = isinstance(model, Siglip2VisionModel)
+    return (FlexibleVision if flexible else Vision)(
+        freeze(model, device),
+        processor,
+        partial(resized_flexibly if flexible else resized, processor),
+        embedding,
+        batch_size,
+        f"{name}@{revision[:12]}",
+        revision,
+    )
+
+
+def resized(processor: Any, image: Image.Image) -> Tensor:
+    """A photo as the encoder reads it, [3, s, s]."""
+    # One at a time: the processor resizes photos of equal size as a batch.
+    pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
+    return pixels
+
+
+def resized_flexibly(processor: Any, image: Image.Image) -> Tensor:
+    """A photo as NaFlex reads it, [3, h, w], both sides multiples of a patch."""
+    out, patch = processor(images=image, return_tensors="pt"), processor.patch_size
+    height, width = out["spatial_shapes"][0].tolist()
+    patches = out["pixel_values"][0, : height * width].view(height, width, patch, patch, 3)
+    pixels: Tensor = patches.permute(4, 0, 2, 1, 3).reshape(3, height * patch, width * patch)
+    return pixels
+
+
+def to_patches(photo: Tensor, patch: int) -> tuple[Tensor, tuple[int, int]]:
+    """A photo [3, h, w] as rows [n, patch * patch * 3] and the number of them in each direction; a rest is lost."""
+    height, width = photo.shape[-2] // patch, photo.shape[-1] // patch
+    grid = photo[:, : height * patch, : width * patch].reshape(3, height, patch, width, patch)
+    return grid.permute(1, 3, 2, 4, 0).reshape(height * width, -1), (height, width)

@@ -145,9 +145,8 @@ def fitting(tower: Clip | Vision, spec: TowerSpec, side: int) -> int:
         blocks, reads, patch = len(visual.transformer.resblocks), visual.image_size[0], visual.patch_size[0]
     else:
         config = tower.model.config
-        blocks, reads, patch = config.num_hidden_layers, config.image_size, config.patch_size
-        if config.model_type.startswith("dinov2"):
-            reads = side  # interpolates its positions
+        blocks, patch = config.num_hidden_layers, config.patch_size
+        reads = side if tower.reads_any_size else config.image_size
     if max(spec.block, *spec.shallow) >= blocks:
         raise ModelError(f"{spec.path}: block {max(spec.block, *spec.shallow)} is beyond its blocks 0..{blocks - 1}")
     if reads != side:

@@ -11,7 +11,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, SiglipConfig, SiglipImageProcessor, SiglipModel
+from transformers import (
+    AutoImageProcessor,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
+    Siglip2VisionModel,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
 
 from model.backbones.clip import WEIGHTS, load_clip
 from model.backbones.encoders import after_preparing, load_encoder
@@ -82,6 +91,55 @@ def test_siglip_is_the_image_half_of_the_whole_model(siglip_folder: Path, photos
     assert siglip.name == f"{siglip_folder.name}@{siglip.revision[:12]}"
 
 
+@pytest.fixture(scope="module")
+def naflex_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both halves of a SigLIP 2 NaFlex, as google publishes it; a photo is 16 patches of 8 px at most."""
+    folder = tmp_path_factory.mktemp("naflex")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Siglip2Config(
+        vision_config=sizes | {"patch_size": 8, "num_patches": 9},
+        text_config=sizes | {"vocab_size": 50, "max_position_embeddings": 8},
+    )
+    Siglip2Model(config).save_pretrained(folder)
+    Siglip2ImageProcessor(patch_size=8, max_num_patches=16).save_pretrained(folder)
+    return folder
+
+
+def test_naflex_is_the_image_half_of_the_whole_model(naflex_folder: Path, photos: list[Image.Image]) -> None:
+    """Square photos fill all patches, the others leave some empty, and none depends on which of them it is with."""
+    siglip = load_siglip(Spec(path=str(naflex_folder)), "cpu", batch_size=4)
+    whole = Siglip2Model.from_pretrained(naflex_folder).eval()
+    inputs = AutoImageProcessor.from_pretrained(naflex_folder)(images=photos, return_tensors="pt")
+    assert len({tuple(shape) for shape in inputs["spatial_shapes"].tolist()}) > 3
+    with torch.no_grad():
+        pooled = whole.vision_model(**inputs).pooler_output
+    masks: list[torch.Tensor] = []
+    siglip.model.register_forward_pre_hook(
+        lambda _, __, given: masks.append(given["pixel_attention_mask"]), with_kwargs=True
+    )
+    found = siglip.encode_image(photos)
+    torch.testing.assert_close(found, F.normalize(pooled, dim=1))
+    assert len(masks) == 3 and not any(mask[:, -1].any() for mask in masks)  # always padded: the same kernels
+    assert torch.equal(found, torch.cat([siglip.encode_image([photo]) for photo in photos]))
+    assert torch.equal(found.flip(0), siglip.encode_image(photos[::-1]))
+    assert siglip.encode_image([]).shape == (0, 32)
+
+
+def test_naflex_patches_are_those_of_the_library_at_any_size(naflex_folder: Path) -> None:
+    """Of an image with more patches than a photo has, and a rest of 3 px that is lost."""
+    siglip = load_siglip(Spec(path=str(naflex_folder)), "cpu", batch_size=4)
+    assert siglip.reads_any_size
+    images = torch.rand(2, 3, 43, 43, generator=torch.Generator().manual_seed(0))
+    patches = F.unfold((images[..., :40, :40] - 0.5) / 0.5, 8, stride=8)  # channels outermost; the library's innermost
+    patches = patches.view(2, 3, 64, 25).permute(0, 3, 2, 1).flatten(2)
+    model = Siglip2VisionModel.from_pretrained(naflex_folder).eval()
+    mask, shapes = torch.ones(2, 25, dtype=torch.int32), torch.tensor([[5, 5]] * 2)
+    with torch.no_grad():
+        states = model(patches, mask, shapes, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(siglip.patch_states(images, [0, 1]), torch.stack([states[1], states[2]], dim=1))
+
+
 def test_siglip_with_faults_is_one_sentence(siglip_folder: Path, tmp_path: Path) -> None:
     for file in siglip_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -101,18 +159,18 @@ def test_siglip_with_faults_is_one_sentence(siglip_folder: Path, tmp_path: Path)
 
 
 def test_two_steps_give_what_one_gives(
-    clip_folder: Path, dino_folder: Path, siglip_folder: Path, photos: list[Image.Image]
+    clip_folder: Path, dino_folder: Path, siglip_folder: Path, naflex_folder: Path, photos: list[Image.Image]
 ) -> None:
-    whole = {
-        "clip": load_clip(ClipSpec(path=str(clip_folder)), "cpu", batch_size=4),
-        "dino": load_dino(DinoSpec(path=str(dino_folder)), "cpu", batch_size=4),
-        "siglip": load_siglip(Spec(path=str(siglip_folder)), "cpu", batch_size=4),
-    }
-    for kind, folder in (("clip", clip_folder), ("dino", dino_folder), ("siglip", siglip_folder)):
+    clip = load_clip(ClipSpec(path=str(clip_folder)), "cpu", batch_size=4)
+    for kind, folder, whole in (
+        ("clip", clip_folder, clip),
+        ("dino", dino_folder, load_dino(DinoSpec(path=str(dino_folder)), "cpu", batch_size=4)),
+        ("siglip", siglip_folder, load_siglip(Spec(path=str(siglip_folder)), "cpu", batch_size=4)),
+        ("siglip", naflex_folder, load_siglip(Spec(path=str(naflex_folder)), "cpu", batch_size=4)),
+    ):
         encoder = load_encoder(kind, Spec(path=str(folder)), "cpu", 4)
-        assert encoder.name == whole[kind].name
-        assert torch.equal(encoder.embed([encoder.prepare(p) for p in photos]), whole[kind].encode_image(photos))
-    clip = whole["clip"]
+        assert encoder.name == whole.name
+        assert torch.equal(encoder.embed([encoder.prepare(p) for p in photos]), whole.encode_image(photos))
     ready = after_preparing(clip).hidden_states([clip.preprocess(p) for p in photos], [1, 2])
     assert torch.equal(ready, clip.hidden_states(photos, [1, 2]))
 
