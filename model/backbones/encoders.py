@@ -15,7 +15,7 @@ from model.backbones.variant import ClipSpec, Spec
 from model.backbones.vision import load_dino, load_siglip
 
 Kind = Literal["clip", "dino", "siglip"]
-"""clip: any open_clip folder; dino (DINO or DINOv2) and siglip (SigLIP, SigLIP 2): transformers folders."""
+"""clip: any open_clip folder; dino (DINO, DINOv2 or DINOv3) and siglip (SigLIP, SigLIP 2): transformers folders."""
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,8 @@ class TowerSpec(Spec):
     """An image encoder of which some transformer blocks' patch tokens are read."""
 
     kind: Literal["clip", "siglip", "dino"]
-    """clip: an open_clip folder; siglip and dino (DINO, DINOv2): transformers folders."""
+    """clip: an open_clip folder; siglip (SigLIP, SigLIP 2) and dino (DINO, DINOv2, DINOv3): transformers
+    folders."""
     block: int = Field(ge=0)
     """Block whose output is read of every view, 0-based: its `hidden_states[block + 1]`, without the final norm."""
     shallow: tuple[int, int, int]
@@ -111,7 +112,7 @@ class DetailSpec(BaseModel):
 
 
 class DinoSpec(Spec):
-    """A transformers folder of Dinov2Model with its image processor."""
+    """A transformers folder of DINO, DINOv2 or DINOv3 with its image processor."""
 
 
 class DetectorSpec(Spec):

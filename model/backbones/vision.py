@@ -1,5 +1,5 @@
-"""Image encoders of transformers: DINO (Caron et al. 2021) and DINOv2 (Oquab et al. 2023) for DINO-I, SigLIP (Zhai et
-al. 2023) and SigLIP 2 (Tschannen et al. 2025) for similarity between subjects."""
+"""Image encoders of transformers: DINO (Caron et al. 2021), DINOv2 (Oquab et al. 2023) and DINOv3 (Siméoni et al. 2025)
+for DINO-I, SigLIP (Zhai et al. 2023) and SigLIP 2 (Tschannen et al. 2025) for similarity between subjects."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from transformers import (
     AutoImageProcessor,
     Dinov2Model,
     Dinov2WithRegistersModel,
+    DINOv3ConvNextModel,
+    DINOv3ViTModel,
     Siglip2VisionModel,
     SiglipVisionModel,
     ViTModel,
@@ -33,6 +35,8 @@ DINO: dict[str, tuple[Any, dict[str, Any]]] = {
     "vit": (ViTModel, {"add_pooling_layer": False}),
     "dinov2": (Dinov2Model, {}),
     "dinov2_with_registers": (Dinov2WithRegistersModel, {}),
+    "dinov3_vit": (DINOv3ViTModel, {}),
+    "dinov3_convnext": (DINOv3ConvNextModel, {}),
 }
 """By `model_type` of a folder's config.json: the class and its options; `vit` is DINO."""
 
@@ -58,7 +62,8 @@ class Vision:
     """The checkpoint's own resize, crop and normalisation: a photo to [3, h, w]; runs on the CPU, so threads can do
     it."""
     embedding: Literal["class_token", "pooler_output"]
-    """Embedding of the whole image: the first token after the final norm, or a pooling head's output over all."""
+    """Embedding of the whole image: the first token after the final norm (of a ConvNeXt the mean of all places), or a
+    pooling head's output over all."""
     batch_size: int
     name: str
     """`<hub id or path>@<12 digits of the revision>`: the encoder id in tables."""
@@ -67,7 +72,9 @@ class Vision:
     @torch.no_grad()
     def encode_image(self, images: Sequence[Image.Image]) -> Tensor:
         """Unit embeddings [B, d]."""
-        rows = [torch.zeros(0, self.model.config.hidden_size, device=self.device)]
+        config = self.model.config
+        width = config.hidden_sizes[-1] if isinstance(self.model, DINOv3ConvNextModel) else config.hidden_size
+        rows = [torch.zeros(0, width, device=self.device)]
         for batch, count in fixed_batches(images, self.batch_size):
             found = self.forward([self.preprocess(image) for image in batch])
             whole = found.last_hidden_state[:, 0] if self.embedding == "class_token" else found.pooler_output
@@ -82,7 +89,8 @@ class Vision:
         """
         pixels = normalised(images, self.processor.image_mean, self.processor.image_std)
         states = self.forward(list(pixels), output_hidden_states=True).hidden_states
-        # The class token, and DINOv2's registers, precede the patches; SigLIP has neither. NaFlex's padding follows.
+        # The class token, and registers from DINOv2 on, precede the patches; SigLIP has neither. NaFlex's padding
+        # follows them.
         config = self.model.config
         first = (self.embedding == "class_token") + getattr(config, "num_register_tokens", 0)
         count = (images.shape[-2] // config.patch_size) * (images.shape[-1] // config.patch_size)
@@ -95,7 +103,7 @@ class Vision:
     @property
     def reads_any_size(self) -> bool:
         """Whether the model interpolates its positions to the size of an image."""
-        return not hasattr(self.model.config, "image_size") or self.model.config.model_type.startswith("dinov2")
+        return not hasattr(self.model.config, "image_size") or self.model.config.model_type.startswith("dinov")
 
     @property
     def device(self) -> torch.device:
@@ -126,13 +134,13 @@ class FlexibleVision(Vision):
 def load_dino(
     spec: Spec, device: str | torch.device, dtype: torch.dtype = torch.float32, batch_size: int = 32
 ) -> Vision:
-    """The frozen DINO or DINOv2 of `spec`, computing in `dtype`.
+    """The frozen DINO, DINOv2 or DINOv3 of `spec`, computing in `dtype`.
 
-    The folder's config.json determines which (`facebook/dino-vits16`, `facebook/dinov2-base`). Raises ModelError if it
-    is missing or invalid.
+    The folder's config.json determines which (`facebook/dino-vits16`, `facebook/dinov2-base`,
+    `facebook/dinov3-vitb16-pretrain-lvd1689m`). Raises ModelError if it is missing or invalid.
     """
     folder = fetch(spec)
-    what = "a transformers folder of DINO or DINOv2"
+    what = "a transformers folder of DINO, DINOv2 or DINOv3"
     with reading(spec.path, what):
         if (found := model_type(folder)) not in DINO:
             raise ValueError(f"its model_type is {found}")

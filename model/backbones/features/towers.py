@@ -145,6 +145,8 @@ def fitting(tower: Clip | Vision, spec: TowerSpec, side: int) -> int:
         blocks, reads, patch = len(visual.transformer.resblocks), visual.image_size[0], visual.patch_size[0]
     else:
         config = tower.model.config
+        if not hasattr(config, "num_hidden_layers"):
+            raise ModelError(f"{spec.path}: hidden states need a transformer, but this is a {config.model_type}")
         blocks, patch = config.num_hidden_layers, config.patch_size
         reads = side if tower.reads_any_size else config.image_size
     if max(spec.block, *spec.shallow) >= blocks:

@@ -156,7 +156,7 @@ def test_first_dino_is_known_by_its_folder(tmp_path: Path, photos: list[Image.Im
     torch.testing.assert_close(found, F.normalize(states[:, 0], dim=1))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "swin"}))
-    with pytest.raises(ModelError, match=r"cannot be read as a transformers folder of DINO .*its model_type is swin"):
+    with pytest.raises(ModelError, match=r"cannot be read as a transformers folder of DINO.*its model_type is swin"):
         load_dino(DinoSpec(path=str(tmp_path)), "cpu")
 
 
@@ -209,9 +209,9 @@ def test_unreadable_dino_is_one_sentence(dino_folder: Path, tmp_path: Path) -> N
     with pytest.raises(ModelError, match=r"dino: 1 missing weights for .*, first 'layernorm.bias'; replace the file"):
         load_dino(DinoSpec(path=str(folder)), "cpu")
     (folder / "model.safetensors").write_bytes(b"\xff" * 40)
-    with pytest.raises(ModelError, match="dino: cannot be read as a transformers folder of DINO or DINOv2"):
+    with pytest.raises(ModelError, match="dino: cannot be read as a transformers folder of DINO, DINOv2 or DINOv3"):
         load_dino(DinoSpec(path=str(folder)), "cpu")
     (folder / "preprocessor_config.json").unlink()
     shutil.copy(dino_folder / "model.safetensors", folder)
-    with pytest.raises(ModelError, match="dino: cannot be read as a transformers folder of DINO or DINOv2"):
+    with pytest.raises(ModelError, match="dino: cannot be read as a transformers folder of DINO, DINOv2 or DINOv3"):
         load_dino(DinoSpec(path=str(folder)), "cpu")

@@ -256,7 +256,7 @@ def test_published_sizes_give_729_tokens_of_2176(tmp_path: Path, shallow: bool, 
     [
         (0, {"block": 5}, r"block 5 is beyond its blocks 0\.\.4"),
         (1, {"shallow": (1, 2, 9)}, r"block 9 is beyond its blocks 0\.\.4"),
-        (0, {"kind": "dino"}, "cannot be read as a transformers folder of DINO or DINOv2"),
+        (0, {"kind": "dino"}, "cannot be read as a transformers folder of DINO, DINOv2 or DINOv3"),
         (0, {"path": "nowhere/at all"}, "nowhere/at all: no such file or folder"),
     ],
 )
