@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.backbones.clip import load_clip
-from model.backbones.variant import ClipSpec, Spec
+from model.backbones.variant import Spec
 from model.backbones.vision import load_dino, load_siglip
 
 Kind = Literal["clip", "dino", "siglip"]
@@ -38,7 +38,7 @@ def load_encoder(
     """The frozen encoder of `spec`, computing in `dtype`; raises ModelError if its folder is missing or of another
     kind."""
     if kind == "clip":
-        clip = load_clip(ClipSpec(path=spec.path, revision=spec.revision), device, dtype, batch_size)
+        clip = load_clip(spec, device, dtype, batch_size)
         return Encoder(clip.name, clip.preprocess, after_preparing(clip).encode_image, clip.encode_text)
     vision = (load_dino if kind == "dino" else load_siglip)(spec, device, dtype, batch_size)
     return Encoder(vision.name, vision.preprocess, after_preparing(vision).encode_image)

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from runtime.errors import ModelError
+
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,3 +33,9 @@ def fixed_batches(rows: Sequence[T], size: int) -> Iterator[tuple[list[T], int]]
 def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Images [B, 3, H, W] in 0..1, less `mean` and divided by `std` of each channel."""
     return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
+
+
+def require_layers(layers: Sequence[int], blocks: int, name: str) -> None:
+    """Raise ModelError with the encoder's `name` unless `layers` are some of its blocks, ascending."""
+    if not layers or list(layers) != sorted({layer for layer in layers if 0 <= layer < blocks}):
+        raise ModelError(f"{name}: layers {list(layers)} must ascend within its blocks 0..{blocks - 1}")

@@ -12,7 +12,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from runtime.errors import ModelError
 
@@ -69,9 +78,11 @@ class ClipSpec(Spec):
     """An open_clip folder: `open_clip_config.json` and `open_clip_model.safetensors`."""
 
 
-class ImageEncoderSpec(ClipSpec):
-    """The CLIP whose hidden states the multimodal feature injection encoder reads."""
+class ImageEncoderSpec(Spec):
+    """The image encoder whose hidden states the multimodal feature injection encoder reads."""
 
+    kind: Literal["clip", "siglip", "dino"] = "clip"
+    """As of `TowerSpec`."""
     layers: tuple[int, ...] = Field(min_length=1)
     """Transformer blocks whose output is read, 0-based, ascending; of 32 blocks, 30 is the second to last."""
 
@@ -81,6 +92,12 @@ class ImageEncoderSpec(ClipSpec):
         if layers[0] < 0 or any(low >= high for low, high in pairwise(layers)):
             raise ValueError(f"{list(layers)} must be 0-based blocks in ascending order, each once")
         return layers
+
+    @model_serializer(mode="wrap")
+    def without_default_kind(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields without `kind` if it is clip: digests of these are in tables made before there were kinds."""
+        tree: dict[str, Any] = serialize(self)
+        return {key: value for key, value in tree.items() if (key, value) != ("kind", "clip")}
 
 
 class TowerSpec(Spec):

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     Dinov2Model,
     Dinov2WithRegistersModel,
@@ -24,7 +25,7 @@ from transformers import (
     ViTModel,
 )
 
-from model.backbones.frozen import fixed_batches, freeze, normalised
+from model.backbones.frozen import fixed_batches, freeze, normalised, require_layers
 from model.backbones.hub import from_pretrained, identify, model_type, reading, resolve
 from model.backbones.variant import Spec
 from runtime.errors import ModelError
@@ -50,6 +51,9 @@ SIGLIP = {
 2 of fixed size is published as a `siglip`."""
 OTHER_TOWER = ("text_model\\.", "logit_scale$", "logit_bias$", "head\\.")
 """Weights of both towers' folder that are not the image tower's; `head` without `vision_use_head` is refused later."""
+SETTINGS = ["config.json", "preprocessor_config.json", "processor_config.json"]
+SQUARE = Image.new("RGB", (64, 64))
+"""Stands for any square photo."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +86,58 @@ class Vision:
         return torch.cat(rows)
 
     @torch.no_grad()
+    def hidden_states(self, images: Sequence[Image.Image], layers: Sequence[int]) -> Tensor:
+        """Output of the transformer blocks `layers` (0-based, ascending) [B, K, N, d], without a final norm: the class
+        token if there is one, then the patches.
+
+        Raises ModelError for layers the encoder lacks, a ConvNeXt, and photos of several shapes for NaFlex.
+        """
+        blocks = getattr(self.model.config, "num_hidden_layers", None)
+        if blocks is None:
+            raise ModelError(f"{self.name}: hidden states need a transformer; choose another image encoder")
+        require_layers(layers, blocks, self.name)
+        rows, shapes = [], set()
+        for batch, count in fixed_batches(images, self.batch_size):
+            pixels = [self.preprocess(image) for image in batch]
+            shapes |= {photo.shape for photo in pixels}
+            if len(shapes) > 1:
+                raise ModelError(f"{self.name}: hidden states need photos of one shape; place subjects on squares")
+            rows.append(self.states(pixels, layers)[:count])
+        return torch.cat(rows) if rows else self.states([self.read(self.processor, SQUARE)], layers)[:0]
+
+    @torch.no_grad()
     def patch_states(self, images: Tensor, blocks: Sequence[int]) -> Tensor:
         """Patch tokens after the transformer blocks `blocks` (0-based) [B, K, N, d], without a final norm.
 
         images: [B, 3, s, s] in 0..1, of the side that the encoder reads; some read any (`reads_any_size`).
         """
         pixels = normalised(images, self.processor.image_mean, self.processor.image_std)
-        states = self.forward(list(pixels), output_hidden_states=True).hidden_states
-        # The class token, and registers from DINOv2 on, precede the patches; SigLIP has neither. NaFlex's padding
-        # follows them.
-        config = self.model.config
-        first = (self.embedding == "class_token") + getattr(config, "num_register_tokens", 0)
-        count = (images.shape[-2] // config.patch_size) * (images.shape[-1] // config.patch_size)
-        return torch.stack([states[block + 1][:, first : first + count] for block in blocks], dim=1).float()
+        return self.states(list(pixels), blocks)[:, :, self.first :]
+
+    def states(self, photos: list[Tensor], blocks: Sequence[int]) -> Tensor:
+        """As `hidden_states`, for preprocessed photos of one size."""
+        found = self.forward(photos, output_hidden_states=True).hidden_states
+        # Registers, from DINOv2 on, are between class token and patches; NaFlex's padding follows the patches.
+        begin = self.first + getattr(self.model.config, "num_register_tokens", 0)
+        tokens = [*range(self.first), *range(begin, begin + self.patches(photos[0]))]
+        return torch.stack([found[block + 1][:, tokens] for block in blocks], dim=1).float()
+
+    def patches(self, photo: Tensor) -> int:
+        """Patches of a preprocessed photo [3, h, w]."""
+        side: int = self.model.config.patch_size
+        return (photo.shape[-2] // side) * (photo.shape[-1] // side)
+
+    @property
+    def first(self) -> int:
+        """Tokens that precede the patches in `hidden_states`."""
+        return int(self.embedding == "class_token")
+
+    @staticmethod
+    def read(processor: Any, image: Image.Image) -> Tensor:
+        """`preprocess` of a checkpoint's image processor."""
+        # One at a time: the processor resizes photos of equal size as a batch.
+        pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels
 
     def forward(self, photos: list[Tensor], **options: Any) -> Any:
         """The model's output for preprocessed photos."""
@@ -114,6 +157,15 @@ class Vision:
 @dataclass(frozen=True)
 class FlexibleVision(Vision):
     """A SigLIP 2 NaFlex: it keeps a photo's proportions, and sees at most `max_num_patches` patches of it."""
+
+    @staticmethod
+    def read(processor: Any, image: Image.Image) -> Tensor:
+        """As of `Vision`; both sides are multiples of a patch."""
+        out, patch = processor(images=image, return_tensors="pt"), processor.patch_size
+        height, width = out["spatial_shapes"][0].tolist()
+        patches = out["pixel_values"][0, : height * width].view(height, width, patch, patch, 3)
+        pixels: Tensor = patches.permute(4, 0, 2, 1, 3).reshape(3, height * patch, width * patch)
+        return pixels
 
     def forward(self, photos: list[Tensor], **options: Any) -> Any:
         """The model's output for photos [3, h, w] of any sizes that are multiples of a patch, or lose the rest."""
@@ -171,8 +223,7 @@ def load_siglip(
 
 def fetch(spec: Spec) -> Path:
     """The local folder of `spec`."""
-    names = ["config.json", "preprocessor_config.json", "processor_config.json"]
-    return resolve(spec, [*names, "model*.safetensors", "model*.json"])
+    return resolve(spec, [*SETTINGS, "model*.safetensors", "model*.json"])
 
 
 def vision(
@@ -188,32 +239,26 @@ def vision(
     with reading(spec.path, what):
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     name, revision = identify(spec, folder.glob("*.safetensors"))
-    flexible = isinstance(model, Siglip2VisionModel)
-    return (FlexibleVision if flexible else Vision)(
-        freeze(model, device),
-        processor,
-        partial(resized_flexibly if flexible else resized, processor),
-        embedding,
-        batch_size,
-        f"{name}@{revision[:12]}",
-        revision,
-    )
+    kind = FlexibleVision if isinstance(model, Siglip2VisionModel) else Vision
+    preprocess, name = partial(kind.read, processor), f"{name}@{revision[:12]}"
+    return kind(freeze(model, device), processor, preprocess, embedding, batch_size, name, revision)
 
 
-def resized(processor: Any, image: Image.Image) -> Tensor:
-    """A photo as the encoder reads it, [3, s, s]."""
-    # One at a time: the processor resizes photos of equal size as a batch.
-    pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
-    return pixels
+def vision_size(spec: Spec) -> tuple[int, int, int]:
+    """Tokens that precede the patches, patches of a square photo, and their width; from the configurations alone."""
+    folder = resolve(spec, SETTINGS)
+    with reading(spec.path, "a transformers folder with config.json and preprocessor_config.json"):
+        config, processor = image_config(folder), AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        is_siglip = config.model_type in SIGLIP
+        kind = FlexibleVision if SIGLIP.get(config.model_type) is Siglip2VisionModel else Vision
+        height, width = kind.read(processor, SQUARE).shape[-2:]
+        return int(not is_siglip), (height // config.patch_size) * (width // config.patch_size), config.hidden_size
 
 
-def resized_flexibly(processor: Any, image: Image.Image) -> Tensor:
-    """A photo as NaFlex reads it, [3, h, w], both sides multiples of a patch."""
-    out, patch = processor(images=image, return_tensors="pt"), processor.patch_size
-    height, width = out["spatial_shapes"][0].tolist()
-    patches = out["pixel_values"][0, : height * width].view(height, width, patch, patch, 3)
-    pixels: Tensor = patches.permute(4, 0, 2, 1, 3).reshape(3, height * patch, width * patch)
-    return pixels
+def image_config(folder: Path) -> Any:
+    """The configuration of the image tower in a transformers folder."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return getattr(config, "vision_config", config)
 
 
 def to_patches(photo: Tensor, patch: int) -> tuple[Tensor, tuple[int, int]]:

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from open_clip.model import CLIPVisionCfg
 from PIL import Image
 from pydantic import ConfigDict
 from torch import Tensor
-from transformers import AutoConfig
 
-from model.backbones.clip import WEIGHTS, Clip, load_clip
+from model.backbones.clip import WEIGHTS, Clip, load_clip, transformer_sizes
 from model.backbones.features.towers import HIGH, LOW, SHALLOW, TwoTowers, load_towers, towers_name
 from model.backbones.hub import identify, reading, resolve
 from model.backbones.identity import spec_digest, weights_name
 from model.backbones.variant import DetailSpec, ImageEncoderSpec, Spec, TowerSpec, Variant
+from model.backbones.vision import Vision, image_config, load_dino, load_siglip, vision_size
 from runtime.digest import digest
 from runtime.errors import ModelError
 from runtime.params import Section
 
-ImageEncoder = Clip | TwoTowers
-"""Both have `name`, `preprocess`, `batch_size` and `hidden_states(images, layers)` [B, K, N, d]."""
+ImageEncoder = Clip | Vision | TwoTowers
+"""All have `name`, `preprocess`, `batch_size` and `hidden_states(images, layers)` [B, K, N, d]."""
+
+LOADERS: dict[str, Callable[..., Clip | Vision]] = {"clip": load_clip, "siglip": load_siglip, "dino": load_dino}
 
 TWO_TOWERS = ("realcustom_pp",)
 """Methods that read the variant's `detail`; all others read its `image_encoder`."""
@@ -59,7 +62,7 @@ class FeatureSource:
 
     spec: ImageEncoderSpec | DetailSpec
     layers: tuple[int, ...]
-    """Blocks of a CLIP, or places on the K axis of `TwoTowers`."""
+    """Blocks of one encoder, or places on the K axis of `TwoTowers`."""
 
     def load(
         self, device: str | torch.device, dtype: torch.dtype = torch.float32, batch_size: int = 32
@@ -67,7 +70,7 @@ class FeatureSource:
         """The frozen encoder, computing in `dtype`; ModelError if its weights are missing or of another kind."""
         if isinstance(self.spec, DetailSpec):
             return load_towers(self.spec, device, dtype, batch_size)
-        return load_clip(self.spec, device, dtype, batch_size)
+        return LOADERS[self.spec.kind](self.spec, device, dtype, batch_size)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -79,15 +82,15 @@ class FeatureSource:
         if isinstance(self.spec, DetailSpec):
             sizes = [tower_size(tower, self.spec.side) for tower in self.spec.towers]
             return len(self.layers), sizes[0][0], sum(width for _, width in sizes)
-        tokens, width = clip_size(self.spec)
-        return len(self.layers), 1 + tokens, width
+        first, patches, width = (clip_size if self.spec.kind == "clip" else vision_size)(self.spec)
+        return len(self.layers), first + patches, width
 
     @property
     def name(self) -> str:
         """The loaded encoder's `name`, without loading it."""
         if isinstance(self.spec, DetailSpec):
-            return towers_name([encoder_name(tower, tower.kind == "clip") for tower in self.spec.towers], self.spec)
-        return encoder_name(self.spec, True)
+            return towers_name([encoder_name(tower) for tower in self.spec.towers], self.spec)
+        return encoder_name(self.spec)
 
     @property
     def weights(self) -> str:
@@ -133,26 +136,31 @@ def black_features(encoder: ImageEncoder, layers: Iterable[int]) -> Tensor:
 def tower_size(spec: TowerSpec, side: int) -> tuple[int, int]:
     """Patches of an image of `side` px, and their width."""
     if spec.kind == "clip":
-        return clip_size(spec)
+        return clip_size(spec)[1:]
     folder = resolve(spec, ["config.json"])
     with reading(spec.path, "a transformers folder with config.json"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        config = getattr(config, "vision_config", config)
+        config = image_config(folder)
         return (side // config.patch_size) ** 2, config.hidden_size
 
 
-def clip_size(spec: Spec) -> tuple[int, int]:
-    """Patches of an image, and their width."""
+def clip_size(spec: Spec) -> tuple[int, int, int]:
+    """Tokens that precede the patches, patches of an image, and their width."""
     folder = resolve(spec, ["open_clip_config.json"])
     with reading(spec.path, "an open_clip folder with open_clip_config.json"):
         config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
         vision = CLIPVisionCfg(**config["model_cfg"]["vision_cfg"])
+        if vision.timm_model_name:
+            with torch.device("meta"):
+                tower = timm.create_model(vision.timm_model_name, pretrained=False)
+            sizes = transformer_sizes(tower, spec.path)
+            return sizes.first, sizes.patches, sizes.width
         patches = np.broadcast_to(vision.image_size, 2) // np.broadcast_to(vision.patch_size, 2)
-        return int(np.prod(patches)), vision.width
+        return 1, int(np.prod(patches)), vision.width
 
 
-def encoder_name(spec: Spec, is_clip: bool) -> str:
+def encoder_name(spec: TowerSpec | ImageEncoderSpec) -> str:
     """The `name` of a `Clip`, else of a `Vision`, without loading it."""
+    is_clip = spec.kind == "clip"
     with reading(spec.path, f"an open_clip folder with {WEIGHTS}" if is_clip else "a transformers folder"):
         files: Iterable[Path] = [spec.local / WEIGHTS] if is_clip else spec.local.glob("*.safetensors")
         name, revision = identify(spec, files)

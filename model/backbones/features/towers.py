@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from model.backbones.clip import Clip, load_clip
+from model.backbones.clip import Clip, load_clip, transformer_sizes
 from model.backbones.frozen import fixed_batches
-from model.backbones.variant import ClipSpec, DetailSpec, TowerSpec
+from model.backbones.variant import DetailSpec, TowerSpec
 from model.backbones.vision import Vision, load_dino, load_siglip
 from runtime.errors import ModelError
 
@@ -122,7 +122,7 @@ def load_towers(
 def load_tower(spec: TowerSpec, device: str | torch.device, dtype: torch.dtype, batch_size: int) -> Clip | Vision:
     """One tower; of a CLIP only the image half."""
     if spec.kind == "clip":
-        return image_tower(load_clip(ClipSpec(path=spec.path, revision=spec.revision), device, dtype, batch_size))
+        return image_tower(load_clip(spec, device, dtype, batch_size))
     return (load_dino if spec.kind == "dino" else load_siglip)(spec, device, dtype, batch_size)
 
 
@@ -137,12 +137,8 @@ def image_tower(clip: Clip) -> Clip:
 def fitting(tower: Clip | Vision, spec: TowerSpec, side: int) -> int:
     """Patches of an image of `side` px; ModelError if a tower does not read such images, or lacks a block."""
     if isinstance(tower, Clip):
-        visual = tower.model.visual
-        if not hasattr(visual, "transformer"):
-            raise ModelError(
-                f"{spec.path}: hidden states need a VisionTransformer, but this is a {type(visual).__name__}"
-            )
-        blocks, reads, patch = len(visual.transformer.resblocks), visual.image_size[0], visual.patch_size[0]
+        sizes = transformer_sizes(tower.model.visual, spec.path)
+        blocks, patch, reads = sizes.blocks, sizes.patch, tower.model.visual.image_size[0]
     else:
         config = tower.model.config
         if not hasattr(config, "num_hidden_layers"):
