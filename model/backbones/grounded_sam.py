@@ -1,13 +1,16 @@
-"""Grounded SAM (Ren et al. 2024): Grounding DINO finds the box of a phrase in a photo, SAM or SAM 2 segments it."""
+"""Grounded SAM (Ren et al. 2024): Grounding DINO finds the box of a phrase in a photo, SAM or SAM 2 segments it.
+
+Or SAM 3 does both.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from functools import cache, partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -21,18 +24,23 @@ from transformers.models.mm_grounding_dino.modeling_mm_grounding_dino import MMG
 
 from model.backbones.frozen import fixed_batches, freeze
 from model.backbones.hub import from_pretrained, identify, model_type, reading, require_vocabulary, resolve
+from model.backbones.segmenters.detection import Cut, Detection, best_boxes, within
 from model.backbones.segmenters.sam import SamConfig, build_sam, load_sam
 from model.backbones.segmenters.sam2 import load_sam2
+from model.backbones.segmenters.sam3 import TYPES as SAM3_TYPES
+from model.backbones.segmenters.sam3 import Sam3, load_sam3
 from model.backbones.segmenters.segmenter import Box, Segmenter
-from model.backbones.variant import DetectorSpec, SamSpec
+from model.backbones.variant import DetectorSpec, SamSpec, Spec
 from runtime.errors import ModelError
 
 __all__ = [
     "Box",
+    "BoxSam",
     "Cut",
     "Detection",
     "Detector",
     "GroundedSam",
+    "PhraseSam",
     "Prepared",
     "SamConfig",
     "build_sam",
@@ -55,17 +63,6 @@ TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Detection:
-    """The best box of a phrase in a photo."""
-
-    box: Box
-    score: float
-    """Highest probability, 0..1, that a word of the phrase belongs to the box."""
-    other: float = 0.0
-    """The same for the best box elsewhere: one that shares less than half of the smaller box's area with this one."""
-
-
-@dataclass(frozen=True)
 class Prepared:
     """A photo preprocessed for both models; the photo itself, which may be far larger, can be freed."""
 
@@ -75,16 +72,6 @@ class Prepared:
     """[3, h, w] float32, resized and normalised."""
     sam: Tensor
     """[3, h, w] uint8, resized: see `Segmenter.prepare`."""
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The segmented content of a box."""
-
-    mask: np.ndarray
-    """bool [H, W], of the photo's size."""
-    score: float
-    """Predicted IoU, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +161,7 @@ class Detector:
         scores = out.logits.float().sigmoid().amax(-1)  # [B, Q, T] -> [B, Q]
         centre, half = out.pred_boxes.float()[..., :2], out.pred_boxes.float()[..., 2:] / 2
         boxes = torch.cat([centre - half, centre + half], dim=-1)  # [B, Q, 4]
-        best, query = scores.max(-1)
-        chosen = boxes[torch.arange(len(query), device=device), query]
-        other = scores.masked_fill(~elsewhere(boxes, chosen[:, None]), 0).amax(-1)
+        best, _, chosen, other = best_boxes(scores, boxes)
         return best.tolist(), chosen.tolist(), other.tolist()
 
     def padded(self, count: int) -> int:
@@ -223,16 +208,41 @@ class Detector:
 
 
 @dataclass(frozen=True)
-class GroundedSam:
-    """A detector and a segmenter."""
+class GroundedSam(ABC):
+    """Finds the object that a phrase names, and segments it."""
 
-    detector: Detector
-    sam: Segmenter
+    detector: Detector | Sam3
+    segmenter: Callable[[], Segmenter]
+    """Returns the segmenter, loading it if that has been put off."""
 
     @property
+    def sam(self) -> Segmenter:
+        """The segmenter."""
+        return self.segmenter()
+
+    @property
+    @abstractmethod
     def name(self) -> str:
-        """Both encoders, as `<detector>@<revision>+<sam>@<revision>` with 12 digits of each revision."""
-        return "+".join(f"{part.name}@{part.revision[:12]}" for part in (self.detector, self.sam))
+        """The models, each as `<name>@<12 digits of the revision>`, joined by `+`."""
+
+    @abstractmethod
+    def prepare(self, image: Image.Image) -> Prepared:
+        """`image` preprocessed for the models; runs on the CPU, so threads can do it while the device is busy."""
+
+    @abstractmethod
+    def cut_out(
+        self, photos: Iterable[tuple[K, Prepared, str]], min_score: float
+    ) -> Iterator[tuple[K, Detection | None, Cut | None]]:
+        """Box and mask of the object named by each photo's phrase, in the order in which batches fill.
+
+        A photo is (any key, output of `prepare`, phrase); photos are read lazily, and few batches of them are held. The
+        mask is None if no box has at least `min_score`.
+        """
+
+    def cut_one(self, image: Image.Image, phrase: str) -> tuple[Detection | None, Cut | None]:
+        """Box and mask of the object named by `phrase`; None if nothing is found."""
+        ((_, detection, cut),) = self.cut_out([(0, self.prepare(image), phrase)], 0.0)
+        return detection, cut
 
     def detect(
         self, images: Sequence[Image.Image], phrases: Sequence[str], threshold: float = 0.0
@@ -248,18 +258,26 @@ class GroundedSam:
         """See `Segmenter.segment`."""
         return self.sam.segment(images, boxes)
 
+
+@dataclass(frozen=True)
+class BoxSam(GroundedSam):
+    """A detector, whose box prompts a segmenter."""
+
+    detector: Detector
+
+    @property
+    def name(self) -> str:
+        """Both encoders, as `<detector>@<revision>+<sam>@<revision>` with 12 digits of each revision."""
+        return "+".join(f"{part.name}@{part.revision[:12]}" for part in (self.detector, self.sam))
+
     def prepare(self, image: Image.Image) -> Prepared:
-        """`image` preprocessed for both models; runs on the CPU, so threads can do it while the device is busy."""
+        """See `GroundedSam.prepare`."""
         return Prepared((image.height, image.width), self.detector.prepare(image), self.sam.prepare(image))
 
     def cut_out(
         self, photos: Iterable[tuple[K, Prepared, str]], min_score: float
     ) -> Iterator[tuple[K, Detection | None, Cut | None]]:
-        """Box and mask of the object named by each photo's phrase, in the order in which batches fill.
-
-        A photo is (any key, output of `prepare`, phrase); photos are read lazily, and at most one batch per canvas and
-        one for SAM are held. The mask is None if no box has at least `min_score`.
-        """
+        """See `GroundedSam.cut_out`; at most one batch per canvas and one for SAM are held."""
         queries = (((key, photo), photo.detector, photo.size, phrase) for key, photo, phrase in photos)
         boxed: list[tuple[K, Prepared, Detection]] = []
         for (key, photo), detection in self.detector.find(queries):
@@ -279,6 +297,29 @@ class GroundedSam:
             yield key, detection, Cut(mask, score)
 
 
+@dataclass(frozen=True)
+class PhraseSam(GroundedSam):
+    """A SAM 3, which finds and segments at once; the segmenter beside it is for clicks, and loaded by the first."""
+
+    detector: Sam3
+
+    @property
+    def name(self) -> str:
+        """`<model>@<12 digits of the revision>`."""
+        return f"{self.detector.name}@{self.detector.revision[:12]}"
+
+    def prepare(self, image: Image.Image) -> Prepared:
+        """See `GroundedSam.prepare`; one tensor is for both."""
+        pixels = self.detector.prepare(image)
+        return Prepared((image.height, image.width), pixels, pixels)
+
+    def cut_out(
+        self, photos: Iterable[tuple[K, Prepared, str]], min_score: float
+    ) -> Iterator[tuple[K, Detection | None, Cut | None]]:
+        """See `GroundedSam.cut_out`."""
+        return self.detector.find(((key, photo.sam, photo.size, phrase) for key, photo, phrase in photos), min_score)
+
+
 def load_grounded_sam(
     detector_spec: DetectorSpec,
     sam_spec: SamSpec,
@@ -286,10 +327,16 @@ def load_grounded_sam(
     dtype: torch.dtype = torch.float32,
     batch_size: int = 8,
 ) -> GroundedSam:
-    """Both frozen models on `device`; the heavy parts compute in `dtype`, results are float32."""
-    return GroundedSam(
-        load_detector(detector_spec, device, dtype, batch_size), load_segmenter(sam_spec, device, dtype, batch_size)
-    )
+    """Both frozen models on `device`; the heavy parts compute in `dtype`, results are float32.
+
+    A detector that is a SAM 3 is both.
+    """
+    if folder_type(detector_spec) in SAM3_TYPES:
+        later = cache(partial(load_segmenter, sam_spec, device, dtype, batch_size))
+        return PhraseSam(load_sam3(detector_spec, device, dtype, batch_size), later)
+    detector = load_detector(detector_spec, device, dtype, batch_size)
+    segmenter = load_segmenter(sam_spec, device, dtype, batch_size)
+    return BoxSam(detector, lambda: segmenter)
 
 
 def load_segmenter(
@@ -299,17 +346,16 @@ def load_segmenter(
 
     Raises ModelError if it is missing or invalid.
     """
-    is_sam2 = spec.size is None and names_type(resolve(spec, ["config.json"]))
+    is_sam2 = spec.size is None and folder_type(spec) is not None
     return (load_sam2 if is_sam2 else load_sam)(spec, device, dtype, batch_size)
 
 
-def names_type(folder: Path) -> bool:
-    """Whether a folder is one of transformers, by its config.json; an invalid one is for loaders to explain."""
+def folder_type(spec: Spec) -> str | None:
+    """Model type of a transformers folder; None of other checkpoints, and of invalid ones, which loaders explain."""
     try:
-        model_type(folder)
+        return model_type(resolve(spec, ["config.json"]))
     except (OSError, ValueError):
-        return False
-    return True
+        return None
 
 
 def load_detector(
@@ -374,21 +420,3 @@ def canvas(height: int, width: int, shortest: int | None, longest: int | None) -
     long = next((side for side in sides if side >= max(height, width)), max(height, width))
     short = max(shortest, min(height, width))
     return (short, long) if height <= width else (long, short)
-
-
-def elsewhere(boxes: Tensor, chosen: Tensor) -> Tensor:
-    """Whether corner boxes [..., 4] share less than half of the smaller area with the chosen ones; bool [...].
-
-    A part of the subject, and a group that contains it, share all of it.
-    """
-    upper, lower = torch.maximum(boxes[..., :2], chosen[..., :2]), torch.minimum(boxes[..., 2:], chosen[..., 2:])
-    shared = (lower - upper).clamp(min=0).prod(-1)
-    areas = [(some[..., 2:] - some[..., :2]).clamp(min=0).prod(-1) for some in (boxes, chosen)]
-    return shared < torch.minimum(*areas) / 2
-
-
-def within(size: tuple[int, int], box: Sequence[float], score: float, other: float) -> Detection | None:
-    """`box` (corners relative to the photo) in pixels, clipped to `size` (height, width); None if nothing is left."""
-    x0, x1 = (min(max(x, 0.0), 1.0) * size[1] for x in (box[0], box[2]))
-    y0, y1 = (min(max(y, 0.0), 1.0) * size[0] for y in (box[1], box[3]))
-    return Detection((x0, y0, x1, y1), score, other) if x1 > x0 and y1 > y0 else None

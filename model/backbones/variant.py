@@ -133,7 +133,7 @@ class DinoSpec(Spec):
 
 
 class DetectorSpec(Spec):
-    """A transformers folder of Grounding DINO, MM-Grounding-DINO or LLMDet with its processor."""
+    """A transformers folder of Grounding DINO, MM-Grounding-DINO, LLMDet, or SAM 3, which segments too."""
 
 
 class SamSpec(Spec):

@@ -53,13 +53,12 @@ def segment_photo(
 
 def find_subject(photo: Image.Image, noun: str, finder: GroundedSam, name: str) -> np.ndarray:
     """Mask bool [H, W] of the `noun` in a photo; ModelError if nothing is found."""
-    detection = finder.detect([photo], [noun])[0]
-    if detection is None:
+    _, cut = finder.cut_one(photo, noun)
+    if cut is None:
         raise ModelError(f"{name}: no '{noun}' was found in the photo; give a mask, or correct the class noun")
-    mask = finder.segment([photo], [detection.box])[0][0]
-    if not mask.any():
+    if not cut.mask.any():
         raise ModelError(f"{name}: the '{noun}' found in the photo has an empty mask; give a mask")
-    return mask
+    return cut.mask
 
 
 def is_coloured_photo(mask: Image.Image | np.ndarray) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from model import sample, sampler
+from model.backbones.segmenters.detection import Cut, Detection
 from model.backbones.variant import load_variant, variant_of
 from runtime.cli import Parser, main
 from runtime.errors import ModelError
@@ -26,12 +27,9 @@ class FakeGroundedSam:
     def __init__(self, mask: np.ndarray | None) -> None:
         self.mask, self.phrases = mask, []
 
-    def detect(self, images, phrases):
-        self.phrases += phrases
-        return [None if self.mask is None else SimpleNamespace(box=(0, 0, 9, 9), score=0.9) for _ in images]
-
-    def segment(self, images, boxes):
-        return [self.mask] * len(images), [0.9] * len(images)
+    def cut_one(self, image, phrase):
+        self.phrases.append(phrase)
+        return (None, None) if self.mask is None else (Detection((0, 0, 9, 9), 0.9), Cut(self.mask, 0.9))
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""Segmenters: SAM of segment_anything, SAM 2 of transformers; both are prompted with a box or points."""
+"""Segmenters: SAM and SAM 2, prompted with a box or points, and SAM 3, prompted with a phrase."""

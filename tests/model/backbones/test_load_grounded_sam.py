@@ -16,10 +16,10 @@ from model.backbones.grounded_sam import (
     GroundedSam,
     build_sam,
     canvas,
-    elsewhere,
     load_detector,
     load_grounded_sam,
 )
+from model.backbones.segmenters.detection import elsewhere
 from model.backbones.segmenters.sam import CHECKPOINTS, PUBLISHED, SamConfig, SamSegmenter, load_sam
 from model.backbones.segmenters.segmenter import Box, PromptPoint
 from model.backbones.variant import DetectorSpec, SamSpec, load_variant

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from model.backbones.segmenters.detection import Cut, Detection
 from model.images.references import segment_photo
 from model.methods.customcontrast.sampling import subject_tokens
 from tests.world.models import FEATURE_LAYERS, FakeClip, make_features, tiny_sd, tokenizer, unet
@@ -242,11 +242,8 @@ class Finder:
     def __init__(self, mask: np.ndarray) -> None:
         self.mask = mask
 
-    def detect(self, images, phrases):
-        return [SimpleNamespace(box=(0, 0, 9, 9), score=0.9) for _ in images]
-
-    def segment(self, images, boxes):
-        return [self.mask] * len(images), [0.9] * len(images)
+    def cut_one(self, image, phrase):
+        return Detection((0, 0, 9, 9), 0.9), Cut(self.mask, 0.9)
 
 
 @pytest.mark.parametrize("every", [1, 2, 5, 100])
