@@ -45,8 +45,8 @@ class VisualProjection(nn.Module):
 
 
 class Adapter(nn.Module):
-    """The method's encoder (`mfi`, whatever the method) + visual projections. Every parameter is trained; the only
-    buffer is W of the Fourier code.
+    """The method's encoder (`mfi`, whatever the method) + visual projections, of a method with a visual branch. Every
+    parameter is trained; buffers are what is saved beside them, such as W of the Fourier code.
 
     Keys and values of the visual branch do not depend on what the UNet computes, so they are computed here, and a
     training step calls this module once: an engine that shards or gathers parameters around `forward` can wrap it.
@@ -60,9 +60,11 @@ class Adapter(nn.Module):
         """Contents of card.json."""
         self.source: str | None = None
         """`owner/name@commit` if it was fetched from the hub."""
-        self.mfi = method_of(config).encoder(config)
+        method = method_of(config)
+        self.mfi = method.encoder(config)
         self.projections = nn.ModuleList(
-            VisualProjection(config.visual_width, inner_width) for inner_width in config.inner_widths
+            VisualProjection(config.visual_width, inner_width)
+            for inner_width in (config.inner_widths if method.visual else ())
         )
 
     @classmethod
@@ -101,7 +103,7 @@ class Adapter(nn.Module):
             **{"visual_width": feature_width if of_features else unet_config.cross_attention_dim, **sizes},
         )
         adapter = cls(config)
-        for layer, projection in zip(layers, adapter.projections, strict=True):
+        for layer, projection in zip(layers[: len(adapter.projections)], adapter.projections, strict=True):
             attention = unet.get_submodule(layer.name)
             for name in ("to_k", "to_v"):
                 frozen, trained = getattr(attention, name).weight, getattr(projection, name).weight
@@ -129,7 +131,7 @@ class Adapter(nn.Module):
             encoder: Any = self.mfi
             of_positives = timesteps if positive_timesteps is None else positive_timesteps
             mfi, positive_s_plus = encoder.with_positives(reference, timesteps, positive, of_positives)
-        keys, values = self.project(mfi.visual_tokens)
+        keys, values = (None, None) if mfi.visual_tokens is None else self.project(mfi.visual_tokens)
         return AdapterOutput(mfi, positive_s_plus, keys, values)
 
     def s_plus(self, features: Tensor, timesteps: Tensor) -> tuple[Tensor, ...]:

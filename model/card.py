@@ -19,6 +19,7 @@ PAPERS = {
     "ip_adapter_plus": ("IP-Adapter-plus", "2308.06721"),
     "realcustom": ("RealCustom", "2403.00483"),
     "realcustom_pp": ("RealCustom++", "2408.09744"),
+    "dreamidentity": ("DreamIdentity", "2307.00300"),
 }
 """Title of a method and the arXiv number of its paper; one without a row goes by its name."""
 

@@ -34,6 +34,11 @@ def ip_adapter_state(adapter: Adapter, unet: UNet2DConditionModel) -> dict[str, 
     visual tokens. Raises ModelError if the adapter or IP-Adapter's layers do not fit the UNet.
     """
     config, unet_config = adapter.config, cast(Any, unet.config)
+    if not adapter.projections:
+        raise ModelError(
+            f"the adapter's method '{config.encoder}' has no visual branch, and IP-Adapter's layout holds nothing else;"
+            " load the adapter itself"
+        )
     layers, numbers = cross_attention_layers(unet), layer_numbers(unet)
     widths = tuple(layer.inner_width for layer in layers)
     if widths != config.inner_widths:

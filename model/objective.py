@@ -49,6 +49,8 @@ class ObjectiveConfig:
     """Largest attention map of the location loss, as a fraction of the latent's side: 32x32 of 64x64 at 512 px."""
     strength: float = 1.0
     """lambda [paper: 1]."""
+    regularisation_weight: float = 1e-4
+    """Weight of the mean squared length of DreamIdentity's words [a reading]."""
 
 
 @dataclass
@@ -118,8 +120,8 @@ def diffusion_losses(
     context = CrossAttentionContext(
         text=text.hidden,
         latent_size=(height, width),
-        keys=[keys[:, None] for keys in out.keys],
-        values=[values[:, None] for values in out.values],
+        keys=None if out.keys is None else [keys[:, None] for keys in out.keys],
+        values=None if out.values is None else [values[:, None] for values in out.values],
         strength=config.strength * present,
         placeholder=text.placeholder,
         recorder=recorder,
@@ -155,8 +157,7 @@ def batch_text(
         class_nouns=[[noun] for noun in batch.class_nouns],
         s_plus=None if s_plus is None else [s[:, None] for s in s_plus],
         insert=[not (text or image) for text, image in zip(drop_text, drop_image, strict=True)],
-        rescale=adapter_config.rescale,
-        noun_weight=adapter_config.noun_weight,
+        **adapter_config.writing,
     )
 
 

@@ -1,4 +1,5 @@
-"""Captions with the pseudo-word: the placeholder right after the class noun, one caption per level (method, section 2).
+"""Captions with the pseudo-word: the placeholder after the class noun or in its place, one caption per level (method,
+section 2).
 
 The L captions of a sample differ only in the placeholder's embedding and go through the frozen text encoder in one
 call.
@@ -10,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from runtime.errors import ModelError
+
+Place = Literal["after_noun", "replace"]
+"""Where a pseudo-word stands: right after its class noun, or in place of the noun with the article before it."""
+ARTICLE = re.compile(r"(?<!\w)(?:a|an|the)\s+$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,14 @@ def encode_captions(
     insert: Sequence[bool] | None = None,
     rescale: bool = True,
     noun_weight: float = 0.0,
+    place: Place = "after_noun",
 ) -> TextCondition:
     """Captions -> text condition.
 
     `captions_2`: what the second text encoder reads, if not the same. `clip_skip`: number of the last layers that are
     skipped. Without `s_plus`: plain captions, as in the stock pipelines. With it, `class_nouns[b]` are the S nouns of
     caption b, `s_plus` one [B, S, L, n_t, d_text] per text encoder, and `insert[b]` False leaves caption b unchanged.
-    `rescale`, `noun_weight`: see `pseudo_words`.
+    `rescale`, `noun_weight`: see `pseudo_words`; `place`: of the pseudo-words.
 
     Raises ModelError if a caption has no room for its class noun, or does not contain it, and if the two text encoders
     have it at different tokens.
@@ -99,7 +105,7 @@ def encode_captions(
     for index, (encoder, tokenizer) in enumerate(zip(text_encoders, tokenizers, strict=True)):
         length = caption_length(encoder, tokenizer)
         texts = captions if index == 0 or captions_2 is None else captions_2
-        rows = [tokenize(tokenizer, length, text, row, tokens) for text, row in zip(texts, nouns, strict=True)]
+        rows = [tokenize(tokenizer, length, text, row, tokens, place) for text, row in zip(texts, nouns, strict=True)]
         words = None if s_plus is None else s_plus[index]
         states, pooled = encode_tokens(
             encoder,
@@ -133,8 +139,10 @@ def caption_length(text_encoder: nn.Module, tokenizer: Any) -> int:
     return min(int(tokenizer.model_max_length), int(config.max_position_embeddings))
 
 
-def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], tokens: int) -> TokenizedCaption:
-    """Token ids of `caption` with `tokens` slots after each of `nouns`, padded to `length`.
+def tokenize(
+    tokenizer: Any, length: int, caption: str, nouns: Sequence[str], tokens: int, place: Place = "after_noun"
+) -> TokenizedCaption:
+    """Token ids of `caption` with `tokens` slots after each of `nouns`, or in its place, padded to `length`.
 
     Words after the last noun are truncated if the caption is too long, as in the stock pipelines. Raises ModelError if
     a noun is not in the caption as whole words or would be truncated.
@@ -143,16 +151,16 @@ def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], to
     slots: dict[int, tuple[int, ...]] = {}
     noun_ids = [tuple(token_ids(tokenizer, noun)) for noun in nouns]
     start = 0
-    ends = sorted((end, subject) for subject, end in enumerate(noun_ends(caption, nouns)))
-    for end, subject in ends:
-        pieces += token_ids(tokenizer, caption[start:end])
+    spans = sorted((span, subject) for subject, span in enumerate(noun_spans(caption, nouns)))
+    for span, subject in spans:
+        pieces += token_ids(tokenizer, caption[start : text_before(caption, span, place)])
         slots[subject] = tuple(range(1 + len(pieces), 1 + len(pieces) + tokens))
         # Any id will do in a slot, as its embedding is replaced; the noun's is never the end token.
-        pieces += [pieces[-1]] * tokens
-        start = end
+        pieces += [noun_ids[subject][-1]] * tokens
+        start = span[1]
     if len(pieces) > length - 2:
         raise ModelError(
-            f"caption '{caption}': class noun '{nouns[ends[-1][1]]}' and its pseudo-word need {len(pieces) + 2}"
+            f"caption '{caption}': class noun '{nouns[spans[-1][1]]}' and its pseudo-word need {len(pieces) + 2}"
             f" tokens, but the text encoder has {length}; move the noun closer to the start"
         )
     pieces = [*pieces, *token_ids(tokenizer, caption[start:])][: length - 2]
@@ -161,18 +169,34 @@ def tokenize(tokenizer: Any, length: int, caption: str, nouns: Sequence[str], to
     return TokenizedCaption(tuple(ids), tuple(slots[s] for s in range(len(nouns))), tuple(noun_ids))
 
 
-def tokens_needed(tokenizer: Any, captions: Sequence[str], nouns: Sequence[str], tokens: int) -> list[int]:
+def text_before(caption: str, span: tuple[int, int], place: Place) -> int:
+    """Character position up to which the text before a pseudo-word reaches; `span` is its noun's."""
+    if place == "after_noun":
+        return span[1]
+    article = ARTICLE.search(caption[: span[0]])
+    return span[0] if article is None else article.start()
+
+
+def tokens_needed(
+    tokenizer: Any, captions: Sequence[str], nouns: Sequence[str], tokens: int, place: Place = "after_noun"
+) -> list[int]:
     """Length that `tokenize` needs for each caption up to its pseudo-word of `tokens` tokens, start and end included.
 
     `nouns` has one class noun per caption. Raises ModelError if a caption does not contain it.
     """
-    parts = [caption[: noun_ends(caption, [noun])[0]] for caption, noun in zip(captions, nouns, strict=True)]
+    spans = [noun_spans(caption, [noun])[0] for caption, noun in zip(captions, nouns, strict=True)]
+    parts = [caption[: text_before(caption, span, place)] for caption, span in zip(captions, spans, strict=True)]
     found = tokenizer(parts, add_special_tokens=False, verbose=False)["input_ids"] if parts else []
     return [len(ids) + tokens + 2 for ids in found]
 
 
 def noun_ends(caption: str, nouns: Sequence[str]) -> list[int]:
-    """Character position after each noun's place in the caption: its first occurrence as whole words, case ignored.
+    """Character position after each noun's place in the caption, as `noun_spans` finds it."""
+    return [end for _, end in noun_spans(caption, nouns)]
+
+
+def noun_spans(caption: str, nouns: Sequence[str]) -> list[tuple[int, int]]:
+    """First character and end of each noun's place in the caption: its first occurrence as whole words, case ignored.
 
     No two places overlap: longer nouns are placed first, so that "toy" is not found inside the place of "toy car". The
     k-th of equal nouns gets the k-th occurrence. Raises ModelError naming noun and caption.
@@ -194,7 +218,7 @@ def noun_ends(caption: str, nouns: Sequence[str]) -> list[int]:
                 " is; write it once more, once per subject"
             )
         places[index] = free[0]
-    return [places[index][1] for index in range(len(nouns))]
+    return [places[index] for index in range(len(nouns))]
 
 
 def slot_marks(rows: Sequence[TokenizedCaption], subjects: int, tokens: int, length: int) -> Tensor:

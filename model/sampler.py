@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from model.adapter import DESCRIPTION, WEIGHTS, Adapter, require_base
 from model.backbones.diffusion import load_diffusion
-from model.backbones.features.source import feature_source
+from model.backbones.features.source import adapter_source
 from model.backbones.variant import Variant, load_variant, variant_of
 from model.images.decode import DecodeError, opened
 from model.methods.config import AdapterConfig
@@ -29,6 +29,7 @@ ADAPTERS = {
     "customcontrast": READY,
     "realcustom": Path("weights/toybox/realcustom"),
     "realcustom_pp": Path("weights/toybox/realcustom_pp"),
+    "dreamidentity": Path("weights/faces/dreamidentity"),
 }
 """The ready adapter of each method."""
 SETTINGS = "customcontrast"
@@ -102,7 +103,7 @@ def load_sampler(adapter: Adapter, source: str | Path, variant: Variant, dtype: 
     diffusion = load_diffusion(variant.diffusion, getattr(torch, dtype), device)
     require_base(adapter.config, diffusion.name, diffusion.revision, adapter.source or str(source))
     adapter = adapter.to(device).eval()
-    encoder = feature_source(variant, adapter.config.encoder).load(device)
+    encoder = adapter_source(variant, adapter.config.encoder, adapter.config.feature_layers).load(device)
     origin: dict[str, str | None] = {
         "base_model": f"{diffusion.name}@{diffusion.revision}",
         "image_encoder": encoder.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,6 +13,7 @@ from model.backbones.features.source import FeatureParams, FeatureSource
 from model.backbones.variant import Variant
 from model.losses import Factor, Similarity
 from model.objective import ObjectiveConfig
+from model.prompt import Place
 from pipelines import tables
 from runtime.closure import code_digest
 from runtime.digest import digest_files
@@ -45,10 +47,44 @@ class ProjectorParams(Section):
     head: int = Field(ge=1)
 
 
+class FaceParams(Section):
+    """DreamIdentity's face recogniser; see `model.methods.config.FaceConfig`."""
+
+    train: Literal["all", "projector"]
+    scales: Literal["all", "last"]
+
+
+class WordsParams(Section):
+    """DreamIdentity's words; see `model.methods.config.WordsConfig`."""
+
+    place: Literal["replace", "after_noun"]
+    norm: Literal["none", "noun", "names"]
+    names: str | None  # file of names, one a line, whose embeddings `norm: names` follows
+    start: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def names_are_given(self) -> Self:
+        if (self.norm == "names") != (self.names is not None):
+            raise ValueError(
+                f"norm is {self.norm} and names is {self.names}; give a file of names with norm names only"
+            )
+        return self
+
+    def read_names(self) -> list[str]:
+        """The names in the file, none without one; UserError if it cannot be read."""
+        if self.names is None:
+            return []
+        try:
+            lines = Path(self.names).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"model.words.names: {self.names} cannot be read ({error}); give a text file") from error
+        return [line.strip() for line in lines if line.strip()]
+
+
 class ModelParams(Section):
     """Adapter sizes and switches; see `model.methods.config.AdapterConfig`."""
 
-    encoder: Literal["mfi", "ip_adapter_plus", "realcustom", "realcustom_pp"]
+    encoder: Literal["mfi", "ip_adapter_plus", "realcustom", "realcustom_pp", "dreamidentity"]
     width: int
     heads: int
     depth: int
@@ -67,6 +103,18 @@ class ModelParams(Section):
     fourier_seed: int
     scoring: ScoringParams
     projector: ProjectorParams
+    face: FaceParams
+    words: WordsParams
+
+    def sizes(self, network: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of `AdapterConfig`, and `granularity`; `network` is that of the `FeatureSource`."""
+        found = self.model_dump(exclude={"words": {"names"}})
+        return found | {"face": found["face"] | dict(network)}
+
+    @property
+    def place(self) -> Place:
+        """Where the method's pseudo-words stand in a caption."""
+        return self.words.place if self.encoder == "dreamidentity" else "after_noun"
 
     def features(self, variant: Variant) -> FeatureSource:
         """The image encoder that the method reads; ModelError if `variant` has none for it."""
@@ -101,6 +149,7 @@ class ObjectiveParams(Section):
     macl_similarity: Similarity
     location_side: float
     strength: float
+    regularisation_weight: float = Field(ge=0)
 
     def config(self) -> ObjectiveConfig:
         return ObjectiveConfig(**self.model_dump())

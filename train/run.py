@@ -59,7 +59,7 @@ def train(ranks: Ranks, params: Params, resume: ResumeOptions) -> None:
     samples = TrainingSet.read(data, found, how.pairing, photos)
     moved = 0
     if model.textual:
-        samples, moved = samples.with_nouns_first(load_tokenizers(variant.diffusion), model.text_tokens)
+        samples, moved = samples.with_nouns_first(load_tokenizers(variant.diffusion), model.text_tokens, model.place)
     if how.curriculum.schedule != "none" and found.hidden is not None:
         ranks.say(
             "train: cached hidden states have one size of the subject, so train.curriculum only varies the pairs; leave"
@@ -76,6 +76,8 @@ def train(ranks: Ranks, params: Params, resume: ResumeOptions) -> None:
     advice = "shorten the class noun, its folder's name or entry in the annotations, and run curate again"
     require_room(trainer.diffusion, config, samples.captions.to_pylist(), samples.class_names.to_pylist(), advice)
     base = backbone(trainer.diffusion.name, trainer.diffusion.revision, source, variant)
+    if model.words.names is not None:
+        base["names"] = digest(model.words.read_names())
     whole = recipe(how, model, data=data_hash, code=run_code(), base=base, ranks=[ranks.world, ranks.device.type])
     folder = Path(ranks.first("folder", lambda: str(begin(work, whole, resume))))
     with trainer.batches:

@@ -13,8 +13,9 @@ import torch
 
 from model.adapter import Adapter
 from model.backbones.diffusion import Diffusion, load_diffusion
-from model.backbones.features.source import TWO_TOWERS, FeatureSource, black_features
-from model.backbones.variant import Variant
+from model.backbones.features.face import load_recogniser
+from model.backbones.features.source import FACES, FeatureSource, black_features
+from model.backbones.variant import FaceSpec, Variant
 from model.methods.registry import METHODS
 from model.objective import TrainingBatch
 from model.prompt import checkpoint_text
@@ -249,8 +250,7 @@ def build(
             if METHODS[model.encoder].drops_to_black
             else None
         ),
-        # Two towers cost as much as the model they condition, and the method that reads them compares no positives.
-        positives=model.encoder not in TWO_TOWERS,
+        positives=METHODS[model.encoder].positives,
     )
     batches = Batches(
         sampler, ranks.rank, ranks.world, ranks.device, ahead=params.prefetch, steps=params.draws(params.steps)[0]
@@ -291,10 +291,28 @@ def make_adapter(model: ModelParams, variant: Variant, diffusion: Diffusion, dat
         feature_layers=source.layers,
         feature_width=data.hidden_shape[-1],
         text_widths=[text.config.hidden_size for text in diffusion.text_encoders],
-        **model.model_dump(),
+        **model.sizes(source.network),
     )
+    if model.encoder in FACES:
+        start_words(adapter, model, variant, diffusion)
     adapter.install(unet)
     return adapter
+
+
+def start_words(adapter: Adapter, model: ModelParams, variant: Variant, diffusion: Diffusion) -> None:
+    """Give a new adapter of DreamIdentity the weights of the variant's face recogniser, if it trains it, and the
+    statistics of names.
+
+    Raises:
+        UserError: the file of names cannot be read, or a name does not fit.
+    """
+    encoder = cast(Any, adapter.mfi)
+    if encoder.face is not None:
+        encoder.face.load_state_dict(load_recogniser(cast(FaceSpec, variant.face)).state_dict())
+    if len(encoder.names):
+        names = model.words.read_names()
+        for found, *text in zip(encoder.names, diffusion.text_encoders, diffusion.tokenizers, strict=True):
+            found.measure(*text, names)
 
 
 def require_shapes(variant: Variant, source: FeatureSource, data: TrainingSet) -> None:

@@ -22,7 +22,7 @@ from eval.generate.params import GenerateParams
 from eval.generate.truth import Renderer, world_ids
 from model.adapter import DESCRIPTION, WEIGHTS, Adapter, read_description
 from model.backbones.diffusion import Diffusion, load_diffusion
-from model.backbones.features.source import feature_source
+from model.backbones.features.source import adapter_source, feature_source
 from model.backbones.identity import weights_name
 from model.backbones.variant import Variant
 from model.methods.config import AdapterConfig
@@ -135,7 +135,8 @@ def adapted(inputs: MethodInputs) -> Painter:
     diffusion = load_base(inputs)
     trained = Adapter.load(inputs.adapter, diffusion.name, diffusion.revision).to(inputs.device).eval()
     # One reference per subject at a time, so the batch is one image.
-    encoder = feature_source(inputs.variant, trained.config.encoder).load(inputs.device, batch_size=1)
+    source = adapter_source(inputs.variant, trained.config.encoder, trained.config.feature_layers)
+    encoder = source.load(inputs.device, batch_size=1)
     pipeline = build_pipeline(diffusion, trained, encoder)
     pipeline.set_progress_bar_config(disable=True)
     params = inputs.params.model_copy(update={"location_masks": uses_masks(trained.config, inputs.params)})
@@ -251,6 +252,7 @@ METHODS: dict[str, Load] = {
     "ip_adapter_plus": Method(adapted, trained_weights, pairs=True),
     "realcustom": Method(adapted, trained_weights, pairs=True),
     "realcustom_pp": Method(adapted, trained_weights, pairs=True),
+    "dreamidentity": Method(adapted, trained_weights, pairs=True),
     "prompt_only": Method(prompt_only, base_weights, pairs=True),
     "truth": Method(truth, lambda inputs: world_ids(inputs.sources)),
 }

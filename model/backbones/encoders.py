@@ -11,11 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from model.backbones.clip import load_clip
+from model.backbones.features.face import load_faces, without_layers
 from model.backbones.variant import Spec
 from model.backbones.vision import load_dino, load_siglip
 
-Kind = Literal["clip", "dino", "siglip"]
-"""clip: any open_clip folder; dino (DINO, DINOv2 or DINOv3) and siglip (SigLIP, SigLIP 2): transformers folders."""
+Kind = Literal["clip", "dino", "siglip", "face"]
+"""clip: any open_clip folder; dino (DINO, DINOv2 or DINOv3) and siglip (SigLIP, SigLIP 2): transformers folders; face:
+one with the ID vector of a face recogniser, see `model.backbones.features.face`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ def load_encoder(
     if kind == "clip":
         clip = load_clip(spec, device, dtype, batch_size)
         return Encoder(clip.name, clip.preprocess, after_preparing(clip).encode_image, clip.encode_text)
+    if kind == "face":
+        faces = load_faces(without_layers(spec), device, dtype, batch_size)
+        return Encoder(faces.name, faces.preprocess, faces.embed)
     vision = (load_dino if kind == "dino" else load_siglip)(spec, device, dtype, batch_size)
     return Encoder(vision.name, vision.preprocess, after_preparing(vision).encode_image)
 

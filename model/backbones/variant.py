@@ -78,11 +78,9 @@ class ClipSpec(Spec):
     """An open_clip folder: `open_clip_config.json` and `open_clip_model.safetensors`."""
 
 
-class ImageEncoderSpec(Spec):
-    """The image encoder whose hidden states the multimodal feature injection encoder reads."""
+class LayersSpec(Spec):
+    """An image encoder of which some transformer blocks are read."""
 
-    kind: Literal["clip", "siglip", "dino"] = "clip"
-    """As of `TowerSpec`."""
     layers: tuple[int, ...] = Field(min_length=1)
     """Transformer blocks whose output is read, 0-based, ascending; of 32 blocks, 30 is the second to last."""
 
@@ -93,11 +91,30 @@ class ImageEncoderSpec(Spec):
             raise ValueError(f"{list(layers)} must be 0-based blocks in ascending order, each once")
         return layers
 
+
+class ImageEncoderSpec(LayersSpec):
+    """The image encoder whose hidden states the multimodal feature injection encoder reads."""
+
+    kind: Literal["clip", "siglip", "dino"] = "clip"
+    """As of `TowerSpec`."""
+
     @model_serializer(mode="wrap")
     def without_default_kind(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The fields without `kind` if it is clip: digests of these are in tables made before there were kinds."""
         tree: dict[str, Any] = serialize(self)
         return {key: value for key, value in tree.items() if (key, value) != ("kind", "clip")}
+
+
+class RecogniserSpec(Spec):
+    """A face recogniser: a transformers folder of ViTModel, Dinov2Model or ResNetModel with its image processor and
+    `identity.safetensors`, the Linear (weight, bias) that makes the last layer an ID vector."""
+
+    pool: Literal["cls", "mean"] = "cls"
+    """What is read of a block of a ViT: its class token, or the mean of its patch tokens [a reading]."""
+
+
+class FaceSpec(RecogniserSpec, LayersSpec):
+    """The face recogniser, a ViT, whose layers DreamIdentity reads beside the ID vector."""
 
 
 class TowerSpec(Spec):
@@ -167,6 +184,10 @@ class Variant(BaseModel):
     """Its hidden states feed the visual and textual Q-Formers."""
     detail: DetailSpec | None = None
     """What RealCustom++ reads instead; None: the method is unavailable."""
+    face: FaceSpec | None = None
+    """What DreamIdentity reads instead; as `detail`."""
+    face_metric: RecogniserSpec | None = None
+    """Face recogniser of the metric `face_i`, another than `face`; None: the metric is unavailable."""
     clip: ClipSpec
     """Its embeddings give the similarity matrix, CLIP-I and CLIP-T."""
     dino: DinoSpec
@@ -177,6 +198,13 @@ class Variant(BaseModel):
     """Model of the metric `reward`; None: the metric is unavailable."""
     lpips: LpipsSpec | None = None
     """As `reward`, for the metric `lpips`."""
+
+    @model_validator(mode="after")
+    def faces_are_measured_by_another(self) -> Self:
+        face, metric = self.face, self.face_metric
+        if face is not None and metric is not None and (face.path, face.revision) == (metric.path, metric.revision):
+            raise ValueError(f"face and face_metric are both '{face.path}'; measure with another than is trained on")
+        return self
 
 
 def load_variant(name: str) -> Variant:

@@ -28,6 +28,7 @@ TITLES = {
     "mfi": "CustomContrast",
     "realcustom": "RealCustom",
     "realcustom_pp": "RealCustom++",
+    "dreamidentity": "DreamIdentity",
     "ip_adapter_plus": "IP-Adapter-plus",
 }
 """Names of the methods on the page."""

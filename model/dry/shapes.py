@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 VIT_H = {
@@ -64,6 +64,8 @@ class Shapes:
     """K, number of hidden states that our adapter reads."""
     tokens: int | None = None
     """N of a hidden state; None: the patches of `vision` and its CLS."""
+    face: dict[str, Any] = field(default_factory=dict)
+    """Face recogniser that DreamIdentity's adapter reads, as `FeatureSource.network`."""
     views: tuple[int, int, int] = (5, 729, 2176)
     """K, N, d of the features that RealCustom++'s adapter reads: low view and four high ones, SigLIP so400m and DINOv2
     large joined."""

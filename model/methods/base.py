@@ -41,16 +41,18 @@ class DenoisingState:
 class EncoderOutput:
     """Output of an adapter's encoder for B images; from `at_timesteps`, fields marked (T,) have a T axis after B."""
 
-    v_cls: Tensor
-    """[B, w] visual CLS."""
-    v_tokens: Tensor
-    """[B, n_v, w] visual tokens V."""
+    v_cls: Tensor | None
+    """[B, w] visual CLS; None for a method without visual tokens."""
+    v_tokens: Tensor | None
+    """[B, n_v, w] visual tokens V; None for a method without."""
     t_cls: Tensor | None
     """[B, (T,) w] textual CLS; None without a textual Q-Former."""
     s_plus: tuple[Tensor, ...] | None
-    """One [B, (T,) L, n_t, d_text] per text encoder, not rescaled yet; None without a textual Q-Former."""
-    visual_tokens: Tensor
-    """[B, (T,) m, visual width]: V~ with TV fusion (m = L n_t), V itself without (m = n_v, no T)."""
+    """One [B, (T,) L, n_t, d_text] per text encoder, not rescaled yet; None without a textual Q-Former. L or T is 1
+    where all levels or timesteps share their tokens."""
+    visual_tokens: Tensor | None
+    """[B, (T,) m, visual width]: V~ with TV fusion (m = L n_t), V itself without (m = n_v, no T); None for a method
+    without a visual branch."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ class AdapterOutput:
     """Of the references, one timestep each."""
     positive_s_plus: tuple[Tensor, ...] | None
     """S+ of the positives, [B, L, n_t, d_text] per text encoder; None if none were given."""
-    keys: tuple[Tensor, ...]
-    """K_v = V~ W'_k per cross-attention layer, [B, m, inner width]."""
-    values: tuple[Tensor, ...]
-    """V_v = V~ W'_v per cross-attention layer, [B, m, inner width]."""
+    keys: tuple[Tensor, ...] | None
+    """K_v = V~ W'_k per cross-attention layer, [B, m, inner width]; None without a visual branch."""
+    values: tuple[Tensor, ...] | None
+    """V_v = V~ W'_v per cross-attention layer, [B, m, inner width]; None without a visual branch."""
 
 
 @dataclass
@@ -197,6 +199,10 @@ class AdapterMethod:
     """Default of a call's `guidance`; None: the method takes none."""
     drops_to_black: bool = False
     """Whether training reads `TrainingBatch.black` where a reference is dropped."""
+    visual: bool = True
+    """Whether it has a visual branch, and so K' and V'."""
+    positives: bool = True
+    """Whether training reads `TrainingBatch.positive`; else the references stand in for them."""
     scales_features: bool = False
     """Whether the visual tokens are the image features and have their width; else they have that of the UNet's text."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from runtime.errors import ModelError
 
@@ -48,6 +48,50 @@ class ProjectorConfig:
 
 
 @dataclass(frozen=True)
+class FaceConfig:
+    """DreamIdentity's face recogniser; raises ModelError for values out of range."""
+
+    train: Literal["all", "projector"] = "all"
+    """all: the adapter has a recogniser of its own and trains it [paper]; projector: it reads a frozen one."""
+    scales: Literal["all", "last"] = "all"
+    """Read the layers and the ID vector [paper], or the ID vector alone (the paper's ablation)."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The network's config.json."""
+    identity_width: int = 0
+    """Width e of the ID vector; 0: not known."""
+    layers: tuple[int, ...] = ()
+    """Its blocks that are read, 0-based."""
+    pool: Literal["cls", "mean"] = "cls"
+    """What is read of a block."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        for name, choices in (("train", ("all", "projector")), ("scales", ("all", "last")), ("pool", ("cls", "mean"))):
+            if getattr(self, name) not in choices:
+                raise ModelError(f"adapter: face.{name} is '{getattr(self, name)}'; use {' or '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class WordsConfig:
+    """DreamIdentity's pseudo-words S* in a caption; raises ModelError for values out of range."""
+
+    place: Literal["replace", "after_noun"] = "replace"
+    """In place of the class noun with its article, as a name is [paper], or after the noun, as in CustomContrast."""
+    norm: Literal["none", "noun", "names"] = "none"
+    """Their size: as learned; the noun's, as with `rescale`; or mean and spread of the token embeddings of names at the
+    same position, as in StableIdentity."""
+    start: float = 0.0
+    """Share of the sampling steps, from the first on, that read the class noun alone, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("place", ("replace", "after_noun")), ("norm", ("none", "noun", "names"))):
+            if getattr(self, name) not in choices:
+                raise ModelError(f"adapter: words.{name} is '{getattr(self, name)}'; use {', '.join(choices)}")
+        if not 0 <= self.start <= 1:
+            raise ModelError(f"adapter: words.start is {self.start}; give a share from 0 to 1")
+
+
+@dataclass(frozen=True)
 class AdapterConfig:
     """Sizes and switches of an adapter.
 
@@ -72,9 +116,10 @@ class AdapterConfig:
     """Width of the visual tokens: the UNet's cross-attention width, so that K', V' start from W_k, W_v."""
     text_widths: tuple[int, ...]
     """Embedding width of each text encoder: one (SD 1.5) or two (SDXL)."""
-    encoder: Literal["mfi", "ip_adapter_plus", "realcustom", "realcustom_pp"] = "mfi"
+    encoder: Literal["mfi", "ip_adapter_plus", "realcustom", "realcustom_pp", "dreamidentity"] = "mfi"
     """Encoder of the image features, and with it the method: the MFI encoder, the baseline's resampler, RealCustom's
-    scored features, RealCustom++'s projector; only the first has text tokens."""
+    scored features, RealCustom++'s projector, DreamIdentity's words; the first and the last have text tokens, and all
+    but the last have visual ones."""
     width: int = 768
     """Width of the MFI encoder."""
     heads: int = 12
@@ -84,9 +129,9 @@ class AdapterConfig:
     visual_tokens: int = 16
     """n_v, learned visual queries besides the CLS [a reading]."""
     text_tokens: int = 1
-    """n_t, text tokens per level."""
+    """n_t, text tokens per level; DreamIdentity has one level for all layers."""
     textual: bool = True
-    """Textual Q-Former and pseudo-word; off: row 0 of the paper's Table 3."""
+    """Textual Q-Former and pseudo-word; off: row 0 of the paper's Table 3. DreamIdentity has nothing else."""
     tv_fusion: bool = True
     """TV fusion; off with `textual`: row 1 of Table 3."""
     visual_scope: Literal["all", "own"] = "all"
@@ -113,11 +158,16 @@ class AdapterConfig:
     """Of realcustom."""
     projector: ProjectorConfig = ProjectorConfig()
     """Of realcustom_pp."""
+    face: FaceConfig = FaceConfig()
+    """Of dreamidentity."""
+    words: WordsConfig = WordsConfig()
+    """Of dreamidentity."""
 
     def __post_init__(self) -> None:
         for name in ("feature_layers", "inner_widths", "levels", "text_widths"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, kind in (("scoring", ScoringConfig), ("projector", ProjectorConfig)):
+        parts = {"scoring": ScoringConfig, "projector": ProjectorConfig, "face": FaceConfig, "words": WordsConfig}
+        for name, kind in parts.items():
             if isinstance(given := getattr(self, name), Mapping):  # as read from JSON or params.yaml
                 object.__setattr__(self, name, kind(**given))
         sizes = ("feature_width", "visual_width", "width", "heads", "depth", "visual_tokens", "text_tokens")
@@ -141,6 +191,13 @@ class AdapterConfig:
     def level_count(self) -> int:
         """L."""
         return max(self.levels, default=-1) + 1
+
+    @property
+    def writing(self) -> dict[str, Any]:
+        """How captions are written with pseudo-words: arguments of `model.prompt.encode_captions`."""
+        if self.encoder == "dreamidentity":
+            return {"place": self.words.place, "rescale": self.words.norm == "noun"}
+        return {"place": "after_noun", "rescale": self.rescale, "noun_weight": self.noun_weight}
 
     @property
     def encoder_sizes(self) -> dict[str, int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from model.methods import customcontrast, ip_adapter_plus, realcustom, realcustom_pp
+from model.methods import customcontrast, dreamidentity, ip_adapter_plus, realcustom, realcustom_pp
 from model.methods.base import AdapterMethod
 from model.methods.config import AdapterConfig
 from runtime.errors import ModelError
 
 METHODS: dict[str, AdapterMethod] = {
-    module.METHOD.name: module.METHOD for module in (customcontrast, ip_adapter_plus, realcustom, realcustom_pp)
+    module.METHOD.name: module.METHOD
+    for module in (customcontrast, ip_adapter_plus, realcustom, realcustom_pp, dreamidentity)
 }
 
 

@@ -51,12 +51,13 @@ class SubjectReader(Assembled):
 
     def encoder(self) -> ImageEncoder:
         """The image encoder, loaded on first use; ModelError if no source is configured."""
-        from model.backbones.features.source import feature_source
+        from model.backbones.features.source import adapter_source
 
         if self.image_encoder is None:
             if self.variant is None:
                 raise ModelError("the pipeline has no image encoder; pass one, a variant, or hidden states")
-            found = feature_source(self.variant, self.adapter.config.encoder).load(self.adapter.device)
+            config = self.adapter.config
+            found = adapter_source(self.variant, config.encoder, config.feature_layers).load(self.adapter.device)
             self._check_encoder(found)
             self.register_modules(image_encoder=found)
         loaded: ImageEncoder = self.image_encoder

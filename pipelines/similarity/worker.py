@@ -17,13 +17,14 @@ from pipelines.engine.shards import Rows
 from pipelines.photos import segments
 from pipelines.photos.prefetch import prefetch
 from pipelines.photos.roots import Roots, SourceParams
+from runtime.errors import UserError
 from runtime.params import Section
 
 
 class SimilarityParams(Section):
     """Which encoder compares subjects, and how the comparison is split into tiles."""
 
-    encoder: Kind  # clip, dino or siglip
+    encoder: Kind  # clip, dino, siglip or face
     weights: Spec | None  # of that encoder; None: those of the backbones' variant
     margin: float  # white border around the subject's box, fraction of its longer side
     group_size: int = Field(ge=1)  # subjects compared with one another; batches are sampled from one group
@@ -47,7 +48,13 @@ class SimilarityParams(Section):
         if self.weights is not None:
             return self.weights
         named = load_variant(variant)
-        return named.clip if self.encoder == "clip" else named.dino
+        found: Spec | None = {"clip": named.clip, "dino": named.dino, "face": named.face}[self.encoder]
+        if found is None:
+            raise UserError(
+                f"similarity.encoder is face, but variant '{named.name}' has no 'face'; add one to its JSON, or give"
+                " similarity.weights"
+            )
+        return found
 
 
 class SimilarityWorker:

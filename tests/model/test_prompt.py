@@ -42,6 +42,36 @@ def test_placeholder_stands_right_after_the_class_noun(noun, pattern):
     assert len(row.ids) == 24
 
 
+@pytest.mark.parametrize(
+    ("caption", "noun", "before", "after"),
+    [
+        ("a photo of a man", "man", "a photo of", ""),
+        ("A photo of An old man, smiling", "old man", "a photo of", ", smiling"),
+        ("the man's hat", "man", "", "'s hat"),
+        ("man", "man", "", ""),
+        ("a tall man as nurse", "man", "a tall", "as nurse"),
+        ("ga man", "man", "ga", ""),
+    ],
+)
+def test_pseudo_words_may_stand_in_place_of_the_noun_and_its_article(caption, noun, before, after):
+    row = tokenize(tokenizer(), 24, caption, [noun], 2, "replace")
+    first, last = row.slots[0]
+    # [bos, a, photo, of, s1, s2, eos]: what a name of two tokens would be.
+    assert first == 1 + len(ids(before)) and last == first + 1
+    assert list(row.ids[:first]) == [tokenizer().bos_token_id, *ids(before)]
+    rest = [*ids(after), tokenizer().eos_token_id]
+    assert list(row.ids[last + 1 :]) == rest + [tokenizer().pad_token_id] * (24 - last - 1 - len(rest))
+    assert row.nouns == (tuple(ids(noun)),) and tokenizer().eos_token_id not in row.ids[first : last + 1]
+    assert tokens_needed(tokenizer(), [caption], [noun], 2, "replace") == [last + 2]
+
+
+def test_several_subjects_may_each_be_replaced():
+    row = tokenize(tokenizer(), 24, "a dog beside the mug and a dog", ["mug", "dog", "dog"], 1, "replace")
+    without = [token for place, token in enumerate(row.ids) if place not in {slots[0] for slots in row.slots}]
+    assert without[1 : 1 + len(ids("beside and"))] == ids("beside and")
+    assert row.slots[1] < row.slots[0] < row.slots[2]
+
+
 def test_several_subjects_each_get_their_own_noun():
     row = tokenize(tokenizer(), 24, "a dog beside a mug and a dog", ["mug", "dog", "dog"], tokens=1)
     words = [row.ids[slots[0] - 1] for slots in row.slots]

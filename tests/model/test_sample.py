@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from model import sample, sampler
+from model.backbones.features.face import load_faces
 from model.backbones.segmenters.detection import Cut, Detection
 from model.backbones.variant import load_variant, variant_of
 from runtime.cli import Parser, main
 from runtime.errors import ModelError
+from tests.world.faces import face_spec, word_adapter, write_recogniser
 from tests.world.hub import serving
 from tests.world.models import FakeClip, make_adapter
 from tests.world.subject import photo
@@ -46,7 +48,7 @@ def workplace(tmp_path, tiny_sd, monkeypatch):
     variant = load_variant("toybox").model_copy(update={"resolution": 16})
     monkeypatch.setattr(sampler, "load_variant", lambda name: variant)
     monkeypatch.setattr(sampler, "load_diffusion", lambda spec, dtype, device: tiny_sd)
-    monkeypatch.setattr(sampler, "feature_source", lambda *_: SimpleNamespace(load=lambda device: clip))
+    monkeypatch.setattr(sampler, "adapter_source", lambda *_: SimpleNamespace(load=lambda device: clip))
     monkeypatch.setattr(sample, "load_grounded_sam", lambda *specs, **settings: finder)
     return SimpleNamespace(folder=tmp_path, clip=clip, finder=finder)
 
@@ -104,6 +106,19 @@ def test_target_phrase_is_given_and_recorded(workplace, tiny_sd):
     assert json.loads(noun.text["customcontrast"])["words"] == ["mug"]
     other = call(workplace, *mask, "--word", "ice", prompt="a mug on ice")
     assert json.loads(other.text["customcontrast"])["words"] == ["ice"] and other.tobytes() != noun.tobytes()
+
+
+def test_face_is_read_by_its_recogniser_and_named_in_the_settings(workplace, tiny_sd, monkeypatch, tmp_path):
+    faces = load_faces(face_spec(write_recogniser(tmp_path / "vit")), "cpu", pixels=True)
+    asked = []
+    source = SimpleNamespace(load=lambda device: faces)
+    monkeypatch.setattr(sampler, "adapter_source", lambda variant, *reads: asked.append(reads) or source)
+    word_adapter(tiny_sd, tmp_path / "vit", image_encoder=faces.name).save(workplace.folder / "adapter")
+    words = ["--mask", str(workplace.folder / "mask.png"), "--method", "dreamidentity"]
+    image = call(workplace, *words, prompt="a mug on ice")
+    assert asked == [("dreamidentity", (0, 1, 2))]
+    assert json.loads(image.text["customcontrast"])["image_encoder"] == faces.name
+    assert image.tobytes() != call(workplace, *words, "--strength", "0", prompt="a mug on ice").tobytes()
 
 
 @pytest.mark.parametrize("method", ["realcustom", "realcustom_pp"])

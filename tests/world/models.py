@@ -124,13 +124,11 @@ def tiny_sdxl() -> TinyDiffusion:
 def make_adapter(diffusion: TinyDiffusion, granularity: Granularity = "group", **sizes: Any) -> Adapter:
     torch.manual_seed(1)
     defaults: dict[str, Any] = {"width": 16, "heads": 2, "depth": 2, "visual_tokens": 3, "fourier_pairs": 8}
-    defaults |= {"feature_layers": FEATURE_LAYERS}
+    defaults |= {"feature_layers": FEATURE_LAYERS, "feature_width": FEATURE_WIDTH, "image_encoder": "tiny-clip"}
     adapter = Adapter.for_unet(
         diffusion.unet,
         base_model=diffusion.name,
         base_revision=diffusion.revision,
-        image_encoder="tiny-clip",
-        feature_width=FEATURE_WIDTH,
         text_widths=[encoder.config.hidden_size for encoder in diffusion.text_encoders],
         granularity=granularity,
         **{**defaults, **sizes},

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from model.backbones.diffusion import Diffusion
 from model.methods.config import AdapterConfig
-from model.prompt import caption_length, noun_ends, tokens_needed
+from model.prompt import Place, caption_length, noun_ends, tokens_needed
 from pipelines import tables
 from runtime.errors import UserError
 from train.batches.arrays import Arrays
@@ -111,18 +111,21 @@ class TrainingSet:
             **rows,
         )
 
-    def with_nouns_first(self, tokenizers: Sequence[tuple[Any, int]], tokens: int) -> tuple[TrainingSet, int]:
+    def with_nouns_first(
+        self, tokenizers: Sequence[tuple[Any, int]], tokens: int, place: Place = "after_noun"
+    ) -> tuple[TrainingSet, int]:
         """Return the samples with their noun first (FIRST) where a text encoder would truncate it or its pseudo-word,
         and the number of them.
 
-        tokenizers: each with the length of its captions, start and end included. tokens: of a pseudo-word.
+        tokenizers: each with the length of its captions, start and end included. tokens: of a pseudo-word, which stands
+        at `place`.
         """
         pairs = list(zip(self.captions.to_pylist(), self.class_names.to_pylist(), strict=True))
         known = list(dict.fromkeys(pairs))
         texts, nouns = [caption for caption, _ in known], [noun for _, noun in known]
         long: set[tuple[str, str]] = set()
         for tokenizer, length in tokenizers:
-            counts = tokens_needed(tokenizer, texts, nouns, tokens)
+            counts = tokens_needed(tokenizer, texts, nouns, tokens, place)
             long |= {pair for pair, count in zip(known, counts, strict=True) if count > length}
         first = [FIRST.format(noun=n, caption=c) if (c, n) in long else c for c, n in pairs]
         return replace(self, captions=pa.array(first, pa.string())), sum(pair in long for pair in pairs)
@@ -211,7 +214,8 @@ def require_room(
     pairs = sorted(set(zip(captions, nouns, strict=True)))
     for encoder, tokenizer in zip(diffusion.text_encoders, diffusion.tokenizers, strict=True):
         length = caption_length(encoder, tokenizer)
-        counts = tokens_needed(tokenizer, [pair[0] for pair in pairs], [pair[1] for pair in pairs], config.text_tokens)
+        texts, words = [caption for caption, _ in pairs], [noun for _, noun in pairs]
+        counts = tokens_needed(tokenizer, texts, words, config.text_tokens, config.writing["place"])
         long = [(pair, count) for pair, count in zip(pairs, counts, strict=True) if count > length]
         if long:
             (caption, noun), count = long[0]

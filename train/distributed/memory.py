@@ -125,7 +125,7 @@ def weigh(shapes: Shapes, model: ModelParams, params: TrainParams, rows: int) ->
                 feature_layers=tuple(range(shapes.layers)),
                 feature_width=shapes.vision["hidden_size"],
                 text_widths=[text["hidden_size"] for text in shapes.texts],
-                **model.model_dump(),
+                **model.sizes(shapes.face),
             )
         adapter.install(unet)
         for parameter in adapter.parameters():  # each rank's reduction frees a gradient as soon as it is ready
@@ -199,6 +199,7 @@ def shapes_of(variant: Variant, source: FeatureSource) -> Shapes:
         adapter={},
         layers=layers,
         tokens=tokens,
+        face=source.network,
     )
 
 

@@ -21,7 +21,7 @@ from eval.score import metrics
 from eval.tasks.resume import Task, run_tasks
 from model.adapter import Adapter, read_description
 from model.backbones.diffusion import load_diffusion
-from model.backbones.features.source import feature_source
+from model.backbones.features.source import adapter_source
 from model.backbones.variant import Variant, load_variant
 from model.methods.guidance import RealCustomGuidance
 from model.pipeline.maps import equal_steps, maps_over_steps
@@ -150,7 +150,8 @@ def load_recorder(
     torch.set_num_threads(made_by.threads)
     diffusion = load_diffusion(variant.diffusion, getattr(torch, made_by.dtype), device)
     trained = Adapter.load(adapter, diffusion.name, diffusion.revision).to(device).eval()
-    encoder = feature_source(variant, trained.config.encoder).load(device, batch_size=1)
+    source = adapter_source(variant, trained.config.encoder, trained.config.feature_layers)
+    encoder = source.load(device, batch_size=1)
     pipeline = build_pipeline(diffusion, trained, encoder)
     pipeline.set_progress_bar_config(disable=True)
     guidance = guidance_of(trained, made_by)

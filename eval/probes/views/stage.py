@@ -15,7 +15,7 @@ from eval.probes.views import STAGE, invariance
 from eval.protocol import protocol
 from eval.tasks.resume import Task, run_tasks
 from model.adapter import DESCRIPTION, WEIGHTS, Adapter, read_description
-from model.backbones.features.source import ImageEncoder, feature_source
+from model.backbones.features.source import ImageEncoder, adapter_source, feature_source
 from model.backbones.variant import Variant, load_variant
 from pipelines import tables
 from pipelines.photos.roots import Roots, SourceParams
@@ -104,7 +104,8 @@ def load_encoder(
     """Return the adapter with the image encoder it was trained on."""
     torch.set_num_threads(params.threads)
     trained = Adapter.load(adapter).to(device).eval()
-    encoder = feature_source(variant, trained.config.encoder).load(device, batch_size=params.batch_size)
+    source = adapter_source(variant, trained.config.encoder, trained.config.feature_layers)
+    encoder = source.load(device, batch_size=params.batch_size)
     if encoder.name != trained.config.image_encoder:
         raise UserError(
             f"{adapter} was trained on image encoder '{trained.config.image_encoder}', but '{encoder.name}' is loaded; "

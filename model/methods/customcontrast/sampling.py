@@ -22,11 +22,14 @@ class SubjectTokens:
 
     s_plus: tuple[Tensor, ...] | None
     """One [S, T, L, n_t, d_text] per text encoder; None without a textual Q-Former."""
-    visual_tokens: Tensor
-    """[S, T, m, visual width]; T is 1 without TV fusion, where they are the same at every timestep."""
+    visual_tokens: Tensor | None
+    """[S, T, m, visual width]; T is 1 without TV fusion, where they are the same at every timestep. None without a
+    visual branch."""
 
-    def visual_at(self, step: int) -> Tensor:
+    def visual_at(self, step: int) -> Tensor | None:
         """[S, m, visual width] at a step."""
+        if self.visual_tokens is None:
+            return None
         return self.visual_tokens[:, step if self.visual_tokens.shape[1] > 1 else 0]
 
 
@@ -98,8 +101,7 @@ class SubjectSampling:
             clip_skip=self.call.clip_skip,
             class_nouns=[self.call.nouns] * (len(prompts) * len(steps)),
             s_plus=[s[:, span].transpose(0, 1).repeat_interleave(len(prompts), dim=0) for s in s_plus],
-            rescale=self.adapter.config.rescale,
-            noun_weight=self.adapter.config.noun_weight,
+            **self.adapter.config.writing,
         )
         return [
             TextCondition(hidden, pooled, placeholder)
@@ -116,11 +118,12 @@ class SubjectSampling:
         call = self.call
         if self.tokens is None:
             return CrossAttentionContext(text.hidden, call.size)
-        tokens = self.tokens.visual_at(step // call.text_every)
-        keys, values = (
-            [projected[None].expand(call.images, -1, -1, -1) for projected in part]
-            for part in self.adapter.project(tokens)
-        )
+        tokens, keys, values = self.tokens.visual_at(step // call.text_every), None, None
+        if tokens is not None:
+            keys, values = (
+                [projected[None].expand(call.images, -1, -1, -1) for projected in part]
+                for part in self.adapter.project(tokens)
+            )
         return CrossAttentionContext(
             text=text.hidden,
             latent_size=call.size,
@@ -140,6 +143,8 @@ def subject_tokens(adapter: Any, features: Tensor, counts: Sequence[int], timest
     The tokens of several photos are averaged [a reading].
     """
     out = adapter.mfi.at_timesteps(features, timesteps.to(features.device))
-    tokens = out.visual_tokens if out.visual_tokens.ndim == 4 else out.visual_tokens[:, None]
     s_plus = None if out.s_plus is None else tuple(stacked_means(s, counts) for s in out.s_plus)
+    if out.visual_tokens is None:
+        return SubjectTokens(s_plus, None)
+    tokens = out.visual_tokens if out.visual_tokens.ndim == 4 else out.visual_tokens[:, None]
     return SubjectTokens(s_plus, stacked_means(tokens, counts))

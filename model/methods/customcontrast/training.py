@@ -58,13 +58,13 @@ def contrastive_losses(out: AdapterOutput, batch: TrainingBatch, config: Objecti
     reference's S+ among all positives' at the same level, averaged over levels, by the similarity inside MACL without
     its factor a_ik, which depends on the pair and would separate the subjects by itself.
     """
-    zero = out.mfi.v_cls.new_zeros((), dtype=torch.float32)
+    zero = batch.latents.new_zeros((), dtype=torch.float32)
     parts = {"cscl": zero, "macl": zero}
     rows = batch.subjects.shape[0]
     offset = losses.rank_offset(rows)
     same_subject = batch.subjects[:, None] == losses.gather_rows(batch.subjects)[None, :]
-    if config.cscl and out.mfi.t_cls is not None:
-        v, t = out.mfi.v_cls, out.mfi.t_cls
+    v, t = out.mfi.v_cls, out.mfi.t_cls
+    if config.cscl and v is not None and t is not None:
         all_v, all_t = losses.gather_rows(v), losses.gather_rows(t)
         parts["cscl"] = losses.cscl(
             v,

@@ -51,6 +51,6 @@ def check_objective(config: ObjectiveConfig, method: str) -> None:
     """Raise ModelError if a loss is on that the method does not have."""
     if config.cscl or config.macl or config.location_weight > 0:
         raise ModelError(
-            f"{method} learns from the diffusion loss alone; set train.objective.cscl and macl to false and"
-            " location_weight to 0"
+            f"{method} has neither contrastive losses nor a location loss; set train.objective.cscl and macl to false"
+            " and location_weight to 0"
         )

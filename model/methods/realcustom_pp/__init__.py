@@ -57,4 +57,5 @@ METHOD = AdapterMethod(
     require_words=require_phrases,
     guidance=GUIDANCE,
     drops_to_black=True,
+    positives=False,
 )

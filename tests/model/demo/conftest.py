@@ -28,7 +28,7 @@ def place(tmp_path, tiny_sd, monkeypatch):
     monkeypatch.setattr(sampler, "load_variant", lambda name: variant)
     monkeypatch.setattr(sampler, "load_diffusion", lambda spec, dtype, device: tiny_sd)
     clip = FakeClip()
-    monkeypatch.setattr(sampler, "feature_source", lambda *_: SimpleNamespace(load=lambda device: clip))
+    monkeypatch.setattr(sampler, "adapter_source", lambda *_: SimpleNamespace(load=lambda device: clip))
     loads = []
     load = demo.load_sampler
     monkeypatch.setattr(demo, "load_sampler", lambda *given: loads.append(given) or load(*given))

@@ -72,7 +72,7 @@ def test_a_method_combines_as_many_passes_as_it_wants(tiny_sd, two_passes):
 def test_every_method_is_found_by_the_name_in_the_config(tiny_sd):
     config = make_adapter(tiny_sd).config
     assert (
-        set(METHODS) == {"mfi", "ip_adapter_plus", "realcustom", "realcustom_pp"}
+        set(METHODS) == {"mfi", "ip_adapter_plus", "realcustom", "realcustom_pp", "dreamidentity"}
         and method_of(config).name == config.encoder
     )
     plain = replace(config, encoder="ip_adapter_plus", textual=False, tv_fusion=False)
@@ -82,7 +82,7 @@ def test_every_method_is_found_by_the_name_in_the_config(tiny_sd):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"encoder": "mlp"}, "encoder is 'mlp'; use mfi, ip_adapter_plus, realcustom or realcustom_pp"),
+        ({"encoder": "mlp"}, "encoder is 'mlp'; use mfi, ip_adapter_plus, realcustom, realcustom_pp or dreamidentity"),
         ({"encoder": "ip_adapter_plus"}, "ip_adapter_plus has no textual Q-Former"),
         ({"textual": False}, "tv_fusion needs the textual Q-Former"),
         ({"visual_scope": "mine"}, "visual_scope is 'mine'"),

@@ -385,7 +385,7 @@ def test_dropped_image_without_a_black_one_is_one_sentence(tiny_sd):
 @pytest.mark.parametrize("change", [{"cscl": True}, {"macl": True}, {"location_weight": 0.1}])
 @pytest.mark.parametrize("method", METHODS)
 def test_loss_that_the_method_lacks_is_one_sentence(tiny_sd, method, change):
-    with pytest.raises(ModelError, match=f"{method} learns from the diffusion loss alone"):
+    with pytest.raises(ModelError, match=f"{method} has neither contrastive losses nor a location loss"):
         losses(tiny_sd, adapter_of(tiny_sd, method), make_batch(), replace(ALONE, **change))
 
 
