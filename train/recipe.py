@@ -31,6 +31,10 @@ TABLES = {
 """Tables that training reads, by name, and the stage that writes each."""
 
 
+Pairing = Literal["triplet", "self"]
+"""Which photo is the reference: the triplet's, or the target itself."""
+
+
 class ScoringParams(Section):
     """RealCustom's scoring module; see `model.methods.config.ScoringConfig`."""
 
@@ -203,7 +207,7 @@ class TrainParams(Section):
     gradient_checkpointing: Literal["none", "text", "all"]  # recomputed activations: text encoders', or the UNet's too
     deterministic: bool
     seed: int = Field(ge=0)
-    pairing: Literal["triplet", "self"]
+    pairing: Pairing | dict[str, Pairing]  # of all samples, or by source
     positive_timesteps: Literal["independent", "shared"]
     mixture: dict[str, float]  # share of the samples per source; empty: every subject once per epoch
     prefetch: int = Field(ge=0)  # batches read ahead, one thread each; 0: none
@@ -245,8 +249,10 @@ class TrainParams(Section):
             raise ValueError(f"offload all needs zero_stage 3, not {self.zero_stage}")
         if self.compile and self.zero_stage == 3:
             raise ValueError("compile does not work with zero_stage 3, which breaks the graph to gather each layer")
-        if self.curriculum.schedule != "none" and self.pairing == "self":
-            raise ValueError("curriculum chooses between two pairings, and pairing self fixes one; set it to triplet")
+        if self.curriculum.schedule != "none" and self.pairing != "triplet":
+            raise ValueError(
+                f"curriculum chooses between two pairings, and pairing {self.pairing} fixes them; set it to triplet"
+            )
         if self.pictures.every and self.zero_stage == 3:
             raise ValueError(
                 "pictures need the whole backbone on one rank, but zero_stage 3 shards it; set pictures.every to 0"

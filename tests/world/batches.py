@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from train.recipe import DropParams, input_digest
 NOTHING = DropParams(image=0, text=0, both=0)
 
 
-def read(data: Path, pairing: str = "triplet") -> TrainingSet:
+def read(data: Path, pairing: str | Mapping[str, str] = "triplet") -> TrainingSet:
     """The training set of the tables under `data`, whose arrays are written there."""
     return TrainingSet.read(data, Arrays.open(arrays.write(data, data / "work" / input_digest(data))), pairing)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -57,14 +57,17 @@ class TrainingSet:
     """Source of the inputs that are not cached but computed at each step."""
 
     @classmethod
-    def read(cls, data: Path, arrays: Arrays, pairing: str, photos: Photos | None = None) -> TrainingSet:
+    def read(
+        cls, data: Path, arrays: Arrays, pairing: str | Mapping[str, str], photos: Photos | None = None
+    ) -> TrainingSet:
         """Read the tables under `data`, with their large columns in `arrays`; `photos` if one of those is missing.
 
-        pairing: `triplet`, or `self`: reference and positive are the target's own frame.
+        pairing: `triplet`, or `self`: reference and positive are the target's own frame; or one of them by source.
 
         Raises:
             UserError: there are no triplets, a triplet's photo is not encoded, its subject has no similarities,
-                augmentations are missing, or a caption lacks its class noun.
+                augmentations are missing, a caption lacks its class noun, or the sources of `pairing` are not those of
+                the triplets.
         """
         encode = data / "encode"
         triplets = tables.read(data / "pairs", "triplets").combine_chunks()
@@ -79,10 +82,11 @@ class TrainingSet:
         else:
             frames, augmentations = augmented_frames(encode)
         similarity = SubjectSimilarity.read(data / "similarity", arrays.cosines)
-        shown = ("target", "target") if pairing == "self" else ("reference", "positive")
+        captions, origins = captions_and_sources(data / "curate", triplets["target"])
+        itself = paired_with_itself(origins, pairing)
         rows = {
-            "reference": places(triplets[shown[0]], frames),
-            "positive": places(triplets[shown[1]], frames),
+            "reference": places(pc.if_else(itself, triplets["target"], triplets["reference"]), frames),
+            "positive": places(pc.if_else(itself, triplets["target"], triplets["positive"]), frames),
             "target": places(triplets["target"], encoded),
             "subjects": places(triplets["subject_id"], similarity.subject_ids),
         }
@@ -90,7 +94,6 @@ class TrainingSet:
             require_known(role, found, triplets, data)
         single = pc.equal(column(triplets, "method"), "augment").to_numpy(zero_copy_only=False)
         angles = triplets["reference_target_angle"].to_numpy().astype(np.float64)
-        captions, origins = captions_and_sources(data / "curate", triplets["target"])
         require_nouns(captions, column(triplets, "class_name"))
         sources = sorted(pc.unique(origins).to_pylist())
         source_of = np.zeros(len(similarity.subject_ids), dtype=np.int64)
@@ -142,6 +145,23 @@ class TrainingSet:
     def hidden_shape(self) -> tuple[int, ...]:
         """K, N, d of a photo's hidden states."""
         return cast(Photos, self.photos).hidden_shape if self.arrays.hidden is None else self.arrays.hidden.shape[1:]
+
+
+def paired_with_itself(origins: pa.Array, pairing: str | Mapping[str, str]) -> pa.Array:
+    """Whether the target is its own reference, for targets of these sources [n], bool.
+
+    Raises:
+        UserError: a mapping lacks a source, or names another.
+    """
+    found = sorted(pc.unique(origins).to_pylist())
+    by_source = dict.fromkeys(found, pairing) if isinstance(pairing, str) else pairing
+    if sorted(by_source) != found:
+        raise UserError(
+            f"train.pairing has the sources {', '.join(sorted(by_source)) or 'none'}, but the triplets are of"
+            f" {', '.join(found)}; give triplet or self for each of these"
+        )
+    alone = [source for source, how in by_source.items() if how == "self"]
+    return pc.is_in(origins, value_set=pa.array(alone, pa.string()))
 
 
 def augmented_frames(folder: Path) -> tuple[pa.ChunkedArray, int]:

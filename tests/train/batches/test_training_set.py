@@ -53,6 +53,24 @@ def test_self_pairing_shows_the_target_s_own_segment(world: World, samples: Trai
     assert not np.array_equal(samples.reference, own.reference)
 
 
+def test_pairing_by_source_shows_each_source_its_own_way(world: World, samples: TrainingSet):
+    own, mixed = read(world.data, "self"), read(world.data, {"one": "triplet", "turn": "self"})
+    turned = np.array([mixed.sources[source] == "turn" for source in mixed.source_of[mixed.subjects]])
+    assert turned.any() and not turned.all()
+    for role in ("reference", "positive"):
+        expected = np.where(turned, getattr(own, role), getattr(samples, role))
+        assert np.array_equal(getattr(mixed, role), expected)
+    assert np.array_equal(mixed.target, samples.target)
+    assert np.array_equal(read(world.data, {"one": "self", "turn": "self"}).reference, own.reference)
+
+
+@pytest.mark.parametrize("pairing", [{}, {"turn": "self"}, {"turn": "self", "one": "self", "other": "triplet"}])
+def test_pairing_of_other_sources_is_one_sentence(world: World, pairing: dict[str, str]):
+    said = r"train\.pairing has the sources .*, but the triplets are of one, turn; give triplet or self for each"
+    with pytest.raises(UserError, match=said):
+        read(world.data, pairing)
+
+
 @pytest.mark.parametrize(
     ("text", "moved"),
     [
