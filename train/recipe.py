@@ -65,6 +65,7 @@ class WordsParams(Section):
     norm: Literal["none", "noun", "names"]
     names: str | None  # file of names, one a line, whose embeddings `norm: names` follows
     start: float = Field(ge=0, le=1)
+    hidden: int | None = Field(ge=1)  # width inside a word's MLP; null: that of the text embedding
 
     @model_validator(mode="after")
     def names_are_given(self) -> Self:

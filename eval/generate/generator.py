@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -113,9 +113,11 @@ def rows_of(work: Work, jobs: Picture, image: Image.Image) -> Iterator[dict[str,
         }
 
 
-def works(plan: Plan, method: str, several: bool) -> Iterator[Work]:
-    """Yield a method's work; pairs only if it can generate `several` subjects together."""
+def works(plan: Plan, method: str, several: bool, only: Container[str] | None = None) -> Iterator[Work]:
+    """Yield a method's work; pairs only if it can generate `several` subjects together. `only`: ids of the subjects
+    that it can generate; None: all."""
     for subject, jobs in plan.singles:
-        yield Work(method, (subject,), [(job,) for job in jobs])
+        if only is None or subject.subject_id in only:
+            yield Work(method, (subject,), [(job,) for job in jobs])
     for pair, pictures in plan.pairs if several else ():
         yield Work(method, pair, pictures)

@@ -29,8 +29,9 @@ from model.methods.config import AdapterConfig
 from model.methods.guidance import RealCustomGuidance
 from model.methods.registry import method_of
 from model.pipeline.pipeline import build_pipeline
+from model.prompt import noun_spans, text_before
 from pipelines.photos.roots import SourceParams
-from runtime.digest import digest_files
+from runtime.digest import digest, digest_files
 from runtime.errors import UserError
 
 
@@ -117,6 +118,8 @@ class Method:
     """Ids of the weights it reads, by role: when they change, its images are generated again."""
     pairs: bool = False
     """Whether it can generate two subjects in one image."""
+    named: bool = False
+    """Whether it generates only subjects that have a name in generate.names."""
 
     def __call__(self, inputs: MethodInputs) -> Painter:
         """Load the method."""
@@ -213,6 +216,40 @@ def prompt_only(inputs: MethodInputs) -> Painter:
     return sample
 
 
+def name_prompt(inputs: MethodInputs) -> Painter:
+    """Load the base model alone, with the subject's own name in place of the class noun: an oracle, what it makes of
+    someone whom it knows. It never sees the reference."""
+    names, sample = inputs.params.names, prompt_only(inputs)
+
+    def named(
+        segments: Sequence[Image.Image], class_names: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]
+    ) -> list[Image.Image]:
+        photo = segments[0].info["frame_id"]
+        subject = max((name for name in names if photo.startswith(f"{name}/")), key=len, default="")
+        if not subject:
+            raise UserError(f"generate.names has no name for the subject of photo '{photo}'; add one, by subject_id")
+        return sample(segments, class_names, [called(text, class_names[0], names[subject]) for text in prompts], seeds)
+
+    return named
+
+
+def called(prompt: str, noun: str, name: str) -> str:
+    """Return the prompt with a name in place of the class noun and its article."""
+    span = noun_spans(prompt, [noun])[0]
+    return prompt[: text_before(prompt, span, "replace")] + name + prompt[span[1] :]
+
+
+def name_weights(inputs: MethodInputs) -> dict[str, str]:
+    """Return `base_weights`, and a digest of the names.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not inputs.params.names:
+        raise UserError("method name_prompt needs generate.names, and it is empty; name subjects, or remove the method")
+    return base_weights(inputs) | {"names": digest(inputs.params.names)}
+
+
 def truth(inputs: MethodInputs) -> Painter:
     """Render what each prompt asks for, of this subject: an oracle, what a method that keeps the subject
     and follows the prompt would score. It needs no weights, and photos that were rendered here."""
@@ -254,6 +291,7 @@ METHODS: dict[str, Load] = {
     "realcustom_pp": Method(adapted, trained_weights, pairs=True),
     "dreamidentity": Method(adapted, trained_weights, pairs=True),
     "prompt_only": Method(prompt_only, base_weights, pairs=True),
+    "name_prompt": Method(name_prompt, name_weights, named=True),
     "truth": Method(truth, lambda inputs: world_ids(inputs.sources)),
 }
 

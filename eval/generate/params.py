@@ -40,6 +40,7 @@ class GenerateParams(Section):
         min_length=1
     )  # keys of METHODS in eval/generate/methods.py, or package.module:function
     adapters: dict[str, str]  # folder of a trained adapter, by method, instead of those of the stages train and rivals
+    names: dict[str, str]  # by subject_id, the name by which the base model knows a subject; for method name_prompt
     protocol: protocol.ProtocolParams
     steps: int = Field(ge=1)  # of the sampler
     guidance_scale: float

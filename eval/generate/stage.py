@@ -24,7 +24,7 @@ from runtime.params import Params
 from runtime.text import text_table
 
 # These do not change an image; the images of a task are among its inputs.
-NOT_OF_A_PICTURE = {"methods", "adapters", "protocol", "processes"}
+NOT_OF_A_PICTURE = {"methods", "adapters", "names", "protocol", "processes"}
 
 
 def tasks(works: Sequence[Work], named: dict[str, Any]) -> Iterator[Task]:
@@ -58,7 +58,11 @@ def main(params: Params, adapter: str | None = None) -> None:
     methods = {name: find_method(name) for name in generate.methods}
     weights = {name: method.weights(inputs.of(name)) for name, method in methods.items()}
     plan = plan_of(params.data, generate.protocol)
-    asked = [work for name, method in methods.items() for work in works(plan, name, method.pairs)]
+    asked = [
+        work
+        for name, method in methods.items()
+        for work in works(plan, name, method.pairs, generate.names if method.named else None)
+    ]
     tally = run_tasks(
         STAGE.name,
         "generations",
@@ -80,7 +84,7 @@ def main(params: Params, adapter: str | None = None) -> None:
         "methods": weights,
         "weights": {role: named for of_method in weights.values() for role, named in of_method.items()},
     }
-    how = generate.model_dump(exclude={"methods", "adapters", "threads", "batch_size", "processes"})
+    how = generate.model_dump(exclude={"methods", "adapters", "names", "threads", "batch_size", "processes"})
     write_json(out / "protocol.json", {**settings, **how})
     report(out, plan, asked, tally)
 

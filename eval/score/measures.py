@@ -73,11 +73,14 @@ def copy_paste(pictures: ScoredImages) -> np.ndarray:
     return np.ma.masked_invalid(each).mean(axis=0).filled(np.nan)
 
 
+FACE = "face"
+"""The face recogniser of the variant's `face_metric`, beside the encoders of section score."""
 MEASURES: dict[str, Measure] = {
     "reward": Measure(reward, ("reward",)),
     "lpips": Measure(lpips, ("lpips",)),
     "diversity": Measure(diversity, ("dino",)),
     "copy_paste": Measure(copy_paste, ("dino",), segments=True),
+    "face_i": Measure(partial(similarity, encoder=FACE, segmented=True), (FACE,), segments=True),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from eval.protocol import protocol
-from eval.score.measures import measure
+from eval.score.measures import FACE, measure
 from eval.score.metrics import IntervalParams, MissPolicy, with_misses
 from eval.score.segmentation import SubjectFinder
 from eval.score.views import Models, ScoredImages, ScoringWork, SharedVectors
@@ -58,9 +58,9 @@ class ScoreParams(Section):
     @classmethod
     def encoders_have_names_of_their_own(cls, encoders: dict[str, EncoderSpec]) -> dict[str, EncoderSpec]:
         for name in encoders:
-            if name in ("clip", "dino") or not re.fullmatch("[a-z][a-z0-9_]*", name):
+            if name in ("clip", "dino", FACE) or not re.fullmatch("[a-z][a-z0-9_]*", name):
                 raise ValueError(
-                    f"'{name}' must be one lower-case word other than clip and dino, which the variant sets"
+                    f"'{name}' must be one lower-case word other than clip, dino and face, which the variant sets"
                 )
         return encoders
 
@@ -85,7 +85,7 @@ def specs(params: ScoreParams, variant: Variant) -> dict[str, Spec]:
         UserError: the variant has no weights for a metric.
     """
     known: dict[str, Spec | None] = {"clip": variant.clip, "dino": variant.dino, **params.encoders}
-    known |= {"reward": variant.reward, "lpips": variant.lpips}
+    known |= {"reward": variant.reward, "lpips": variant.lpips, FACE: variant.face_metric}
     found: dict[str, Spec] = {}
     for name in params.metrics:
         for model in measure(name, params.kinds()).models:
@@ -112,7 +112,7 @@ class Loaded:
 
     def load_encoder(self, name: str) -> Encoder:
         """Load an image encoder."""
-        kind = self.params.kinds()[name]
+        kind: Kind = "face" if name == FACE else self.params.kinds()[name]
         return load_encoder(kind, self.specs[name], self.device, self.params.batch_size, self.dtype)
 
     def load_reward(self) -> Reward:

@@ -82,6 +82,8 @@ class WordsConfig:
     same position, as in StableIdentity."""
     start: float = 0.0
     """Share of the sampling steps, from the first on, that read the class noun alone, 0 to 1."""
+    hidden: int | None = None
+    """Width inside the MLP of a word; None: that of the text embedding [a reading]."""
 
     def __post_init__(self) -> None:
         for name, choices in (("place", ("replace", "after_noun")), ("norm", ("none", "noun", "names"))):
@@ -89,6 +91,8 @@ class WordsConfig:
                 raise ModelError(f"adapter: words.{name} is '{getattr(self, name)}'; use {', '.join(choices)}")
         if not 0 <= self.start <= 1:
             raise ModelError(f"adapter: words.start is {self.start}; give a share from 0 to 1")
+        if self.hidden is not None and self.hidden < 1:
+            raise ModelError(f"adapter: words.hidden is {self.hidden}; give at least 1, or null")
 
 
 @dataclass(frozen=True)

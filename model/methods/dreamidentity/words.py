@@ -19,21 +19,24 @@ from runtime.errors import ModelError
 
 
 class WordMLP(nn.Sequential):
-    """LayerNorm, Linear, GELU, Linear, as wide inside as the text embedding [a reading]."""
+    """LayerNorm, Linear, GELU, Linear [a reading]."""
 
-    def __init__(self, columns: int, text_width: int) -> None:
-        super().__init__(
-            nn.LayerNorm(columns), nn.Linear(columns, text_width), nn.GELU(), nn.Linear(text_width, text_width)
-        )
+    def __init__(self, columns: int, text_width: int, hidden: int | None = None) -> None:
+        """`hidden`: width inside; None: that of the text embedding."""
+        inside = hidden or text_width
+        super().__init__(nn.LayerNorm(columns), nn.Linear(columns, inside), nn.GELU(), nn.Linear(inside, text_width))
 
 
 class WordProjector(nn.Module):
     """s_i = MLP_i(v): an MLP for each word, each of which reads the whole of v, and a set of them for each text
     encoder."""
 
-    def __init__(self, columns: int, words: int, text_widths: Sequence[int]) -> None:
+    def __init__(self, columns: int, words: int, text_widths: Sequence[int], hidden: int | None = None) -> None:
+        """`columns` of v, number of `words`, width of each text encoder's embeddings, width inside the MLPs."""
         super().__init__()
-        self.sets = nn.ModuleList(nn.ModuleList(WordMLP(columns, width) for _ in range(words)) for width in text_widths)
+        self.sets = nn.ModuleList(
+            nn.ModuleList(WordMLP(columns, width, hidden) for _ in range(words)) for width in text_widths
+        )
 
     def forward(self, v: Tensor) -> tuple[Tensor, ...]:
         """v [B, columns] -> S* [B, k, d_text] per text encoder."""
@@ -97,7 +100,7 @@ class WordEncoder(nn.Module):
             self.face = FaceRecogniser.of(face.config, face.identity_width, face.layers, face.pool)
         whole = config.feature_width if self.face is None else self.face.width
         self.columns = whole if face.scales == "all" else face.identity_width
-        self.projector = WordProjector(self.columns, words, widths)
+        self.projector = WordProjector(self.columns, words, widths, config.words.hidden)
         self.names = nn.ModuleList(
             NameStatistics(words, width) for width in (widths if config.words.norm == "names" else ())
         )

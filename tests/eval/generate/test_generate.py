@@ -32,6 +32,7 @@ def params(protocol_params):
     return GenerateParams(
         methods=["customcontrast"],
         adapters={},
+        names={},
         protocol=protocol_params,
         steps=2,
         guidance_scale=1,
@@ -216,6 +217,34 @@ def test_prompt_only_draws_what_customcontrast_draws_with_the_subject_turned_off
         assert a.size == (64, 64)
         assert np.array_equal(np.asarray(a), np.asarray(b))
         assert not np.array_equal(np.asarray(a), np.asarray(c))
+
+
+def test_name_prompt_draws_the_name_in_place_of_the_noun_with_its_article(toybox):
+    names = {"bench/duck": "green can", "bench": "dog"}
+    named = methods.MethodInputs(toybox.params.model_copy(update={"names": names}), *list(vars(toybox).values())[1:])
+    segment = Image.new("RGB", (8, 8))
+    segment.info["frame_id"] = "bench/duck/00"
+    (ours,) = methods.name_prompt(named)([segment], ["duck"], ["a photo of a duck on the beach"], [3])
+    (theirs,) = methods.prompt_only(toybox)([segment], ["duck"], ["a photo of green can on the beach"], [3])
+    assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+    segment.info["frame_id"] = "other/duck/00"
+    with pytest.raises(UserError, match=r"no name for the subject of photo 'other/duck/00'; add one"):
+        methods.name_prompt(named)([segment], ["duck"], ["a duck"], [3])
+
+
+def test_name_prompt_is_asked_for_the_subjects_with_a_name_alone(data, params, toybox):
+    plan = plan_of(data, params.protocol)
+    works = list(works_of(plan, "name_prompt", False, {"bench/mug": "Vel Kar"}))
+    assert [work.name for work in works] == ["bench/mug"] and methods.find_method("name_prompt").named
+    weights = [
+        methods.name_weights(
+            methods.MethodInputs(toybox.params.model_copy(update={"names": names}), *list(vars(toybox).values())[1:])
+        )
+        for names in ({"a": "b"}, {"a": "c"})
+    ]
+    assert weights[0]["names"] != weights[1]["names"] and weights[0]["diffusion"] == weights[1]["diffusion"]
+    with pytest.raises(UserError, match=r"name_prompt needs generate\.names, and it is empty"):
+        methods.name_weights(toybox)
 
 
 def test_a_method_is_named_by_the_weights_it_reads(toybox):

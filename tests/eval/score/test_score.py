@@ -10,13 +10,15 @@ from eval.protocol import protocol
 from eval.protocol.protocol import held_out, read_photo
 from eval.score import measures, metrics, segmentation
 from eval.score import stage as score
-from eval.score.scorer import ScoreParams, Scorer, specs
+from eval.score.scorer import Loaded, ScoreParams, Scorer, specs
 from eval.tasks.resume import Tally, run_tasks
-from model.backbones.variant import load_variant
+from model.backbones.encoders import load_encoder
+from model.backbones.variant import RecogniserSpec, load_variant
 from model.images.segment import on_white
 from pipelines import tables
 from runtime.errors import UserError
 from runtime.params import parse
+from tests.world.faces import write_recogniser
 
 PARAMS = {
     "metrics": ["clip_t", "reward", "clip_i", "dino_i", "clip_i_whole", "copy_paste", "diversity", "lpips"],
@@ -79,7 +81,7 @@ def scored(made, roots, run, fakes):
         found = [row for rows in generations for row in finder(rows)]
         tables.write(made / out, "segmentations", tables.from_rows("segmentations", found))
         scored.models = fakes.Models()
-        weights = dict.fromkeys(("clip", "dino", "reward", "lpips", *params.encoders), "weights")
+        weights = dict.fromkeys(("clip", "dino", "reward", "lpips", "face", *params.encoders), "weights")
         work = score.works(
             held_out(made),
             asked or score.asked_in(tables.rows(folder, "generations")),
@@ -289,7 +291,7 @@ def test_a_picture_of_a_reference_that_lost_its_mask_is_an_error(scored, data):
         ({"metrics": ["dino_t"]}, "score.metrics names 'dino_t'"),
         ({"metrics": ["dino_s16_i"]}, "score.metrics names 'dino_s16_i'.*or add an encoder to score.encoders"),
         ({"metrics": ["clip_t", "clip_t"]}, "a metric is listed twice"),
-        ({"encoders": {"clip": {"kind": "clip", "path": "weights/x"}}}, "other than clip and dino"),
+        ({"encoders": {"clip": {"kind": "clip", "path": "weights/x"}}}, "other than clip, dino and face"),
         ({"encoders": {"big": {"kind": "clip", "path": "laion/x"}}}, "needs `revision`"),
     ],
 )
@@ -307,6 +309,19 @@ def test_a_metric_without_weights_is_one_sentence_before_anything_is_computed(tm
     assert list(found) == ["lpips", "reward", "dino"]
     with pytest.raises(UserError, match=r"alexnet-owt-7be5be79.pth: no such file"):
         score.names(found)
+
+
+def test_faces_are_compared_by_the_variant_s_own_recogniser_and_missed_ones_count_as_misses(
+    scored, tmp_path, monkeypatch
+):
+    found = scored(metrics=["face_i", "dino_i"])[metrics.MODEL]
+    assert found["face_i"] == pytest.approx(found["dino_i"]) and found["face_i"][3] == 0  # one fake encoder for all
+    toybox, params = load_variant("toybox"), params_with(metrics=["face_i"])
+    with pytest.raises(UserError, match="'face_i', and the variant toybox has no weights for 'face'"):
+        specs(params, toybox)
+    spec = RecogniserSpec(path=str(write_recogniser(tmp_path, "resnet")))
+    models = Loaded(params, toybox.model_copy(update={"face_metric": spec}), "cpu")
+    assert models.encoder("face").name == load_encoder("face", spec, "cpu", 1).name
 
 
 def test_record_of_generations_without_an_id_is_one_sentence(tmp_path):

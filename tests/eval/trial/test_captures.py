@@ -98,7 +98,7 @@ def test_command_writes_and_prints_the_result(data, roots, fakes: SimpleNamespac
         (["--subjects", "1"], "--subjects at least 2"),
         (["--encoder", "own", "siglip"], "--encoder own siglip: give NAME KIND PATH"),
         (["--encoder", "own", "vgg", "x"], "score.encoders.own.kind"),
-        (["--encoder", "clip", "dino", "x"], "must be one lower-case word other than clip and dino"),
+        (["--encoder", "clip", "dino", "x"], "must be one lower-case word other than clip, dino and face"),
     ],
 )
 def test_wrong_options_are_refused_in_one_sentence(data, words: list[str], said: str):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from model.backbones.encoders import load_encoder
+from model.backbones.encoders import after_preparing, load_encoder
 from model.backbones.features.face import IDENTITY, FaceRecogniser, load_faces, load_recogniser
 from model.backbones.features.source import FeatureParams, adapter_source, feature_source
 from model.backbones.variant import RecogniserSpec, Spec, Variant, load_variant
@@ -107,6 +107,14 @@ def test_source_of_a_trained_recogniser_hands_on_the_faces_themselves(folder, fa
     with pytest.raises(ModelError, match=r"layers \[0\] were asked for; it has \[0, 1, 2\]"):
         encoder.hidden_states(faces, (0,))
     assert encoder.hidden_states([], trained.layers).shape == (0, 3, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("pixels", [True, False])
+def test_photos_that_are_prepared_already_are_read_alike(folder, faces, pixels):
+    encoder = load_faces(face_spec(folder / "vit"), "cpu", batch_size=2, pixels=pixels)
+    layers = (0, 1, 2) if pixels else (0,)
+    ready = after_preparing(encoder).hidden_states([encoder.preprocess(face) for face in faces], layers)
+    assert torch.equal(ready, encoder.hidden_states(faces, layers))
 
 
 def test_params_and_adapters_say_which_of_the_two_is_read(folder):

@@ -150,6 +150,8 @@ def test_mlp_is_as_wide_inside_as_the_text_embedding(tiny_sdxl, folder):
         for mlp in mlps:
             assert [type(part).__name__ for part in mlp] == ["LayerNorm", "Linear", "GELU", "Linear"]
             assert mlp[1].weight.shape == (width, COLUMNS) and mlp[3].weight.shape == (width, width)
+    narrow = word_adapter(tiny_sdxl, folder, words={"hidden": 7}).mfi.projector.sets[1][0]
+    assert narrow[1].weight.shape == (7, COLUMNS) and narrow[3].weight.shape == (28, 7)
 
 
 # 3: captions
@@ -342,6 +344,7 @@ def test_adapter_json_from_before_is_read_as_it_was(tiny_sd, tmp_path):
         ({"words": {"place": "before"}}, "words.place is 'before'; use replace, after_noun"),
         ({"words": {"norm": "n"}}, "words.norm is 'n'"),
         ({"words": {"start": 2}}, "words.start is 2"),
+        ({"words": {"hidden": 0}}, "words.hidden is 0"),
         ({"face": {"train": "some"}}, "face.train is 'some'; use all or projector"),
         ({"feature_layers": (0,)}, "the features are the channels"),
     ],
