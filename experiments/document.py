@@ -180,7 +180,8 @@ def section(
         f"After {samples[-1]:,} samples.\n",
         scores_table(ablation, found, shown, samples[-1], paper),
     ]
-    parts += [comparison(ablation, found, name, samples[-1]) for name in names if name in found]
+    compared = [comparison(ablation, found, name, samples[-1]) for name in names if name in found]
+    parts.append("\n".join(line for line in compared if line) + "\n")
     if kind == "ablation":
         parts.append(TRUTH_WORDS)
     parts.append(truth_table(ablation, found, shown, samples[-1]))
