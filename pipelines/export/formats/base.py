@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class EncodedPair:
         return f"{self.number:08d}"
 
 
-class Format:
+class Format(ABC):
     """A format. Its methods hold no state: they run in any process and depend on their arguments alone."""
 
     name: ClassVar[str]
@@ -46,7 +47,7 @@ class Format:
     note: ClassVar[str] = ""
     """What the card adds to the meaning of the columns."""
 
-    def check(self, options: ExportOptions) -> None:
+    def check(self, options: ExportOptions) -> None:  # noqa: B027  # most formats take every option
         """Refuse options that the format's reader cannot use.
 
         Raises:
@@ -60,15 +61,15 @@ class Format:
             files |= {f"{role}_mask": render.encoded_mask(image.mask) for role, image in images.items()}
         return files
 
+    @abstractmethod
     def write(self, part: Part, pairs: Iterable[EncodedPair], folder: Path, options: ExportOptions) -> Iterator[str]:
         """Write the files of a shard below `folder`, which stands for the export's; yield the line of each pair in the
         format's index, in order (empty if it has none). A shard is on disk once the generator is exhausted.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def holder(self, split: str, index: int, number: int, options: ExportOptions) -> str:
         """Return the file that holds a pair's target, relative to the export, by its shard and number."""
-        raise NotImplementedError
 
     def index(
         self, split: str, entries: Iterator[str], options: ExportOptions
@@ -84,9 +85,9 @@ class Format:
         """Return the pattern of a split's files that the datasets library reads, for the card; None: it cannot."""
         return None
 
+    @abstractmethod
     def reads(self, splits: Iterable[str], options: ExportOptions) -> str:
         """Return the command or code that reads the export in its folder, for the card."""
-        raise NotImplementedError
 
 
 def line(values: Mapping[str, Any]) -> str:
