@@ -91,10 +91,7 @@ def equal_control(
 ) -> Estimate | None:
     """`at_equal_control` of two runs over their operating points; None if a point is missing."""
     points = {name: [OWN, *experiment.matrix.curve(name)] for name in (mine, theirs)}
-    found = {name: runs.get(name, Measured([])) for name in points}
-    for name, of_run in points.items():
-        for point in of_run:
-            found[name] = found[name].complete(samples, point)
+    found = {name: runs.get(name, Measured([])).along([samples], of_run) for name, of_run in points.items()}
     seeds = [seed for seed in found[mine].seeds if seed in found[theirs].seeds]
     if not seeds:
         return None

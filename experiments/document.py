@@ -56,7 +56,8 @@ INTRODUCTION = """# The paper's ablation on the toybox
 `make ablation` makes what is missing and writes this page from `experiments/results`; `make ablation-check` prints the
 claims. {runs} of {planned} runs are complete. Each is one training with a constant learning rate and an average of the
 weights, measured after {samples} samples of batch {batch}: on the same triplets, with the same sampler, on
-{subjects} held-out subjects, three per family, with {pictures} images each.
+{subjects} held-out subjects, three per family, with {pictures} images each. Learning curves and operating points are of
+the seeds that were measured all along them: the first one, unless others are compared with the run there.
 
 Numbers are means over seeds, ± the standard deviation over seeds where there is more than one. A difference is paired
 by seed and subject; in brackets is its {level:.0%} interval from {resamples:,} bootstrap samples that draw seeds and
@@ -234,8 +235,8 @@ def learning_table(ablation: Experiment, found: dict[str, Measured], names: Sequ
     counts = sorted({count for name in names for count in ablation.matrix.plan(name).samples})
     rows = []
     for name in names:
-        of_each = [found[name].complete(count) for count in counts]
-        several = [(of, count) for of, count in zip(of_each, counts, strict=True)]
+        of_each = found[name].along(ablation.matrix.plan(name).samples)
+        several = [(of_each.complete(count), count) for count in counts]
         row = [ablation.matrix.runs[name].title]
         for column in ("E-DI", "CT"):
             row += [cell(np.nanmean(of.values(column, n), axis=1)) if of.results else "-" for of, n in several]
@@ -249,10 +250,10 @@ def points_table(ablation: Experiment, found: dict[str, Measured], names: Sequen
     """E-DI, CT and the change outside at each operating point of each run; empty if none was measured."""
     rows = []
     for name in names:
-        samples, of_run = ablation.matrix.plan(name).samples[-1], found[name]
-        for point in (OWN, *ablation.matrix.curve(name)):
-            of = of_run.complete(samples, point)
-            if of.results and ablation.matrix.curve(name):
+        samples, points = ablation.matrix.plan(name).samples[-1], ablation.matrix.curve(name)
+        of = found[name].along([samples], list(points))
+        for point in (OWN, *points):
+            if of.results and points:
                 scores = [cell(np.nanmean(of.values(column, samples, point), axis=1)) for column in ("E-DI", "CT")]
                 change = cell(of.numbers(outside, samples, point))
                 rows.append([ablation.matrix.runs[name].title, point.replace("-", " "), *scores, change])
@@ -264,9 +265,9 @@ def overlap_table(ablation: Experiment, found: dict[str, Measured], names: Seque
     steps = ablation.matrix.common["generate"]["steps"]
     rows = []
     for name in names:
-        samples = ablation.matrix.plan(name).samples[-1]
-        for point in (OWN, *ablation.matrix.curve(name)):
-            of = found[name].complete(samples, point)
+        samples, points = ablation.matrix.plan(name).samples[-1], ablation.matrix.curve(name)
+        of = found[name].along([samples], list(points))
+        for point in (OWN, *points):
             cells = [cell(of.numbers(overlap_at(part * (steps - 1)), samples, point)) for part in PARTS]
             if set(cells) != {"-"}:
                 rows.append([ablation.matrix.runs[name].title, point.replace("-", " "), *cells])

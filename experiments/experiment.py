@@ -132,9 +132,9 @@ class SeededRun:
 
     def wanted(self) -> list[Wanted]:
         """Its measurements in order: its own setting after each number of samples, then the points of its curve."""
-        samples = self.experiment.matrix.plan(self.name).samples
+        samples, points = self.experiment.matrix.measured_at(self.name, self.seed)
         found = [Wanted(count, OWN, {}) for count in samples]
-        return found + [Wanted(samples[-1], name, of) for name, of in self.experiment.matrix.curve(self.name).items()]
+        return found + [Wanted(samples[-1], name, of) for name, of in points.items()]
 
     def recorded(self) -> Result | None:
         """The stored result, if its settings, tables and weights are the current ones.

@@ -111,6 +111,15 @@ class Measured:
         """Those that were measured there."""
         return Measured([result for result in self.results if find(result, samples, point) is not None])
 
+    def along(self, samples: Sequence[int], points: Sequence[str] = ()) -> Measured:
+        """Those that were measured after each of `samples`, and at each of `points` after the last."""
+        found = self
+        for count in samples:
+            found = found.complete(count)
+        for point in points:
+            found = found.complete(samples[-1], point)
+        return found
+
     def values(self, column: str, samples: int, point: str = OWN) -> Values:
         """[seeds, subjects] of a column of the published table, subjects by name; NaN where nothing was scored."""
         rows = []

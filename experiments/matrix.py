@@ -29,6 +29,7 @@ class Run(Section):
     paper: tuple[float, float, float] | None = None  # E-CI, E-DI, CT of Tables 3 and 4; for a baseline, of Table 1
     against: str | None = None  # the run it is compared with
     points: str | None = None  # name of its operating points; None: those of its plan
+    every_seed: bool = False  # measured everywhere with each seed, as other runs are compared with it there
 
 
 class Schedule(Section):
@@ -37,6 +38,8 @@ class Schedule(Section):
     seeds: list[int]
     samples: list[int] = Field(min_length=1)  # of the measured adapters, ascending: one run is trained on from each
     points: str | None = None  # name of the operating points measured at the last, besides the run's own setting
+    curves: int | None = Field(default=None, ge=1)
+    """How many seeds are measured at all samples and points, the others where runs are compared; None: all."""
 
 
 class Matrix(Section):
@@ -55,6 +58,14 @@ class Matrix(Section):
     def curve(self, name: str) -> Points:
         """The operating points of a run besides its own setting."""
         return self.points.get(self.runs[name].points or self.plan(name).points or "", {})
+
+    def measured_at(self, name: str, seed: int) -> tuple[list[int], Points]:
+        """The numbers of samples after which a run is measured with a seed, and its operating points at the last."""
+        run, plan = self.runs[name], self.plan(name)
+        if run.every_seed or seed in plan.seeds[: plan.curves]:
+            return plan.samples, self.curve(name)
+        compared = {self.plan(other).samples[-1] for other, of in self.runs.items() if of.against == name}
+        return [count for count in plan.samples if count in compared or count == plan.samples[-1]], {}
 
 
 def read_matrix(file: Path = FILE) -> Matrix:

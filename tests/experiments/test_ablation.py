@@ -99,6 +99,23 @@ def test_own_setting_is_measured_along_the_curve_and_the_other_points_at_its_end
     assert [one.point for one in alone] == ["own"] * 2, "it has no masks"
 
 
+def test_other_seeds_are_measured_where_runs_are_compared(planned: Experiment):
+    def second(name: str) -> list[tuple[int, str]]:
+        return [(one.samples, one.point) for one in planned.jobs([name], 2)[1].wanted()]
+
+    both = planned.jobs(["both"])
+    assert {len(job.wanted()) for job in both} == {6}, "at equal CT, and by readings and rivals after fewer samples"
+    assert second("macl") == [(40000, "own")]
+    assert second("visual") == [(20000, "own"), (40000, "own")], "no-location is compared with it there"
+    assert second("realcustom") == [(10000, name) for name in ("own", *planned.matrix.points["scopes"])]
+    for name, run in planned.matrix.runs.items():
+        others, seeds = run.against or "both", planned.matrix.plan(name).seeds
+        end = (planned.matrix.plan(name).samples[-1], "own")
+        for seed in seeds:
+            (theirs,) = (job for job in planned.jobs([others]) if job.seed == seed)
+            assert end in [(one.samples, one.point) for one in theirs.wanted()], (name, seed)
+
+
 def test_each_measurement_is_recorded_at_once_and_counts_while_all_it_depends_on_is_the_same(results: Path):
     job = experiment_with().jobs(["both"], 1)[0]
     first, second, *_ = job.wanted()

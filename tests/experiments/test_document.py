@@ -84,6 +84,17 @@ def test_page_holds_tables_curves_verdicts_and_what_is_missing(planned: Experime
     assert "visual (seed 0, 1, 2)" in text and "both (seed" not in text.split("Not complete yet")[1]
 
 
+def test_curves_are_of_the_seeds_that_were_measured_all_along_them(planned: Experiment):
+    for job in planned.jobs(["fusion"]):
+        record(job, 0.5 + 0.1 * job.seed, 0.65)
+    found = claims.measured_runs(planned)
+    assert "| 3 | 0.625 ± 0.100 |" in document.scores_table(planned, found, ["fusion"], 40000, paper=False)
+    curve = document.learning_table(planned, found, ["fusion"]).splitlines()[-1]
+    assert curve.split(" | ")[1:4] == ["0.525"] * 3, "not the mean of three seeds after the first's"
+    points = document.points_table(planned, found, ["fusion"]).splitlines()[2:]
+    assert [line.split(" | ")[2] for line in points] == ["0.525"] * 2
+
+
 def test_claims_are_ok_where_the_whole_interval_is(planned: Experiment):
     for job in planned.jobs(["both", "fusion", "cscl"]):
         better = {"both": 0.05, "fusion": 0.0, "cscl": (0.05, -0.03, 0.0)[job.seed]}[job.name]

@@ -8,12 +8,9 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.compat import StringIO
 
-from pipelines.export.formats.base import EncodedPair, Format, one_line, write_file
+from pipelines.export.formats.base import FOLDERS, EncodedPair, Format, write_parallel
 from pipelines.export.options import ExportOptions
 from pipelines.export.plan import Part
-
-FOLDERS = {"target": "targets", "reference": "references", "positive": "positives", "target_mask": "masks"}
-"""Of the images of a role. Its loader looks for control images and masks by name in one folder, so these are flat."""
 
 
 class AIToolkit(Format):
@@ -24,11 +21,7 @@ class AIToolkit(Format):
 
     def write(self, part: Part, pairs: Iterable[EncodedPair], folder: Path, options: ExportOptions) -> Iterator[str]:
         for pair in pairs:
-            for role, name in FOLDERS.items():
-                if role in pair.files:
-                    suffix, data = pair.files[role]
-                    write_file(folder / part.split / name / f"{pair.key}{suffix}", data)
-            write_file(folder / part.split / "targets" / f"{pair.key}.txt", one_line(pair.captions["target"]).encode())
+            write_parallel(pair, folder / part.split, pair.key)  # flat: its loader looks for names in one folder
             yield ""
 
     def holder(self, split: str, index: int, number: int, options: ExportOptions) -> str:

@@ -90,6 +90,19 @@ class Format(ABC):
         """Return the command or code that reads the export in its folder, for the card."""
 
 
+FOLDERS = {"target": "targets", "reference": "references", "positive": "positives", "target_mask": "masks"}
+"""Of the images of a role, where a trainer finds those of a pair by their common name in parallel folders."""
+
+
+def write_parallel(pair: EncodedPair, folder: Path, stem: str) -> None:
+    """Write the images of a pair to FOLDERS below `folder`, all as `stem`, and the target's caption beside it."""
+    for role, name in FOLDERS.items():
+        if role in pair.files:
+            suffix, data = pair.files[role]
+            write_file(folder / name / f"{stem}{suffix}", data)
+    write_file(folder / FOLDERS["target"] / f"{stem}.txt", one_line(pair.captions["target"]).encode())
+
+
 def line(values: Mapping[str, Any]) -> str:
     """Return values as one line of JSON."""
     return json.dumps(values, ensure_ascii=False)

@@ -7,13 +7,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.export.formats.base import EncodedPair, Format, one_line, write_file
+from pipelines.export.formats.base import FOLDERS, EncodedPair, Format, write_parallel
 from pipelines.export.options import ExportOptions
 from pipelines.export.plan import Part
 from runtime.errors import UserError
 
-FOLDERS = {"target": "targets", "reference": "references", "positive": "positives", "target_mask": "masks"}
-"""Of the images of a role."""
 BACKENDS = "multidatabackend.json"
 
 
@@ -36,12 +34,7 @@ class SimpleTuner(Format):
 
     def write(self, part: Part, pairs: Iterable[EncodedPair], folder: Path, options: ExportOptions) -> Iterator[str]:
         for pair in pairs:
-            stem = f"{part.index:06d}/{pair.key}"
-            for role, name in FOLDERS.items():
-                if role in pair.files:
-                    suffix, data = pair.files[role]
-                    write_file(folder / part.split / name / f"{stem}{suffix}", data)
-            write_file(folder / part.split / "targets" / f"{stem}.txt", one_line(pair.captions["target"]).encode())
+            write_parallel(pair, folder / part.split, f"{part.index:06d}/{pair.key}")
             yield ""
 
     def holder(self, split: str, index: int, number: int, options: ExportOptions) -> str:
