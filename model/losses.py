@@ -13,6 +13,7 @@ from runtime.errors import ModelError
 
 Factor = Literal["inverse", "none", "two_minus", "soft_target"]
 Similarity = Literal["cosine", "shifted"]
+MapScale = Literal["peak", "means"]
 
 SIMILARITY_FLOOR = 0.2
 """Lower clamp of real similarities in `factor: inverse`, which keeps the factor at 5 or less."""
@@ -144,18 +145,20 @@ def scaling_factor(real_similarity: Tensor, factor: Factor) -> Tensor:
     raise ModelError(f"factor '{factor}' is unknown; use inverse, none, two_minus or soft_target")
 
 
-def location_loss(maps: Tensor, subject: Tensor, *, normalize: bool = False) -> Tensor:
+def location_loss(maps: Tensor, subject: Tensor, scale: MapScale | None = None) -> Tensor:
     """Mean of each attention map over the background minus its mean over the subject (FastComposer's form) -> [B].
 
     maps [B, ..., h, w] in 0..1; subject [B, h, w] in 0..1 (a soft mask weights the means). The mean over all maps of a
     sample is returned; -1 is perfect, 0 uniform. Samples that are all subject or all background give 0.
 
-    `normalize` divides each map by its own largest value first. Maps that are one softmax over ALL their tokens need
-    it: they sum to 1 at every pixel, the loss is linear, so its mean over these tokens is 0 whatever they look like.
+    `scale` divides each map by a number of its own. Maps that are one softmax over ALL their tokens need it: they sum
+    to 1 at every pixel, the loss is linear, so its mean over these tokens is 0 whatever they look like. With `peak`,
+    the map's largest value, a map is perfect if it is even on the subject; with `means`, the sum of its two means, it
+    may attend to any part of it.
     """
     maps = maps.float()
     subject = subject.float()
-    if normalize:
+    if scale == "peak":
         maps = maps / maps.amax(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
     weights = subject.reshape(subject.shape[0], *[1] * (maps.ndim - 3), *subject.shape[1:])
     area = weights.sum(dim=(-2, -1))
@@ -163,7 +166,10 @@ def location_loss(maps: Tensor, subject: Tensor, *, normalize: bool = False) -> 
     inside = (maps * weights).sum(dim=(-2, -1)) / area.clamp_min(1e-6)
     outside = (maps * (1 - weights)).sum(dim=(-2, -1)) / rest.clamp_min(1e-6)
     both = (area > 0) & (rest > 0)
-    return torch.where(both, outside - inside, 0).flatten(start_dim=1).mean(dim=1)
+    contrast = outside - inside
+    if scale == "means":
+        contrast = contrast / (outside + inside).clamp_min(1e-6)
+    return torch.where(both, contrast, 0).flatten(start_dim=1).mean(dim=1)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

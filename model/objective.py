@@ -47,6 +47,8 @@ class ObjectiveConfig:
     """Similarity inside MACL; see `losses.macl`."""
     location_side: float = 0.5
     """Largest attention map of the location loss, as a fraction of the latent's side: 32x32 of 64x64 at 512 px."""
+    location_scale: losses.MapScale = "peak"
+    """What each visual map is divided by; see `losses.location_loss` [a reading]."""
     strength: float = 1.0
     """lambda [paper: 1]."""
     regularisation_weight: float = 1e-4
@@ -139,7 +141,7 @@ def diffusion_losses(
     return {
         "diffusion": losses.diffusion_loss(prediction, target),
         "sample_diffusion": (prediction.detach().float() - target.float()).square().flatten(start_dim=1).mean(dim=1),
-        "location": location_of(recorder, batch.subject_masks, with_word, present),
+        "location": location_of(recorder, batch.subject_masks, with_word, present, config.location_scale),
     }
 
 
@@ -161,12 +163,18 @@ def batch_text(
     )
 
 
-def location_of(recorder: MapRecorder | None, subject_masks: Tensor, with_word: Tensor, with_image: Tensor) -> Tensor:
+def location_of(
+    recorder: MapRecorder | None,
+    subject_masks: Tensor,
+    with_word: Tensor,
+    with_image: Tensor,
+    scale: losses.MapScale = "peak",
+) -> Tensor:
     """Location loss over the recorded maps -> scalar: the mean of the text maps' and the visual maps' losses.
 
     `with_word`, `with_image` [B] 0/1: samples with a pseudo-word, and with a visual branch. Text maps are used as
-    they are; visual maps are divided by their largest value, since as one softmax over the visual tokens their plain
-    losses cancel.
+    they are; visual maps are divided as `scale` says, since as one softmax over the visual tokens their plain losses
+    cancel.
 
     The sum over samples is divided by their mean number per rank, so that the mean over ranks of the loss and of its
     gradient is that of one rank with all samples.
@@ -185,7 +193,7 @@ def location_of(recorder: MapRecorder | None, subject_masks: Tensor, with_word: 
         if maps.text is not None:
             text.append(losses.location_loss(maps.text, subject))
         if maps.visual is not None:
-            visual.append(losses.location_loss(maps.visual, subject, normalize=True))
+            visual.append(losses.location_loss(maps.visual, subject, scale))
     halves = [
         (torch.stack(rows).mean(dim=0) * weight).sum() / mean_count(weight)
         for rows, weight in ((text, with_word), (visual, with_image))

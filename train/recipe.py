@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from model.backbones.features.source import FeatureParams, FeatureSource
 from model.backbones.variant import Variant
-from model.losses import Factor, Similarity
+from model.losses import Factor, MapScale, Similarity
 from model.objective import ObjectiveConfig
 from model.prompt import Place
 from pipelines import tables
@@ -153,6 +153,7 @@ class ObjectiveParams(Section):
     macl_factor: Factor
     macl_similarity: Similarity
     location_side: float
+    location_scale: MapScale
     strength: float
     regularisation_weight: float = Field(ge=0)
 

@@ -223,7 +223,8 @@ def test_location_loss_is_minus_one_when_perfect_and_zero_when_uniform():
     perfect = mask[:, None, None].expand(2, 3, 4, 6, 6)
     assert torch.equal(losses.location_loss(perfect, mask), torch.full((2,), -1.0))
     assert losses.location_loss(torch.full((2, 3, 4, 6, 6), 0.3), mask).abs().max() < 1e-6
-    assert torch.equal(losses.location_loss(perfect / 5, mask, normalize=True), torch.full((2,), -1.0))
+    for scale in ("peak", "means"):
+        assert torch.equal(losses.location_loss(perfect / 5, mask, scale), torch.full((2,), -1.0))
 
 
 def test_location_loss_is_mean_outside_minus_mean_inside():
@@ -240,23 +241,38 @@ def test_location_loss_of_a_sample_without_background_or_subject_is_zero():
     assert torch.equal(losses.location_loss(maps, mask), torch.zeros(2))
 
 
-def test_maps_that_share_one_softmax_have_a_gradient_only_when_normalized():
+def test_location_loss_by_means_is_the_contrast_of_each_map_whatever_its_peak():
+    maps, mask = torch.rand(2, 3, 6, 6), square()
+    outside, inside = (
+        torch.stack([torch.stack([m[k == value].mean() for m in of]) for of, k in zip(maps, mask, strict=True)])
+        for value in (0, 1)
+    )
+    expected = ((outside - inside) / (outside + inside)).mean(dim=1)
+    torch.testing.assert_close(losses.location_loss(maps, mask, "means"), expected)
+    part = torch.zeros(1, 6, 6)
+    part[:, 3, 2] = 1  # one pixel of the subject
+    assert losses.location_loss(part[:, None], mask[:1], "means") == -1
+    assert losses.location_loss(part[:, None], mask[:1], "peak") == pytest.approx(-1 / 9)
+
+
+def test_maps_that_share_one_softmax_have_a_gradient_only_when_scaled():
     logits, mask = torch.randn(2, 5, 6, 6), square()
     gradients = {}
-    for normalize in (False, True):
+    for scale in (None, "peak", "means"):
         leaf = logits.clone().requires_grad_()
-        losses.location_loss(leaf.softmax(dim=1), mask, normalize=normalize).sum().backward()
-        gradients[normalize] = leaf.grad.norm().item()
-    assert gradients[False] < 1e-6 < 1e-3 < gradients[True]
+        losses.location_loss(leaf.softmax(dim=1), mask, scale).sum().backward()
+        gradients[scale] = leaf.grad.norm().item()
+    assert gradients[None] < 1e-6 < 1e-3 < min(gradients["peak"], gradients["means"])
 
 
-def test_normalized_location_loss_teaches_tokens_to_stay_on_the_subject():
+@pytest.mark.parametrize("scale", ["peak", "means"])
+def test_scaled_location_loss_teaches_tokens_to_stay_on_the_subject(scale: losses.MapScale):
     mask = square()
     leaf = (0.1 * torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))).requires_grad_()
     optimizer = torch.optim.Adam([leaf], lr=0.1)
     for _ in range(200):
         optimizer.zero_grad()
-        loss = losses.location_loss(leaf.softmax(dim=1), mask, normalize=True).sum()
+        loss = losses.location_loss(leaf.softmax(dim=1), mask, scale).sum()
         loss.backward()
         optimizer.step()
     assert loss.item() / 2 < -0.45
