@@ -12,7 +12,7 @@ from typing import Any
 from model.backbones.identity import spec_digest
 from pipelines import tables
 from pipelines.curate import STAGE, duplicates
-from pipelines.curate.worker import SUBJECT, CurateParams, CurateWorker, pack, unpack, views
+from pipelines.curate.worker import SUBJECT, CurateParams, CurateWorker, pack, spread, unpack, views
 from pipelines.engine import driver
 from pipelines.engine.items import Item
 from pipelines.photos.roots import Root, SourceParams
@@ -55,7 +55,8 @@ def fingerprint(subject: Subject, root: Root) -> str:
     would cost as much as the stage. The digest only decides what is recomputed, never the result.
     """
     files = [path for photo in subject.photos for path in (photo.path, photo.mask_path) if path is not None]
-    return digest(root.place, SUBJECT.dump_json(subject).decode(), [state(root, path) for path in files])
+    states = {path: state(root, path) for path in dict.fromkeys(files)}  # the frames of a video share its file
+    return digest(root.place, SUBJECT.dump_json(subject).decode(), [states[path] for path in files])
 
 
 def state(root: Root, path: str) -> tuple[int, float] | None:
@@ -66,8 +67,8 @@ def state(root: Root, path: str) -> tuple[int, float] | None:
         return None
 
 
-def items_of(source_params: SourceParams) -> Iterator[SubjectItem]:
-    """Yield an item for each subject of a source.
+def items_of(source_params: SourceParams, video_frames: int) -> Iterator[SubjectItem]:
+    """Yield an item for each subject of a source, a video as `video_frames` photos.
 
     Raises:
         UserError: there is no photo.
@@ -79,6 +80,7 @@ def items_of(source_params: SourceParams) -> Iterator[SubjectItem]:
         photos += len(s.photos)
         for photo in s.photos:
             captions.pop(caption_key(photo.path), None)
+        s = spread(s, video_frames)
         yield SubjectItem.of(fingerprint(s, root), s)
     if captions:
         path, (line, _) = next(iter(captions.items()))
@@ -102,7 +104,7 @@ def main(params: Params) -> None:
 
     def items() -> Iterator[Item]:
         for source in sources:
-            for item in items_of(source):
+            for item in items_of(source, curate.video.frames):
                 photos[item.id] = item.views
                 yield item
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from PIL import Image
@@ -15,6 +17,7 @@ from pipelines.curate import captions, filters
 from pipelines.engine.shards import Rows
 from pipelines.photos.decode import DecodeError, decode_image
 from pipelines.photos.roots import Roots, SourceParams
+from pipelines.photos.videos import Span, VideoParams, choose, frame_path, is_video
 from pipelines.sources import Photo, Subject
 from pipelines.sources.base import class_noun
 from runtime.params import Section
@@ -29,6 +32,7 @@ class CurateParams(Section):
     max_pixels: int = Field(ge=1)
     min_views: int  # frames that a subject with several photos must keep
     captions: captions.CaptionParams
+    video: VideoParams
     filters: filters.FilterParams
     shard_subjects: int = Field(ge=1)
 
@@ -60,10 +64,11 @@ class CurateWorker:
         rejects: list[dict[str, Any]] = []
         hashes: dict[str, bytes] = {}
         waiting: list[tuple[dict[str, Any], Image.Image]] = []
-        for photo in subject.photos:
-            reason, found = self.examine(subject, photo, hashes)
+        for photo, data in self.opened(subject):
+            reason, found = self.examine(subject, photo, hashes, data)
             if reason is not None:
-                rejects.append(tables.reject(photo.frame_id, "curate", *reason, subject.source, photo.path, photo.box))
+                path = None if is_video(photo.path) else photo.path  # there is no frame to show
+                rejects.append(tables.reject(photo.frame_id, "curate", *reason, subject.source, path, photo.box))
             elif found is not None:
                 row, data = found
                 hashes[photo.frame_id] = row["phash"]
@@ -83,20 +88,52 @@ class CurateWorker:
         rejects.sort(key=lambda row: tables.path_order(row["id"]))
         return {"frames": frames, "rejects": rejects}
 
-    def examine(
-        self, subject: Subject, photo: Photo, hashes: dict[str, bytes]
-    ) -> tuple[filters.Reason | None, tuple[dict[str, Any], bytes] | None]:
-        """Return (reason, None) for a photo to drop, (None, (frame row, file content)) for one to keep."""
-        limits, wanted = self.params.filters, self.params.classes
+    def opened(self, subject: Subject) -> Iterator[tuple[Photo, bytes | None]]:
+        """Yield each photo of a subject with its content, if that is a frame of a video, which is decoded once.
+
+        The photo then has the frame's path, or the reason why there is none.
+        """
+        for (path, span), group in groupby(subject.photos, key=lambda photo: (photo.path, whole(photo.span))):
+            photos = list(group)
+            if span is None or all(self.ruled_out(subject, photo) for photo in photos):
+                yield from ((photo, None) for photo in photos)
+                continue
+            parts = {photo.span.part: photo for photo in photos if photo.span is not None}
+            try:
+                with self.roots[subject.source].open(path) as stream:
+                    for part, found in enumerate(choose(stream, span, self.params.video, self.params.max_pixels)):
+                        photo = parts.pop(part)
+                        if isinstance(found, DecodeError):
+                            yield dropped(photo, found.reason, found.detail), None
+                        else:
+                            yield replace(photo, path=frame_path(path, found[0])), found[1]
+            except FileNotFoundError:
+                yield from ((dropped(photo, "missing_file", path), None) for photo in parts.values())
+
+    def ruled_out(self, subject: Subject, photo: Photo) -> filters.Reason | None:
+        """Return the reason to drop a photo unread, or None."""
         if photo.reject:
-            return (photo.reject, photo.reject_detail), None
-        if wanted and subject.class_name not in wanted:
-            return ("class_not_wanted", subject.class_name), None
-        reason = filters.first_reason(photo, filters.OF_ANNOTATIONS, limits)
+            return photo.reject, photo.reject_detail
+        if self.params.classes and subject.class_name not in self.params.classes:
+            return "class_not_wanted", subject.class_name
+        return filters.first_reason(photo, filters.OF_ANNOTATIONS, self.params.filters)
+
+    def examine(
+        self, subject: Subject, photo: Photo, hashes: dict[str, bytes], data: bytes | None = None
+    ) -> tuple[filters.Reason | None, tuple[dict[str, Any], bytes] | None]:
+        """Return (reason, None) for a photo to drop, (None, (frame row, file content)) for one to keep.
+
+        Args:
+            hashes: of the frames that the subject already has.
+            data: the content if it has been read.
+        """
+        limits = self.params.filters
+        reason = self.ruled_out(subject, photo)
         if reason is not None:
             return reason, None
         try:
-            data = self.roots[subject.source].read(photo.path)
+            if data is None:
+                data = self.roots[subject.source].read(photo.path)
             candidate = filters.candidate(data, self.params.max_pixels, limits)
         except FileNotFoundError:
             return ("missing_file", photo.path), None
@@ -163,9 +200,32 @@ def caption_columns(caption: captions.Caption) -> dict[str, Any]:
     }
 
 
+def dropped(photo: Photo, reason: str, detail: str) -> Photo:
+    """Return a photo with a reason to drop it, unless it has one."""
+    return photo if photo.reject else replace(photo, reject=reason, reject_detail=detail)
+
+
+def whole(span: Span | None) -> Span | None:
+    """Return the span of which this is a part; the same for all of its parts."""
+    return None if span is None else replace(span, part=0)
+
+
+def spread(subject: Subject, frames: int) -> Subject:
+    """Return a subject with `frames` photos, by number, in place of each span."""
+    photos: list[Photo] = []
+    for photo in subject.photos:
+        if photo.span is None or photo.reject is not None:
+            photos.append(photo)
+            continue
+        for part in range(frames):
+            span = replace(photo.span, part=part, parts=frames)
+            photos.append(replace(photo, frame_id=f"{photo.frame_id}-{part:03d}", span=span))
+    return replace(subject, photos=tuple(photos))
+
+
 def views(subject: Subject) -> int:
     """Return how many photos a subject has; other files beside a single photo do not make it a capture."""
-    return sum(photo.reject != "not_an_image" for photo in subject.photos)
+    return sum(photo.reject not in ("not_an_image", "not_a_video") for photo in subject.photos)
 
 
 def pack(subject: Subject) -> bytes:

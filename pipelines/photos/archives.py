@@ -11,6 +11,7 @@ import bisect
 import calendar
 import contextlib
 import hashlib
+import io
 import os
 import posixpath
 import struct
@@ -82,6 +83,10 @@ class Archive:
         if crc < 0:
             return self._bytes(offset, stored, path)
         return self._from_zip(path, offset, stored, int(self._columns["size"][row]), crc)
+
+    def open(self, path: str) -> io.BytesIO:
+        """Return a binary stream of a file, read as a whole; raises as `read`."""
+        return io.BytesIO(self.read(path))
 
     def entries(self, folder: str) -> list[tuple[str, bool]]:
         """Return (name, whether it is a folder) of a folder's entries, sorted; none if it does not exist."""

@@ -9,12 +9,13 @@ import logging
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field, PrivateAttr
 
+from pipelines.photos import videos
 from pipelines.photos.archives import PACKED_SUFFIXES, SUFFIXES, UNKNOWN, Archive, DamagedFile, file_time
 from pipelines.photos.decode import DecodeError
 from runtime.errors import UserError, one_line
@@ -32,7 +33,7 @@ _LITTER = frozenset(
     }
 )
 
-Layout = Literal["mvimgnet", "openimages", "dreambench", "folder", "ffhq", "celebahq", "portraits"]
+Layout = Literal["mvimgnet", "openimages", "dreambench", "folder", "ffhq", "celebahq", "portraits", "video"]
 """Raw layouts, each with a reader in `pipelines.sources`."""
 
 
@@ -119,15 +120,29 @@ class Root:
         return f"Root({self.url!r})"
 
     def read(self, path: str) -> bytes:
-        """Return the bytes of a file.
+        """Return the bytes of a file, or of a frame of a video (`pipelines.photos.videos`).
 
         Raises:
             FileNotFoundError: the file does not exist.
-            DecodeError: the archive that contains it is damaged there.
+            DecodeError: the archive that contains it is damaged there, or the video has no such frame.
             UserError: it is temporarily unreadable; treating it as missing would lose the photo.
         """
+        if frame := videos.split_frame(path):
+            video, time = frame
+            with self.open(video) as stream:
+                return videos.read_frame(stream, time)
         with self._reaching(path) as (tree, full):
             return tree.read(full)
+
+    @contextlib.contextmanager
+    def open(self, path: str) -> Iterator[BinaryIO]:
+        """Open a file for reading in any order, in parts where it is not in an archive.
+
+        Raises:
+            FileNotFoundError, DecodeError, UserError: as `read`, also from reading in the body.
+        """
+        with self._reaching(path) as (tree, full), tree.open(full) as stream:
+            yield stream
 
     def lines(self, path: str) -> Iterator[str]:
         """Yield the lines of a UTF-8 text file unchanged, without reading it as a whole; a byte order mark is dropped.
@@ -137,8 +152,7 @@ class Root:
         """
         try:
             tree, full = self._place(path)
-            raw = tree.open(full) if isinstance(tree, FolderTree) else io.BytesIO(tree.read(full))
-            with io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
+            with io.TextIOWrapper(tree.open(full), encoding="utf-8-sig", newline="") as stream:
                 yield from stream
         except UnicodeDecodeError as error:
             raise UserError(f"{self.name(path)} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
@@ -235,7 +249,7 @@ class Root:
             raise FileNotFoundError(f"{self.name(path)} is not a file ({one_line(error)})") from None
         except DamagedFile as error:
             raise DecodeError("unreadable", str(error)) from None
-        except UserError:
+        except (UserError, DecodeError):
             raise
         except Exception as error:  # every remote file system has its own exceptions
             raise self._unreachable(path, error) from None
@@ -289,14 +303,15 @@ class FolderTree:
             OSError: there is none.
             DamagedFile: it is a link that leads nowhere, or a pipe or device.
         """
-        real = self._real(path)
-        if self._local:
-            self._refuse_what_is_no_file(Path(real))
-        return self._fs.cat_file(real)
+        return self._fs.cat_file(self._file(path))
 
     def open(self, path: str) -> Any:
-        """Return a binary stream of a file."""
-        return self._fs.open(self._real(path), "rb")
+        """Return a binary stream of a file, which reads it in parts.
+
+        Raises:
+            OSError, DamagedFile: as `read`.
+        """
+        return self._fs.open(self._file(path), "rb")
 
     def entries(self, path: str) -> list[tuple[str, bool]]:
         """Return (name, whether it is a folder) of a folder's entries; none if it does not exist.
@@ -359,6 +374,13 @@ class FolderTree:
                     part = next((file.name for file in Path(real or "/").iterdir() if _shown(file.name) == part), part)
             real = f"{real}/{part}" if real or not part else part
         return real if path.startswith("/") else real.removeprefix("/")
+
+    def _file(self, path: str) -> str:
+        """Return the path of a file as the file system knows it; one that is no file would be waited for."""
+        real = self._real(path)
+        if self._local:
+            self._refuse_what_is_no_file(Path(real))
+        return real
 
     def _refuse_what_is_no_file(self, path: Path) -> None:
         try:

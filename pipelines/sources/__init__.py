@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from pipelines.photos.roots import Root, SourceParams
-from pipelines.sources import celebahq, dreambench, ffhq, mvimgnet, openimages, portraits
+from pipelines.sources import celebahq, dreambench, ffhq, mvimgnet, openimages, portraits, video
 from pipelines.sources.base import Photo, Pose, Prompt, Source, Subject
 from pipelines.sources.celebahq import CelebAHQ
 from pipelines.sources.dreambench import DreamBench
@@ -15,6 +15,7 @@ from pipelines.sources.folder import Folder
 from pipelines.sources.mvimgnet import MVImgNet
 from pipelines.sources.openimages import OpenImages
 from pipelines.sources.portraits import Portraits
+from pipelines.sources.video import Video
 from runtime.errors import UserError
 
 LAYOUTS: dict[str, Callable[[SourceParams], Source]] = {
@@ -25,6 +26,7 @@ LAYOUTS: dict[str, Callable[[SourceParams], Source]] = {
     "ffhq": FFHQ,
     "celebahq": CelebAHQ,
     "portraits": Portraits,
+    "video": Video,
 }
 
 __all__ = ["LAYOUTS", "Photo", "Pose", "Prompt", "Source", "SourceParams", "Subject", "open_source"]
@@ -39,6 +41,7 @@ _SIGNS: dict[str, str] = {
     ffhq.LISTING: "ffhq",
     celebahq.FOLDER: "celebahq",
     portraits.CONSENT: "portraits",
+    video.SEGMENTS: "video",
 }
 
 

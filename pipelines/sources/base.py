@@ -14,6 +14,7 @@ from typing import Protocol
 
 from pipelines.photos.decode import READS_AVIF, READS_HEIF
 from pipelines.photos.roots import Root, is_hidden
+from pipelines.photos.videos import Span, is_video
 from runtime.errors import UserError
 
 # Open Images' attributes of a box (https://storage.googleapis.com/openimages/web/download_v7.html), as reject reasons.
@@ -63,6 +64,7 @@ class Photo:
     path, mask_path: relative to the source's root. box: (x0, y0, x1, y1), fractions 0..1 of the photo's sides.
     attributes: annotated attributes of the box, from `ATTRIBUTES`. instances: boxes of the same class in the photo,
     including this one; 0 without annotations.
+    span: of a video, which `path` then is: the photo is the frame that is chosen for it.
     reject: a key of `tables.REJECT_REASONS`, with the evidence in reject_detail.
     """
 
@@ -74,6 +76,7 @@ class Photo:
     pose: Pose | None = None
     attributes: tuple[str, ...] = ()
     instances: int = 0
+    span: Span | None = None
     reject: str | None = None
     reject_detail: str = ""
 
@@ -250,6 +253,8 @@ def not_an_image(frame_id: str, path: str) -> Photo:
         hint = ", read once the package pillow-heif is installed"
     elif suffix.lower() in _FOREIGN_SUFFIXES:
         hint = ", save it as JPEG or PNG"
+    elif is_video(path):
+        hint = ", layout video reads videos"
     elif suffix.lower() in _TEXT_SUFFIXES:
         hint = f", captions belong in {CAPTIONS} at the root"
     return Photo(frame_id, path, reject="not_an_image", reject_detail=f"suffix '{suffix}'{hint}")

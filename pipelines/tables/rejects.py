@@ -20,6 +20,7 @@ REJECT_REASONS: dict[str, str] = {
     "missing_file": "the annotations name a photo that is not there",
     "bad_box": "the box is empty or outside the photo",
     "not_an_image": "the file is not an image",
+    "not_a_video": "the file is not a video",
     # decided by curate from the annotations, before the photo is opened
     "class_not_wanted": "the class is not among the wanted ones",
     "occluded": "annotators say that something hides part of the subject",
@@ -34,6 +35,7 @@ REJECT_REASONS: dict[str, str] = {
     # decided by curate from the pixels
     "empty": "the file has no bytes",
     "unreadable": "the file cannot be decoded as an image",
+    "no_frame": "the video shows no frame in that part of its time: it has fewer than curate.video.frames",
     "huge": "the photo has more pixels than curate.max_pixels",
     "too_small": "the shorter side is below curate.filters.min_side",
     "bad_aspect": "the longer side is more than curate.filters.max_aspect times the shorter",

@@ -132,7 +132,7 @@ def curated(root: Path, out: Path, params: CurateParams) -> dict[str, bytes] | s
     """The tables' bytes, or the sentence of the error."""
     source = SourceParams(name="own", layout="folder", root=str(root), split="train")
     try:
-        items = sorted(curate.items_of(source), key=lambda item: tables.path_order(item.id))
+        items = sorted(curate.items_of(source, 24), key=lambda item: tables.path_order(item.id))
     except UserError as error:
         return str(error).replace(str(root), "ROOT")
     results = CurateWorker(params, [source]).compute([item.payload for item in items])
@@ -160,7 +160,7 @@ def shown(path: str) -> str:
 def check_complete(root: Path, messages: list[str]) -> None:
     """Every file in a subject folder has a row, every mask a photo or a message, every archive elsewhere a message."""
     source = SourceParams(name="own", layout="folder", root=str(root), split="train")
-    photos = [photo for item in curate.items_of(source) for photo in unpack(item.payload).photos]
+    photos = [photo for item in curate.items_of(source, 24) for photo in unpack(item.payload).photos]
     rows, masks = {photo.path for photo in photos}, {photo.mask_path for photo in photos} - {None}
     unmatched = sum(int(found[1]) for found in map(re.compile(r"(\d+) masks? match").match, messages) if found)
     loose = 0

@@ -76,7 +76,7 @@ def test_source_without_a_photo_is_an_error_that_names_it(tmp_path):
     (tmp_path / "photos/mug/red").mkdir(parents=True)
     source = SourceParams(name="own", layout="folder", root=str(tmp_path / "photos"), split="train")
     with pytest.raises(UserError, match=r"source 'own' \('.*/photos'\) has no photo where layout folder has them; put"):
-        list(curate.items_of(source))
+        list(curate.items_of(source, 24))
 
 
 def test_photo_with_a_name_that_is_not_utf_8_is_kept_and_links_to_nothing_are_rejects(tmp_path, params):
@@ -95,27 +95,27 @@ def test_photo_with_a_name_that_is_not_utf_8_is_kept_and_links_to_nothing_are_re
         ("own/mug/red/loop", "unreadable", "a link that leads nowhere"),
         ("own/mug/red/lost", "unreadable", "a link that leads nowhere"),
     ]
-    assert len(list(curate.items_of(source))) == 1
+    assert len(list(curate.items_of(source, 24))) == 1
 
 
 def test_captions_that_match_no_photo_are_reported_with_their_line(source, caplog):
     file = Path(source.root) / "captions.csv"
     file.write_text("path,caption\nmug/red/0.png,a mug\nmug/red/2.JPG,a mug\nmug/red/text.png,x\nmug/gone/0.png,x\n")
-    list(curate.items_of(source))
+    list(curate.items_of(source, 24))
     assert "captions.csv: 2 rows match no photo: line 3, mug/red/2.JPG; write" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["captions.jsonl", "metadata.jsonl", "Captions.CSV", "captions.txt"])
 def test_captions_of_other_programs_are_reported(source, caplog, name):
     (Path(source.root) / name).write_text("{}")
-    list(curate.items_of(source))
+    list(curate.items_of(source, 24))
     assert caplog.text.count(f"{name} is not read; captions belong in captions.csv, columns path and caption") == 1
 
 
 def test_the_same_photo_under_another_root_is_another_item(source, tmp_path):
     shutil.copytree(source.root, tmp_path / "others")  # with the times
     other = source.model_copy(update={"root": str(tmp_path / "others")})
-    prints = [{item.fingerprint for item in curate.items_of(one)} for one in (source, source, other)]
+    prints = [{item.fingerprint for item in curate.items_of(one, 24)} for one in (source, source, other)]
     assert prints[0] == prints[1] and not prints[0] & prints[2]
 
 
@@ -224,7 +224,7 @@ def test_file_that_is_no_photo_makes_no_capture_of_a_single_one(source, params):
     assert "own/pen/one/0" in [row["frame_id"] for row in rows["frames"]]
     reasons = [row["reason"] for row in rows["rejects"] if row["id"].startswith("own/pen")]
     assert reasons == ["not_an_image", "not_an_image"]
-    assert {item.id: item.views for item in curate.items_of(source)} == {
+    assert {item.id: item.views for item in curate.items_of(source, 24)} == {
         "own/mug/blue": 2,
         "own/mug/red": 12,
         "own/pen/one": 1,

@@ -182,7 +182,7 @@ def test_photo_that_crashes_the_decoder(ray_started, section, run_params, tmp_pa
         with driver.sole_writer("curate", run, out):
             summary = driver.run_stage(
                 "curate",
-                items_of(source),
+                items_of(source, 24),
                 partial(worker, params, [source], "cpu"),
                 identity=[worker.__name__],
                 kept="frames",

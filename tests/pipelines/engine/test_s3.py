@@ -69,7 +69,7 @@ def test_photos_give_the_same_rows_as_from_a_disk(bucket: str, photos: Path, sec
     params = section("curate", CurateParams)
     found = []
     for root in (str(photos), f"{bucket}/photos"):
-        items = sorted(items_of(source(root)), key=lambda item: item.id)
+        items = sorted(items_of(source(root), 24), key=lambda item: item.id)
         worker = CurateWorker(params, [source(root)], "cpu")
         found.append(([i.frame_ids for i in items], worker.compute([i.payload for i in items])))
     assert found[0] == found[1]
@@ -80,10 +80,10 @@ def test_photos_give_the_same_rows_as_from_a_disk(bucket: str, photos: Path, sec
 def test_changed_photo_changes_the_fingerprint_of_its_subject_only(bucket: str, photos: Path):
     remote = s3fs.S3FileSystem()
     remote.put(str(photos), "bucket/changing", recursive=True)
-    before = {item.id: item.fingerprint for item in items_of(source(f"{bucket}/changing"))}
+    before = {item.id: item.fingerprint for item in items_of(source(f"{bucket}/changing"), 24)}
     remote.pipe_file("bucket/changing/mug/red/0.png", b"another picture")
     s3fs.S3FileSystem.clear_instance_cache()  # a later run is another process
-    after = {item.id: item.fingerprint for item in items_of(source(f"{bucket}/changing"))}
+    after = {item.id: item.fingerprint for item in items_of(source(f"{bucket}/changing"), 24)}
     assert {name for name in before if before[name] != after[name]} == {"own/mug/red"}
 
 
