@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import huggingface_hub
@@ -100,6 +100,7 @@ def model_card(config: AdapterConfig, card: Mapping[str, Any], name: str, source
         "## Training",
         about.data if about else NOT_STATED,
         table(training(config, card, source)),
+        photos(card.get("photos", [])),
         "## Scores",
         scores_text(about.scores if about else None),
         "## Licence",
@@ -107,7 +108,7 @@ def model_card(config: AdapterConfig, card: Mapping[str, Any], name: str, source
         if about
         else f"{NOT_STATED} The terms of the base model apply.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def snippet(config: AdapterConfig, name: str) -> str:
@@ -143,6 +144,17 @@ def training(config: AdapterConfig, card: Mapping[str, Any], source: str | None)
         ("hash of the data", recipe.get("data") and f"`{recipe['data']}`"),
         ("copied from", source and f"`{source}`"),
     ]
+
+
+def photos(shown: Sequence[Mapping[str, Any]]) -> str:
+    """The photos it was trained on, by source and licence; empty if card.json does not have them."""
+    if not shown:
+        return ""
+    lines = ["| photos trained on | source | licence | attribution |", "|---|---|---|---|"]
+    for of in shown:
+        cells = (of["photos"], f"`{of['source']}`", of["licence"], of["attribution"] or "")
+        lines.append(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |")
+    return "\n".join(lines)
 
 
 def results(scores: Scores) -> list[huggingface_hub.EvalResult]:

@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from pipelines.photos.roots import NAME, Layout, Root
+from pipelines.photos.roots import NAME, Layout, Root, SourceParams
 from runtime.cli import read_params, shared_options
 from runtime.errors import UserError
 from runtime.files import write_text
+from runtime.params import parse
 
 STAGES = ("curate", "mask", "similarity", "pairs", "encode")
 
@@ -36,6 +37,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         choices=STAGES,
         help="default: all five, or curate mask similarity for split test, which has no training pairs",
     )
+    parser.add_argument(
+        "--licence",
+        help="of the photos of which the layout's files say nothing: an SPDX id such as CC-BY-4.0, a URL, a name",
+    )
+    parser.add_argument("--attribution", metavar="TEXT", help="whom to name for these photos")
     shared_options(parser)
 
 
@@ -61,6 +67,9 @@ def main(options: argparse.Namespace) -> int:
         "root": root,
         "split": options.split,
     }
+    more = {name: getattr(options, name) for name in ("licence", "attribution")}
+    source |= {name: value for name, value in more.items() if value is not None}
+    parse("sources", [source], list[SourceParams])
     overlay = params.data / "sources.yaml"
     write_text(overlay, json.dumps({"sources": [source]}, ensure_ascii=False, indent=2) + "\n")  # JSON is YAML 1.2
     words = [*params.words(), "--params", str(overlay)]

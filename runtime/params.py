@@ -71,6 +71,7 @@ class RunParams(Section):
     gpus_per_worker: float = Field(ge=0)  # share of a GPU each actor reserves; only used on cuda
     restarts: int = Field(ge=0)  # how often a dead actor is restarted before the run gives up
     work: str = Field(min_length=1)  # folder of finished shards and checkpoints; outside DVC's outs, safe to delete
+    purpose: Literal["research", "commercial"]  # of the results; only warnings about licences depend on it
 
     @field_validator("work")
     @classmethod

@@ -18,6 +18,7 @@ from model.backbones.diffusion import load_tokenizers
 from model.backbones.features.source import FeatureSource
 from model.backbones.variant import Variant, load_variant
 from pipelines import tables
+from pipelines.photos import licences
 from pipelines.photos.roots import SourceParams
 from runtime.cli import Parser, guarded, read_params, stage_parser
 from runtime.digest import digest, digest_files
@@ -71,6 +72,9 @@ def train(ranks: Ranks, params: Params, resume: ResumeOptions) -> None:
     if moved:
         counts["captions_with_noun_first"] = moved
         ranks.say(f"train: {moved} captions have their class noun beyond the text encoder's tokens; put first")
+    shown = licences.of_frames(data, triplets=True)
+    if warning := licences.warning(licences.by_licence(shown), run.purpose):
+        ranks.say(f"train: {warning}")
     trainer = build(how, model, variant, trained_on, ranks, run.threads)
     config = trainer.adapter.config
     advice = "shorten the class noun, its folder's name or entry in the annotations, and run curate again"
@@ -83,7 +87,7 @@ def train(ranks: Ranks, params: Params, resume: ResumeOptions) -> None:
     with trainer.batches:
         record = trainer.fit(Checkpoints(folder, ranks, resume.folder), folder, held_out)
     counts |= {"steps": how.steps}
-    publish(trainer, data / "train", data_hash, whole, record, counts)
+    publish(trainer, data / "train", data_hash, whole, record, counts, shown)
 
 
 def backbone(model: str, revision: str, source: FeatureSource, variant: Variant) -> dict[str, Any]:
@@ -109,10 +113,21 @@ def begin(work: Path, whole: dict[str, Any], resume: ResumeOptions) -> Path:
 
 
 def publish(
-    trainer: Trainer, out: Path, data_hash: str, whole: dict[str, Any], record: Record, counts: dict[str, int]
+    trainer: Trainer,
+    out: Path,
+    data_hash: str,
+    whole: dict[str, Any],
+    record: Record,
+    counts: dict[str, int],
+    shown: list[licences.LicensedPhotos],
 ) -> None:
-    """Write the outputs, all or none: the adapter with its card, losses and metrics. Collective."""
-    card = {"recipe": whole, "losses": record.metrics(), "commit": commit(), **counts}
+    """Write the outputs, all or none: the adapter with its card, losses and metrics. Collective.
+
+    Args:
+        shown: the photos of the triplets, by source and licence.
+    """
+    photos = [of.plain() for of in shown]
+    card = {"recipe": whole, "losses": record.metrics(), "commit": commit(), "photos": photos, **counts}
     try:
         trainer.save(out / "adapter", data_hash, card)
         if trainer.ranks.rank == 0:

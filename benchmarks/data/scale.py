@@ -80,6 +80,8 @@ def frame(subject_id: str, view: int, count: int) -> dict[str, Any]:
         "focal": [1000.0, 1000.0],
         "centre": [540.0, 960.0],
         "object_centre": [0.0, 0.0, 0.0],
+        "licence": "CC-BY-4.0",
+        "attribution": "bench",
     }
 
 

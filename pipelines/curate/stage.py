@@ -15,6 +15,7 @@ from pipelines.curate import STAGE, duplicates
 from pipelines.curate.worker import SUBJECT, CurateParams, CurateWorker, pack, spread, unpack, views
 from pipelines.engine import driver
 from pipelines.engine.items import Item
+from pipelines.photos import licences
 from pipelines.photos.roots import Root, SourceParams
 from pipelines.sources import Subject, open_source
 from pipelines.sources.base import CAPTIONS, caption_key, caption_rows, report_other_captions
@@ -131,7 +132,11 @@ def main(params: Params) -> None:
         prompts = [asdict(prompt) for source in sources for prompt in open_source(source).prompts()]
         tables.write(out, "prompts", tables.from_rows("prompts", prompts))
         driver.settle(summary, out, "frames")
-        driver.report(STAGE.name, summary, out, metrics(out) | {"prompts": len(prompts)})
+        counts = licences.by_licence(licences.of_frames(params.data))
+        extra = metrics(out) | {"licences": dict(sorted(counts.items())), "prompts": len(prompts)}
+        driver.report(STAGE.name, summary, out, extra)
+    if warning := licences.warning(counts, run.purpose):
+        print(f"{STAGE.name}: {warning}")
 
 
 def metrics(out: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, field_validator
 from pipelines import tables
 from pipelines.curate import captions, filters
 from pipelines.engine.shards import Rows
+from pipelines.photos import licences
 from pipelines.photos.decode import DecodeError, decode_image
 from pipelines.photos.roots import Roots, SourceParams
 from pipelines.photos.videos import Span, VideoParams, choose, frame_path, is_video
@@ -29,6 +30,7 @@ class CurateParams(Section):
     """Which photos are kept, and how they are captioned."""
 
     classes: tuple[str, ...]  # wanted class nouns; empty: all
+    licences: tuple[str, ...] | None = Field(min_length=1)  # as `licences.allowed` reads them; null: all
     max_pixels: int = Field(ge=1)
     min_views: int  # frames that a subject with several photos must keep
     captions: captions.CaptionParams
@@ -116,6 +118,8 @@ class CurateWorker:
             return photo.reject, photo.reject_detail
         if self.params.classes and subject.class_name not in self.params.classes:
             return "class_not_wanted", subject.class_name
+        if self.params.licences is not None and not licences.allowed(photo.licence, self.params.licences):
+            return "licence_not_allowed", photo.licence or licences.UNKNOWN
         return filters.first_reason(photo, filters.OF_ANNOTATIONS, self.params.filters)
 
     def examine(
@@ -168,6 +172,8 @@ class CurateWorker:
             "focal": list(pose.focal) if pose else None,
             "centre": list(pose.centre) if pose else None,
             "object_centre": list(subject.centre) if subject.centre else None,
+            "licence": photo.licence,
+            "attribution": photo.attribution,
         }
         return None, (row, data)
 

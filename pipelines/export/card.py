@@ -10,15 +10,17 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from pipelines import tables
-from pipelines.export.counts import ANGLE_BIN, UNKNOWN, ExportCounts
+from pipelines.export.counts import ANGLE_BIN, ExportCounts
 from pipelines.export.formats import Format
 from pipelines.export.options import ExportOptions
 from pipelines.export.plan import LEFT_OUT, SPLITS
-from pipelines.export.records import MEANINGS, schema
+from pipelines.export.records import AND, MEANINGS, schema
 from pipelines.export.render import PairImage
+from pipelines.photos import licences
 
 CARD = "README.md"
 SHEET = "examples.jpg"
+LICENCES = "licences.csv"
 MOST_CLASSES = 40
 """Rows of the table of classes; the others are summed up."""
 TILE, GAP = 192, 8
@@ -48,7 +50,8 @@ def card(form: Format, options: ExportOptions, counts: ExportCounts, identity: s
         _table(("split", "pairs", "subjects"), [(s, counts.pairs[s], counts.subjects.get(s, 0)) for s in splits]),
         _table(("class", "pairs"), _most(counts.classes)),
         _table(("angle between the views", "pairs"), _angles(counts.angles)),
-        _table(("licence of the photos", "pairs"), counts.licences.most_common()),
+        _table(("licence of the photos", "what it asks", "pairs"), _licences(counts.licences)),
+        f"`{LICENCES}` names the licences and authors of each subject's photos." if counts.credited() else "",
         "## What is not in it",
         "Photos that the stages before dropped, and triplets that make no pair.",
         _table(("stage", "reason", "meaning", "number"), _dropped(counts)),
@@ -84,8 +87,11 @@ def _front(form: Format, counts: ExportCounts, splits: Sequence[str], total: int
     names = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
     lines = ["---", "task_categories: [text-to-image, image-to-image]", "tags: [subject-driven, multi-view]"]
     lines.append(f"size_categories: [{names.get(bound or 0, '10M<n<100M')}]")
-    if len(counts.licences) == 1 and UNKNOWN not in counts.licences:
-        lines.append(f"license: {json.dumps(next(iter(counts.licences)))}")
+    only = next(iter(counts.licences)) if len(counts.licences) == 1 else licences.UNKNOWN
+    if licences.terms(only):
+        lines.append(f"license: {only.lower()}")
+    elif only != licences.UNKNOWN:
+        lines += ["license: other", f"license_name: {json.dumps(only)}"]
     files = [{"split": split, "path": path} for split in splits if (path := form.data_files(split))]
     if files:
         lines.append(f"configs: {json.dumps([{'config_name': 'default', 'data_files': files}])}")
@@ -102,6 +108,15 @@ def _angles(angles: Counter[int | None]) -> list[tuple[str, int]]:
     known = sorted((low, count) for low, count in angles.items() if low is not None)
     rows = [(f"{low}° to {low + ANGLE_BIN}°", count) for low, count in known]
     return rows + ([("no camera poses", angles[None])] if angles[None] else [])
+
+
+def _licences(counts: Counter[str]) -> list[tuple[str, str, int]]:
+    """Return the rows of the licences; where the photos of a pair have several, what each of them asks."""
+    rows = []
+    for name, count in counts.most_common():
+        asked = [licences.terms(part) for part in name.split(AND)]
+        rows.append((name, " and ".join("not known here" if one is None else one.text() for one in asked), count))
+    return rows
 
 
 def _dropped(counts: ExportCounts) -> list[tuple[str, str, str, int]]:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -20,13 +22,14 @@ from pipelines.engine import driver
 from pipelines.engine.work import WorkFolder
 from pipelines.export import options as given
 from pipelines.export import plan, render
-from pipelines.export.card import CARD, SHEET, card, sheet
+from pipelines.export.card import CARD, LICENCES, SHEET, card, sheet
 from pipelines.export.counts import ExportCounts
 from pipelines.export.destination import Destination
 from pipelines.export.formats import FORMATS, Format
 from pipelines.export.options import ExportOptions
 from pipelines.export.plan import Survey
 from pipelines.export.worker import ExportWorker
+from pipelines.photos import licences
 from pipelines.photos.roots import Roots, SourceParams
 from runtime.cli import read_params, shared_options
 from runtime.closure import code_digest
@@ -98,6 +101,8 @@ def export_pairs(params: Params, form: Format, options: ExportOptions, out: str)
         destination.sweep()
         driver.report(NAME, summary, folder, counts.plain() | {"export": identity}, "pair")
     print(f"{NAME}: {_listed(counts.pairs)} pairs in {out}; {CARD} says how to read them")
+    if warning := licences.warning(counts.single_licences(), run.purpose, shared=True, unit="pairs"):
+        print(f"{NAME}: {warning}")
 
 
 def survey_of(data: Path, options: ExportOptions) -> Survey:
@@ -162,11 +167,28 @@ def finish(destination: Destination, folder: Path, form: Format, options: Export
             destination.write(name, chunks)
     for name, text in form.settings(splits, options):
         destination.write(name, [text.encode()])
+    if counts.credited():
+        destination.write(LICENCES, credits_of(folder))
 
 
 def entries(folder: Path, split: str) -> Iterator[str]:
     """Yield what the format's index says of each pair of a split, in order."""
     return (row["entry"] for row in tables.rows(folder, "exports", ["split", "entry"]) if row["split"] == split)
+
+
+def credits_of(folder: Path) -> Iterator[bytes]:
+    """Yield a CSV file of licences and attributions: a row for each combination that a subject's pairs have."""
+    columns = ["subject_id", "licence", "attribution"]
+    yield _csv_line(["subject", *columns[1:]])
+    for _, group in groupby(tables.rows(folder, "exports", columns), key=lambda row: row["subject_id"]):
+        for row in dict.fromkeys(tuple(pair[name] for name in columns) for pair in group):
+            yield _csv_line(["" if value is None else value for value in row])
+
+
+def _csv_line(cells: list[str]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue().encode()
 
 
 def _listed(counts: Any) -> str:

@@ -20,9 +20,7 @@ from runtime.digest import digest
 from runtime.errors import UserError
 
 SPLITS = ("train", "validation")
-LICENCE = "licence"
-"""Column of the frames table with a photo's licence; read if the table has it."""
-FRAME_COLUMNS = ("source", "path", "class_name", "caption", "sharpness")
+FRAME_COLUMNS = ("source", "path", "class_name", "caption", "sharpness", "licence", "attribution")
 MASK_COLUMNS = ("frame_id", "height", "width", "rle", "score", "mask_score", "quality")
 LEFT_OUT = {
     "one_photo": "reference and target are one photo, which teaches copying",
@@ -70,11 +68,10 @@ def read(data: Path, options: ExportOptions, left_out: Counter[str] | None = Non
     Raises:
         UserError: the tables do not fit each other.
     """
-    columns = [*FRAME_COLUMNS, *([LICENCE] if LICENCE in tables.spec("frames").columns else [])]
     masks = ((row["frame_id"], row) for row in tables.rows(data / "mask", "masks", MASK_COLUMNS))
     good = ((frame_id, row) for frame_id, row in masks if row["quality"] == "ok")
     triplets = tables.rows(data / "pairs", "triplets")
-    return plan(triplets, subjects.items(data / "curate", columns, good), options, left_out)
+    return plan(triplets, subjects.items(data / "curate", FRAME_COLUMNS, good), options, left_out)
 
 
 def plan(

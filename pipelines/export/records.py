@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.export.options import ExportOptions
-from pipelines.export.plan import LICENCE
 from pipelines.export.render import PairImage
 
 MEANINGS = {
@@ -23,9 +22,12 @@ MEANINGS = {
     "method": "how the views were chosen: pose (by angle) or order (by distance in the capture)",
     "_mask_score": "of the mask, 0..1; 1 for an annotated one",
     "_sharpness": "of the photo: variance of the Laplacian",
-    "_licence": "of the photo; null where it is not known",
+    "_licence": "of the photo: SPDX id, or the source's name for it; null where it is not known",
+    "_attribution": "whom to name for the photo, and where it is from; null where it is not known",
 }
 """Meaning of each column; one that begins with _ is of each image, such as target_box."""
+AND = " and "
+"""Between the licences of a pair's photos."""
 _DECIMALS = 4
 
 
@@ -41,7 +43,7 @@ def schema(options: ExportOptions) -> pa.Schema:
     if "quality" in options.fields:
         columns |= {f"{role}_{name}": number for name in ("mask_score", "sharpness") for role in options.roles()}
     if "licence" in options.fields:
-        columns |= {f"{role}_licence": text for role in options.roles()}
+        columns |= {f"{role}_{name}": text for name in ("licence", "attribution") for role in options.roles()}
     return pa.schema(list(columns.items()))
 
 
@@ -65,16 +67,21 @@ def record(pair: Mapping[str, Any], images: Mapping[str, PairImage], options: Ex
             f"{role}_box": images[role].box(),
             f"{role}_mask_score": _rounded(mask["score"] * mask["mask_score"]),
             f"{role}_sharpness": _rounded(frame["sharpness"]),
-            f"{role}_licence": frame.get(LICENCE),
+            f"{role}_licence": frame["licence"],
+            f"{role}_attribution": frame["attribution"],
         }
     return {name: values[name] for name in schema(options).names}
 
 
 def licence(pair: Mapping[str, Any], options: ExportOptions) -> str | None:
     """Return the licences of a pair's photos, joined by `and` where they differ; None where one is not known."""
-    found = [pair[role].get(LICENCE) for role in options.roles()]
-    known = [name for name in dict.fromkeys(found) if name is not None]
-    return None if None in found else " and ".join(known)
+    found = dict.fromkeys(pair[role]["licence"] for role in options.roles())
+    return None if None in found else AND.join(found)
+
+
+def attribution(pair: Mapping[str, Any], options: ExportOptions) -> str | None:
+    """Return the attributions of a pair's photos, joined by semicolons where they differ; None where none is known."""
+    return "; ".join(filter(None, dict.fromkeys(pair[role]["attribution"] for role in options.roles()))) or None
 
 
 def _rounded(value: float | None) -> float | None:

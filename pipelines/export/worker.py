@@ -11,7 +11,7 @@ from pipelines.export.destination import Destination
 from pipelines.export.formats import FORMATS, EncodedPair
 from pipelines.export.options import ExportOptions
 from pipelines.export.plan import Part
-from pipelines.export.records import licence, record
+from pipelines.export.records import attribution, licence, record
 from pipelines.export.render import render
 from pipelines.photos.prefetch import prefetch
 from pipelines.photos.roots import Roots, SourceParams
@@ -62,6 +62,7 @@ class ExportWorker:
             "class_name": triplet["class_name"],
             "angle": triplet["reference_target_angle"],
             "licence": licence(pair, self.options),
+            "attribution": attribution(pair, self.options),
             "file": self.format.holder(part.split, part.index, pair["number"], self.options),
             "entry": entry,
         }

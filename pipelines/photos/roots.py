@@ -48,6 +48,9 @@ class SourceParams(Section):
     layout: Layout  # the reader
     root: str = Field(min_length=1)  # local folder or fsspec URL, or a tar or zip archive at either
     split: Literal["train", "test"]  # what the photos are used for
+    # Of all photos of which the layout's own files say nothing; an entry may leave both out.
+    licence: str | None = Field(default=None, min_length=1)  # SPDX id, URL of Creative Commons, or any name
+    attribution: str | None = Field(default=None, min_length=1)  # whom to name for the photos
 
     _place: str = PrivateAttr()
 

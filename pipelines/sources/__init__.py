@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
+from pipelines.photos.licences import normalised
 from pipelines.photos.roots import Root, SourceParams
 from pipelines.sources import celebahq, dreambench, ffhq, mvimgnet, openimages, portraits, video
-from pipelines.sources.base import Photo, Pose, Prompt, Source, Subject
+from pipelines.sources.base import LicensedSource, Photo, Pose, Prompt, Source, Subject
 from pipelines.sources.celebahq import CelebAHQ
 from pipelines.sources.dreambench import DreamBench
 from pipelines.sources.ffhq import FFHQ
@@ -46,7 +47,7 @@ _SIGNS: dict[str, str] = {
 
 
 def open_source(params: SourceParams) -> Source:
-    """Return the reader of a source.
+    """Return the reader of a source; its entry's licence and attribution are those of photos of which it knows none.
 
     Raises:
         UserError: its root does not exist, or has the files of another layout.
@@ -57,4 +58,6 @@ def open_source(params: SourceParams) -> Source:
     if signs and params.layout not in signs.values():
         sign, layout = next(iter(signs.items()))
         raise UserError(f"'{params.root}' is no root of layout {params.layout}: it has {sign}; use layout {layout}")
-    return source
+    if params.licence is None and params.attribution is None:
+        return source
+    return LicensedSource(source, normalised(params.licence), params.attribution)

@@ -8,7 +8,7 @@ import posixpath
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Protocol
 
@@ -66,6 +66,7 @@ class Photo:
     including this one; 0 without annotations.
     span: of a video, which `path` then is: the photo is the frame that is chosen for it.
     reject: a key of `tables.REJECT_REASONS`, with the evidence in reject_detail.
+    licence: as `licences.normalised` names it. attribution: whom to name for the photo, and where it is from.
     """
 
     frame_id: str
@@ -79,6 +80,8 @@ class Photo:
     span: Span | None = None
     reject: str | None = None
     reject_detail: str = ""
+    licence: str | None = None
+    attribution: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,25 @@ class Source(Protocol):
 
     def prompts(self) -> Iterator[Prompt]:
         """Yield the evaluation prompts; none for training sources."""
+
+
+@dataclass(frozen=True)
+class LicensedSource:
+    """A source with licence and attribution of its entry in params.yaml for photos of which its reader knows none."""
+
+    source: Source
+    licence: str | None
+    attribution: str | None
+
+    def subjects(self) -> Iterator[Subject]:
+        for subject in self.source.subjects():
+            yield replace(subject, photos=tuple(self._licensed(photo) for photo in subject.photos))
+
+    def prompts(self) -> Iterator[Prompt]:
+        return self.source.prompts()
+
+    def _licensed(self, photo: Photo) -> Photo:
+        return replace(photo, licence=photo.licence or self.licence, attribution=photo.attribution or self.attribution)
 
 
 def class_noun(raw: str) -> str:

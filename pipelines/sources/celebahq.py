@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from pipelines.photos.licences import CELEBA
 from pipelines.photos.roots import Root, SourceParams, is_hidden
 from pipelines.sources.base import Photo, Prompt, Subject, is_image, not_an_image, read_captions
 from runtime.errors import UserError
@@ -67,7 +68,9 @@ class CelebAHQ:
         for stem, name in sorted(photos):
             frame_id, path = f"{subject_id}/{stem}", f"{FOLDER}/{name}"
             found.append(
-                Photo(frame_id, path, caption=captions.get(path)) if is_image(name) else not_an_image(frame_id, path)
+                Photo(frame_id, path, caption=captions.get(path), licence=CELEBA)
+                if is_image(name)
+                else not_an_image(frame_id, path)
             )
         return Subject(subject_id, self._params.name, noun, self._params.split, tuple(found))
 

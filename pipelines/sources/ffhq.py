@@ -2,16 +2,19 @@
 
 The thumbnails' tree (`thumbnails128x128`) has the same layout and is read where the large images are missing. The
 listing's `category` splits the photos: a source with split train reads `training`, one with split test `validation`.
-A photo that is listed and missing is a reject; one that is not listed is refused, as its licence is unknown.
+It also has each photo's licence and author. A photo that is listed and missing is a reject; one that is not listed is
+refused, as its licence is unknown.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipelines.photos.licences import attribution, normalised
 from pipelines.photos.roots import Root, SourceParams, is_hidden
 from pipelines.sources.base import Photo, Prompt, Subject, is_image, read_captions
 from runtime.errors import UserError
@@ -21,6 +24,22 @@ FOLDERS = ("images1024x1024", "thumbnails128x128")
 CATEGORIES = {"train": "training", "test": "validation"}
 NOUN = "person"
 """The listing says nothing about the people."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What the listing says of a photo."""
+
+    category: str
+    licence: str | None
+    attribution: str | None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Listed:
+        """Read an entry of the listing; one without `metadata` names no licence."""
+        photo = row.get("metadata", {})
+        licence = normalised(photo.get("license_url")) or normalised(photo.get("license"))
+        return cls(row["category"], licence, attribution(photo.get("author"), photo.get("photo_url")))
 
 
 class FFHQ:
@@ -44,8 +63,8 @@ class FFHQ:
         for stem, path in files.items():
             if stem not in listed:
                 raise UserError(f"photo '{self._root.name(path)}' is not in {LISTING}; remove it")
-        for stem, category in sorted(listed.items()):
-            if category == CATEGORIES[self._params.split]:
+        for stem, row in sorted(listed.items()):
+            if row.category == CATEGORIES[self._params.split]:
                 subject_id = f"{self._params.name}/{stem}"
                 path = files.get(stem, f"{folder}/{stem[:2]}000/{stem}.png")
                 missing = stem not in files
@@ -55,6 +74,8 @@ class FFHQ:
                     caption=captions.get(path),
                     reject="missing_file" if missing else None,
                     reject_detail=f"named in {LISTING}" if missing else "",
+                    licence=row.licence,
+                    attribution=row.attribution,
                 )
                 yield Subject(subject_id, self._params.name, NOUN, self._params.split, (photo,))
 
@@ -70,19 +91,19 @@ class FFHQ:
                 if is_image(name) and not is_hidden(name):
                     yield PurePosixPath(name).stem, f"{place}/{name}"
 
-    def _listing(self) -> dict[str, str]:
-        """{stem: category}."""
+    def _listing(self) -> dict[str, Listed]:
+        """The listing by stem."""
         file = self._root.name(LISTING)
         if not self._root.exists(LISTING):
             raise UserError(f"{file} is missing; it has the photos' split, authors and licences")
         try:
             rows: Any = json.loads("".join(self._root.lines(LISTING)))
-            found = {f"{int(number):05d}": row["category"] for number, row in rows.items()}
+            found = {f"{int(number):05d}": Listed.of(row) for number, row in rows.items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{file} is not FFHQ's listing ({error!r}); replace it with the published file") from None
-        for stem, category in found.items():
-            if category not in CATEGORIES.values():
+        for stem, row in found.items():
+            if row.category not in CATEGORIES.values():
                 raise UserError(
-                    f"{file} has category '{category}' for photo {stem}; replace it with the published file"
+                    f"{file} has category '{row.category}' for photo {stem}; replace it with the published file"
                 )
         return found

@@ -5,8 +5,8 @@ subject is `<source>/<split>/<ImageID>/<BoxID>`, or ends with the number of the 
 file lacks it; its photo is `<subject>/0`. A photo without boxes is the subject `<source>/<split>/<ImageID>`.
 
 Only splits whose photo folder exists are read. The photos and masks of a split may be spread over several folders or
-archives, as they are published: `train_0`, `train_0.tar`, `train-masks-0.zip`. Files and columns:
-https://storage.googleapis.com/openimages/web/
+archives, as they are published: `train_0`, `train_0.tar`, `train-masks-0.zip`. The image file (`IMAGE_FILES`), if it is
+there, has licences and authors. Files and columns: https://storage.googleapis.com/openimages/web/
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from pipelines.photos.roots import Root, SourceParams
 from pipelines.sources.base import (
@@ -29,12 +30,19 @@ from pipelines.sources.base import (
     read_captions,
     refuse_deeper,
 )
-from pipelines.sources.openimages_csv import Box, read_boxes, read_masks, with_masks
+from pipelines.sources.openimages_csv import Box, read_boxes, read_credits, read_masks, with_masks
 from runtime.errors import UserError
 
 SPLITS = ("test", "train", "validation")
 BOX_FILES = ("oidv7-{split}-annotations-bbox.csv", "oidv6-{split}-annotations-bbox.csv", "{split}-annotations-bbox.csv")
 MASK_FILE = "{split}-annotations-object-segmentation.csv"
+IMAGE_FILES = (
+    "{split}-images-boxable-with-rotation.csv",
+    "{split}-images-with-rotation.csv",
+    "oidv6-{split}-images-with-labels-with-rotation.csv",
+    "image_ids_and_rotation.csv",
+)
+"""Files with each photo's licence and author; of all splits in the last."""
 CLASS_FILES = (
     "oidv7-class-descriptions-boxable.csv",
     "oidv6-class-descriptions-boxable.csv",
@@ -93,6 +101,7 @@ class OpenImages:
         boxes = read_boxes(self._root, box_file, numbers)
         masks = read_masks(self._root, MASK_FILE.format(split=split), numbers)
         mask_paths = self._mask_paths(split, numbers)
+        credits = read_credits(self._root, self._image_file(split), numbers)
         for image_id in sorted(photos.keys() | boxes.missing | masks.missing):
             base = f"{self._params.name}/{split}/{image_id}"
             if image_id not in photos:
@@ -112,6 +121,8 @@ class OpenImages:
                     photo = _photo(
                         subject_id, path, box, mask_path, captions.get(caption_key(path)), instances[box.label]
                     )
+                    licence, attribution = credits[numbers[image_id]]
+                    photo = replace(photo, licence=licence, attribution=attribution)
                     yield self._subject(subject_id, self._class(box, classes), photo)
 
     def _subject(self, subject_id: str, class_name: str, photo: Photo) -> Subject:
@@ -131,6 +142,10 @@ class OpenImages:
             if self._root.exists(name):
                 return name
         raise UserError(f"'{self._root.url}' has {split} photos but no boxes; put {names[-2]} or {names[-1]} there")
+
+    def _image_file(self, split: str) -> str | None:
+        names = (name.format(split=split) for name in IMAGE_FILES)
+        return next((name for name in names if self._root.exists(name)), None)
 
     def _mask_paths(self, split: str, photos: Mapping[str, int]) -> dict[str, str]:
         """Return {MaskPath: path} of the mask files of photos; they may be in several archives (`train-masks-0`)."""

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from pipelines.photos.licences import attribution, normalised
 from pipelines.photos.roots import Root
 from pipelines.sources.base import ATTRIBUTES, csv_rows
 
@@ -19,6 +20,7 @@ _CORNERS = ("XMin", "YMin", "XMax", "YMax")
 _ATTRIBUTE_COLUMNS = ("IsOccluded?", "IsTruncated?", "IsGroupOf?", "IsDepiction?", "IsInside?")
 _BOX_COLUMNS = ("ImageID", "LabelName", *_CORNERS, *_ATTRIBUTE_COLUMNS)
 _MASK_COLUMNS = ("ImageID", "LabelName", *(f"Box{corner}" for corner in _CORNERS), "BoxID", "MaskPath")
+_IMAGE_COLUMNS = ("ImageID", "License?", "Author?", "OriginalLandingURL?", "OriginalURL?")
 
 # The box file and the mask file round the same box differently.
 _SAME_BOX = 1e-3
@@ -126,6 +128,22 @@ def read_masks(root: Root, file: str, photos: Mapping[str, int]) -> BoxRows:
         for line, (image_id, label, *corners, box_id, mask) in csv_rows(root, file, _MASK_COLUMNS):
             rows.add(line, image_id, label, corners, mask=(box_id, mask))
     return rows
+
+
+def read_credits(root: Root, file: str | None, photos: Mapping[str, int]) -> list[tuple[str | None, str | None]]:
+    """Return (licence, attribution) of each existing photo, by its number, from a file of images; None where it says
+    nothing, or there is no such file.
+
+    Raises:
+        UserError: a row is too short.
+    """
+    credits: list[tuple[str | None, str | None]] = [(None, None)] * len(photos)
+    if file is not None:
+        for _, (image_id, licence, author, page, url) in csv_rows(root, file, _IMAGE_COLUMNS):
+            if image_id in photos:
+                name = normalised(licence)
+                credits[photos[image_id]] = (name and sys.intern(name), attribution(author, page or url))
+    return credits
 
 
 def with_masks(boxes: Sequence[Box], masks: Sequence[Box]) -> dict[str, Box]:

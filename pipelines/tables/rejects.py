@@ -23,6 +23,7 @@ REJECT_REASONS: dict[str, str] = {
     "not_a_video": "the file is not a video",
     # decided by curate from the annotations, before the photo is opened
     "class_not_wanted": "the class is not among the wanted ones",
+    "licence_not_allowed": "the photo's licence is not among curate.licences",
     "occluded": "annotators say that something hides part of the subject",
     "truncated": "annotators say that the subject goes on outside the photo",
     "group_of": "annotators say that the box holds a group, not one subject",

@@ -67,6 +67,12 @@ TABLES: dict[str, TableSpec] = {
             "focal": Column(pa.list_(_f32, 2), "fx, fy, px", nullable=True),
             "centre": Column(pa.list_(_f32, 2), "principal point cx, cy, px", nullable=True),
             "object_centre": Column(pa.list_(_f32, 3), "centre of the subject in world units", nullable=True),
+            "licence": Column(
+                _text, "of the photo: SPDX id, or the source's name; null where not known", nullable=True
+            ),
+            "attribution": Column(
+                _text, "whom to name, and where the photo is from; null where not known", nullable=True
+            ),
         },
     ),
     "rejects": TableSpec(
@@ -207,6 +213,9 @@ TABLES: dict[str, TableSpec] = {
             "class_name": _class_name,
             "angle": Column(_f32, "degrees between viewing directions of reference and target", nullable=True),
             "licence": Column(_text, "of its photos, joined by and; null where one is not known", nullable=True),
+            "attribution": Column(
+                _text, "of its photos, joined by semicolons; null where none is known", nullable=True
+            ),
             "file": Column(_text, "that holds the target, relative to the export"),
             "entry": Column(_text, "what the format's index says of the pair; empty where it has none"),
         },

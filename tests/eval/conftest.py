@@ -31,7 +31,14 @@ from tests.world.report import full, page, sources  # noqa: F401  # fixtures of 
 @pytest.fixture
 def run(tmp_path: Path) -> RunParams:
     return RunParams(
-        workers=1, threads=1, decoders=1, device="cpu", gpus_per_worker=0, restarts=0, work=str(tmp_path / "work")
+        workers=1,
+        threads=1,
+        decoders=1,
+        device="cpu",
+        gpus_per_worker=0,
+        restarts=0,
+        work=str(tmp_path / "work"),
+        purpose="research",
     )
 
 

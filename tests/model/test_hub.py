@@ -332,3 +332,14 @@ def test_card_that_is_no_json_is_one_sentence(adapter: Adapter, tmp_path: Path):
     (tmp_path / CARD).write_text(json.dumps({"about": {"license": "mit"}}))
     with pytest.raises(ModelError, match=r"^card.json: about.data: Field required; correct or remove it$"):
         Adapter.load(tmp_path).save_pretrained(tmp_path / "copy")
+
+
+def test_card_lists_the_photos_by_licence(adapter: Adapter, tmp_path: Path):
+    photos = {"source": "views", "licence": "CC-BY-4.0", "photos": 12, "attribution": "Ann | Bo"}
+    adapter.card = adapter.card | {"photos": [photos, photos | {"licence": "unknown", "attribution": None}]}
+    adapter.save_pretrained(tmp_path)
+    text = (tmp_path / README).read_text()
+    assert "| 12 | `views` | CC-BY-4.0 | Ann / Bo |\n| 12 | `views` | unknown |  |" in text
+    adapter.card = {}
+    adapter.save_pretrained(tmp_path)
+    assert "photos trained on" not in (tmp_path / README).read_text()

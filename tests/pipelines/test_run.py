@@ -79,3 +79,10 @@ def test_missing_folder_and_the_pipelines_own_tables_are_refused(commands: list[
     with pytest.raises(UserError, match="--name 'my photos' cannot begin an id; give letters, digits"):
         data("--layout", "folder", "--root", str(tmp_path), "--data", str(tmp_path / "d"), "--name", "my photos")
     assert commands == []
+
+
+def test_licence_of_the_photos_is_passed_on(commands: list[list[str]], tmp_path: Path):
+    words = ["--licence", "CC BY 4.0", "--attribution", "Ann"]
+    data("--layout", "folder", "--root", str(tmp_path), "--data", str(tmp_path / "d"), *words)
+    (source,) = parse_yaml((tmp_path / "d/sources.yaml").read_text())["sources"]
+    assert (source["licence"], source["attribution"]) == ("CC BY 4.0", "Ann")

@@ -118,7 +118,10 @@ def test_a_key_given_twice_is_refused_with_its_line(folder):
 
 
 def test_home_is_expanded_in_every_path(folder, monkeypatch):
-    here = folder("run: {workers: 1, threads: 1, decoders: 0, device: cpu, gpus_per_worker: 0, restarts: 0, work: w}\n")
+    here = folder(
+        "run: {workers: 1, threads: 1, decoders: 0, device: cpu, gpus_per_worker: 0, restarts: 0, work: w,"
+        " purpose: research}\n"
+    )
     monkeypatch.setenv("HOME", str(here))
     (here / "more.yaml").write_text("run: {workers: 2}\n")
     found = Params.read(["~/more.yaml"], ["run.work=~/scratch"], "~/tables")
@@ -127,7 +130,17 @@ def test_home_is_expanded_in_every_path(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "setting", ["workers=0", "threads=0", "threads=-1", "device=gpu", "gpus_per_worker=-1", "restarts=-1", "work=''"]
+    "setting",
+    [
+        "workers=0",
+        "threads=0",
+        "threads=-1",
+        "device=gpu",
+        "gpus_per_worker=-1",
+        "restarts=-1",
+        "work=''",
+        "purpose=sale",
+    ],
 )
 def test_work_that_nobody_could_do_is_refused(repository, setting: str):
     with pytest.raises(UserError, match=f"'run.{setting.partition('=')[0]}' is "):

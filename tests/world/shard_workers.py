@@ -129,7 +129,14 @@ class SegfaultWorker(CurateWorker):
 
 def on_cpus(work: Path | str, workers: int = 1, **changes: Any) -> RunParams:
     """How a stage is run on CPUs, one for each worker."""
-    settings = {"threads": 1, "decoders": 1, "device": "cpu", "gpus_per_worker": 0.0, "restarts": 3}
+    settings = {
+        "threads": 1,
+        "decoders": 1,
+        "device": "cpu",
+        "gpus_per_worker": 0.0,
+        "restarts": 3,
+        "purpose": "research",
+    }
     return RunParams(**settings | {"workers": workers, "work": str(work)} | changes)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from eval.report.sections.base import Missing, ReportParams, Sources
-from eval.report.sections.data import masks, rejects, similarity, triplets
+from eval.report.sections.data import licences, masks, rejects, similarity, triplets
 from eval.report.sections.inside import location, training, views
 from eval.report.sections.pictures import gallery, misses, picks, side_by_side
 from eval.report.sections.provenance import stages
@@ -28,5 +28,6 @@ SECTIONS: dict[str, Callable[[Sources], dict[str, Any]]] = {
     "triplets": triplets,
     "similarity": similarity,
     "rejects": rejects,
+    "licences": licences,
     "stages": stages,
 }

@@ -13,6 +13,7 @@ from eval.report import charts
 from eval.report.album import present, sample
 from eval.report.sections.base import STAGES, Missing, Sources, need, read_json
 from pipelines import tables
+from pipelines.photos.licences import of_frames, terms
 
 ANGLES = ("reference_target_angle", "reference_positive_angle")
 FLAGS = {
@@ -98,6 +99,26 @@ def examples(sources: Sources, folder: Path, reason: str) -> list[dict[str, Any]
     if any(row["path"] is None for row in chosen) and present(sources.data / "curate", "frames"):
         photos = sources.album.photos(row["id"] for row in chosen)
     return [{**row, "image": sources.album.rejected(row, photos)} for row in chosen]
+
+
+def licences(sources: Sources) -> dict[str, Any]:
+    """Photos by source and licence, and how many of them the triplets use."""
+    need(sources.data, "curate", "frames")
+    trained: dict[tuple[str, str], int] = {}
+    if present(sources.data / "pairs", "triplets"):
+        used = of_frames(sources.data, triplets=True)
+        trained = {(one.source, one.licence): one.photos for one in used}
+    rows = []
+    for one in of_frames(sources.data):
+        asked = terms(one.licence)
+        rows.append(
+            one.plain()
+            | {
+                "terms": asked.text() if asked else "not known here",
+                "trained": trained.get((one.source, one.licence), 0),
+            }
+        )
+    return {"rows": rows}
 
 
 def triplets(sources: Sources) -> dict[str, Any]:

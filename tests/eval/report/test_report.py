@@ -298,3 +298,11 @@ def test_items_at_equal_steps_hold_the_first_and_the_last():
     assert base.equally_spaced(range(10), 4) == [0, 3, 6, 9]
     assert base.equally_spaced(range(3), 9) == [0, 1, 2]
     assert base.equally_spaced(range(3), 1) == [0]
+
+
+def test_licences_are_counted_by_source(page, full):
+    rows = data_sections.licences(full)["rows"]
+    total = tables.count(full.data / "curate", "frames")
+    assert sum(row["photos"] for row in rows) == total and {row["licence"] for row in rows} == {"unknown"}
+    assert {row["terms"] for row in rows} == {"not known here"}
+    assert '<section id="licences">' in page and f"<td>{rows[0]['photos']}</td>" in page

@@ -238,3 +238,24 @@ def test_subject_travels_packed_without_a_change(source):
         changed = replace(subject, photos=photos, centre=(0.1, 0.2, -0.3))
         assert unpack(pack(changed)) == changed
         assert pack(changed) == pack(changed)
+
+
+def test_licence_of_the_entry_reaches_every_frame_and_what_is_not_wanted_is_rejected(source, params):
+    named = source.model_copy(update={"licence": "cc by-nc 2.0", "attribution": "Ann"})
+    rows = rows_of(CurateWorker(params, [named]), named)
+    assert {(row["licence"], row["attribution"]) for row in rows["frames"]} == {("CC-BY-NC-2.0", "Ann")}
+    free = CurateParams.model_validate({**params.model_dump(), "licences": ["CC-BY-2.0", "CC0-1.0"]})
+    rows = rows_of(CurateWorker(free, [named]), named)
+    assert not rows["frames"] and len(rows["rejects"]) == len(PHOTOS)
+    found = {(row["reason"], row["detail"]) for row in rows["rejects"] if row["reason"] != "not_an_image"}
+    assert found == {("licence_not_allowed", "CC-BY-NC-2.0")}
+    rejects = rows_of(CurateWorker(free, [source]), source)["rejects"]
+    assert ("licence_not_allowed", "unknown") in {(row["reason"], row["detail"]) for row in rejects}
+    known = CurateParams.model_validate({**params.model_dump(), "licences": ["unknown"]})
+    assert len(rows_of(CurateWorker(known, [source]), source)["frames"]) == 4
+
+
+def test_fingerprint_changes_with_the_licence(source):
+    named = source.model_copy(update={"licence": "CC0"})
+    before, after = ({item.fingerprint for item in curate.items_of(one)} for one in (source, named))
+    assert not before & after

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import pyarrow as pa
 import pytest
 import yaml
 from PIL import Image
@@ -22,12 +21,11 @@ from pipelines.engine import actors
 from pipelines.export import command, worker
 from pipelines.export.command import NAME, export_pairs
 from pipelines.export.formats import FORMATS
-from pipelines.tables.schema import Column
 from runtime.cli import main as run_command
 from runtime.closure import ROOT
 from runtime.errors import UserError
 from tests.world import exports
-from tests.world.exports import SMALL, params, write_tables
+from tests.world.exports import SMALL, SUBJECTS, params, write_tables
 from tests.world.shard_workers import folder_bytes
 
 PAIRS = 11
@@ -137,7 +135,7 @@ def test_card_counts_what_is_there_and_what_is_not(export, tmp_path):
         "| mug | 7 |",
         "| 30° to 45° | 7 |",
         "| no camera poses | 4 |",
-        "| not known | 11 |",
+        "| unknown | not known here | 11 |",
         "| curate | blurred | sharpness is below curate.filters.min_sharpness | 2 |",
         "| export | one_photo |",
         "| curate | input 14, kept 12 |",
@@ -152,15 +150,31 @@ def test_card_counts_what_is_there_and_what_is_not(export, tmp_path):
     assert sheet.width > 2 * 2 * 192 and sheet.height > 2 * 192  # three pairs, two beside each other
 
 
-def test_licences_are_read_where_the_table_has_them(export, tmp_path, monkeypatch):
-    columns = tables.spec("frames").columns
-    monkeypatch.setitem(columns, "licence", Column(pa.string(), "of the photo", nullable=True))
-    write_tables(tmp_path, licence="cc-by-4.0")
+def test_licence_and_attribution_travel_to_every_pair(export, tmp_path, capsys):
+    write_tables(tmp_path, licence="CC-BY-4.0", attribution="Ann, https://a.example/1")
     out = export("imagefolder")
     first = json.loads((out / "train" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    assert first["target_licence"] == first["reference_licence"] == "cc-by-4.0"
+    assert first["target_licence"] == first["reference_licence"] == "CC-BY-4.0"
+    assert first["target_attribution"] == "Ann, https://a.example/1"
     text = (out / "README.md").read_text(encoding="utf-8")
-    assert 'license: "cc-by-4.0"' in text and "| cc-by-4.0 | 11 |" in text
+    assert "license: cc-by-4.0" in text and "| CC-BY-4.0 | no such limits | 11 |" in text and "`licences.csv`" in text
+    assert (out / "licences.csv").read_text(encoding="utf-8").splitlines() == [
+        "subject,licence,attribution",
+        *(f'{subject},CC-BY-4.0,"Ann, https://a.example/1"' for subject in SUBJECTS),
+    ]
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_pairs_of_photos_that_may_not_be_passed_on_are_named(export, tmp_path, capsys):
+    write_tables(tmp_path, licence="CC-BY-ND-2.0")
+    out = export("ai-toolkit")  # has no place for columns
+    assert "s/cup/blue,CC-BY-ND-2.0,\n" in (out / "licences.csv").read_text(encoding="utf-8")
+    assert (
+        "warning: the licences of these pairs do not allow run.purpose research and passing them on: 11 CC-BY-ND-2.0"
+        in (capsys.readouterr().out)
+    )
+    write_tables(tmp_path)
+    assert not (export("ai-toolkit", "other") / "licences.csv").exists()
 
 
 def test_folder_of_something_else_is_refused(export, tmp_path):

@@ -72,7 +72,9 @@ def test_record_has_the_columns_of_its_schema_each_with_a_meaning(views, tmp_pat
     assert list(found) == schema(options).names
     assert found["class"] == "mug" and found["text"] == "a mug, view 1" and found["angle"] == ANGLE
     assert found["target_mask_score"] == 0.5 and found["target_sharpness"] == 12.5 and found["method"] == "pose"
-    assert found["reference_licence"] is None and ("positive_frame" in found) == (views == 2)
+    assert found["reference_licence"] is found["target_attribution"] is None and ("positive_frame" in found) == (
+        views == 2
+    )
     few = replace(options, fields=())
     assert schema(few).names == ["id", "subject", "class", "text", *(f"{role}_frame" for role in few.roles())]
     for name in schema(options).names:

@@ -239,3 +239,21 @@ def test_photo_in_a_deeper_folder_is_named(put, subjects):
     put("train/more/b.jpg", "oidv6-train-annotations-bbox.csv")
     with pytest.raises(UserError, match=r"train/more/b.jpg' lies deeper than train/"):
         subjects()
+
+
+def test_licence_and_author_are_those_of_the_image_file(put, subjects):
+    put("train/a.jpg", "train/b.jpg", "train/c.jpg")
+    put("oidv6-train-annotations-bbox.csv", content=BOXES + "".join(box(image, "/m/1") for image in "abc"))
+    assert [(s.photos[0].licence, s.photos[0].attribution) for s in subjects()] == [(None, None)] * 3
+    header = "ImageID,Subset,OriginalURL,OriginalLandingURL,License,AuthorProfileURL,Author,Title\n"
+    put(
+        "train-images-boxable-with-rotation.csv",
+        content=header
+        + 'b,train,https://f.example/b.jpg,https://f.example/b,creativecommons.org/licenses/by/2.0/,,"Li, A.",x\n'
+        + "a,train,https://f.example/a.jpg,,,,,x\ngone,train,,,,,,\n",
+    )
+    assert [(s.photos[0].licence, s.photos[0].attribution) for s in subjects()] == [
+        (None, "https://f.example/a.jpg"),
+        ("CC-BY-2.0", "Li, A., https://f.example/b"),
+        (None, None),
+    ]

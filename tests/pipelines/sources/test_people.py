@@ -29,6 +29,28 @@ def test_ffhq_is_a_person_a_photo_of_the_category_that_fits_the_split(ffhq, para
     assert [subject.subject_id for subject in open_source(test).subjects()] == ["s/00001"]
 
 
+def test_ffhq_has_each_photo_s_licence_and_author(put, params):
+    photo = {
+        "photo_url": "https://www.flickr.com/photos/ann/1/",
+        "author": "Ann",
+        "license": "Attribution-NonCommercial License",
+        "license_url": "https://creativecommons.org/licenses/by-nc/2.0/",
+    }
+    named = {"author": "Bo", "license": "Public Domain Mark"}
+    rows = {"0": photo, "1": named, "2": {}}
+    put(
+        "ffhq-dataset-v2.json",
+        content=json.dumps({n: {"category": "training", "metadata": row} for n, row in rows.items()}),
+    )
+    put(*(f"images1024x1024/0000{n}.png" for n in rows))
+    entry = params("ffhq").model_copy(update={"licence": "MIT", "attribution": "Cy"})
+    assert [(s.photos[0].licence, s.photos[0].attribution) for s in open_source(entry).subjects()] == [
+        ("CC-BY-NC-2.0", "Ann, https://www.flickr.com/photos/ann/1/"),
+        ("CC-PDM-1.0", "Bo"),
+        ("MIT", "Cy"),
+    ]
+
+
 def test_ffhq_in_one_folder(put, params):
     put("ffhq-dataset-v2.json", content=json.dumps({"7": {"category": "training"}}))
     put("thumbnails128x128/00007.png")

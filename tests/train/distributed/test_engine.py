@@ -170,6 +170,7 @@ def test_outs_of_a_sharded_run_hold_the_adapter_alone_and_tell_what_it_is_of(run
     assert card["recipe"]["base"]["revision"] == adapter.config.base_revision
     assert card["recipe"]["train"]["precision"] == "bf16"
     assert card["losses"] == {name: metrics[name] for name in card["losses"]} and "total" in card["losses"]
+    assert {of["licence"] for of in card["photos"]} == {"unknown"} and card["photos"][0]["photos"] > 0
     assert card["commit"] is None or len(card["commit"]) == 40
     assert str(found.folder) not in (found.out / "adapter" / "card.json").read_text()
 
