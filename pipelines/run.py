@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from pipelines.photos.roots import NAME, Layout, Root, SourceParams
+from pipelines.photos.roots import NAME, TURNTABLES, Layout, Root, SourceParams
 from runtime.cli import read_params, shared_options
 from runtime.errors import UserError
 from runtime.files import write_text
@@ -42,6 +42,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="of the photos of which the layout's files say nothing: an SPDX id such as CC-BY-4.0, a URL, a name",
     )
     parser.add_argument("--attribution", metavar="TEXT", help="whom to name for these photos")
+    turntables = parser.add_argument_group(f"layouts {' and '.join(TURNTABLES)}")
+    turntables.add_argument("--classes", nargs="+", metavar="NOUN", help="only captures of these classes")
+    turntables.add_argument("--min-quality", type=float, metavar="SCORE", help="only captures of at least this score")
+    turntables.add_argument("--views", type=int, metavar="N", help="at most so many frames of a capture")
     shared_options(parser)
 
 
@@ -67,7 +71,7 @@ def main(options: argparse.Namespace) -> int:
         "root": root,
         "split": options.split,
     }
-    more = {name: getattr(options, name) for name in ("licence", "attribution")}
+    more = {name: getattr(options, name) for name in ("licence", "attribution", "classes", "min_quality", "views")}
     source |= {name: value for name, value in more.items() if value is not None}
     parse("sources", [source], list[SourceParams])
     overlay = params.data / "sources.yaml"

@@ -9,11 +9,11 @@ import logging
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Self
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 
 from pipelines.photos import videos
 from pipelines.photos.archives import PACKED_SUFFIXES, SUFFIXES, UNKNOWN, Archive, DamagedFile, file_time
@@ -33,10 +33,12 @@ _LITTER = frozenset(
     }
 )
 
-Layout = Literal["mvimgnet", "openimages", "dreambench", "folder", "ffhq", "celebahq", "portraits", "video"]
+Layout = Literal["mvimgnet", "openimages", "dreambench", "folder", "ffhq", "celebahq", "portraits", "video", "co3d"]
 """Raw layouts, each with a reader in `pipelines.sources`."""
 
 
+TURNTABLES = ("co3d",)
+"""Layouts of turntable videos."""
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """What a source may be called."""
 
@@ -51,12 +53,24 @@ class SourceParams(Section):
     # Of all photos of which the layout's own files say nothing; an entry may leave both out.
     licence: str | None = Field(default=None, min_length=1)  # SPDX id, URL of Creative Commons, or any name
     attribution: str | None = Field(default=None, min_length=1)  # whom to name for the photos
+    # What is read of a set of turntable videos; without them, all of it.
+    classes: tuple[str, ...] | None = Field(default=None, min_length=1)  # class nouns or categories
+    min_quality: float | None = Field(default=None)  # of a capture's cameras, the set's own score
+    views: int | None = Field(default=None, ge=1)  # frames of a capture at most, evenly spaced
 
     _place: str = PrivateAttr()
 
     def model_post_init(self, context: Any) -> None:
         # Workers may have a different working directory. `root` stays as written, for messages and rejects.
         self._place = self.root if "://" in self.root else str(Path(self.root).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def has_its_layout_s_keys(self) -> Self:
+        """Refuse what the reader of another layout would ignore."""
+        for name in ("classes", "min_quality", "views"):
+            if getattr(self, name) is not None and self.layout not in TURNTABLES:
+                raise ValueError(f"{name} is for the layouts {' and '.join(TURNTABLES)}, not {self.layout}")
+        return self
 
     @property
     def place(self) -> str:

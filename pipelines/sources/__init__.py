@@ -16,6 +16,7 @@ from pipelines.sources.folder import Folder
 from pipelines.sources.mvimgnet import MVImgNet
 from pipelines.sources.openimages import OpenImages
 from pipelines.sources.portraits import Portraits
+from pipelines.sources.turntables.co3d import CO3D
 from pipelines.sources.video import Video
 from runtime.errors import UserError
 
@@ -28,6 +29,7 @@ LAYOUTS: dict[str, Callable[[SourceParams], Source]] = {
     "celebahq": CelebAHQ,
     "portraits": Portraits,
     "video": Video,
+    "co3d": CO3D,
 }
 
 __all__ = ["LAYOUTS", "Photo", "Pose", "Prompt", "Source", "SourceParams", "Subject", "open_source"]

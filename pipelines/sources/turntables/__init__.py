@@ -1,0 +1,1 @@
+"""Turntable videos of objects with masks and camera poses: CO3D and uCO3D."""
