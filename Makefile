@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Stages run this environment's commands, whether or not it is activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro without-git docs test test-fast lint lock clean toybox toybox-check world adapter rivals cards showcase bench-data bench-model bench-train bench-eval \
+.PHONY: repro without-git docs test test-fast lint lock clean toybox toybox-check facebox facebox-check world adapter rivals cards showcase bench-data bench-model bench-train bench-eval \
 	ablation ablation-search ablation-check
 .DEFAULT_GOAL := repro
 
@@ -56,6 +56,11 @@ toybox: .venv/installed
 	$(BIN)/python -m train.toybox.all
 	$(MAKE) cards
 
+# Train the backbones of the world of faces, from renders and the toybox's weights; resumes if interrupted.
+facebox: .venv/installed
+	$(BIN)/python -m train.toybox.all --world faces
+	$(MAKE) cards
+
 # A larger world than `make repro`'s, drawn and encoded in three minutes on two quiet cores.
 LARGE := --params configs/toybox_large.yaml --data .work/large/data
 world: .venv/installed
@@ -85,6 +90,10 @@ showcase: .venv/installed
 # Measure the toybox's backbones against targets and chance.
 toybox-check: .venv/installed
 	$(BIN)/python -m train.toybox.check
+
+# Likewise those of the world of faces.
+facebox-check: .venv/installed
+	$(BIN)/python -m train.toybox.check --world faces
 
 # Overhead of the data stages over the work itself, against goals; for less, PARTS="decode tile" or
 # OPTIONS="--repeats 3".

@@ -13,7 +13,8 @@ from experiments.matrix import Matrix, Run, read_matrix
 from model.backbones.variant import Spec, load_variant
 from runtime.digest import digest, digest_files
 from runtime.params import Params, flat
-from train.toybox.models.judge import FOLDER as JUDGE
+from train.toybox.lessons.registry import TOYS
+from train.toybox.models import judge
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path(".work")
@@ -55,7 +56,7 @@ class Experiment:
         variant = load_variant(self.params.variant)
         specs = [spec for _, spec in variant if isinstance(spec, Spec)]
         named = [[spec.model_dump(), digest_files(spec.local) if spec.local.exists() else None] for spec in specs]
-        return digest(named, digest_files(JUDGE))
+        return digest(named, digest_files(judge.folder(TOYS)))
 
     @property
     def data(self) -> dict[str, str]:

@@ -26,7 +26,7 @@ from pipelines.toybox.stage import ToyboxParams
 from pipelines.toybox.world import NEAR, Item, Look, Toy, apart, render
 from runtime.cli import Parser, guarded, read_params, shared_options
 from runtime.files import write_json
-from train.toybox.lessons.data import ATTRIBUTES
+from train.toybox.lessons.toys import ATTRIBUTES, TOYS
 from train.toybox.models.judge import Judge, load_judge, verdicts
 
 AZIMUTHS = np.arange(-180, 180, 15)
@@ -236,7 +236,7 @@ def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def measure(data: Path, params: ToyboxParams) -> dict[str, Any]:
     """All metrics over the model's images of single subjects, under `data`."""
-    world, judge = people(params), load_judge()
+    world, judge = people(params), load_judge(TOYS)
     rows = single(data / "generate", MODEL)
     subjects = {name: subject for name, (subject, _) in world.items()}
     found = attributes(rows, subjects, judge) | {"pose": poses(rows, world, judge)}

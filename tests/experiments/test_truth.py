@@ -14,6 +14,7 @@ from pipelines import tables
 from pipelines.toybox import layouts
 from pipelines.toybox.stage import ToyboxParams
 from pipelines.toybox.world import Look, apart, render
+from train.toybox.lessons.toys import TOYS
 from train.toybox.models.judge import load_judge
 
 PARAMS = ToyboxParams(
@@ -57,7 +58,7 @@ def generation(image: np.ndarray, name: str, prompt: str) -> dict:
 
 
 def test_attributes_of_true_pictures_are_found_and_of_another_s_are_not():
-    world, judge = truth.people(PARAMS), load_judge()
+    world, judge = truth.people(PARAMS), load_judge(TOYS)
     names = sorted(world)
     subjects = {name: subject for name, (subject, _) in world.items()}
     items = [(subject, photos[0][1], Look("beach")) for _, (subject, photos) in sorted(world.items())]
@@ -82,7 +83,7 @@ def test_only_pictures_of_one_subject_by_the_model_are_measured(tmp_path, monkey
     rows = [row, row | {"method": "prompt_only"}, row | {"group": "pair", "partner": "bench/mug"}]
     tables.write(tmp_path / "generate", "generations", tables.from_rows("generations", rows))
     monkeypatch.setattr(truth, "people", lambda params: {})
-    monkeypatch.setattr(truth, "load_judge", lambda: None)
+    monkeypatch.setattr(truth, "load_judge", lambda world: None)
     monkeypatch.setattr(truth, "attributes", lambda measured, subjects, judge: {"pictures": len(measured)})
     monkeypatch.setattr(truth, "poses", lambda measured, world, judge: {"pictures": len(measured)})
     assert truth.measure(tmp_path, PARAMS) == {"pictures": 1, "pose": {"pictures": 1}}
@@ -91,7 +92,7 @@ def test_only_pictures_of_one_subject_by_the_model_are_measured(tmp_path, monkey
 @pytest.mark.parametrize("shape", ["can", "ring", "cone"])
 def test_another_shape_is_seen_however_the_judge_names_it(shape: str):
     """It may call a can shaped mug a can; and a picture in the subject's own shape is not one in another."""
-    world, judge = truth.people(PARAMS), load_judge()
+    world, judge = truth.people(PARAMS), load_judge(TOYS)
     subjects = {name: subject for name, (subject, _) in world.items() if subject.family != shape}
     views = [(name, photo[1]) for name in subjects for photo in world[name][1]]
     prompt = f"a {shape} shaped {{}}"
@@ -113,7 +114,7 @@ def test_leakage_by_hand():
 
 
 def test_pose_of_a_render_is_read_and_a_copied_photo_leaks():
-    world, judge = truth.people(PARAMS), load_judge()
+    world, judge = truth.people(PARAMS), load_judge(TOYS)
     rows = []
     for name, (_, photos) in world.items():
         drawn = render([(who, view, Look("studio")) for who, view, _ in photos]).images.numpy()

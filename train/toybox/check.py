@@ -3,25 +3,24 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
-from safetensors.torch import load_file
 from transformers import Dinov2Model, GroundingDinoForObjectDetection, GroundingDinoProcessor
 
 from model.backbones.reward import load_reward
-from model.backbones.segmenters.sam import build_sam
 from model.backbones.variant import Spec
 from runtime.cli import Parser, guarded
 from runtime.errors import UserError
 from train.toybox.lessons import data
 from train.toybox.lessons.boxes import boxes_of, iou
-from train.toybox.models import clip, detector, dino, judge, paint, reward, sam, vae
+from train.toybox.lessons.registry import FACES, TOYS, WORLDS
+from train.toybox.lessons.worlds import World
+from train.toybox.models import clip, detector, dino, face, judge, paint, reward, sam, vae
 
-LIMIT = 60.0
-"""Maximum total size of all weights, in megabytes."""
+LIMITS = {TOYS.name: 60.0, FACES.name: 32.0}
+"""Maximum total size of a world's weights, in megabytes; what is a link into another world's is counted there."""
 
 
 @dataclass(frozen=True)
@@ -48,61 +47,61 @@ class CheckLine:
 
 HEAD = f"{'':32} {'measured':>8} {'target':>8} {'ceiling':>8} {'chance':>8}"
 
-PAINTED = {"family": 0.90, "colour": 0.85, "pattern": 0.75, "scene": 0.95, "style": 0.90, "dress": 0.80}
-"""Minimum fraction of generated images in which the judge sees the attribute that the caption names."""
+
+def size_lines(world: World) -> Iterator[CheckLine]:
+    files = [file for file in world.weights.rglob("*") if file.is_file() and not file.is_symlink()]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    yield CheckLine("weights together, MB", size, LIMITS[world.name], most=True)
 
 
-def size_lines() -> Iterator[CheckLine]:
-    files = [file for file in Path("weights/toybox").rglob("*") if file.is_file()]
-    yield CheckLine("weights together, MB", sum(file.stat().st_size for file in files) / 1e6, LIMIT, most=True)
-
-
-def vae_lines() -> Iterator[CheckLine]:
+def vae_lines(world: World) -> Iterator[CheckLine]:
     yield CheckLine("vae PSNR, dB", vae.measure(vae.load_vae()[0])["psnr"], 25.0)
 
 
-def judge_lines() -> Iterator[CheckLine]:
-    found = judge.measure(judge.load_judge())
-    for name in PAINTED:
-        yield CheckLine(f"judge {name}", found[name], 0.97, 1 / len(data.ATTRIBUTES[name]))
+def judge_lines(world: World) -> Iterator[CheckLine]:
+    found = judge.measure(world, judge.load_judge(world))
+    for name, target in world.judged.items():
+        yield CheckLine(f"judge {name}", found[name], target, 1 / len(world.attributes[name]))
     yield CheckLine("judge box IoU >= 0.8", found["box"], 0.95)
 
 
-def sam_lines() -> Iterator[CheckLine]:
-    model = build_sam(sam.CONFIG)
-    model.load_state_dict({k: v.float() for k, v in load_file(sam.FOLDER / "model.safetensors").items()})
-    found = sam.measure(model.eval())
+def sam_lines(world: World) -> Iterator[CheckLine]:
+    found = sam.measure(world, sam.load_sam(world))
     yield CheckLine("sam IoU from boxes", found["iou_box"], 0.95, found["filled_box"])
     yield CheckLine("sam IoU from one point", found["iou_point"], 0.90)
+    if world.whole:
+        yield CheckLine("sam IoU of all that is worn", found["iou_whole"], 0.95)
 
 
-def clip_lines() -> Iterator[CheckLine]:
-    model = open_clip.create_model(f"local-dir:{clip.FOLDER}", require_pretrained=True).eval()
-    found = clip.measure(model)
+def clip_lines(world: World) -> Iterator[CheckLine]:
+    model = open_clip.create_model(f"local-dir:{clip.folder(world)}", require_pretrained=True).eval()
+    found = clip.measure(world, model)
     yield CheckLine("clip image of 100", found["picture_of_100"], 0.90, 0.01)
     yield CheckLine("clip caption of 100", found["caption_of_100"], 0.90, 0.01)
     yield CheckLine("clip caption of 20, one scene", found["caption_of_20_same_scene"], 0.80, 0.05)
 
 
-def dino_lines() -> Iterator[CheckLine]:
+def dino_lines(world: World) -> Iterator[CheckLine]:
     found = dino.measure(Dinov2Model.from_pretrained(dino.FOLDER, dtype=torch.float32).eval())
     yield CheckLine("dino AUC, cut-outs", found["auc_cut_out"], 0.95, 0.5)
     yield CheckLine("dino AUC, whole images", found["auc_picture"], 0.95, 0.5)
 
 
-def reward_lines() -> Iterator[CheckLine]:
+def reward_lines(world: World) -> Iterator[CheckLine]:
     model = load_reward(Spec(path=str(reward.FOLDER)), torch.device("cpu"), torch.float32, 64).model
     yield CheckLine("reward, right caption wins", reward.measure(model)["prefers"], 0.95, 0.5)
 
 
-def detector_lines() -> Iterator[CheckLine]:
-    model = GroundingDinoForObjectDetection.from_pretrained(detector.FOLDER, dtype=torch.float32).eval()
-    processor = GroundingDinoProcessor.from_pretrained(detector.FOLDER)
-    found = detector.measure(model, processor)
+def detector_lines(world: World) -> Iterator[CheckLine]:
+    place = detector.folder(world)
+    model = GroundingDinoForObjectDetection.from_pretrained(place, dtype=torch.float32).eval()
+    processor = GroundingDinoProcessor.from_pretrained(place)
+    found = detector.measure(world, model, processor)
     yield CheckLine("detector IoU >= 0.8", found["share_above_0.8"], 0.95, found["centre_above_0.8"])
     yield CheckLine("detector right noun wins", found["right_noun_wins"], 0.90, 0.5)
-    painted = paint.painted(paint.PROMPTS)
-    boxes, _ = detector.find(model, processor, painted.images, painted.wanted["family"].numpy())
+    painted = paint.painted(world.name, paint.PROMPTS)
+    table = torch.stack(list(painted.wanted.values()), 1).numpy().astype(np.int16)
+    boxes, _ = detector.find(world, model, processor, painted.images, world.subject_phrase(table))
     truth = boxes_of(painted.masks.numpy())
     centre = np.tile(np.median(truth, 0), (len(truth), 1))
     yield CheckLine(
@@ -113,38 +112,71 @@ def detector_lines() -> Iterator[CheckLine]:
     )
 
 
-def diffusion_lines() -> Iterator[CheckLine]:
-    found, ceiling = paint.measure(), judge.measure(judge.load_judge())
-    for name, target in PAINTED.items():
-        yield CheckLine(f"text-to-image {name}", found[name], target, 1 / len(data.ATTRIBUTES[name]), ceiling[name])
+def diffusion_lines(world: World) -> Iterator[CheckLine]:
+    found, ceiling = paint.measure(world), judge.measure(world, judge.load_judge(world))
+    for name, target in world.painted.items():
+        yield CheckLine(f"text-to-image {name}", found[name], target, 1 / len(world.attributes[name]), ceiling[name])
 
 
-PARTS: dict[str, Callable[[], Iterator[CheckLine]]] = {
-    "size": size_lines,
-    "vae": vae_lines,
-    "judge": judge_lines,
-    "sam": sam_lines,
-    "clip": clip_lines,
-    "dino": dino_lines,
-    "reward": reward_lines,
-    "diffusion": diffusion_lines,
-    "detector": detector_lines,
+def face_lines(world: World) -> Iterator[CheckLine]:
+    for plan in (face.FACE, face.METRIC):
+        found, name = face.measure(face.load(plan)), plan.name.replace("_", " ")
+        yield CheckLine(f"{name} AUC, whole images", found["auc"], 0.97, 0.5)
+        yield CheckLine(f"{name} AUC lost by decoding", found["auc"] - found["auc_decoded"], 0.01, most=True)
+        yield CheckLine(f"{name} AUC, cut-outs", found["auc_cut_out"], 0.97, 0.5)
+
+
+def name_lines(world: World) -> Iterator[CheckLine]:
+    found = face.measure_names(world)
+    yield CheckLine("name, right one of all", found["name"], 0.80, 1 / len(world.names), found["name_of_renders"])
+    for name in ("expression", "wear", "scene"):
+        yield CheckLine(f"name, {name} as asked", found[f"name_{name}"], 0.90, 1 / len(world.attributes[name]))
+
+
+Lines = Callable[[World], Iterator[CheckLine]]
+PARTS: dict[str, dict[str, Lines]] = {
+    TOYS.name: {
+        "size": size_lines,
+        "vae": vae_lines,
+        "judge": judge_lines,
+        "sam": sam_lines,
+        "clip": clip_lines,
+        "dino": dino_lines,
+        "reward": reward_lines,
+        "diffusion": diffusion_lines,
+        "detector": detector_lines,
+    },
+    FACES.name: {
+        "size": size_lines,
+        "judge": judge_lines,
+        "sam": sam_lines,
+        "clip": clip_lines,
+        "face": face_lines,
+        "diffusion": diffusion_lines,
+        "names": name_lines,
+        "detector": detector_lines,
+    },
 }
+"""What is measured in each world, in order."""
+MEASURED_ON = {TOYS.name: ("pictures-test", "views-test"), FACES.name: ("pictures-test", "views-test", "names-test")}
+"""The sets that it is measured on."""
 
 
 def main(words: Sequence[str]) -> None:
     parser = Parser(description="Measure the small backbones against their targets.")
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"any of {', '.join(PARTS)} (default: all)")
-    chosen = parser.parse_args(words).parts
-    unknown = [part for part in chosen if part not in PARTS]
+    parser.add_argument("parts", nargs="*", help="some of the world's parts (default: all)")
+    parser.add_argument("--world", choices=list(WORLDS), default=TOYS.name, help="default: %(default)s")
+    options = parser.parse_args(words)
+    world, parts = WORLDS[options.world], PARTS[options.world]
+    unknown = [part for part in options.parts if part not in parts]
     if unknown:
-        raise UserError(f"there is no part '{unknown[0]}'; choose from {', '.join(PARTS)}")
-    for name in ("pictures-test", "views-test"):
-        data.prepare(data.SETS[name])
+        raise UserError(f"there is no part '{unknown[0]}'; choose from {', '.join(parts)}")
+    for name in MEASURED_ON[world.name]:
+        data.prepare(world, name)
     missed = 0
     print(HEAD)
-    for part in chosen:
-        for line in PARTS[part]():
+    for part in options.parts or parts:
+        for line in parts[part](world):
             print(line, flush=True)
             missed += not line.ok
     sys.exit(1 if missed else 0)

@@ -1,4 +1,4 @@
-"""Model cards of weights/toybox, made from the card.json of each folder (`make cards`).
+"""Model cards of weights/toybox and weights/faces, made from the card.json of each folder (`make cards`).
 
 The ready adapters have theirs beside them, as on the hub. Those of the frozen backbones are one page, docs/weights.md:
 what is computed with a backbone is identified by all files of its folder.
@@ -46,6 +46,17 @@ BACKBONES = {
     "reward": "ImageReward's architecture",
     "judge": "attributes of a rendered image, to measure the others",
 }
+FACES = Path("weights/faces")
+FACE_BACKBONES = {
+    "diffusion": "Stable Diffusion: UNet and CLIP text encoder, which knows 128 invented names; the autoencoder is the"
+    " toybox's",
+    "face": "face recogniser (Dinov2Model with a class token), for DreamIdentity",
+    "face_metric": "another one (ResNetModel), to measure with",
+    "clip": "CLIP (open_clip)",
+    "detector": "Grounding DINO (transformers)",
+    "sam": "Segment Anything",
+    "judge": "attributes of a rendered image, to measure the others",
+}
 
 
 def cards(root: Path = Path()) -> Iterator[tuple[Path, str]]:
@@ -53,11 +64,13 @@ def cards(root: Path = Path()) -> Iterator[tuple[Path, str]]:
     for name in ADAPTERS:
         folder = root / WEIGHTS / name
         yield folder / README, model_card(read_description(folder)[0], read_card(folder), str(WEIGHTS / name))
-    yield root / PAGE, page({name: read_card(root / WEIGHTS / name) for name in BACKBONES})
+    toys = {name: read_card(root / WEIGHTS / name) for name in BACKBONES}
+    trained = [name for name in FACE_BACKBONES if (root / FACES / name / CARD).exists()]
+    yield root / PAGE, page(toys, {name: read_card(root / FACES / name) for name in trained})
 
 
-def page(found: dict[str, dict[str, Any]]) -> str:
-    """docs/weights.md, from the card of each backbone."""
+def page(toys: dict[str, dict[str, Any]], faces: dict[str, dict[str, Any]]) -> str:
+    """docs/weights.md, from the card of each backbone; faces: those that are trained."""
     adapters = [f"[{name}](../{WEIGHTS}/{name}/{README})" for name in ADAPTERS]
     lines = [
         "# Weights of the toybox",
@@ -69,21 +82,40 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         "The last column is measured on subjects of no training set; `make toybox-check` compares with goals and"
         " chance. `make cards` writes this page from the `card.json` of each folder, which holds the whole recipe.",
         "",
-        "| in `weights/toybox` | what it is | parameters | steps | images seen | measured |",
-        "|---|---|---|---|---|---|",
+        *tables(WEIGHTS, BACKBONES, toys),
     ]
+    if faces:
+        lines += [
+            "",
+            "## Of the world of faces",
+            "",
+            "Of invented people, rendered as the toys are ([people.md](people.md)), by `make facebox`, with the same"
+            " licence; no photo and no real name was seen. Diffusion model, detector and segmenter started from the"
+            " toybox's. They recognise these people and nobody else: they are no face recognition. `make facebox-check`"
+            " compares with goals and chance.",
+            "",
+            *tables(FACES, FACE_BACKBONES, faces),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def tables(weights: Path, backbones: dict[str, str], found: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The lines of two tables: the backbones, and the sets that they were trained on."""
+    yield f"| in `{weights}` | what it is | parameters | steps | images seen | measured |"
+    yield "|---|---|---|---|---|---|"
     for name, card in found.items():
         measured = ", ".join(f"{key} {value:g}" for key, value in card["measured"].items())
         numbers = " | ".join(f"{card[key]:,}" for key in ("parameters", "steps", "samples"))
-        lines.append(f"| [{name}](../{WEIGHTS}/{name}/{CARD}) | {BACKBONES[name]} | {numbers} | {measured} |")
-    lines += ["", "| training set | seed | images | SHA-256 begins | read by |", "|---|---|---|---|---|"]
+        yield f"| [{name}](../{weights}/{name}/{CARD}) | {backbones[name]} | {numbers} | {measured} |"
+    yield ""
+    yield "| training set | seed | images | SHA-256 begins | read by |"
+    yield "|---|---|---|---|---|"
     readers: dict[tuple[str, ...], list[str]] = {}
     for name, card in found.items():
         for one in card["data"]:
             row = (one["set"], str(one["seed"]), f"{one['pictures']:,}", one["sha256"][:12])
             readers.setdefault(row, []).append(name)
-    lines += [f"| {' | '.join(row)} | {', '.join(names)} |" for row, names in readers.items()]
-    return "\n".join(lines) + "\n"
+    yield from (f"| {' | '.join(row)} | {', '.join(names)} |" for row, names in readers.items())
 
 
 def main() -> None:

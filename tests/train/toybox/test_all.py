@@ -8,14 +8,16 @@ import pytest
 from train.toybox import all as everything
 
 
+@pytest.mark.parametrize("world", everything.STEPS)
 @pytest.mark.parametrize("together", [1, 2, 4])
-def test_every_step_runs_once_after_what_it_needs(monkeypatch, together):
+def test_every_step_runs_once_after_what_it_needs(monkeypatch, together, world):
     ended, running, most, given = list[str](), set[str](), [0], dict[str, int]()
     lock = threading.Lock()
 
-    def run(name: str, threads: int) -> int:
+    def run(of: str, name: str, threads: int) -> int:
+        assert of == world
         with lock:
-            assert set(everything.STEPS[name].needs) <= set(ended), name
+            assert set(everything.STEPS[world][name].needs) <= set(ended), name
             running.add(name)
             given[name] = threads
             most[0] = max(most[0], len(running))
@@ -26,8 +28,8 @@ def test_every_step_runs_once_after_what_it_needs(monkeypatch, together):
         return 0
 
     monkeypatch.setattr(everything, "run", run)
-    assert everything.run_all(list(everything.STEPS), together, 1) == 0
-    assert sorted(ended) == sorted(everything.STEPS)
+    assert everything.run_all(world, list(everything.STEPS[world]), together, 1) == 0
+    assert sorted(ended) == sorted(everything.STEPS[world])
     assert most[0] == together
     # Nothing can run beside the first and the last; the longest starts beside others.
     assert given["data"] == given["check"] == together and given["text_to_image"] == 1
@@ -36,11 +38,11 @@ def test_every_step_runs_once_after_what_it_needs(monkeypatch, together):
 def test_a_step_that_fails_ends_the_run_with_its_code_and_chosen_steps_run_alone(monkeypatch):
     ran = []
 
-    def run(name: str, threads: int) -> int:
+    def run(world: str, name: str, threads: int) -> int:
         ran.append(name)
         return 3 if name == "vae" else 0
 
     monkeypatch.setattr(everything, "run", run)
-    assert everything.run_all(["clip"], 2, 1) == 0
-    assert everything.run_all(list(everything.STEPS), 1, 1) == 3
+    assert everything.run_all("toys", ["clip"], 2, 1) == 0
+    assert everything.run_all("toys", list(everything.STEPS["toys"]), 1, 1) == 3
     assert ran == ["clip", "data", "vae"]

@@ -11,7 +11,7 @@ from model.adapter import Adapter, read_card
 from model.backbones.variant import Spec, load_variant
 from model.card import read_about
 from runtime.closure import ROOT
-from train.toybox.model_cards import ADAPTERS, BACKBONES, PAGE, WEIGHTS, cards
+from train.toybox.model_cards import ADAPTERS, BACKBONES, FACE_BACKBONES, FACES, PAGE, WEIGHTS, cards, page
 
 CARDS = dict(cards(ROOT))
 
@@ -21,11 +21,24 @@ def test_card_is_current(file: Path):
     assert file.read_text(encoding="utf-8") == CARDS[file], "run make cards"
 
 
-def test_every_folder_of_weights_has_a_card():
-    folders = {str(file.parent.relative_to(ROOT / WEIGHTS)) for file in (ROOT / WEIGHTS).rglob("card.json")}
-    assert folders == {*ADAPTERS, *BACKBONES}
-    page = (ROOT / PAGE).read_text()
-    assert all(f"[{name}](../{WEIGHTS}/{name}/card.json)" in page for name in BACKBONES)
+@pytest.mark.parametrize(
+    ("weights", "names"), [(WEIGHTS, {*ADAPTERS, *BACKBONES}), (FACES, {*FACE_BACKBONES})], ids=["toys", "faces"]
+)
+def test_every_folder_of_weights_has_a_card(weights: Path, names: set[str]):
+    if not (ROOT / weights).exists():
+        pytest.skip(f"{weights} is not there; run make facebox")
+    folders = {str(file.parent.relative_to(ROOT / weights)) for file in (ROOT / weights).rglob("card.json")}
+    assert folders == names
+    text = (ROOT / PAGE).read_text()
+    assert all(f"[{name}](../{weights}/{name}/card.json)" in text for name in names - {*ADAPTERS})
+
+
+def test_the_page_has_the_world_of_faces_once_it_is_trained():
+    toys = {name: read_card(ROOT / WEIGHTS / name) for name in BACKBONES}
+    assert "weights/faces" not in page(toys, {})
+    told = page(toys, {"face": toys["dino"]})
+    assert f"[face](../{FACES}/face/card.json)" in told and "make facebox-check" in told
+    assert told.startswith(page(toys, {}))
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

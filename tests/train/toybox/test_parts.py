@@ -1,6 +1,8 @@
 """The pieces the trainings are made of."""
 
-from dataclasses import replace
+import hashlib
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,12 +16,14 @@ from train.toybox import check
 from train.toybox.lessons import data, tokens
 from train.toybox.lessons.augment import degrade, on_white
 from train.toybox.lessons.boxes import boxes_of, iou, jitter
+from train.toybox.lessons.registry import WORLDS
+from train.toybox.lessons.toys import TOYS, ToySet
 from train.toybox.loop.attention import plain_attention
 from train.toybox.models import clip, dino, judge, paint, reward
 
 
 def test_stock_clip_tokenizer_reads_every_word_as_one_token(tmp_path):
-    tokens.write_tokenizer(tmp_path)
+    tokens.write_tokenizer(tmp_path, world.VOCABULARY)
     stock = CLIPTokenizer.from_pretrained(tmp_path)
     for word in world.VOCABULARY:
         start, one, end = stock(word)["input_ids"]
@@ -29,7 +33,7 @@ def test_stock_clip_tokenizer_reads_every_word_as_one_token(tmp_path):
 
 
 def test_captions_survive_the_tokenizer_and_fit_its_length(tmp_path):
-    stock = tokens.write_tokenizer(tmp_path)
+    stock = tokens.write_tokenizer(tmp_path, world.VOCABULARY)
     rng = np.random.default_rng(0)
     for _ in range(200):
         subject = world.sample_subject(rng)
@@ -41,14 +45,14 @@ def test_captions_survive_the_tokenizer_and_fit_its_length(tmp_path):
 
 
 def test_unknown_words_are_spelled_and_not_lost(tmp_path):
-    stock = tokens.write_tokenizer(tmp_path)
+    stock = tokens.write_tokenizer(tmp_path, world.VOCABULARY)
     ids = stock("a zebra*")["input_ids"]
     assert stock.unk_token_id not in ids[1:-1]
     assert stock.decode(ids[1:-1]).replace(" ", "") == "azebra*"
 
 
 def test_item_depends_on_its_index_alone_and_views_share_a_subject():
-    spec = data.SETS["views-test"]
+    spec = TOYS.sets["views-test"]
     assert spec.item(5) == spec.item(5)
     subjects = [spec.item(i)[0] for i in range(2 * spec.views)]
     assert len(set(subjects)) == 2
@@ -58,24 +62,59 @@ def test_item_depends_on_its_index_alone_and_views_share_a_subject():
 
 def test_killed_rendering_goes_on_to_the_same_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "BLOCK", 2)
-    spec = data.SetSpec("small", 1, 3, 2, False, style=0.5, shape=0.2, accessory=0.5)
-    monkeypatch.setitem(data.SETS, "small", spec)
-    data.prepare(spec, tmp_path / "whole", processes=1)
-    whole = data.open_set("small", tmp_path / "whole")
+    spec = ToySet("small", 1, 3, 2, False, style=0.5, shape=0.2, accessory=0.5)
+    at_once, in_parts = (replace(TOYS, work=tmp_path / name, sets={"small": spec}) for name in ("whole", "parts"))
+    data.prepare(at_once, "small", processes=1)
+    whole = data.open_set(at_once, "small")
 
     def die(job, draw=data._block):
-        if job[1] == 4:
+        if job[2] == 4:
             raise KeyboardInterrupt
         draw(job)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(data, "_block", die)
-        data.prepare(spec, tmp_path / "parts", processes=1)
-    data.prepare(spec, tmp_path / "parts", processes=1)
-    parts = data.open_set("small", tmp_path / "parts")
+        data.prepare(in_parts, "small", processes=1)
+    data.prepare(in_parts, "small", processes=1)
+    parts = data.open_set(in_parts, "small")
     assert whole.digest == parts.digest
     assert np.array_equal(whole.regions, parts.regions)
     assert len(set(whole.captions(0))) > 4
+
+
+# Of the first version, whose weights are published: a training that is done again must see the same images and captions.
+SEEN = {
+    "pictures": "fe6d0525ee7acf2d",
+    "judged": "ab4e9600dd865f9c",
+    "views": "f7107e51251a657b",
+    "pictures-test": "1fab66ec79ce5868",
+    "views-test": "919695277842bad0",
+}
+
+
+@pytest.mark.parametrize("name", TOYS.sets)
+def test_sets_of_toys_are_those_that_the_published_weights_were_trained_on(name):
+    spec = TOYS.sets[name]
+    seen = [[repr(spec.item(i)), TOYS.row(spec.item(i)), spec.captions(i)] for i in (0, 1, 7)]
+    assert hashlib.sha256(json.dumps([asdict(spec), seen]).encode()).hexdigest()[:16] == SEEN[name]
+
+
+def test_prompts_of_toys_are_those_of_the_published_measurements():
+    texts, rows = paint.captions(TOYS, 12, 8, False)
+    said, *tables = paint.prompts(TOYS, 12)
+    found = [texts, rows.tolist(), said, *({name: row.tolist() for name, row in one.items()} for one in tables)]
+    assert hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16] == "06c55ad90828deb9"
+
+
+def test_the_detector_of_toys_is_asked_as_ever():
+    table = np.array([TOYS.row(TOYS.sets["pictures"].item(i)) for i in range(60)], np.int16)
+    question, rng = TOYS.ask(table, np.random.default_rng(5)), np.random.default_rng(5)
+    families, own, kinds = table[:, 0].astype(np.int64), table[:, -1] == 0, len(world.FAMILIES)
+    shown = ~((rng.random(60) < 0.2) & own)
+    other = (families + rng.integers(1, kinds, 60)) % kinds
+    assert (question.shown == shown).all() and not shown.all()
+    assert (question.phrase == np.where(shown, families, other)).all() and not question.whole.any()
+    assert TOYS.phrases == world.FAMILIES
 
 
 def test_boxes_are_tight_and_an_empty_mask_gives_zeros():
@@ -119,12 +158,12 @@ def test_plain_attention_equals_the_fused_one():
 
 
 def test_caption_agrees_with_pictures_that_differ_only_in_what_it_leaves_out():
-    row = torch.zeros(len(data.ATTRIBUTES), dtype=torch.long)
+    row = torch.zeros(len(TOYS.attributes), dtype=torch.long)
     other_pattern = row.clone()
-    other_pattern[list(data.ATTRIBUTES).index("pattern")] = 1
+    other_pattern[list(TOYS.attributes).index("pattern")] = 1
     both = torch.stack([row, other_pattern])
-    assert clip.agree(both, ["full", "full"]).tolist() == [[True, False], [False, True]]
-    assert clip.agree(both, ["colour", "noun"]).all()
+    assert clip.agree(TOYS, both, ["full", "full"]).tolist() == [[True, False], [False, True]]
+    assert clip.agree(TOYS, both, ["colour", "noun"]).all()
 
 
 def test_same_subject_loss_falls_as_views_come_together():
@@ -142,23 +181,23 @@ def test_area_under_curve_of_separate_mixed_and_swapped_scores():
 
 
 def test_captions_of_a_row_are_those_of_the_picture_and_are_spelled_as_the_tokenizer_does(tmp_path):
-    spec, stock, places = data.SETS["pictures"], reward.write_tokenizer(tmp_path), reward.vocabulary()
+    spec, stock, places = TOYS.sets["pictures"], reward.write_tokenizer(tmp_path), reward.vocabulary()
     for index in range(60):
         item = spec.item(index)
-        for variant, detail in ((v, d) for v in range(len(world.TEMPLATES)) for d in data.DETAILS):
-            said = reward.describe(data.attribute_row(item), variant, detail)
+        for variant, detail in ((v, d) for v in range(len(world.TEMPLATES)) for d in TOYS.details):
+            said = reward.describe(TOYS.row(item), variant, detail)
             assert said == world.caption(item[0], item[2], variant=variant, detail=detail)
             assert reward.spell([said], places).tolist() == [stock(said)["input_ids"]]
             assert len(said.split()) < reward.LENGTH - 2
 
 
 def test_wrong_captions_differ_in_one_attribute_that_is_named_and_seen():
-    names, spec = list(data.ATTRIBUTES), data.SETS["pictures"]
+    names, spec = list(TOYS.attributes), TOYS.sets["pictures"]
     rng, met = np.random.default_rng(0), set()
     for index in range(300):
-        row = data.attribute_row(spec.item(index))
-        shown = data.visible(np.array([row]))[0].tolist()
-        variant, detail = index % len(world.TEMPLATES), data.DETAILS[index % 5 % 3]
+        row = TOYS.row(spec.item(index))
+        shown = TOYS.visible(np.array([row]))[0].tolist()
+        variant, detail = index % len(world.TEMPLATES), TOYS.details[index % 5 % 3]
         own = reward.describe(row, variant, detail)
         found = reward.wrong(row, shown, variant, detail, rng, len(names))
         assert own not in found.values()
@@ -197,14 +236,14 @@ def test_rewards_of_many_captions_of_a_picture_are_those_of_each_alone():
 
 
 def test_what_a_picture_hides_is_not_asked_of_the_judge():
-    names = list(data.ATTRIBUTES)
+    names = list(TOYS.attributes)
     subject = world.sample_subject(np.random.default_rng(0), "mug")
     subject = replace(subject, pattern="plain")
     view = world.sample_view(np.random.default_rng(1))
 
     def hidden(**look) -> set[str]:
-        row = np.array([data.attribute_row((subject, view, world.Look("beach", **look)))], np.int16)
-        return {name for name, shown in zip(names, data.visible(row)[0], strict=True) if not shown}
+        row = np.array([TOYS.row((subject, view, world.Look("beach", **look)))], np.int16)
+        return {name for name, shown in zip(names, TOYS.visible(row)[0], strict=True) if not shown}
 
     assert hidden() == {"second"}
     assert hidden(shape="ball") == {"second", "family"}
@@ -220,27 +259,28 @@ def test_a_pattern_behind_a_scarf_or_on_the_side_turned_away_is_not_asked(tmp_pa
     view, look = world.sample_view(rng, 0.0), world.Look("studio")
     above = replace(view, elevation=89.0)  # of a ball, the lower half is hidden from there
     items = [(ball, view, look), (ball, above, look), (replace(ball, pattern="plain"), view, look)]
-    monkeypatch.setattr(data.SetSpec, "item", lambda self, index: items[index])
+    monkeypatch.setattr(ToySet, "item", lambda self, index: items[index])
     drawn = render(items, data.SIZE)
-    rows = np.array([data.attribute_row(item) for item in items], np.int16)
+    rows = np.array([TOYS.row(item) for item in items], np.int16)
     (tmp_path / "pictures").mkdir()
     regions = drawn.subject_masks.numpy().astype(np.uint8) * data.SUBJECT
-    pictures = data.Pictures(data.SETS["pictures"], drawn.images.numpy(), regions, rows, "")
-    front, top, plain = data.pattern_shares(pictures, tmp_path)
+    here = replace(TOYS, work=tmp_path)
+    pictures = data.Pictures(here, TOYS.sets["pictures"], drawn.images.numpy(), regions, rows, "")
+    front, top, plain = data.pattern_shares(pictures)
     assert 0.2 < front < 0.6 and top < data.HIDDEN_PATTERN and plain == 0
-    names = list(data.ATTRIBUTES)
-    shown = data.seen(pictures, tmp_path)
+    names = list(TOYS.attributes)
+    shown = data.seen(pictures)
     assert shown[:, names.index("pattern")].tolist() == [True, False, True]
     assert shown[:, names.index("second")].tolist() == [True, False, False]
     others = [names.index(name) for name in names if name not in ("pattern", "second")]
-    assert (shown[:, others] == data.visible(rows)[:, others]).all()
+    assert (shown[:, others] == TOYS.visible(rows)[:, others]).all()
 
 
 def test_prompts_ask_for_what_they_say_of_held_out_subjects():
-    said, wanted, named = paint.prompts(200)
+    said, wanted, named = paint.prompts(TOYS, 200)
     assert len(set(said)) > 190
     for i, caption in enumerate(said):
-        family, dress = (data.ATTRIBUTES[name][int(wanted[name][i])] for name in ("family", "dress"))
+        family, dress = (TOYS.attributes[name][int(wanted[name][i])] for name in ("family", "dress"))
         assert family in caption.split()
         assert (
             bool(named["dress"][i])
@@ -248,15 +288,15 @@ def test_prompts_ask_for_what_they_say_of_held_out_subjects():
             == (f"wearing a {dress}" in caption or f"wearing {dress}" in caption)
         )
         assert bool(named["family"][i]) == ("shaped" not in caption)
-    assert all(named[name].float().mean() > 0.2 for name in paint.ASKED)
+    assert all(named[name].float().mean() > 0.2 for name in TOYS.painted)
     kept = {(int(wanted["family"][i]), int(wanted["colour"][i]), int(wanted["pattern"][i])) for i in range(200)}
-    free = {tuple(data.attribute_row(data.SETS["pictures"].item(i))[k] for k in (0, 1, 3)) for i in range(300)}
+    free = {tuple(TOYS.row(TOYS.sets["pictures"].item(i))[k] for k in (0, 1, 3)) for i in range(300)}
     assert not kept & free
 
 
 def made_up(count: int, value: int) -> data.Pictures:
     images, regions = np.full((count, 64, 64, 3), value, np.uint8), np.full((count, 64, 64), value, np.uint8)
-    return data.Pictures(data.SETS["pictures"], images, regions, np.full((count, 8), value, np.int16), "")
+    return data.Pictures(TOYS, TOYS.sets["pictures"], images, regions, np.full((count, 8), value, np.int16), "")
 
 
 def test_batch_takes_as_much_of_each_set_as_its_share_or_its_size_says():
@@ -278,21 +318,21 @@ def test_lessons_are_painted_once_and_hold_what_the_judge_recognises(tmp_path, m
         asked.extend((caption, first + i) for i, caption in enumerate(said))
         return torch.zeros(len(said), 64, 64, 3, dtype=torch.uint8)
 
-    _, table = paint.captions(150, seed=8, held_out=False)
-    seen = {name: torch.from_numpy(table[:, i].astype(np.int64)) for i, name in enumerate(data.ATTRIBUTES)}
-    seen["family"][::3] = (seen["family"][::3] + 1) % len(data.ATTRIBUTES["family"])
+    _, table = paint.captions(TOYS, 150, seed=8, held_out=False)
+    seen = {name: torch.from_numpy(table[:, i].astype(np.int64)) for i, name in enumerate(TOYS.attributes)}
+    seen["family"][::3] = (seen["family"][::3] + 1) % len(TOYS.attributes["family"])
     masks = torch.zeros(150, 64, 64, dtype=torch.bool)
     masks[1:, 10:20, 5:9] = True
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
-    monkeypatch.setattr(paint, "FOLDER", tmp_path)
-    monkeypatch.setattr(data, "WORK", tmp_path)
-    monkeypatch.setattr(paint, "load_pipeline", lambda: "pipeline")
+    monkeypatch.setattr(paint, "folder", lambda world: tmp_path)
+    monkeypatch.setattr(paint, "TOYS", replace(TOYS, work=tmp_path))
+    monkeypatch.setattr(paint, "load_pipeline", lambda world: "pipeline")
     monkeypatch.setattr(paint, "paint", painted)
-    monkeypatch.setattr(judge, "load_judge", lambda: None)
+    monkeypatch.setattr(judge, "load_judge", lambda world: None)
     monkeypatch.setattr(judge, "verdicts", lambda model, images: (seen, masks))
     found = paint.lessons(150)
-    own = table[:, list(data.ATTRIBUTES).index("shape")] == 0
+    own = table[:, list(TOYS.attributes).index("shape")] == 0
     wrong = (np.arange(150) % 3 == 0) & own
     right = ~wrong & (np.arange(150) > 0)  # the first one's mask is empty
     assert 0 < wrong.sum() < 60
@@ -305,14 +345,15 @@ def test_lessons_are_painted_once_and_hold_what_the_judge_recognises(tmp_path, m
     masks = masks[:120]
     paint.lessons(120)
     assert len(asked) == 270, "pictures of another count were taken for these"
-    held = {(row[0], row[1], row[3]) for row in paint.captions(200, seed=7, held_out=True)[1].tolist()}
+    held = {(row[0], row[1], row[3]) for row in paint.captions(TOYS, 200, seed=7, held_out=True)[1].tolist()}
     assert not held & {(row[0], row[1], row[3]) for row in table.tolist()}
 
 
-def test_judge_reads_attributes_and_a_mask_of_the_pictures_size():
-    answers, mask = judge.Judge()(torch.zeros(2, 3, 64, 64))
+@pytest.mark.parametrize("world", WORLDS.values(), ids=list(WORLDS))
+def test_judge_reads_attributes_and_a_mask_of_the_pictures_size(world):
+    answers, mask = judge.Judge(world)(torch.zeros(2, 3, 64, 64))
     assert {name: tuple(answer.shape) for name, answer in answers.items()} == {
-        name: (2, len(values)) for name, values in data.ATTRIBUTES.items()
+        name: (2, len(values)) for name, values in world.attributes.items()
     }
     assert mask.shape == (2, 64, 64)
 

@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, Dinov2Model, GroundingDinoForObject
 
 from model.backbones.segmenters.sam import build_sam
 from train.toybox import check
+from train.toybox.lessons.toys import TOYS
 
 WEIGHTS = Path("weights/toybox")
 
@@ -86,4 +87,4 @@ def test_weights_are_half_precision_small_and_carry_their_cards():
             continue
         assert json.loads(text)["samples"] > 0
         assert "/" not in text, f"{card} names a path"
-    assert next(check.size_lines()).ok
+    assert next(check.size_lines(TOYS)).ok

@@ -1,7 +1,7 @@
 """Training images of the small backbones, rendered once into memory-mapped arrays.
 
-A set is a folder in `.work/toybox-train`: `images.npy` uint8 [N, 64, 64, 3], `regions.npy` uint8 [N, 64, 64] and
-`attributes.npy` int16 [N, 8]. An image's content is a pure function of (set, index), so captions need no file.
+A set is a folder in the world's work folder: `images.npy` uint8 [N, 64, 64, 3], `regions.npy` uint8 [N, 64, 64] and
+`attributes.npy` int16 [N, attributes]. An image's content is a pure function of (set, index), so captions need no file.
 """
 
 import hashlib
@@ -12,19 +12,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.toybox import world
-from pipelines.toybox.rendering import styles
-from pipelines.toybox.world import Item, render
+import pipelines.toybox
 from runtime.cli import Parser, guarded
 from runtime.errors import UserError
+from train.toybox.lessons.registry import TOYS, WORLDS, world_option
+from train.toybox.lessons.worlds import LessonSet, World
 
-WORK = Path(".work/toybox-train")
 SIZE = 64
 """Side of every image, pixels."""
 
@@ -32,63 +30,7 @@ BLOCK = 480
 """Images rendered per unit of progress; a multiple of the renderer's own chunk."""
 
 BACKGROUND, SUBJECT, WORN = 0, 1, 2
-"""Values of `regions`: the subject is 1, its accessory 2."""
-
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "family": world.FAMILIES,
-    "colour": world.COLOURS,
-    "second": world.COLOURS,
-    "pattern": world.PATTERNS,
-    "scene": world.SCENES,
-    "style": world.STYLES,
-    "dress": ("none", *world.ACCESSORIES),
-    "shape": ("own", *world.SHAPES),
-}
-"""Columns of `attributes` and the names of their values; `colour` is the main one, `second` the pattern's."""
-
-
-@dataclass(frozen=True)
-class SetSpec:
-    """Contents of one set.
-
-    views: images per subject, consecutive in the arrays. held_out: only the subjects reserved for evaluation, only the
-    others, or (None) both. style, shape, accessory: probabilities as in `world.sample_look`.
-    """
-
-    name: str
-    seed: int
-    subjects: int
-    views: int
-    held_out: bool | None
-    style: float
-    shape: float
-    accessory: float
-
-    def __len__(self) -> int:
-        return self.subjects * self.views
-
-    def item(self, index: int) -> Item:
-        """Subject, view and look of one image."""
-        which, view = divmod(index, self.views)
-        subject = world.sample_subject(np.random.default_rng([self.seed, which]), kept=self.held_out)
-        rng = np.random.default_rng([self.seed, which, 1 + view])
-        look = world.sample_look(
-            rng, style=self.style, shape=self.shape, accessory=self.accessory, family=subject.family
-        )
-        side = world.widest(look)
-        return subject, world.sample_view(rng, float(rng.uniform(-side, side))), look
-
-
-SETS: dict[str, SetSpec] = {
-    spec.name: spec
-    for spec in (
-        SetSpec("pictures", 11, 81_600, 1, False, style=0.35, shape=0.10, accessory=0.30),
-        SetSpec("judged", 15, 48_000, 1, None, style=0.35, shape=0.10, accessory=0.30),
-        SetSpec("views", 12, 6_000, 6, False, style=0.10, shape=0.0, accessory=0.15),
-        SetSpec("pictures-test", 13, 1_920, 1, True, style=0.35, shape=0.10, accessory=0.30),
-        SetSpec("views-test", 14, 480, 4, True, style=0.0, shape=0.0, accessory=0.0),
-    )
-}
+"""Values of `regions`: the subject is 1, what it wears 2."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +38,11 @@ class Pictures:
     """One rendered set, memory-mapped.
 
     images: uint8 [N, 64, 64, 3], sRGB. regions: uint8 [N, 64, 64], see `SUBJECT`. attributes: int16
-    [N, len(ATTRIBUTES)], indices into the names of `ATTRIBUTES`. digest: SHA-256 of the images.
+    [N, len(world.attributes)], indices into the names of the world's attributes. digest: SHA-256 of the images.
     """
 
-    spec: SetSpec
+    world: World
+    spec: LessonSet
     images: NDArray[np.uint8]
     regions: NDArray[np.uint8]
     attributes: NDArray[np.int16]
@@ -110,36 +53,27 @@ class Pictures:
 
     def column(self, name: str) -> NDArray[np.int16]:
         """One attribute of every image, int16 [N]."""
-        return self.attributes[:, list(ATTRIBUTES).index(name)]
+        return self.world.column(self.attributes, name)
 
     def captions(self, index: int) -> list[str]:
         """Every caption of an image: templates x details, details varying fastest."""
-        subject, _, look = self.spec.item(index)
-        return [
-            world.caption(subject, look, variant=variant, detail=cast(world.Detail, detail))
-            for variant in range(len(world.TEMPLATES))
-            for detail in DETAILS
-        ]
+        return self.spec.captions(index)
 
 
-DETAILS = ("full", "colour", "noun")
-
-
-def open_set(name: str, work: Path = WORK) -> Pictures:
+def open_set(world: World, name: str) -> Pictures:
     """Memory-map a set; raises UserError if it is not fully rendered."""
-    spec, folder = SETS[name], work / name
+    spec, folder = world.sets[name], world.work / name
+    command = f"`python -m train.toybox.lessons.data{world_option(world)}`"
     done = folder / "set.json"
     if not done.exists():
-        raise UserError(f"{done} is missing; render the images with `python -m train.toybox.lessons.data`")
+        raise UserError(f"{done} is missing; render the images with {command}")
     card = json.loads(done.read_text())
     if card["spec"] != asdict(spec):
-        raise UserError(
-            f"{done} describes a different set '{name}'; delete {folder} and run `python -m train.toybox.lessons.data`"
-        )
+        raise UserError(f"{done} describes a different set '{name}'; delete {folder} and run {command}")
     images, regions, attributes = (
         np.load(folder / f"{part}.npy", mmap_mode="r") for part in ("images", "regions", "attributes")
     )
-    return Pictures(spec, images, regions, attributes, card["sha256"])
+    return Pictures(world, spec, images, regions, attributes, card["sha256"])
 
 
 def batch(
@@ -164,44 +98,8 @@ def batch(
 
 def renderer_digest() -> str:
     """SHA-256 of the renderer's sources, to identify the version that rendered a set."""
-    sources = sorted(Path(world.__file__).parent.rglob("*.py"))
+    sources = sorted(Path(pipelines.toybox.__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-
-
-def attribute_row(item: Item) -> list[int]:
-    """The values of `ATTRIBUTES` for one image."""
-    subject, _, look = item
-    names = (
-        subject.family,
-        subject.colours[0],
-        subject.colours[1],
-        subject.pattern,
-        look.scene,
-        look.style,
-        look.accessory or "none",
-        look.shape or "own",
-    )
-    return [values.index(name) for name, values in zip(names, ATTRIBUTES.values(), strict=True)]
-
-
-def visible(attributes: NDArray[np.int16]) -> NDArray[np.bool_]:
-    """Which attributes an image shows, bool of the shape of `attributes` [N, len(ATTRIBUTES)].
-
-    A subject in another's shape hides its family; a sketch hides the colours and the pattern (two colours may be
-    equally bright); a plain surface hides the second colour.
-    """
-    columns = {name: attributes[:, i] for i, name in enumerate(ATTRIBUTES)}
-    coloured = np.array([style.coloured for style in styles.STYLES.values()])[columns["style"]]
-    hidden = {
-        "family": columns["shape"] != ATTRIBUTES["shape"].index("own"),
-        "colour": ~coloured,
-        "pattern": ~coloured,
-        "second": ~coloured | (columns["pattern"] == ATTRIBUTES["pattern"].index("plain")),
-    }
-    shown = np.ones(attributes.shape, bool)
-    for name, rows in hidden.items():
-        shown[:, list(ATTRIBUTES).index(name)] = ~rows
-    return shown
 
 
 HIDDEN_PATTERN = 0.05
@@ -211,19 +109,22 @@ DIFFERENT = 16
 """Minimum difference, in levels of 255, of a pixel that shows the pattern's colour."""
 
 
-def pattern_shares(pictures: Pictures, work: Path = WORK) -> NDArray[np.float32]:
+def pattern_shares(pictures: Pictures) -> NDArray[np.float32]:
     """Fraction of the visible subject that the pattern covers in each image, [N]: the pixels that change without it.
 
     Computed once and stored beside the set.
     """
-    path = work / pictures.spec.name / "pattern_shares.npy"
+    path = pictures.world.work / pictures.spec.name / "pattern_shares.npy"
     if not path.exists():
         shares = []
         for start in range(0, len(pictures), BLOCK):
             rows = range(start, min(start + BLOCK, len(pictures)))
             items = [pictures.spec.item(index) for index in rows]
             plain = [(replace(subject, pattern="plain"), view, look) for subject, view, look in items]
-            gap = np.abs(pictures.images[start : rows.stop].astype(np.int16) - render(plain, SIZE).images.numpy())
+            gap = np.abs(
+                pictures.images[start : rows.stop].astype(np.int16)
+                - pictures.world.render(plain, SIZE, "cpu").images.numpy()
+            )
             subject = pictures.regions[start : rows.stop] == SUBJECT
             covered = ((gap.max(3) > DIFFERENT) & subject).sum((1, 2))
             shares.append((covered / np.maximum(subject.sum((1, 2)), 1)).astype(np.float32))
@@ -234,19 +135,22 @@ def pattern_shares(pictures: Pictures, work: Path = WORK) -> NDArray[np.float32]
     return found
 
 
-def seen(pictures: Pictures, work: Path = WORK) -> NDArray[np.bool_]:
+def seen(pictures: Pictures) -> NDArray[np.bool_]:
     """`visible` of a set's attributes, without the pattern and its colour where the pattern is hidden."""
-    shown = visible(np.asarray(pictures.attributes))
-    names = list(ATTRIBUTES)
-    patterned = pictures.column("pattern") != ATTRIBUTES["pattern"].index("plain")
-    hidden = patterned & (pattern_shares(pictures, work) < HIDDEN_PATTERN)
+    shown = pictures.world.visible(np.asarray(pictures.attributes))
+    names = list(pictures.world.attributes)
+    if "pattern" not in names:
+        return shown
+    patterned = pictures.column("pattern") != pictures.world.attributes["pattern"].index("plain")
+    hidden = patterned & (pattern_shares(pictures) < HIDDEN_PATTERN)
     shown[np.ix_(hidden, [names.index("pattern"), names.index("second")])] = False
     return shown
 
 
-def prepare(spec: SetSpec, work: Path = WORK, processes: int = 2) -> None:
+def prepare(world: World, name: str, processes: int = 2) -> None:
     """Render a set, resuming where a killed run stopped; a finished set is left as is."""
-    folder = work / spec.name
+    spec = world.sets[name]
+    folder = world.work / name
     if (folder / "set.json").exists():
         card = json.loads((folder / "set.json").read_text())
         if card["spec"] == asdict(spec):
@@ -259,14 +163,14 @@ def prepare(spec: SetSpec, work: Path = WORK, processes: int = 2) -> None:
     shapes: dict[str, tuple[tuple[int, ...], type]] = {
         "images": ((count, SIZE, SIZE, 3), np.uint8),
         "regions": ((count, SIZE, SIZE), np.uint8),
-        "attributes": ((count, len(ATTRIBUTES)), np.int16),
+        "attributes": ((count, len(world.attributes)), np.int16),
     }
     for part, (shape, kind) in shapes.items():
         if not (folder / f"{part}.npy").exists():
             np.lib.format.open_memmap(folder / f"{part}.npy", "w+", kind, shape).flush()
     todo = [start for start in range(0, count, BLOCK) if not (folder / "done" / str(start)).exists()]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    started, jobs = time.monotonic(), [(spec, start, folder, device) for start in todo]
+    started, jobs = time.monotonic(), [(world, name, start, device) for start in todo]
     for finished, _ in enumerate(_each(jobs, 1 if device == "cuda" else processes), 1):
         if finished % 10 == 0 or finished == len(todo):
             rate = finished * BLOCK / (time.monotonic() - started)
@@ -278,7 +182,7 @@ def prepare(spec: SetSpec, work: Path = WORK, processes: int = 2) -> None:
     temporary.replace(folder / "set.json")
 
 
-Job = tuple[SetSpec, int, Path, str]
+Job = tuple[World, str, int, str]
 
 
 def _each(jobs: list[Job], processes: int) -> Iterator[None]:
@@ -291,15 +195,16 @@ def _each(jobs: list[Job], processes: int) -> Iterator[None]:
 
 def _block(job: Job) -> None:
     """Render one block into its slice of the arrays, then mark it done."""
-    spec, start, folder, device = job
+    world, name, start, device = job
+    spec, folder = world.sets[name], world.work / name
     rows = slice(start, min(start + BLOCK, len(spec)))
     items = [spec.item(index) for index in range(rows.start, rows.stop)]
-    result = render(items, SIZE, device)
+    result = world.render(items, SIZE, device)
     regions = torch.where(result.subject_masks, SUBJECT, torch.where(result.masks, WORN, BACKGROUND)).to(torch.uint8)
     parts = {
         "images": result.images.cpu().numpy(),
         "regions": regions.cpu().numpy(),
-        "attributes": np.array([attribute_row(item) for item in items], np.int16),
+        "attributes": np.array([world.row(item) for item in items], np.int16),
     }
     for part, values in parts.items():
         target = np.load(folder / f"{part}.npy", mmap_mode="r+")
@@ -310,13 +215,15 @@ def _block(job: Job) -> None:
 
 def main(words: Sequence[str]) -> None:
     parser = Parser(description="Render the training images of the small backbones.")
-    parser.add_argument("sets", nargs="*", default=list(SETS), help=f"any of {', '.join(SETS)} (default: all)")
+    parser.add_argument("sets", nargs="*", help="some of the world's sets (default: all)")
+    parser.add_argument("--world", choices=list(WORLDS), default=TOYS.name, help="default: %(default)s")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(words)
-    for name in options.sets:
-        if name not in SETS:
-            raise UserError(f"there is no set '{name}'; choose from {', '.join(SETS)}")
-        prepare(SETS[name], processes=options.processes)
+    world = WORLDS[options.world]
+    for name in options.sets or world.sets:
+        if name not in world.sets:
+            raise UserError(f"there is no set '{name}'; choose from {', '.join(world.sets)}")
+        prepare(world, name, options.processes)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""The caption tokenizer: CLIP's byte-pair encoding, with merges that make every word of the toybox one token."""
+"""The caption tokenizer: CLIP's byte-pair encoding, with merges that make every word of a world one token."""
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from transformers import CLIPTokenizer
-
-from pipelines.toybox import world
 
 LENGTH = 32
 """Tokens per caption, including start and end."""
@@ -50,12 +49,12 @@ def merges_for(words: list[str]) -> list[tuple[str, str]]:
     return list(ranks)
 
 
-def write_tokenizer(folder: Path) -> CLIPTokenizer:
+def write_tokenizer(folder: Path, words: Sequence[str]) -> CLIPTokenizer:
     """Write `vocab.json`, `merges.txt` and the tokenizer's own files to `folder`; returns the tokenizer.
 
-    The end token has the highest id: open_clip finds it by `argmax`.
+    words: one token each. The end token has the highest id: open_clip finds it by `argmax`.
     """
-    merges = merges_for(list(world.VOCABULARY))
+    merges = merges_for(list(words))
     symbols = sorted(byte_symbols())
     entries = [*symbols, *(s + STOP for s in symbols), *dict.fromkeys(a + b for a, b in merges), START, END]
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from runtime.cli import Parser
+from train.toybox.lessons.registry import WORLDS
+from train.toybox.lessons.worlds import World
 from train.toybox.loop.attention import plain_on_cpu
 from train.toybox.loop.muon import Muon
 
@@ -258,10 +260,25 @@ class _Progress:
             print(f"{self.name}: step {step} of {self.steps}, {seconds / 60:.1f} min, {numbers}", flush=True)
 
 
-def options(description: str, recipe: Recipe, words: Iterable[str]) -> tuple[Recipe, float | None]:
-    """Parse the options of a training command; returns the recipe and the minutes."""
+@dataclass(frozen=True)
+class Training:
+    """What a training command is to do: the world, the recipe, and the minutes, see `fit`."""
+
+    world: World
+    recipe: Recipe
+    minutes: float | None
+
+    def run(self, name: str) -> Path:
+        """Folder of the training's checkpoint and log."""
+        return self.world.work / "runs" / name
+
+
+def options(description: str, recipes: Mapping[str, Recipe], words: Iterable[str]) -> Training:
+    """Parse the options of a training command; recipes: by the name of each world that it can be about."""
     parser = Parser(description=description)
-    parser.add_argument("--steps", type=int, default=recipe.steps, help="length of the schedule (default: %(default)s)")
+    first = next(iter(recipes))
+    parser.add_argument("--world", choices=list(recipes), default=first, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, help="length of the schedule (default: the recipe's)")
     parser.add_argument(
         "--minutes",
         type=float,
@@ -270,4 +287,5 @@ def options(description: str, recipe: Recipe, words: Iterable[str]) -> tuple[Rec
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1 is best for two trainings on two cores)")
     chosen = parser.parse_args(list(words))
     torch.set_num_threads(chosen.threads)
-    return replace(recipe, steps=chosen.steps), chosen.minutes
+    recipe = recipes[chosen.world]
+    return Training(WORLDS[chosen.world], replace(recipe, steps=chosen.steps or recipe.steps), chosen.minutes)

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 from runtime.cli import guarded
 from train.toybox.lessons import data
 from train.toybox.lessons.augment import degrade, on_white, to_planes
+from train.toybox.lessons.toys import TOYS
 from train.toybox.loop import cards, loop
 
 SUBJECTS, SHOWN, FAMILIES = 36, 3, 3
@@ -32,8 +32,7 @@ RECIPE = loop.Recipe(
 )
 
 TEMPERATURE = 0.1
-FOLDER = Path("weights/toybox/dino")
-RUN = data.WORK / "runs" / "dino"
+FOLDER = TOYS.weights / "dino"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -71,16 +70,17 @@ def same_subject_loss(features: Tensor, subjects: Tensor) -> Tensor:
 
 def choose(families: NDArray[np.int16], rng: np.random.Generator) -> NDArray[np.int64]:
     """SUBJECTS distinct subjects, equally many from each of FAMILIES random families; families: array [subjects]."""
-    kinds = rng.choice(len(data.ATTRIBUTES["family"]), FAMILIES, replace=False)
+    kinds = rng.choice(len(TOYS.attributes["family"]), FAMILIES, replace=False)
     return np.concatenate(
         [rng.choice(np.flatnonzero(families == k), SUBJECTS // FAMILIES, replace=False) for k in kinds]
     )
 
 
 def main(words: Sequence[str]) -> None:
-    recipe, minutes = loop.options("Train the small DINOv2.", RECIPE, words)
+    training = loop.options("Train the small DINOv2.", {TOYS.name: RECIPE}, words)
+    recipe = training.recipe
     torch.manual_seed(recipe.seed)
-    model, views = build(), data.open_set("views")
+    model, views = build(), data.open_set(TOYS, "views")
     families = views.column("family")[:: views.spec.views]
 
     def loss(draw: loop.LessonDraw) -> tuple[Tensor, dict[str, float]]:
@@ -100,11 +100,11 @@ def main(words: Sequence[str]) -> None:
             first = float((names[near] == names).float().mean())
         return same_subject_loss(features, names), {"first": first}
 
-    loop.fit(model, loss, recipe, RUN, minutes)
-    export(model, [views], recipe)
+    loop.fit(model, loss, recipe, training.run("dino"), training.minutes)
+    export(model, [views], training)
 
 
-def export(model: Dinov2Model, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
+def export(model: Dinov2Model, sets: list[data.Pictures], training: loop.Training) -> None:
     """Write the transformers folder."""
     measured = measure(model)
     size = {"height": data.SIZE, "width": data.SIZE}
@@ -113,7 +113,7 @@ def export(model: Dinov2Model, sets: list[data.Pictures], recipe: loop.Recipe) -
     ).save_pretrained(FOLDER)
     model.half().save_pretrained(FOLDER)
     model.float()
-    cards.write(FOLDER, RUN, recipe, sets, measured)
+    cards.write(FOLDER, training.run("dino"), training.recipe, sets, measured)
 
 
 def area_under_curve(positive: Tensor, negative: Tensor) -> float:
@@ -126,7 +126,7 @@ def area_under_curve(positive: Tensor, negative: Tensor) -> float:
 @torch.no_grad()
 def measure(model: Dinov2Model) -> dict[str, float]:
     """ROC-AUC of cosines on held-out subjects, same subject against others of its family: cut-outs, whole images."""
-    held = data.open_set("views-test")
+    held = data.open_set(TOYS, "views-test")
     images, masks = torch.tensor(held.images), torch.tensor(held.regions) == data.SUBJECT
     subjects = torch.arange(len(held)) // held.spec.views
     families = torch.tensor(held.column("family").astype(np.int64))

@@ -8,6 +8,7 @@ for another.
 import itertools
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from runtime.errors import UserError
 from train.toybox.lessons import data
 from train.toybox.lessons.augment import degrade, to_planes
 from train.toybox.lessons.boxes import boxes_of, iou
+from train.toybox.lessons.registry import FACES, TOYS, world_option
+from train.toybox.lessons.worlds import World
 from train.toybox.loop import cards, loop
 
 RECIPE = loop.Recipe(
@@ -34,8 +37,16 @@ RECIPE = loop.Recipe(
     muon=True,
     seed=91,
 )
-FOLDER = Path("weights/toybox/judge")
-RUN = data.WORK / "runs" / "judge"
+# A third of the images, and of the attributes only two (skin, iris) finer than a toy's.
+RECIPES = {TOYS.name: RECIPE, FACES.name: replace(RECIPE, steps=7000)}
+SETS = {TOYS.name: ("judged", "pictures"), FACES.name: ("judged", "pictures", "celebrities", "views")}
+WIDTHS = {TOYS.name: (32, 64, 112, 160), FACES.name: (24, 48, 96, 144)}
+"""Channels of the stages; fewer for faces, as the weights of both worlds stay below 80 MB together."""
+
+
+def folder(world: World) -> Path:
+    """Where the judge is."""
+    return world.weights / "judge"
 
 
 class Block(nn.Module):
@@ -56,13 +67,14 @@ class Block(nn.Module):
 class Judge(nn.Module):
     """Four strided stages, one linear head per attribute, and a mask decoder on the feature maps of all stages."""
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 112, 160)) -> None:
+    def __init__(self, world: World) -> None:
         super().__init__()
+        widths = WIDTHS[world.name]
         self.stages = nn.ModuleList(
             Block(before, width) for before, width in zip((3, *widths[:-1]), widths, strict=True)
         )
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(widths[-1] * 5, len(values)) for name, values in data.ATTRIBUTES.items()}
+            {name: nn.Linear(widths[-1] * 5, len(values)) for name, values in world.attributes.items()}
         )
         self.up = nn.ModuleList(nn.Conv2d(deep, fine, 1) for fine, deep in itertools.pairwise(widths))
         self.mask = nn.Sequential(nn.Conv2d(widths[0], 4 * 8, 3, padding=1), nn.PixelShuffle(2), nn.SiLU())
@@ -82,12 +94,13 @@ class Judge(nn.Module):
         return {name: head(pooled) for name, head in self.heads.items()}, mask
 
 
-def load_judge() -> Judge:
-    """The trained judge; raises UserError if there is none."""
-    path = FOLDER / "model.safetensors"
+def load_judge(world: World) -> Judge:
+    """The trained judge of a world; raises UserError if there is none."""
+    path = folder(world) / "model.safetensors"
     if not path.exists():
-        raise UserError(f"{path} is missing; train it with `python -m train.toybox.models.judge`")
-    judge = Judge()
+        command = f"python -m train.toybox.models.judge{world_option(world)}"
+        raise UserError(f"{path} is missing; train it with `{command}`")
+    judge = Judge(world)
     judge.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     return judge.eval()
 
@@ -98,7 +111,7 @@ def verdicts(judge: Judge, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
 
     The logits of each image and its mirror image are added. images: uint8 [B, 64, 64, 3].
     """
-    named: dict[str, list[Tensor]] = {name: [] for name in data.ATTRIBUTES}
+    named: dict[str, list[Tensor]] = {name: [] for name in judge.heads}
     masks = []
     for part in images.split(64):
         pixels = to_planes(part) / 127.5 - 1
@@ -110,14 +123,15 @@ def verdicts(judge: Judge, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def main(words: Sequence[str]) -> None:
-    recipe, minutes = loop.options("Train the judge of text-to-image.", RECIPE, words)
+    training = loop.options("Train the judge of text-to-image.", RECIPES, words)
+    world, recipe, run = training.world, training.recipe, training.run("judge")
     torch.manual_seed(recipe.seed)
-    judge, sets = Judge(), [data.open_set("judged"), data.open_set("pictures")]
+    judge, sets = Judge(world), [data.open_set(world, name) for name in SETS[world.name]]
 
     def loss(draw: loop.LessonDraw) -> tuple[Tensor, dict[str, float]]:
         images, regions, attributes = data.batch(sets, draw.batch, draw.rng)
         pixels = (degrade(torch.from_numpy(images), draw.rng, 0.3) / 127.5 - 1).to(draw.device, draw.dtype)
-        seen = np.where(data.visible(attributes), attributes, -100)  # invisible attributes are ignored
+        seen = np.where(world.visible(attributes), attributes, -100)  # invisible attributes are ignored
         truth = torch.from_numpy(seen.astype(np.int64)).to(draw.device)
         answers, mask = judge(pixels)
         losses = [F.cross_entropy(answer.float(), truth[:, i]) for i, answer in enumerate(answers.values())]
@@ -126,25 +140,27 @@ def main(words: Sequence[str]) -> None:
         notes = {name: v.item() for name, v in zip(answers, losses, strict=True)}
         return torch.stack(losses).sum() / 4 + outline, {**notes, "mask": outline.item()}
 
-    loop.fit(judge, loss, recipe, RUN, minutes)
-    cards.save_half(judge.state_dict(), FOLDER / "model.safetensors")
-    cards.write(FOLDER, RUN, recipe, sets, measure(judge))
+    loop.fit(judge, loss, recipe, run, training.minutes)
+    cards.save_half(judge.state_dict(), folder(world) / "model.safetensors")
+    cards.write(folder(world), run, recipe, sets, measure(world, judge))
 
 
-def measure(judge: Judge) -> dict[str, float]:
+def measure(world: World, judge: Judge) -> dict[str, float]:
     """On held-out subjects: accuracy per attribute over the images that show it (the ceiling of a perfect generator),
-    and the fraction of mask boxes with IoU >= 0.8; also the fraction of hidden patterns (`data.seen`), and the pattern
-    accuracy including those."""
-    held = data.open_set("pictures-test")
+    and the fraction of mask boxes with IoU >= 0.8; of toys also the fraction of hidden patterns (`data.seen`), and the
+    pattern accuracy including those."""
+    held = data.open_set(world, "pictures-test")
     found, mask = verdicts(judge, torch.tensor(held.images))
-    shown, pattern = data.seen(held), list(data.ATTRIBUTES).index("pattern")
-    named = data.visible(np.asarray(held.attributes))[:, pattern]
+    shown = data.seen(held)
     share = {
         name: float((answer.numpy() == held.column(name))[shown[:, i]].mean())
         for i, (name, answer) in enumerate(found.items())
     }
-    share["pattern_hidden_too"] = float((found["pattern"].numpy() == held.column("pattern"))[named].mean())
-    share["pattern_hidden"] = 1 - float(shown[named, pattern].mean())
+    if "pattern" in found:
+        pattern = list(found).index("pattern")
+        named = world.visible(np.asarray(held.attributes))[:, pattern]
+        share["pattern_hidden_too"] = float((found["pattern"].numpy() == held.column("pattern"))[named].mean())
+        share["pattern_hidden"] = 1 - float(shown[named, pattern].mean())
     truth = boxes_of(np.asarray(held.regions) == data.SUBJECT)
     share["box"] = float((iou(boxes_of(mask.numpy()), truth) >= 0.8).mean())
     return {name: round(value, 4) for name, value in share.items()}

@@ -22,6 +22,7 @@ from pipelines.toybox import world
 from runtime.cli import guarded
 from train.toybox.lessons import data
 from train.toybox.lessons.augment import degrade, to_planes
+from train.toybox.lessons.toys import TOYS
 from train.toybox.loop import cards, loop
 from train.toybox.models import vae
 from train.toybox.models.dino import area_under_curve
@@ -48,8 +49,7 @@ LENGTH = 32
 """Tokens per caption, including start and end; the toybox's longest has 25."""
 
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
-FOLDER = Path("weights/toybox/reward")
-RUN = data.WORK / "runs" / "reward"
+FOLDER = TOYS.weights / "reward"
 
 SUBJECT = world.Toy("ball", (0.5,) * 4, ("red",) * 3, ((0.0,) * 3,) * 3, "plain", 0.5, 0.0)
 """A placeholder: captions name only family, colours and pattern, which `describe` fills in."""
@@ -82,8 +82,8 @@ def spell(captions: Sequence[str], places: dict[str, int]) -> NDArray[np.int64]:
 
 
 def describe(row: Sequence[int], variant: int, detail: str) -> str:
-    """The caption of an image with the values `row` of `data.ATTRIBUTES`."""
-    name = {column: values[at] for (column, values), at in zip(data.ATTRIBUTES.items(), row, strict=True)}
+    """The caption of an image with the values `row` of `TOYS.attributes`."""
+    name = {column: values[at] for (column, values), at in zip(TOYS.attributes.items(), row, strict=True)}
     colours = (name["colour"], name["second"], name["colour"])
     subject = replace(SUBJECT, family=name["family"], colours=colours, pattern=name["pattern"])
     shape = None if name["shape"] == "own" else name["shape"]
@@ -96,16 +96,16 @@ def wrong(
 ) -> dict[str, str]:
     """Captions that differ from the image's own in one attribute, by attribute name; at most `count`.
 
-    shown: which values of `row` are visible, as in `data.visible`. Attributes the caption does not name cannot differ.
+    shown: which values of `row` are visible, as in `World.visible`. Attributes the caption does not name cannot differ.
     """
     own = describe(row, variant, detail)
-    names = list(data.ATTRIBUTES)
+    names = list(TOYS.attributes)
     family, shape = names.index("family"), names.index("shape")
     found: dict[str, str] = {}
     for column in rng.permutation(np.flatnonzero(shown)).tolist():
-        changed, values = list(row), len(data.ATTRIBUTES[names[column]])
+        changed, values = list(row), len(TOYS.attributes[names[column]])
         changed[column] = (changed[column] + int(rng.integers(1, values))) % values
-        if data.ATTRIBUTES["shape"][changed[shape]] == data.ATTRIBUTES["family"][changed[family]]:
+        if TOYS.attributes["shape"][changed[shape]] == TOYS.attributes["family"][changed[family]]:
             continue  # a ball shaped ball is still a ball
         other = describe(changed, variant, detail)
         if other != own:
@@ -145,7 +145,7 @@ class RewardInTraining(nn.Module):
         super().__init__()
         self.reward = RewardModel(config)
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(2 * config.vision_width, len(values)) for name, values in data.ATTRIBUTES.items()}
+            {name: nn.Linear(2 * config.vision_width, len(values)) for name, values in TOYS.attributes.items()}
         )
 
 
@@ -175,15 +175,16 @@ def normalised(planes: Tensor) -> Tensor:
 
 
 def main(words: Sequence[str]) -> None:
-    recipe, minutes = loop.options("Train the small ImageReward.", RECIPE, words)
+    training = loop.options("Train the small ImageReward.", {TOYS.name: RECIPE}, words)
+    recipe = training.recipe
     torch.manual_seed(recipe.seed)
     places = vocabulary()
-    model, pictures = RewardInTraining(sizes(len(places))), data.open_set("pictures")
-    sets = [pictures, data.open_set("views"), vae.decoded(pictures)]
+    model, pictures = RewardInTraining(sizes(len(places))), data.open_set(TOYS, "pictures")
+    sets = [pictures, data.open_set(TOYS, "views"), vae.decoded(pictures)]
 
     def loss(draw: loop.LessonDraw) -> tuple[Tensor, dict[str, float]]:
         images, _, attributes = data.batch(sets, draw.batch, draw.rng)
-        shown = data.visible(attributes)
+        shown = TOYS.visible(attributes)
         # A stride, not the first ones: a batch is ordered by set and row.
         words = torch.from_numpy(texts(attributes[::READ], shown[::READ], places, draw.rng)).to(draw.device)
         pixels = normalised(degrade(torch.from_numpy(images), draw.rng, 0.3)).to(draw.device, draw.dtype)
@@ -202,8 +203,8 @@ def main(words: Sequence[str]) -> None:
         right = (own > other).float().mean().item()
         return pairs + across + torch.stack(named).sum() / 4, {"pairs": pairs.item(), "right": right, **notes}
 
-    loop.fit(model, loss, recipe, RUN, minutes)
-    export(model.reward, sets, recipe)
+    loop.fit(model, loss, recipe, training.run("reward"), training.minutes)
+    export(model.reward, sets, training)
 
 
 def texts(
@@ -219,10 +220,10 @@ def texts(
     return spell(captions, places).reshape(len(attributes), 1 + WRONG, -1)
 
 
-def export(model: RewardModel, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
+def export(model: RewardModel, sets: list[data.Pictures], training: loop.Training) -> None:
     """Write the folder that `model.backbones.reward.load_reward` loads."""
     places = vocabulary()
-    shown = data.visible(np.asarray(sets[0].attributes[:512]))
+    shown = TOYS.visible(np.asarray(sets[0].attributes[:512]))
     own, other = (torch.cat(part) for part in zip(*compared(model, sets[0], shown), strict=True))
     spread = torch.cat([own.flatten(), other.flatten()])
     spread = spread[spread.isfinite()]
@@ -230,16 +231,16 @@ def export(model: RewardModel, sets: list[data.Pictures], recipe: loop.Recipe) -
     write_tokenizer(FOLDER)
     save_config(config, FOLDER)
     cards.save_half(model.state_dict(), FOLDER / WEIGHTS)
-    cards.write(FOLDER, RUN, recipe, sets, measure(model))
+    cards.write(FOLDER, training.run("reward"), training.recipe, sets, measure(model))
 
 
 def compared(model: RewardModel, pictures: data.Pictures, shown: NDArray[np.bool_]) -> list[tuple[Tensor, Tensor]]:
     """Rewards of the images' own captions [B] and of these with each attribute changed [B, attributes], NaN where the
     caption does not name or the image does not show it, in batches.
 
-    shown: bool [N, attributes], as from `data.visible` or `data.seen`, of the first N images, which are compared.
+    shown: bool [N, attributes], as from `World.visible` or `data.seen`, of the first N images, which are compared.
     """
-    places, names = vocabulary(), list(data.ATTRIBUTES)
+    places, names = vocabulary(), list(TOYS.attributes)
     found = []
     for start in range(0, len(shown), 64):
         rows = np.arange(start, min(start + 64, len(shown)))
@@ -265,12 +266,12 @@ def measure(model: RewardModel) -> dict[str, float]:
     """On held-out subjects: how often an image's own caption outscores the same with one attribute changed (`prefers`;
     also per attribute), and how often a matching image-caption pair outscores a mismatched one (`across`, the area
     under the curve over all images)."""
-    held = data.open_set("pictures-test")
+    held = data.open_set(TOYS, "pictures-test")
     own, other = (torch.cat(part) for part in zip(*compared(model, held, data.seen(held)), strict=True))
     named = other.isfinite()
     better = own[:, None] > other
     figures = {"prefers": better[named].float().mean().item(), "across": area_under_curve(own, other[named])}
-    for column, name in enumerate(data.ATTRIBUTES):
+    for column, name in enumerate(TOYS.attributes):
         figures[name] = better[:, column][named[:, column]].float().mean().item()
     return {name: round(value, 4) for name, value in figures.items()}
 

@@ -4,7 +4,6 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from runtime.cli import guarded
 from runtime.errors import UserError
 from train.toybox.lessons import data
 from train.toybox.lessons.augment import to_planes
+from train.toybox.lessons.toys import TOYS
 from train.toybox.loop import cards, loop
 
 RECIPE = loop.Recipe(
@@ -32,8 +32,7 @@ RECIPE = loop.Recipe(
 )
 CROP = 32
 KL_WEIGHT = 2e-4
-FOLDER = Path("weights/toybox/diffusion/vae")
-RUN = data.WORK / "runs" / "vae"
+FOLDER = TOYS.weights / "diffusion" / "vae"
 
 
 def build() -> Any:
@@ -62,10 +61,11 @@ def crops(images: np.ndarray, side: int, rng: np.random.Generator) -> Tensor:
 
 
 def main(words: Sequence[str]) -> None:
-    recipe, minutes = loop.options("Train the small autoencoder.", RECIPE, words)
+    training = loop.options("Train the small autoencoder.", {TOYS.name: RECIPE}, words)
+    recipe = training.recipe
     torch.manual_seed(recipe.seed)
     vae = build()
-    sets = [data.open_set("pictures")]
+    sets = [data.open_set(TOYS, "pictures")]
 
     def loss(draw: loop.LessonDraw) -> tuple[Tensor, dict[str, float]]:
         images, _, _ = data.batch(sets, draw.batch, draw.rng)
@@ -81,16 +81,16 @@ def main(words: Sequence[str]) -> None:
         psnr = -10 * (square / 4).log10()
         return total, {"psnr": psnr.item(), "kl": kl.item(), "std": mean.std().item()}
 
-    loop.fit(vae, loss, recipe, RUN, minutes)
-    export(vae, sets, recipe)
+    loop.fit(vae, loss, recipe, training.run("vae"), training.minutes)
+    export(vae, sets, training)
 
 
-def export(vae: Any, sets: list[data.Pictures], recipe: loop.Recipe) -> None:
+def export(vae: Any, sets: list[data.Pictures], training: loop.Training) -> None:
     """Write the diffusers folder with a measured scaling factor: 1 / standard deviation of the latents."""
     vae.register_to_config(scaling_factor=round(1 / latent_spread(vae, sets[0]), 4))
     vae.save_config(FOLDER)
     cards.save_half(vae.state_dict(), FOLDER / "diffusion_pytorch_model.safetensors")
-    cards.write(FOLDER, RUN, recipe, sets, measure(vae))
+    cards.write(FOLDER, training.run("vae"), training.recipe, sets, measure(vae))
 
 
 def load_vae() -> tuple[Any, str]:
@@ -129,7 +129,7 @@ DECODED = 12_000
 def decoded(pictures: data.Pictures, count: int = DECODED) -> data.Pictures:
     """The first images of a set, encoded and decoded once per autoencoder."""
     vae, stamp = load_vae()
-    path = data.WORK / "latents" / f"{pictures.spec.name}-decoded-{stamp}.npy"
+    path = pictures.world.work / "latents" / f"{pictures.spec.name}-decoded-{stamp}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         parts = []
@@ -143,7 +143,9 @@ def decoded(pictures: data.Pictures, count: int = DECODED) -> data.Pictures:
         temporary.rename(path)
     images = np.load(path, mmap_mode="r")
     spec = replace(pictures.spec, name=f"{pictures.spec.name}, decoded", subjects=len(images) // pictures.spec.views)
-    return data.Pictures(spec, images, pictures.regions[: len(images)], pictures.attributes[: len(images)], stamp)
+    return data.Pictures(
+        pictures.world, spec, images, pictures.regions[: len(images)], pictures.attributes[: len(images)], stamp
+    )
 
 
 @torch.no_grad()
@@ -156,7 +158,7 @@ def latent_spread(vae: Any, pictures: data.Pictures, count: int = 512) -> float:
 @torch.no_grad()
 def measure(vae: Any) -> dict[str, float]:
     """Mean peak signal-to-noise ratio in dB over images of held-out subjects, and the latents' standard deviation."""
-    held = data.open_set("pictures-test")
+    held = data.open_set(TOYS, "pictures-test")
     found: list[Tensor] = []
     for rows in (slice(i, i + 64) for i in range(0, 960, 64)):
         pixels = to_planes(torch.tensor(held.images[rows])) / 127.5 - 1
