@@ -4,6 +4,9 @@ The thumbnails' tree (`thumbnails128x128`) has the same layout and is read where
 listing's `category` splits the photos: a source with split train reads `training`, one with split test `validation`.
 It also has each photo's licence and author. A photo that is listed and missing is a reject; one that is not listed is
 refused, as its licence is unknown.
+
+The listing says nothing about the people. `ffhq_aging_labels.csv` of FFHQ-Aging (columns image_number, age_group,
+gender), if the file is there, makes adults man and woman; everyone else is a person.
 """
 
 from __future__ import annotations
@@ -16,14 +19,17 @@ from typing import Any
 
 from pipelines.photos.licences import attribution, normalised
 from pipelines.photos.roots import Root, SourceParams, is_hidden
-from pipelines.sources.base import Photo, Prompt, Subject, is_image, read_captions
+from pipelines.sources.base import Photo, Prompt, Subject, csv_rows, is_image, read_captions
 from runtime.errors import UserError
 
 LISTING = "ffhq-dataset-v2.json"
 FOLDERS = ("images1024x1024", "thumbnails128x128")
 CATEGORIES = {"train": "training", "test": "validation"}
+LABELS = "ffhq_aging_labels.csv"
 NOUN = "person"
-"""The listing says nothing about the people."""
+NOUNS = {"male": "man", "female": "woman"}
+ADULTS = frozenset({"20-29", "30-39", "40-49", "50-69", "70-120"})
+"""Age groups of FFHQ-Aging; the next younger is 15-19."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class FFHQ:
     """Reader of the FFHQ layout.
 
     Raises:
-        UserError: the listing or the photos are missing, the listing is no JSON of that form, or a photo is not listed.
+        UserError: the listing or the photos are missing, the listing is no JSON of that form, a photo is not listed, or
+            the labels are malformed.
     """
 
     def __init__(self, params: SourceParams) -> None:
@@ -59,7 +66,7 @@ class FFHQ:
         if folder is None:
             raise UserError(f"'{self._root.url}' has no folder {FOLDERS[0]}; put the photos there")
         listed, captions = self._listing(), read_captions(self._root)
-        files = dict(self._files(folder))
+        files, nouns = dict(self._files(folder)), self._nouns()
         for stem, path in files.items():
             if stem not in listed:
                 raise UserError(f"photo '{self._root.name(path)}' is not in {LISTING}; remove it")
@@ -77,7 +84,8 @@ class FFHQ:
                     licence=row.licence,
                     attribution=row.attribution,
                 )
-                yield Subject(subject_id, self._params.name, NOUN, self._params.split, (photo,))
+                noun = nouns.get(stem, NOUN)
+                yield Subject(subject_id, self._params.name, noun, self._params.split, (photo,))
 
     def prompts(self) -> Iterator[Prompt]:
         """Yield nothing: this layout has no prompts."""
@@ -90,6 +98,20 @@ class FFHQ:
             for name in sorted(self._root.files(place)):
                 if is_image(name) and not is_hidden(name):
                     yield PurePosixPath(name).stem, f"{place}/{name}"
+
+    def _nouns(self) -> dict[str, str]:
+        """{stem: noun} of the adults in the labels."""
+        found = {}
+        if self._root.exists(LABELS):
+            for line, (number, age, gender) in csv_rows(self._root, LABELS, ("image_number", "age_group", "gender")):
+                if not number.strip().isdecimal() or gender.strip() not in NOUNS:
+                    where = f"{self._root.name(LABELS)} line {line}"
+                    raise UserError(
+                        f"{where} has number '{number}' and gender '{gender}'; replace it with the published file"
+                    )
+                if age.strip() in ADULTS:
+                    found[f"{int(number):05d}"] = NOUNS[gender.strip()]
+        return found
 
     def _listing(self) -> dict[str, Listed]:
         """The listing by stem."""

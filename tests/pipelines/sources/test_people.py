@@ -51,6 +51,24 @@ def test_ffhq_has_each_photo_s_licence_and_author(put, params):
     ]
 
 
+HEADER = "image_number,age_group,age_group_confidence,gender,gender_confidence"
+
+
+def test_ffhq_with_labels_has_men_and_women_of_the_adults(ffhq, params, put):
+    put(
+        "ffhq_aging_labels.csv",
+        content=f"{HEADER}\n0,30-39,1.0,female,0.9\n1,20-29,1.0,male,1.0\n1002,10-14,1,male,1\n",
+    )
+    assert [s.class_name for s in open_source(params("ffhq")).subjects()] == ["woman", "person"]
+
+
+@pytest.mark.parametrize("row", ["x,30-39,1,male,1", "0,30-39,1,,1"])
+def test_ffhq_with_broken_labels_is_refused(ffhq, params, put, row):
+    put("ffhq_aging_labels.csv", content=f"{HEADER}\n{row}\n")
+    with pytest.raises(UserError, match=r"ffhq_aging_labels\.csv line 2 has number .*; replace it with the published"):
+        list(open_source(params("ffhq")).subjects())
+
+
 def test_ffhq_in_one_folder(put, params):
     put("ffhq-dataset-v2.json", content=json.dumps({"7": {"category": "training"}}))
     put("thumbnails128x128/00007.png")
