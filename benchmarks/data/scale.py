@@ -66,6 +66,7 @@ def frame(subject_id: str, view: int, count: int) -> dict[str, Any]:
         "noun_start": 13,
         "noun_end": 17,
         "split": "train",
+        "role": None,
         "path": f"{subject_id}/images/{view:03d}.jpg",
         "mask_path": None,
         "mask_sha256": None,

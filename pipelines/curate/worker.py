@@ -158,6 +158,7 @@ class CurateWorker:
             "class_name": subject.class_name,
             **caption_columns(caption),
             "split": subject.split,
+            "role": photo.role,
             "path": photo.path,
             "mask_path": photo.mask_path,
             "mask_sha256": self.mask_sha256(subject.source, photo.mask_path),

@@ -39,7 +39,7 @@ def main(params: Params) -> None:
                 " see the rejects and masks tables, and correct the photos or the params of curate and mask"
             )
         triplets.write(partial(training_frames, curate, mask, similarity, triplets.COLUMNS), out, pairs)
-        made = tables.read(out, "triplets", ["method"])
+        made = tables.read(out, "triplets", ["subject_id", "method"])
         methods = tables.count_by(made["method"].to_pylist())
         values = {
             "photos": photos,
@@ -47,6 +47,7 @@ def main(params: Params) -> None:
             "not_usable": dict(sorted(reasons.items())),
             "subjects": len(kept),
             "subjects_without_photo": len(all_subjects.keys() - kept.keys()),
+            "subjects_without_a_role": len(kept) - len(pc.unique(made["subject_id"])),
             "subjects_left_with_one_photo": sum(all_subjects[name] > 1 for name, count in kept.items() if count == 1),
             "triplets": len(made),
             "methods": methods,
@@ -57,6 +58,7 @@ def main(params: Params) -> None:
         print(f"  {reasons.total()} of {photos} photos not usable: {listed(reasons)}")
     for name, meaning in (
         ("subjects_without_photo", "subjects have no usable photo and no triplet"),
+        ("subjects_without_a_role", "subjects have references only, or targets only, and no triplet"),
         ("subjects_left_with_one_photo", "subjects keep one of several photos; augmentations stand in for other views"),
     ):
         if values[name]:

@@ -6,6 +6,7 @@ for a Python object each. Nothing depends on how the table is split into chunks.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ from pipelines import tables
 from pipelines.photos import poses
 from runtime.params import Band, Section
 
-COLUMNS = ("frame_id", "subject_id", "class_name", *poses.POSE_COLUMNS)
+COLUMNS = ("frame_id", "subject_id", "class_name", "role", *poses.POSE_COLUMNS)
 
 # Steps of the two-dimensional additive sequence with the most even gaps (Roberts 2018, "R2"), from the plastic number.
 _STEPS = (0.7548776662466927, 0.5698402909980532)
@@ -54,7 +55,7 @@ def write(frames: Callable[[], Iterator[pa.Table]], out: Path, params: TripletPa
 
     def pieces() -> Iterator[pa.Table]:
         done = 0
-        for chunk in whole_subjects(frames()):
+        for chunk in with_both_roles(whole_subjects(frames())):
             number = int(tables.changes(chunk["subject_id"]).sum())
             yield select(chunk, counts[done : done + number], params)
             done += number
@@ -102,6 +103,21 @@ def whole_subjects(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
+def with_both_roles(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield these whole subjects without those whose photos have roles and lack one, as these make no sample."""
+    for chunk in chunks:
+        new = tables.changes(chunk["subject_id"])
+        has = [np.logical_or.reduceat(may_be(role, chunk), np.flatnonzero(new)) for role in ("reference", "target")]
+        found = chunk.filter(pa.array((has[0] & has[1])[np.cumsum(new) - 1]))
+        if found.num_rows:
+            yield found
+
+
+def may_be(role: str, frames: pa.Table) -> np.ndarray:
+    """Return whether each frame may be used in this role [rows], bool."""
+    return pc.fill_null(pc.equal(frames["role"], role), True).to_numpy()
+
+
 def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Table:
     """Return rows of the triplets table, the same for the same subject, frames and params.
 
@@ -112,6 +128,8 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
     which is the order of the numbers in their names (2 before 10).
     The three frames differ if the subject has three; with two, positive and target coincide; with one, all do, and
     augmentation has to make the difference.
+    Where photos have roles, targets take turns among those that are targets, and reference and positive among the
+    others, whatever their poses.
 
     Args:
         frames: COLUMNS of whole subjects, in key order, at least one row.
@@ -122,7 +140,8 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
     starts, subject = np.flatnonzero(new), np.cumsum(new) - 1
     directions = poses.viewing_directions(frames, starts)
     posed = np.isfinite(directions).all(axis=1)
-    by_pose = np.add.reduceat(posed, starts) >= 3
+    given = np.logical_or.reduceat(frames["role"].is_valid().to_numpy(), starts)
+    by_pose = (np.add.reduceat(posed, starts) >= 3) & ~given
     usable = np.flatnonzero(posed | ~by_pose[subject])
     sizes = np.bincount(subject[usable], minlength=len(starts))
     firsts = np.cumsum(sizes) - sizes
@@ -130,7 +149,7 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
     chosen = np.empty((3, len(starts), params.per_subject), dtype=np.int64)  # rows of reference, positive, target
     angles = np.full((2, len(starts), params.per_subject), np.nan)
     for size, pose in {(int(n), bool(p)) for n, p in zip(sizes, by_pose, strict=True)}:
-        alike = np.flatnonzero((sizes == size) & (by_pose == pose))
+        alike = np.flatnonzero((sizes == size) & (by_pose == pose) & ~given)
         step = max(1, _CELLS // (size * params.per_subject))
         for some in (alike[at : at + step] for at in range(0, len(alike), step)):
             rows = usable[firsts[some][:, None] + np.arange(size)]
@@ -138,12 +157,20 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
             chosen[:, some] = np.take_along_axis(rows[None], picked, axis=2)
             if pose:
                 angles[:, some] = distances
+    may = [may_be(role, frames) for role in ("reference", "target")]
+    numbers = np.stack([np.add.reduceat(some, starts, dtype=np.int64) for some in may], axis=1)
+    for size, *of_role in {(int(sizes[n]), *map(int, numbers[n])) for n in np.flatnonzero(given)}:
+        some = np.flatnonzero((sizes == size) & (numbers == of_role).all(axis=1) & given)
+        rows = firsts[some][:, None] + np.arange(size)
+        chosen[:, some] = np.take_along_axis(
+            usable[rows][None], _by_role(keys[some], *(m[rows] for m in may), params), axis=2
+        )
     wanted = np.arange(params.per_subject) < counts[:, None]
     owner, index = np.nonzero(wanted)
     ids, first_row = frames["frame_id"], pa.array(starts[owner])
     subject_ids = frames["subject_id"].take(first_row)
     numbers = pa.array([f"{number:03d}" for number in range(params.per_subject)]).take(pa.array(index))
-    method = np.where(sizes == 1, "augment", np.where(by_pose, "pose", "order"))[owner]
+    method = np.where(given, "role", np.where(sizes == 1, "augment", np.where(by_pose, "pose", "order")))[owner]
     columns = {
         "triplet_id": pc.binary_join_element_wise(subject_ids, numbers, "/"),
         "subject_id": subject_ids,
@@ -226,10 +253,26 @@ def _pick(
     return np.stack([reference, positive, target]), found
 
 
+def _by_role(keys: np.ndarray, reference: np.ndarray, target: np.ndarray, params: TripletParams) -> np.ndarray:
+    """Return the indices of reference, positive and target among the frames [3, S, K].
+
+    Args:
+        keys: of the subjects [S].
+        reference, target: whether a frame may be that [S, n]; as many may in each subject.
+    """
+    samples = np.arange(params.per_subject)
+    chance = _uniform(keys[:, None], np.arange(reference.shape[1]))
+    few, many = int(reference[0].sum()), int(target[0].sum())
+    turns = (samples + samples // math.lcm(few, many)) % few  # each meets every target before a pair repeats
+    references = np.argsort(np.where(reference, chance, 1.0), axis=1, kind="stable")
+    targets = np.argsort(np.where(target, chance, 1.0), axis=1, kind="stable")
+    return np.stack([references[:, turns], references[:, (turns + 1) % few], targets[:, samples % many]])
+
+
 def _subjects(frames: Iterable[pa.Table]) -> pa.Table:
     """Return each subject's `id` and `class`, a number."""
     ids, names = [], []
-    for chunk in whole_subjects(frames):
+    for chunk in with_both_roles(whole_subjects(frames)):
         first = chunk.filter(pa.array(tables.changes(chunk["subject_id"])))
         ids += first["subject_id"].chunks
         names += first["class_name"].chunks

@@ -10,12 +10,14 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import Literal, Protocol
 
 from pipelines.photos.decode import READS_AVIF, READS_HEIF
 from pipelines.photos.roots import Root, is_hidden
 from pipelines.photos.videos import Span, is_video
 from runtime.errors import UserError
+
+Role = Literal["reference", "target"]
 
 # Open Images' attributes of a box (https://storage.googleapis.com/openimages/web/download_v7.html), as reject reasons.
 ATTRIBUTES = ("occluded", "truncated", "group_of", "depiction", "inside")
@@ -65,6 +67,8 @@ class Photo:
     attributes: annotated attributes of the box, from `ATTRIBUTES`. instances: boxes of the same class in the photo,
     including this one; 0 without annotations.
     span: of a video, which `path` then is: the photo is the frame that is chosen for it.
+    role: what a sample may use the photo as, if not as anything: `reference` (also as positive) or `target`; of all
+    photos of a subject or of none.
     reject: a key of `tables.REJECT_REASONS`, with the evidence in reject_detail.
     licence: as `licences.normalised` names it. attribution: whom to name for the photo, and where it is from.
     """
@@ -78,6 +82,7 @@ class Photo:
     attributes: tuple[str, ...] = ()
     instances: int = 0
     span: Span | None = None
+    role: Role | None = None
     reject: str | None = None
     reject_detail: str = ""
     licence: str | None = None

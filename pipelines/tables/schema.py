@@ -53,6 +53,9 @@ TABLES: dict[str, TableSpec] = {
             "noun_start": Column(_i32, "where class_name begins in the caption, characters"),
             "noun_end": Column(_i32, "where it ends: the pseudo-word goes there"),
             "split": Column(_text, "train or test; whole subjects"),
+            "role": Column(
+                _text, "reference (also positive) or target, the only use of the photo; null: any", nullable=True
+            ),
             "path": Column(_text, "of the photo, relative to the root of its source; of a frame, <video>/<seconds>"),
             "mask_path": Column(_text, "of the mask shipped with the photo, relative to the root", nullable=True),
             "mask_sha256": Column(_text, "of that file's bytes, hex; null also where it cannot be read", nullable=True),
@@ -100,7 +103,7 @@ TABLES: dict[str, TableSpec] = {
             "target": Column(_text, "frame_id of the full photo that diffusion reconstructs"),
             "reference_target_angle": Column(_f32, "degrees between viewing directions", nullable=True),
             "reference_positive_angle": Column(_f32, "degrees between viewing directions", nullable=True),
-            "method": Column(_text, "pose, order (frame distance) or augment (single photo)"),
+            "method": Column(_text, "pose, order (frame distance), role (of the photos) or augment (single photo)"),
         },
     ),
     "prompts": TableSpec(

@@ -130,6 +130,7 @@ def test_metrics_count_photos_by_reason_and_subjects_by_what_is_left_of_them(run
         "not_usable": {"border": 3, "large": 1, "no_mask": 1, "same_subject": 2, "small": 1},
         "subjects": 3,
         "subjects_without_photo": 3,
+        "subjects_without_a_role": 0,
         "subjects_left_with_one_photo": 1,
         "triplets": 3 * PER_SUBJECT,
         "methods": {"augment": 2 * PER_SUBJECT, "order": PER_SUBJECT},

@@ -43,7 +43,7 @@ def looking_at(centre: np.ndarray, direction: np.ndarray, distance: float, roll:
 def views(directions, subject: str = SUBJECT, centre=(3.0, -1.0, 7.0), known: bool = True, **more) -> list[dict]:
     """Rows of what select reads: a frame for each direction, None for one without a pose."""
     place = np.array(centre)
-    blank = {"subject_id": subject, "class_name": "mug", "split": "train", "rotation": None, "translation": None}
+    blank = {"subject_id": subject, "class_name": "mug", "role": None, "rotation": None, "translation": None}
     return [
         blank
         | {"frame_id": f"{subject}/{n:03d}", "object_centre": list(centre) if known else None, **more}
@@ -311,3 +311,43 @@ def test_numbers_without_leading_zeros_are_in_the_order_of_the_capture():
     assert numbers(plain) == numbers(padded)
     names = ["a1b10", "a1b9", "a2", "a10", "b", "1" * 5000, "12"]
     assert sorted(names, key=triplets._number_order) == ["12", "1" * 5000, "a1b9", "a1b10", "a2", "a10", "b"]
+
+
+def with_roles(plain: int, edits: int, subject: str = SUBJECT) -> list[dict]:
+    """Frames of a subject: the first ones are references, the others targets."""
+    rows = views(ring(np.arange(plain + edits)), subject)
+    return [row | {"role": "reference" if n < plain else "target"} for n, row in enumerate(rows)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 12), st.integers(1, 30))
+def test_roles_say_what_a_photo_is_used_as(plain, edits, amount):
+    rows = chosen(with_roles(plain, edits), changed(per_subject=amount))
+    assert {row["method"] for row in rows} == {"role"} and len(rows) == amount
+    for row in rows:
+        reference, positive, target = (number(row, role) for role in ROLES)
+        assert max(reference, positive) < plain <= target
+        assert (reference == positive) == (plain == 1)
+        assert row["reference_target_angle"] is row["reference_positive_angle"] is None
+    for role, photos in (("reference", plain), ("positive", plain), ("target", edits)):
+        uses = Counter(row[role] for row in rows)
+        assert len(uses) == min(photos, amount) and max(uses.values()) - min(uses.values()) <= 1
+
+
+def test_every_reference_meets_every_target():
+    rows = chosen(with_roles(4, 6), changed(per_subject=24))
+    assert len({(row["reference"], row["target"]) for row in rows}) == 24
+
+
+def test_roles_of_a_subject_leave_others_as_they_are():
+    other = views(ring(np.arange(0, 360, 40)), "set/mug/8")
+    sized = with_roles(4, 5, "set/mug/6") + with_roles(2, 7, "set/mug/7")
+    assert chosen(sized + other)[16:] == chosen(other)
+    assert chosen(sized + other)[:8] == chosen(sized[:9])
+
+
+def test_a_subject_without_references_or_targets_makes_no_sample(tmp_path):
+    frames = with_roles(3, 0, "set/mug/1") + with_roles(0, 3, "set/mug/2") + with_roles(1, 1, "set/mug/3")
+    triplets.write(lambda: iter([table(frames + views([None] * 3, "set/mug/4"))]), tmp_path, PARAMS)
+    found = tables.read(tmp_path, "triplets")["subject_id"].to_pylist()
+    assert Counter(found) == {"set/mug/3": 8, "set/mug/4": 8}
