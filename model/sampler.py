@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from model.adapter import DESCRIPTION, WEIGHTS, Adapter, require_base
 from model.backbones.diffusion import load_diffusion
 from model.backbones.features.source import adapter_source
 from model.backbones.variant import Variant, load_variant, variant_of
 from model.images.decode import DecodeError, opened
+from model.images.marks import marks
 from model.methods.config import AdapterConfig
 from model.methods.guidance import RealCustomGuidance
 from model.pipeline.pipeline import CustomContrastPipeline, build_pipeline
@@ -32,8 +31,6 @@ ADAPTERS = {
     "dreamidentity": Path("weights/faces/dreamidentity"),
 }
 """The ready adapter of each method."""
-SETTINGS = "customcontrast"
-"""Text chunk of a PNG that holds the image's settings, as JSON."""
 
 
 def is_ready(method: str) -> bool:
@@ -115,11 +112,9 @@ def load_sampler(adapter: Adapter, source: str | Path, variant: Variant, dtype: 
 
 
 def save_image(image: Image.Image, out: Path, settings: dict[str, Any]) -> None:
-    """Write a PNG with the image's settings in its text chunk `customcontrast`."""
-    chunk = PngInfo()
-    chunk.add_itxt(SETTINGS, json.dumps(settings, ensure_ascii=False))
+    """Write a generated image as a PNG with its `marks`."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    image.save(out, pnginfo=chunk)
+    image.save(out, pnginfo=marks(settings))
 
 
 def read_image(path: Path, name: str | None = None) -> Image.Image:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-import io
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +16,7 @@ from eval.generate.methods import MethodInputs, Painter, find_method
 from eval.generate.params import GenerateParams
 from eval.protocol import protocol
 from eval.protocol.plan import Plan
+from model.images.marks import marked_png
 from pipelines.photos.roots import Roots, SourceParams
 from runtime.errors import UserError
 
@@ -40,13 +41,23 @@ class Work:
 class Generator:
     """Computes the rows of a `Work`, batching images of the same references."""
 
-    def __init__(self, params: GenerateParams, load: Callable[[str], Painter], side: int, roots: Roots) -> None:
-        """`load` returns a method's painter, of images `side` px wide; one is in memory at a time."""
-        self.params, self.load, self.side, self.roots = params, load, side, roots
+    def __init__(
+        self,
+        params: GenerateParams,
+        load: Callable[[str], Painter],
+        side: int,
+        roots: Roots,
+        weights: Callable[[str], Mapping[str, str]],
+    ) -> None:
+        """`load` returns a method's painter, of images `side` px wide; one is in memory at a time. `weights` returns
+        the ids of what it was made with, by role."""
+        self.params, self.load, self.side, self.roots, self.weights = params, load, side, roots, weights
         self.held: tuple[str, Painter] | None = None
 
     def __call__(self, work: Work) -> list[dict[str, Any]]:
         names = [subject.class_name for subject in work.subjects]
+        origin = marks_of(work.method, self.weights(work.method))
+        how = {"steps": self.params.steps, "guidance_scale": self.params.guidance_scale}
         rows: list[dict[str, Any]] = []
         for _, members in groupby(sorted(work.pictures, key=by_references), key=by_references):
             queue = list(members)
@@ -57,7 +68,7 @@ class Generator:
                 images = self.painter(work.method)(segments, names, prompts, seeds)
                 self.check(work.method, images, len(batch))
                 for jobs, image in zip(batch, images, strict=True):
-                    rows += rows_of(work, jobs, image)
+                    rows += rows_of(work, jobs, image, origin | how)
         return rows
 
     def painter(self, method: str) -> Painter:
@@ -84,7 +95,8 @@ def load_generator(inputs: MethodInputs, sources: Sequence[SourceParams]) -> Gen
     """Return a generator of the methods of `eval.generate.methods` on a device."""
     torch.set_num_threads(inputs.params.threads)
     side = inputs.variant.resolution
-    return Generator(inputs.params, lambda name: find_method(name)(inputs.of(name)), side, Roots(sources))
+    weights = cache(lambda name: find_method(name).weights(inputs.of(name)))
+    return Generator(inputs.params, lambda name: find_method(name)(inputs.of(name)), side, Roots(sources), weights)
 
 
 def by_references(jobs: Picture) -> list[str]:
@@ -92,10 +104,17 @@ def by_references(jobs: Picture) -> list[str]:
     return [job.reference.frame_id for job in jobs]
 
 
-def rows_of(work: Work, jobs: Picture, image: Image.Image) -> Iterator[dict[str, Any]]:
-    """Yield an image's rows of the generations table, one for each subject in it."""
-    stream = io.BytesIO()
-    image.convert("RGB").save(stream, "PNG")
+def marks_of(method: str, weights: Mapping[str, str]) -> dict[str, str]:
+    """Return what the images of a method say of the models that made them."""
+    names = {"diffusion": "base_model"}
+    return {"method": method, **{names.get(role, role.replace(" ", "_")): named for role, named in weights.items()}}
+
+
+def rows_of(work: Work, jobs: Picture, image: Image.Image, origin: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield an image's rows of the generations table, one for each subject in it; `origin`: of its marks."""
+    nouns = [subject.class_name for subject in work.subjects]
+    settings = {"prompt": jobs[0].prompt, "class_nouns": nouns, "seed": jobs[0].seed, **origin}
+    png = marked_png(image, settings)
     for subject, job in zip(work.subjects, jobs, strict=True):
         others = [other.subject_id for other in work.subjects if other is not subject]
         yield {
@@ -109,7 +128,7 @@ def rows_of(work: Work, jobs: Picture, image: Image.Image) -> Iterator[dict[str,
             "index": job.index,
             "seed": job.seed,
             "reference": job.reference.frame_id,
-            "image": stream.getvalue(),
+            "image": png,
         }
 
 

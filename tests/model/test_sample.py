@@ -77,6 +77,9 @@ def test_picture_carries_its_settings_and_the_same_seed_draws_it_again(workplace
     assert settings["base_model"] == "tiny@0" and settings["data_hash"] == "d1"
     assert re.fullmatch("adapter@[0-9a-f]{12}", settings["adapter"])
     assert picture.size == (16, 16) and settings["location_masks"] is True
+    assert picture.text["generated"] == "yes"
+    assert (picture.text["model"], picture.text["adapter"]) == (settings["base_model"], settings["adapter"])
+    assert "digitalsourcetype/trainedAlgorithmicMedia" in picture.text["XML:com.adobe.xmp"]
     without = call(workplace, "--mask", str(workplace.folder / "mask.png"), "--seed", "5", "--no-location-masks")
     assert json.loads(without.text["customcontrast"])["location_masks"] is False
     again = call(workplace, "--mask", str(workplace.folder / "mask.png"), "--seed", "5")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from model.adapter import Adapter
 from model.backbones.diffusion import Diffusion
+from model.images.marks import marks
 from model.objective import TrainingBatch
 from model.pipeline.pipeline import CustomContrastPipeline, build_pipeline
 from model.prompt import noun_ends
@@ -89,7 +88,12 @@ class Samples:
         self.pipeline.adapter.load_state_dict(weights)
         rows = [self.row(subject) for subject in self.subjects]
         file = self.folder / f"step-{steps:06d}.png"
-        settings = {"steps": steps, "seed": self.params.seed, "prompts": [subject.prompts for subject in self.subjects]}
+        settings = {
+            "steps": steps,
+            "seed": self.params.seed,
+            "prompts": [subject.prompts for subject in self.subjects],
+            "base_model": self.pipeline.adapter.config.base_model,
+        }
         save_sheet(rows, file, settings)
         return str(file.relative_to(self.folder.parent))
 
@@ -120,15 +124,13 @@ def sheet_subject(params: PicturesParams, batch: TrainingBatch, row: int) -> She
 
 
 def save_sheet(rows: list[list[Image.Image]], file: Path, settings: dict[str, Any]) -> None:
-    """Write rows of equal-sized images as one PNG, atomically; its text chunk holds the settings."""
+    """Write rows of equal-sized images as one PNG with its `marks`, atomically."""
     width, height = (side + GAP for side in rows[0][0].size)
     sheet = Image.new("RGB", (width * len(rows[0]) - GAP, height * len(rows) - GAP), "white")
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
             sheet.paste(image, (x * width, y * height))
-    chunk = PngInfo()
-    chunk.add_itxt("customcontrast", json.dumps(settings, ensure_ascii=False))
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.part")
-    sheet.save(temporary, format="PNG", pnginfo=chunk)
+    sheet.save(temporary, format="PNG", pnginfo=marks(settings))
     temporary.replace(file)

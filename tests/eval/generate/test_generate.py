@@ -12,13 +12,14 @@ from PIL import Image
 
 from eval.generate import methods
 from eval.generate import stage as generate
-from eval.generate.generator import Generator
+from eval.generate.generator import Generator, marks_of
 from eval.generate.generator import works as works_of
 from eval.generate.params import GenerateParams, RealCustomParams
 from eval.protocol import protocol
 from eval.protocol.plan import plan_of
 from eval.tasks.resume import Tally, run_tasks
 from model.backbones.variant import load_variant
+from model.images.marks import marked_png
 from pipelines import tables
 from runtime.errors import UserError
 from runtime.lock import exclusive
@@ -61,7 +62,9 @@ def make(data, roots, run, params, fakes):
             generate.tasks(works, dict.fromkeys(painters, "x")),
             10,
             identity="x",
-            start=lambda: Generator(params, painters.__getitem__, fakes.side, roots),
+            start=lambda: Generator(
+                params, painters.__getitem__, fakes.side, roots, lambda name: {"diffusion": f"of {name}"}
+            ),
             out=data / out,
             run=run,
         )
@@ -104,7 +107,38 @@ def test_every_method_is_asked_for_the_same_pictures_from_the_same_noise(make, f
     rows = made(data)
     assert [row["method"] for row in rows] == ["another"] * 10 + ["customcontrast"] * 10
     for other, ours in zip(rows[:10], rows[10:], strict=True):
-        assert {k: v for k, v in other.items() if k != "method"} == {k: v for k, v in ours.items() if k != "method"}
+        assert opened(other).tobytes() == opened(ours).tobytes()
+        assert {k: v for k, v in other.items() if k not in ("method", "image")} == {
+            k: v for k, v in ours.items() if k not in ("method", "image")
+        }
+
+
+def opened(row) -> Image.Image:
+    image = Image.open(io.BytesIO(row["image"]))
+    image.load()
+    return image
+
+
+def test_every_picture_says_that_it_was_generated_by_which_models_and_of_what(make, fakes, data, params):
+    make(fakes.Painter())
+    for row in made(data):
+        text = opened(row).text
+        assert text["generated"] == "yes" and text["model"] == "of customcontrast" and "adapter" not in text
+        assert "digitalsourcetype/trainedAlgorithmicMedia" in text["XML:com.adobe.xmp"]
+        assert json.loads(text["customcontrast"]) == {
+            "prompt": row["prompt"],
+            "class_nouns": [row["class_name"]],
+            "seed": row["seed"],
+            "steps": params.steps,
+            "guidance_scale": params.guidance_scale,
+            "method": "customcontrast",
+            "base_model": "of customcontrast",
+        }
+
+
+def test_a_rendering_is_not_called_the_work_of_a_trained_model():
+    text = Image.open(io.BytesIO(marked_png(Image.new("RGB", (2, 2)), marks_of("truth", {"world": "w@1"})))).text
+    assert set(text) == {"generated", "customcontrast"} and json.loads(text["customcontrast"])["world"] == "w@1"
 
 
 def test_a_further_method_costs_only_itself(make, fakes):
@@ -117,7 +151,7 @@ def test_a_further_method_costs_only_itself(make, fakes):
 
 def test_one_painter_is_held_at_a_time(params, roots):
     loaded = []
-    generator = Generator(params, lambda name: loaded.append(name) or name, 24, roots)
+    generator = Generator(params, lambda name: loaded.append(name) or name, 24, roots, lambda name: {})
     assert [generator.painter(name) for name in ("a", "a", "b", "a")] == ["a", "a", "b", "a"]
     assert loaded == ["a", "b", "a"]
 
@@ -310,7 +344,9 @@ def test_the_method_of_the_documentation_runs(stage, data, tmp_path, monkeypatch
     assert {row["method"] for row in rows} == {"mine:load"}
     first = Image.open(io.BytesIO(rows[0]["image"]))
     assert first.size == (64, 64)
-    assert len({row["image"] for row in rows if row["subject_id"] == "bench/duck"}) == 1  # it pastes the reference
+    assert (
+        len({opened(row).tobytes() for row in rows if row["subject_id"] == "bench/duck"}) == 1
+    )  # it pastes the reference
     assert set(told["methods"]["mine:load"]) == {"diffusion", "image encoder"}
     assert re.fullmatch("[0-9a-f]{16}", told["id"])
     assert told["reference"] == "first"

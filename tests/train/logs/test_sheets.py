@@ -72,6 +72,7 @@ def test_sheet_shows_target_own_caption_and_prompts_of_each_subject(
     with Image.open(file) as sheet:
         pixels = np.asarray(sheet)
         settings = json.loads(sheet.text["customcontrast"])
+        assert sheet.text["generated"] == "yes" and sheet.text["model"] == adapter.config.base_model
     assert pixels.shape == (2 * SIDE + GAP, 3 * SIDE + 2 * GAP, 3)
     assert settings["prompts"] == [[f"a photo of a {noun}", f"a {noun} on a beach"] for noun in ("mug", "dog")]
     pipeline = build_pipeline(diffusion, adapter)
