@@ -127,10 +127,9 @@ def run(*words: str) -> None:
 
 def overview(known: dict[str, Stage]) -> str:
     """Return the top-level help: one line per command."""
-    help_line = "COMMAND --help shows its options and, for a stage, its section of params.yaml."
-    lines = [f"usage: {PROGRAM} COMMAND [OPTIONS]", help_line, "Stages, in the order of `dvc repro`:"]
+    lines = [f"usage: {PROGRAM} COMMAND [OPTIONS], where COMMAND is a stage, in the order of `dvc repro`,"]
     lines += [f"  {stage.name:12} {stage.summary}" for stage in known.values()]
-    lines += ["Other commands:"]
+    lines += ["or another command; COMMAND --help shows its options and a stage's section of params.yaml:"]
     lines += [f"  {name:12} {command.summary}" for name, command in COMMANDS.items() if " " not in name]
     names = ", ".join(name.split()[1] for name in COMMANDS if " " in name)
     lines += [f"  {'bench NAME':12} measure the code's overhead over the work itself: {names}"]

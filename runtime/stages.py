@@ -11,6 +11,7 @@ from runtime.closure import ROOT, closure
 
 PACKAGES = (
     "pipelines.toybox",
+    "pipelines.selfaugment",
     "pipelines.curate",
     "pipelines.mask",
     "pipelines.similarity",
@@ -27,6 +28,7 @@ PACKAGES = (
 """The stages' packages, in the order in which `dvc repro` runs them. Each has a `STAGE`."""
 SECONDS = {
     "toybox": 9,
+    "selfaugment": 1,
     "curate": 9,
     "mask": 28,
     "similarity": 19,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 
 from eval.generate.params import GenerateParams
@@ -29,6 +28,7 @@ from model.methods.config import AdapterConfig
 from model.methods.guidance import RealCustomGuidance
 from model.methods.registry import method_of
 from model.pipeline.pipeline import build_pipeline
+from model.pipeline.stock import PromptSampler, noise
 from model.prompt import noun_spans, text_before
 from pipelines.photos.roots import SourceParams
 from runtime.digest import digest, digest_files
@@ -191,27 +191,13 @@ def painter(
 def prompt_only(inputs: MethodInputs) -> Painter:
     """Load the base model alone, which gets the class noun and never sees the subject: the lower bound of similarity
     and, from the same noise, the baseline controllability of a method."""
-    diffusion, params, side = load_base(inputs), inputs.params, inputs.variant.resolution
-    pipeline = stock(diffusion)
-    pipeline.set_progress_bar_config(disable=True)
+    params = inputs.params
+    sampler = PromptSampler.of(load_base(inputs), inputs.variant.resolution, params.steps, params.guidance_scale)
 
     def sample(
         segments: Sequence[Image.Image], class_names: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]
     ) -> list[Image.Image]:
-        latents = pipeline(
-            prompt=list(prompts),
-            height=side,
-            width=side,
-            num_inference_steps=params.steps,
-            guidance_scale=params.guidance_scale,
-            generator=noise(seeds),
-            output_type="latent",
-        ).images
-        # Decoded here: the stock pipeline does not support a float32 VAE beside a float16 UNet.
-        vae: Any = diffusion.vae
-        with torch.no_grad():
-            pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
-        return pipeline.image_processor.postprocess(pixels, output_type="pil")
+        return sampler(prompts, seeds)
 
     return sample
 
@@ -256,29 +242,9 @@ def truth(inputs: MethodInputs) -> Painter:
     return Renderer(inputs.sources, inputs.variant.resolution)
 
 
-def stock(diffusion: Diffusion) -> Any:
-    """Return diffusers' own pipeline of the base model, with the scheduler of the adapter's pipeline."""
-    parts: dict[str, Any] = {
-        "vae": diffusion.vae,
-        "text_encoder": diffusion.text_encoders[0],
-        "tokenizer": diffusion.tokenizers[0],
-        "unet": diffusion.unet,
-        "scheduler": DDIMScheduler.from_config(diffusion.scheduler.config, clip_sample=False),
-    }
-    if len(diffusion.text_encoders) > 1:
-        second = {"text_encoder_2": diffusion.text_encoders[1], "tokenizer_2": diffusion.tokenizers[1]}
-        return StableDiffusionXLPipeline(**parts, **second, add_watermarker=False)
-    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-
-
 def load_base(inputs: MethodInputs) -> Diffusion:
     """Return the frozen text-to-image model on the method's device."""
     return load_diffusion(inputs.variant.diffusion, getattr(torch, inputs.params.dtype), inputs.device)
-
-
-def noise(seeds: Sequence[int]) -> list[torch.Generator]:
-    """Return each image's noise generator, on the CPU so that a seed gives the same image on every device."""
-    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
 MODEL = "customcontrast"

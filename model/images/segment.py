@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -33,6 +35,20 @@ def on_white(image: Image.Image, mask: np.ndarray, margin: float) -> Image.Image
     side = max(cut.size) + 2 * border
     square = Image.new("RGB", (side, side), WHITE)
     square.paste(cut, ((side - cut.width) // 2, (side - cut.height) // 2), cut)
+    return square
+
+
+def box_on_white(image: Image.Image, box: Sequence[float], margin: float) -> Image.Image:
+    """The square part of a photo around a box (RGB), with white where the photo ends.
+
+    `box`: x0, y0, x1, y1, pixels. `margin` is added on each side, as a fraction of the box's longer side.
+    """
+    left, upper, right, lower = box
+    side = max(round((1 + 2 * margin) * max(right - left, lower - upper)), 1)
+    x, y = (round((low + high - side) / 2) for low, high in ((left, right), (upper, lower)))
+    square = Image.new("RGB", (side, side), WHITE)
+    inside = (max(x, 0), max(y, 0), min(x + side, image.width), min(y + side, image.height))
+    square.paste(image.convert("RGB").crop(inside), (inside[0] - x, inside[1] - y))
     return square
 
 

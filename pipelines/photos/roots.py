@@ -33,7 +33,18 @@ _LITTER = frozenset(
     }
 )
 
-Layout = Literal["mvimgnet", "openimages", "dreambench", "folder", "ffhq", "celebahq", "portraits", "video", "co3d"]
+Layout = Literal[
+    "mvimgnet",
+    "openimages",
+    "dreambench",
+    "folder",
+    "ffhq",
+    "celebahq",
+    "portraits",
+    "video",
+    "co3d",
+    "generated",
+]
 """Raw layouts, each with a reader in `pipelines.sources`."""
 
 

@@ -7,12 +7,13 @@ from pathlib import PurePosixPath
 
 from pipelines.photos.licences import normalised
 from pipelines.photos.roots import Root, SourceParams
-from pipelines.sources import celebahq, dreambench, ffhq, mvimgnet, openimages, portraits, video
+from pipelines.sources import celebahq, dreambench, ffhq, generated, mvimgnet, openimages, portraits, video
 from pipelines.sources.base import LicensedSource, Photo, Pose, Prompt, Source, Subject
 from pipelines.sources.celebahq import CelebAHQ
 from pipelines.sources.dreambench import DreamBench
 from pipelines.sources.ffhq import FFHQ
 from pipelines.sources.folder import Folder
+from pipelines.sources.generated import Generated
 from pipelines.sources.mvimgnet import MVImgNet
 from pipelines.sources.openimages import OpenImages
 from pipelines.sources.portraits import Portraits
@@ -30,6 +31,7 @@ LAYOUTS: dict[str, Callable[[SourceParams], Source]] = {
     "portraits": Portraits,
     "video": Video,
     "co3d": CO3D,
+    "generated": Generated,
 }
 
 __all__ = ["LAYOUTS", "Photo", "Pose", "Prompt", "Source", "SourceParams", "Subject", "open_source"]
@@ -45,6 +47,7 @@ _SIGNS: dict[str, str] = {
     celebahq.FOLDER: "celebahq",
     portraits.CONSENT: "portraits",
     video.SEGMENTS: "video",
+    generated.LISTING: "generated",
 }
 
 

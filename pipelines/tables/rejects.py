@@ -52,6 +52,12 @@ REJECT_REASONS: dict[str, str] = {
     "phrase_too_long": "the class noun has more tokens than the detector reads",
     # decided by similarity
     "same_subject": "another subject is the same object: the cosine is at least similarity.same_subject",
+    # decided by selfaugment
+    "unknown_name": "the faces of the name's plain pictures differ: the base model does not know it",
+    "no_face": "no face is found in the picture",
+    "several_faces": "the picture shows more than one face",
+    "another_person": "the face is not that of the person's plain pictures",
+    "prompt_missed": "the picture shows less of its prompt than most",
     # decided by the engine
     "crashed": "the photo made its worker die each time it was tried",
 }

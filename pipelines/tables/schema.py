@@ -39,7 +39,40 @@ _frame_id = Column(_text, "path-like and stable: <source>/<class or split>/<subj
 _subject_id = Column(_text, "the frame_id without its last part")
 _class_name = Column(_text, "class noun, as it stands in captions")
 
+_person = Column(_text, "12 hex digits of the name, which stand for it in paths and other tables")
+
 TABLES: dict[str, TableSpec] = {
+    "people": TableSpec(
+        row="a name of the file that selfaugment.names gives",
+        keys=("person",),
+        columns={
+            "person": _person,
+            "name": Column(_text, "as the base model's prompts hold it; in no other table"),
+            "class_name": _class_name,
+            "agreement": Column(_f32, "mean cosine of the faces in the plain pictures, -1..1"),
+            "known": Column(pa.bool_(), "whether it reaches selfaugment.agreement, so that pictures were made"),
+        },
+    ),
+    "pictures": TableSpec(
+        row="a picture that the base model made of someone whose name it knows, and that is kept",
+        keys=("frame_id",),
+        columns={
+            "frame_id": Column(_text, "<person>/<group>-<prompt>-<index>; a source's frame_id ends in it"),
+            "person": _person,
+            "class_name": _class_name,
+            "group": Column(_text, "plain, or the group of edits"),
+            "role": Column(_text, "reference (plain) or target (edit)"),
+            "prompt": Column(_text, "with {name} where the name stood"),
+            "caption": Column(_text, "the prompt with the class noun there"),
+            "seed": Column(pa.int64(), "of the noise"),
+            "face": Column(_f32, "score of the best face, 0..1; null where there is none", nullable=True),
+            "second_face": Column(_f32, "score of the best face elsewhere, 0..1"),
+            "cosine": Column(_f32, "to the mean face of the plain pictures, -1..1; null without a face", nullable=True),
+            "clip_t": Column(_f32, "cosine of picture and caption, -1..1"),
+            "path": Column(_text, "of the PNG in data/selfaugment/generated; null in the work folder", nullable=True),
+            "image": Column(pa.binary(), "PNG; only in the work folder", nullable=True),
+        },
+    ),
     "frames": TableSpec(
         row="a photo of a subject that passed every filter",
         keys=("frame_id",),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.images.segment import mask_box, on_white, place_on_white, square_crop
+from model.images.segment import box_on_white, mask_box, on_white, place_on_white, square_crop
 from runtime.errors import ModelError
 from tests.world.subject import RED, photo
 
@@ -23,6 +23,19 @@ def test_subject_alone_on_white_with_its_margin():
     red = subject_pixels(out)
     assert mask_box(red) == (2, 7, 22, 17) and red.sum() == 200
     assert (np.asarray(out)[~red] == 255).all()
+
+
+def test_box_is_the_middle_of_a_square_of_the_photo_that_is_white_where_the_photo_ends():
+    pixels = np.arange(10 * 20, dtype=np.uint8).reshape(10, 20)
+    image = Image.fromarray(pixels)
+    inside = np.asarray(box_on_white(image, (8, 2, 12, 6), margin=0.25))
+    assert inside.shape == (6, 6, 3) and (inside == pixels[1:7, 7:13, None]).all()
+    wide = np.asarray(box_on_white(image, (0, 0, 20, 10), margin=0.1))
+    assert wide.shape == (24, 24, 3) and (wide[7:17, 2:22] == pixels[..., None]).all()
+    wide = wide.copy()
+    wide[7:17, 2:22] = 255
+    assert (wide == 255).all()
+    assert box_on_white(image, (3.2, 4.1, 3.4, 4.2), 0).size == (1, 1)
 
 
 @settings(max_examples=40, deadline=None)

@@ -167,14 +167,15 @@ def test_photo_that_went_away_after_the_listing_is_rejected(source, params):
     assert [row["reason"] for row in rows[-1]["rejects"]] == ["missing_file"]
 
 
-def test_box_and_pose_of_a_photo_reach_its_frame(source, params):
+def test_box_pose_and_role_of_a_photo_reach_its_frame(source, params):
     subject = next(s for s in open_source(source).subjects() if s.subject_id == "own/pen/one")
     pose = Pose((1, 0, 0, 0, 1, 0, 0, 0, 1), (0, 0, 2), (50, 51), (60, 45))
-    posed = replace(subject.photos[0], pose=pose, box=(0.1, 0.2, 0.5, 0.6), caption="My Pen, on a desk")
+    posed = replace(subject.photos[0], pose=pose, box=(0.1, 0.2, 0.5, 0.6), caption="My Pen, on a desk", role="target")
     worker = CurateWorker(params, [source])
     (frame,) = worker.curate(replace(subject, photos=(posed,), centre=(0.0, 0.0, 1.0)))["frames"]
     assert (frame["rotation"], frame["translation"]) == ([1, 0, 0, 0, 1, 0, 0, 0, 1], [0, 0, 2])
     assert (frame["focal"], frame["centre"], frame["object_centre"]) == ([50, 51], [60, 45], [0.0, 0.0, 1.0])
+    assert frame["role"] == "target"
     assert (frame["box"], frame["caption"]) == ([0.1, 0.2, 0.5, 0.6], "my pen, on a desk")
     assert frame["caption"][frame["noun_start"] : frame["noun_end"]] == "pen"
     assert frame["caption_origin"] == "shipped"
