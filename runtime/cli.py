@@ -39,6 +39,7 @@ COMMANDS = {
     "trial": Command("eval.trial.command", "put the similarity metrics on trial on your own captures"),
     "compare": Command("eval.report.compare", "compare the scores of several runs side by side"),
     "params": Command("runtime.params", "merge a file such as configs/sd15.yaml into params.yaml"),
+    "forget": Command("pipelines.forget.command", "delete a person or other subject from tables, caches and images"),
     "submit": Command("pipelines.engine.submit", "run a data stage as a job on a Ray cluster"),
     "memory": Command("train.distributed.memory", "estimate a training run's memory per device"),
     "bench data": Command("benchmarks.data.command", "benchmark the data stages"),

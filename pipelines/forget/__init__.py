@@ -1,0 +1,1 @@
+"""Deleting a subject from all that was made of its photos."""
