@@ -158,13 +158,12 @@ def select(frames: pa.Table, counts: np.ndarray, params: TripletParams) -> pa.Ta
             if pose:
                 angles[:, some] = distances
     may = [may_be(role, frames) for role in ("reference", "target")]
-    numbers = np.stack([np.add.reduceat(some, starts, dtype=np.int64) for some in may], axis=1)
-    for size, *of_role in {(int(sizes[n]), *map(int, numbers[n])) for n in np.flatnonzero(given)}:
-        some = np.flatnonzero((sizes == size) & (numbers == of_role).all(axis=1) & given)
-        rows = firsts[some][:, None] + np.arange(size)
-        chosen[:, some] = np.take_along_axis(
-            usable[rows][None], _by_role(keys[some], *(m[rows] for m in may), params), axis=2
-        )
+    per_role = np.stack([np.add.reduceat(some, starts, dtype=np.int64) for some in may], axis=1)
+    for size, *of_role in {(int(sizes[n]), *map(int, per_role[n])) for n in np.flatnonzero(given)}:
+        some = np.flatnonzero((sizes == size) & (per_role == of_role).all(axis=1) & given)
+        rows = usable[firsts[some][:, None] + np.arange(size)]
+        picked = _by_role(keys[some], may[0][rows], may[1][rows], params)
+        chosen[:, some] = np.take_along_axis(rows[None], picked, axis=2)
     wanted = np.arange(params.per_subject) < counts[:, None]
     owner, index = np.nonzero(wanted)
     ids, first_row = frames["frame_id"], pa.array(starts[owner])

@@ -344,6 +344,9 @@ def test_roles_of_a_subject_leave_others_as_they_are():
     sized = with_roles(4, 5, "set/mug/6") + with_roles(2, 7, "set/mug/7")
     assert chosen(sized + other)[16:] == chosen(other)
     assert chosen(sized + other)[:8] == chosen(sized[:9])
+    # A frame without a pose is left out of a subject with poses, and shifts none after it.
+    partly = views([*ring([0, 30]), None, *ring([60, 90])], "set/mug/5")
+    assert chosen(partly + sized)[8:] == chosen(sized)
 
 
 def test_a_subject_without_references_or_targets_makes_no_sample(tmp_path):
