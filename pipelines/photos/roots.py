@@ -43,12 +43,13 @@ Layout = Literal[
     "portraits",
     "video",
     "co3d",
+    "uco3d",
     "generated",
 ]
 """Raw layouts, each with a reader in `pipelines.sources`."""
 
 
-TURNTABLES = ("co3d",)
+TURNTABLES = ("co3d", "uco3d")
 """Layouts of turntable videos."""
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """What a source may be called."""
@@ -248,11 +249,14 @@ class Root:
     def info(self, path: str) -> tuple[int, float]:
         """Return (size in bytes, modification time in seconds; 0 if the file system does not report it).
 
+        Those of a frame are its video's.
+
         Raises:
             FileNotFoundError: the file does not exist.
             UserError: it is temporarily unreachable.
         """
-        with self._reaching(path) as (tree, full):
+        video, _ = videos.split_frame(path) or (path, "")
+        with self._reaching(video) as (tree, full):
             return tree.info(full)
 
     def name(self, path: str) -> str:

@@ -1,7 +1,8 @@
 """Frames of videos: chosen in one decoding by time, sharpness and change, and read again by their presentation time.
 
-A frame is a file of its video: `mug/red.mp4/3.266667` is the frame of `mug/red.mp4` that is shown at 3.266667 s. It is
-read as an upright BMP, whose pixels cost no compression, so that whatever reads photos reads frames too.
+A frame is a file of its video: `mug/red.mp4/3.266667` is the frame of `mug/red.mp4` that is shown at 3.266667 s, and
+`mug/red.mp4/~3.27` the one that is shown nearest to 3.27 s from the first frame, for times that others wrote down. It
+is read as an upright BMP, whose pixels cost no compression, so that whatever reads photos reads frames too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from runtime.files import LFS_POINTER
 from runtime.params import Section
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
-_FRAME = re.compile(rf"(?P<video>.*(?:{'|'.join(map(re.escape, SUFFIXES))}))/(?P<time>-?\d+\.\d{{6}})", re.IGNORECASE)
+_FRAME = re.compile(
+    rf"(?P<video>.*(?:{'|'.join(map(re.escape, SUFFIXES))}))/(?P<time>-?\d+\.\d{{6}}|~\d+\.\d+)", re.IGNORECASE
+)
 
 # The first bytes of Matroska, and the types of the boxes that may come first in an MP4 or QuickTime file. The reader is
 # chosen by them and by nothing else: FFmpeg would also take playlists, which name other files.
@@ -48,6 +51,8 @@ _SIDE = 256  # px of the shorter side at which sharpness is measured, as curate.
 _THUMB = 16  # px of both sides at which change is measured: larger than noise and shake
 # Seconds before a frame at which reading begins: a key frame may be shown after frames that need it.
 _REACH = (0, 2, 10)
+# Seconds that a frame may be shown from the time at which it is looked for; further away is another view.
+_NEAR = Fraction(1, 10)
 
 
 class VideoParams(Section):
@@ -81,6 +86,11 @@ def frame_path(video: str, time: str) -> str:
     return f"{video}/{time}"
 
 
+def frame_near(video: str, seconds: float) -> str:
+    """Return the path of the frame that is shown nearest to a time, counted from the first frame."""
+    return f"{video}/~{max(seconds, 0.0):.6f}"
+
+
 def split_frame(path: str) -> tuple[str, str] | None:
     """Return (path of the video, time) if `path` is that of a frame, else None."""
     found = _FRAME.fullmatch(path)
@@ -88,13 +98,15 @@ def split_frame(path: str) -> tuple[str, str] | None:
 
 
 def read_frame(stream: BinaryIO, time: str) -> bytes:
-    """Return the frame at a time that `choose` gave, as the same bytes.
+    """Return the frame at a time that `choose` gave, as the same bytes; at `~` and a time, the nearest one.
 
     Decoding starts at the last key frame before it, so the cost is that of a group of pictures at most.
 
     Raises:
         DecodeError: the video cannot be read, or has no such frame.
     """
+    if time.startswith("~"):
+        return _read_near(stream, Fraction(time[1:]))
     wanted = Fraction(time)
     for reach in _REACH:
         with _opened(stream) as (container, video), contextlib.suppress(av.error.FFmpegError):
@@ -105,6 +117,31 @@ def read_frame(stream: BinaryIO, time: str) -> bytes:
         if (found := _frame_at(container, video, time)) is not None:
             return found
     raise DecodeError("unreadable", f"the video has no frame at {time} s")
+
+
+def _read_near(stream: BinaryIO, seconds: Fraction) -> bytes:
+    """Return the frame that is shown nearest to a time from the first frame, the earlier of two.
+
+    Raises:
+        DecodeError: the video cannot be read, or shows none within _NEAR.
+    """
+    for reach in (*_REACH, None):
+        with _opened(stream) as (container, video), contextlib.suppress(av.error.FFmpegError):
+            wanted = seconds + (video.start_time or 0) * _base(video)
+            if reach is not None:
+                container.seek(round((wanted - reach) / _base(video)), stream=video)
+            best: tuple[Fraction, VideoFrame] | None = None
+            for pts, frame in _decoded(container, video):
+                away = pts * _base(video) - wanted
+                if best is None and away > 0 and reach is not None:
+                    break  # an earlier frame may be nearer
+                if best is None or abs(away) < best[0]:
+                    best = abs(away), frame
+                if away >= 0:
+                    break
+            if best is not None and best[0] <= _NEAR:
+                return _bitmap(best[1])
+    raise DecodeError("unreadable", f"the video shows no frame near {float(seconds):.3f} s")
 
 
 def choose(

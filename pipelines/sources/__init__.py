@@ -17,7 +17,9 @@ from pipelines.sources.generated import Generated
 from pipelines.sources.mvimgnet import MVImgNet
 from pipelines.sources.openimages import OpenImages
 from pipelines.sources.portraits import Portraits
+from pipelines.sources.turntables import uco3d
 from pipelines.sources.turntables.co3d import CO3D
+from pipelines.sources.turntables.uco3d import UCO3D
 from pipelines.sources.video import Video
 from runtime.errors import UserError
 
@@ -32,6 +34,7 @@ LAYOUTS: dict[str, Callable[[SourceParams], Source]] = {
     "video": Video,
     "co3d": CO3D,
     "generated": Generated,
+    "uco3d": UCO3D,
 }
 
 __all__ = ["LAYOUTS", "Photo", "Pose", "Prompt", "Source", "SourceParams", "Subject", "open_source"]
@@ -48,6 +51,7 @@ _SIGNS: dict[str, str] = {
     portraits.CONSENT: "portraits",
     video.SEGMENTS: "video",
     generated.LISTING: "generated",
+    uco3d.METADATA: "uco3d",
 }
 
 

@@ -16,7 +16,7 @@ SHOWN = ("source", "path", "box")
 
 REJECT_REASONS: dict[str, str] = {
     # decided from metadata by a source reader
-    "no_annotation": "the photo has no box in the annotations",
+    "no_annotation": "the annotations lack the photo's box, class or time",
     "missing_file": "the annotations name a photo that is not there",
     "bad_box": "the box is empty or outside the photo",
     "not_an_image": "the file is not an image",

@@ -9,7 +9,16 @@ from PIL import Image, ImageFilter
 
 from pipelines.photos.decode import DecodeError, decode_image
 from pipelines.photos.roots import Root
-from pipelines.photos.videos import Span, VideoParams, choose, frame_path, is_video, read_frame, split_frame
+from pipelines.photos.videos import (
+    Span,
+    VideoParams,
+    choose,
+    frame_near,
+    frame_path,
+    is_video,
+    read_frame,
+    split_frame,
+)
 from tests.world.photos import blocks
 from tests.world.videos import damaged, rotated, video
 
@@ -174,3 +183,15 @@ def test_frames_are_files_of_a_root_in_folders_and_archives(tmp_path):
             Root(root).read("mug/red.mp4/0.150000")
         with pytest.raises(FileNotFoundError):
             Root(root).read("mug/blue.mp4/0.100000")
+
+
+@pytest.mark.parametrize("key_frames", ["1", "12"])
+def test_frame_nearest_to_a_time_is_read_whatever_that_time(key_frames):
+    shown = [image(n) for n in range(25)]
+    data = video(shown, qscale="2", g=key_frames, bf="0")
+    for seconds, number in ((0, 0), (0.04, 0), (0.06, 1), (1.23, 12), (1.251, 13), (2.4, 24), (2.49, 24)):
+        path = frame_near("mug/red.mp4", seconds)
+        name, time = split_frame(path)
+        assert name == "mug/red.mp4" and nearest(read_frame(io.BytesIO(data), time), shown) == number, path
+    with pytest.raises(DecodeError, match=r"the video shows no frame near 3.000 s"):
+        read_frame(io.BytesIO(data), "~3.000000")

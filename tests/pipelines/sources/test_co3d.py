@@ -182,5 +182,5 @@ def test_lists_are_read_entry_by_entry_across_chunks(monkeypatch):
 
 def test_keys_of_turntables_are_refused_elsewhere():
     source = {"name": "s", "layout": "folder", "root": "photos", "split": "train", "views": 3}
-    with pytest.raises(UserError, match=r"views is for the layouts? co3d.*, not folder; correct it"):
+    with pytest.raises(UserError, match=r"views is for the layouts co3d and uco3d, not folder; correct it"):
         parse("sources", [source], list[SourceParams])
