@@ -1,4 +1,4 @@
-"""Our own prompts, `prompts.yaml`: four groups by class of subject, and prompts for two subjects."""
+"""Our own prompts, `prompts.yaml`: four groups by class of subject, six for people, and prompts for two subjects."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ PHOTO = "photo"
 FILE = Path(__file__).with_name("prompts.yaml")
 LIST_IDS = 100
 """Ids reserved for each list of the file."""
+PEOPLE_ID = 5_000
+"""First prompt_id of the prompts for people."""
 
 
 class PromptFile(Section):
@@ -28,14 +30,16 @@ class PromptFile(Section):
 
     live: frozenset[str]
     groups: dict[str, dict[Literal["any", "live", "object"], tuple[str, ...]]]
+    people: dict[str, tuple[str, ...]]
     pairs: tuple[str, ...]
 
     @pydantic.model_validator(mode="after")
     def names_are_free_and_nouns_have_their_places(self) -> Self:
-        taken = sorted({RECONSTRUCTION, PAIR, PHOTO} & self.groups.keys())
+        taken = sorted({RECONSTRUCTION, PAIR, PHOTO} & {*self.groups, *self.people})
         if taken:
             raise ValueError(f"group '{taken[0]}' has a name that is reserved in the scores; rename it")
         asked = [(line, {"class"}) for lists in self.groups.values() for lines in lists.values() for line in lines]
+        asked += [(line, {"class"}) for lines in self.people.values() for line in lines]
         for line, places in [*asked, *((line, {"a", "b"}) for line in self.pairs)]:
             if set(re.findall("{(.*?)}", line)) != places:
                 wanted = " and ".join(f"{{{place}}}" for place in sorted(places))
@@ -66,6 +70,13 @@ def of_class(class_name: str) -> Iterator[dict[str, Any]]:
                 for number, template in enumerate(templates, start=first):
                     yield {"prompt_id": number, "group": group, "template": template}
             first += LIST_IDS
+
+
+def of_people() -> Iterator[dict[str, Any]]:
+    """Yield the prompts for people, with the columns of `of_class`."""
+    for place, (group, templates) in enumerate(prompt_file().people.items()):
+        for number, template in enumerate(templates, start=PEOPLE_ID + LIST_IDS * place):
+            yield {"prompt_id": number, "group": group, "template": template}
 
 
 def of_pairs() -> list[str]:

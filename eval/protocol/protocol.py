@@ -38,7 +38,7 @@ class ProtocolParams(Section):
     # and images generated from a photo are not compared with it.
     reference: Literal["first", "all", "leave_one_out"]
     references: dict[str, str]  # subject_id: frame_id, a fixed list (Kosmos-G publishes one); overrides the rule
-    prompt_set: Literal["source", "groups"]  # those of the prompts table, or of eval/protocol/prompts.yaml
+    prompt_set: Literal["source", "groups", "people"]  # those of the prompts table, or of eval/protocol/prompts.yaml
     prompts: int | None = Field(ge=0)  # per subject, spread over the groups; null: all
     images: int = Field(ge=1)  # per prompt and reference
     reconstructions: int = Field(ge=1)  # per reference, of `a photo of a <class>`
@@ -193,7 +193,7 @@ def seed_of(seed: int, subject_id: str, prompt_id: int, index: int) -> int:
 def jobs(subject: HeldOutSubject, prompts: Sequence[dict[str, Any]], params: ProtocolParams) -> list[Job]:
     """Return the images to generate of a single subject: the reconstruction prompt first, then the chosen prompts.
 
-    prompts: the subject's rows of the prompts table; replaced by our own with `prompt_set: groups`.
+    prompts: the subject's rows of the prompts table; replaced by our own with `prompt_set: groups` or `people`.
     """
     shown = references(subject, params)
     rebuild = reconstruction(params)
@@ -212,6 +212,8 @@ def listed(
     subject: HeldOutSubject, prompts: Sequence[dict[str, Any]], params: ProtocolParams
 ) -> Sequence[dict[str, Any]]:
     """Return the prompts of a subject that the protocol chooses from: its rows of the prompts table, or our own."""
+    if params.prompt_set == "people":
+        return list(own_prompts.of_people())
     return list(own_prompts.of_class(subject.class_name)) if params.prompt_set == "groups" else prompts
 
 

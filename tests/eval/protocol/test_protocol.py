@@ -110,6 +110,7 @@ def test_live_subjects_and_objects_share_ids_only_of_prompts_for_both():
 
 def test_prompts_hold_the_class_once_and_no_noun_of_dreambench_that_a_pseudo_word_could_go_to():
     templates = [t for lists in own.prompt_file().groups.values() for some in lists.values() for t in some]
+    templates += [row["template"] for row in own.of_people()]
     assert all(re.findall(r"[{].*?[}]", template) == ["{class}"] for template in templates)
     assert all(sorted(re.findall(r"[{].*?[}]", template)) == ["{a}", "{b}"] for template in own.of_pairs())
     for noun in NOUNS:
@@ -138,7 +139,7 @@ def test_a_prompt_file_with_an_unknown_key_is_one_sentence(tmp_path, monkeypatch
     ],
 )
 def test_prompts_with_taken_names_or_wrong_places_are_one_sentence(tmp_path, monkeypatch, groups, pairs, message):
-    (tmp_path / "prompts.yaml").write_text(f"live: []\ngroups: {groups}\npairs: {pairs}\n")
+    (tmp_path / "prompts.yaml").write_text(f"live: []\ngroups: {groups}\npeople: {{}}\npairs: {pairs}\n")
     monkeypatch.setattr(own, "FILE", tmp_path / "prompts.yaml")
     own.prompt_file.cache_clear()
     with pytest.raises(UserError, match=re.escape(message)) as error:
@@ -157,6 +158,19 @@ def test_prompt_set_groups_takes_the_place_of_the_sources_prompts(data, protocol
     ]
     assert made[2].prompt == "a watercolor painting of a duck"
     assert not {job.prompt for job in made} & {row["template"].replace("{class}", "duck") for row in rows}
+
+
+def test_prompt_set_people_has_as_many_prompts_in_each_of_six_groups(data, protocol_params):
+    duck = replace(protocol.held_out(data)[0], class_name="woman")
+    made = protocol.jobs(duck, [], protocol_params.model_copy(update={"prompt_set": "people"}))[2:]
+    groups = [job.group for job in made]
+    assert list(dict.fromkeys(groups)) == ["style", "scene", "accessory", "hair", "expression", "job"]
+    assert {groups.count(group) for group in groups} == {8}
+    assert len({job.prompt for job in made}) == len({job.prompt_id for job in made}) == 48
+    assert all("woman" in job.prompt.split() or "woman," in job.prompt for job in made)
+    others = {row["prompt_id"] for row in own.of_class("woman")} | {protocol.PAIR_ID, protocol.RECONSTRUCTION_ID}
+    assert not others & {job.prompt_id for job in made}
+    assert max(job.prompt_id for job in made) < protocol.PAIR_ID
 
 
 def crowd(data, count):
@@ -228,9 +242,10 @@ def test_protocol_id_changes_with_subjects_photos_prompts_seeds_rule_and_side_al
         named(reconstructions=3),
         named(reconstruction="the {class}"),
         named(prompt_set="groups"),
+        named(prompt_set="people"),
         named(references={"bench/duck": "bench/duck/02"}),
     }
-    assert len(found) == 13
+    assert len(found) == 14
 
 
 def test_protocol_id_knows_no_masks(data, protocol_params):
