@@ -36,7 +36,7 @@ from runtime.errors import UserError
 from runtime.files import write_text
 from runtime.text import text_table
 
-NOT_OF_A_MEASURE = {"id", "prompts_id", "variant", "metrics", "intervals"}
+NOT_OF_A_MEASURE = {"id", "prompts_id", "variant", "metrics", "intervals", "subject_groups"}
 """Keys of the score stage's protocol.json in which runs may differ: only what both have is shown."""
 
 

@@ -9,7 +9,7 @@ STAGE = Stage(
     summary="scores of the images, for all methods and two oracles",
     sections=("sources", "backbones", "generate", "score"),
     reads=("curate/frames", "curate/prompts", "generate/generations", "generate/protocol.json", "mask/masks"),
-    writes=("scores", "segmentations", "protocol.json"),
+    writes=("scores", "segmentations", "protocol.json", "subject_groups.csv"),
     plots=("groups.csv",),
     options={
         "--photos-only": {"action": "store_true", "help": "score only the oracles on real photos, without generations"},

@@ -6,7 +6,7 @@ the mean over editing prompts of cos(text, image), IR that of ImageReward, again
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -173,6 +173,27 @@ def summaries(
     order = {MODEL: -1, PROMPT_ONLY: 1, TRUTH: 2, REAL: 3, COPY: 4}
     methods = sorted(scored, key=lambda name: (order.get(name, 0), name))
     return {name: summary(scored[name], segmented.get(name, []), intervals) for name in methods}
+
+
+def by_subject_group(
+    scores: Sequence[Row],
+    segmentations: Sequence[Row],
+    groups: Mapping[str, Mapping[str, Sequence[str]]],
+    intervals: IntervalParams,
+) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """Return the `summaries` of the subjects of each group alone: {column: {value: {method: ...}}}.
+
+    groups: subject_ids by column and value, as `eval.score.groups.subject_groups` gives them.
+    """
+
+    def of(rows: Sequence[Row], subjects: Sequence[str]) -> list[Row]:
+        wanted = set(subjects)
+        return [row for row in rows if row["subject_id"] in wanted]
+
+    return {
+        column: {value: summaries(of(scores, ids), of(segmentations, ids), intervals) for value, ids in values.items()}
+        for column, values in groups.items()
+    }
 
 
 def columns(values: dict[str, Any]) -> dict[str, Estimate | None]:

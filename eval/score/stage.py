@@ -15,6 +15,7 @@ from eval.protocol import protocol
 from eval.protocol.plan import Plan, plan_of
 from eval.protocol.prompts import PHOTO
 from eval.score import STAGE, metrics, segmentation
+from eval.score.groups import SubjectGroups, subject_groups
 from eval.score.measures import measure
 from eval.score.scorer import ScoreParams, comparable, load_finder, load_scorer, specs
 from eval.score.segmentation import PLACE, Row
@@ -233,6 +234,7 @@ def main(
     rules = params.section("generate", GenerateParams).protocol
     data, out = params.data, params.data / STAGE.name
     made, subjects, weights = data / "generate", protocol.held_out(data), names(specs(score, variant))
+    kinds = subject_groups(Roots(sources), subjects)
     if images:
         import_images(data, images, method_name or (), token or "", rules, score.photo_quality, run)
     recorded: dict[str, Any]
@@ -265,12 +267,18 @@ def main(
     settings = score.model_dump(mode="json", exclude={"threads", "batch_size", "encoders"})
     prompts = protocol.prompts_id(subjects, told_of(asked), leave_out)
     of = {"id": recorded["id"], "prompts_id": prompts, "variant": variant.name, "encoders": weights}
-    write_json(out / "protocol.json", of | settings)
-    report(out, subjects, score, tally)
+    write_json(out / "protocol.json", of | settings | {"subject_groups": kinds})
+    report(out, subjects, kinds, score, tally)
 
 
-def report(out: Path, subjects: Sequence[protocol.HeldOutSubject], params: ScoreParams, tally: Tally) -> None:
-    """Write metrics.json and groups.csv (for `dvc plots`) from the tables, and print the scores."""
+def report(
+    out: Path,
+    subjects: Sequence[protocol.HeldOutSubject],
+    kinds: SubjectGroups,
+    params: ScoreParams,
+    tally: Tally,
+) -> None:
+    """Write metrics.json, groups.csv (for `dvc plots`) and subject_groups.csv from the tables, and print the scores."""
     rows, segmentations = tables.read(out, "scores").to_pylist(), tables.read(out, "segmentations").to_pylist()
     scores = metrics.summaries(rows, segmentations, params.intervals)
     places = metrics.positions(scores)
@@ -290,6 +298,9 @@ def report(out: Path, subjects: Sequence[protocol.HeldOutSubject], params: Score
     }
     write_metrics(out, {**overall, **counts}, headline(overall))
     write_csv(out / "groups.csv", ("method", "group", "metric", "value", "low", "high"), group_rows(scores))
+    by_kind = metrics.by_subject_group(rows, segmentations, kinds, params.intervals)
+    header = ("column", "group", "method", "subjects", "metric", "value", "low", "high", "miss_rate")
+    write_csv(out / "subject_groups.csv", header, subject_group_rows(by_kind))
     print(
         f"score: {', '.join(params.metrics)} of {len({place(row) for row in rows})} images, "
         f"{tally.done_before} of {tally.subjects} tasks already done; {tally.seconds:.1f} s"
@@ -304,6 +315,9 @@ def report(out: Path, subjects: Sequence[protocol.HeldOutSubject], params: Score
         )
         print(text_table(("", *places), [[name, *(of[name] for of in places.values())] for name in metrics.METRICS]))
     meaning = {"zero": "count as 0", "skip": "are excluded", "unsegmented": "are of the whole image"}[params.miss]
+    for column, of in kinds.items():
+        told = ", ".join(f"{len(ids)} {value}" for value, ids in of.items())
+        print(f"  subjects by {column}: {told} of {len(subjects)}; {out / 'subject_groups.csv'} has their scores")
     for method, values in scores.items():
         if values["misses"]:
             print(
@@ -335,6 +349,17 @@ def group_rows(scores: dict[str, dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
             for metric, value in by_metric.items():
                 if value is not None:
                     yield method, group, metric, value["mean"], value["low"], value["high"]
+
+
+def subject_group_rows(by_kind: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> Iterator[tuple[Any, ...]]:
+    """Yield (column, group, method, subjects, metric, value, low, high, miss rate) of `metrics.by_subject_group`."""
+    for column, groups in by_kind.items():
+        for group, by_method in groups.items():
+            for method, values in by_method.items():
+                for metric, value in metrics.columns(values).items():
+                    if value is not None:
+                        place = (column, group, method, len(values["subjects"]), metric)
+                        yield *place, value["mean"], value["low"], value["high"], values["miss_rate"]
 
 
 def _with_interval(value: metrics.Estimate | None) -> str | None:

@@ -8,15 +8,29 @@ from typing import Any
 
 from eval.protocol.prompts import PHOTO
 from eval.report import charts
-from eval.report.sections.base import NAMES, ORACLES, TITLES, Sources, main_method, name_of, read_json, scored
+from eval.report.sections.base import (
+    NAMES,
+    ORACLES,
+    PICTURE,
+    TITLES,
+    Sources,
+    intervals,
+    main_method,
+    name_of,
+    read_json,
+    scored,
+)
 from eval.score import metrics
 from eval.score.metrics import COPY, HEADLINE, METRICS, REAL
 from eval.trial.record import read_results, with_weights
+from pipelines import tables
 
 PUBLISHED = Path(__file__).parents[1] / "published.json"
 SIMILARITIES = ("E-CI", "E-DI")
 """Plotted against CT."""
 PARTS = {"R": "reconstruction", "E": "editing"}
+BY_KIND = (*METRICS, "R-face_i", "E-face_i")
+"""Columns of the table by kind of subject, as far as they were measured."""
 Summaries = dict[str, dict[str, Any]]
 
 
@@ -165,8 +179,40 @@ def groups(sources: Sources) -> dict[str, Any]:
         "key": [{"name": name_of(name), "colour": colours[name], "dash": False} for name in drawn]
         + ([{"name": name_of(REAL), "colour": colours[REAL], "dash": True}] if REAL in by_method else []),
         "main_name": name_of(main_method(by_method)),
+        "kinds": kind_tables(sources.data),
         "subjects": subject_table(by_method.get(main_method(by_method), {}).get("subjects", {})),
     }
+
+
+def kind_tables(data: Path) -> list[dict[str, Any]]:
+    """Return a table for each column of the sources' groups.csv: the scores of each method by group of subjects."""
+    folder = data / "score"
+    groups = read_json(folder / "protocol.json", "score").get("subject_groups", {})
+    if not groups:
+        return []
+    rows = tables.read(folder, "scores").to_pylist()
+    segmentations = tables.read(folder, "segmentations", [*PICTURE, "segmented"]).to_pylist()
+    found = []
+    for column, by_value in metrics.by_subject_group(rows, segmentations, groups, intervals(folder)).items():
+        lines = [
+            (name_of(method), value, values, metrics.columns(values))
+            for value, by_method in by_value.items()
+            for method, values in by_method.items()
+        ]
+        lines.sort(key=lambda line: line[0])  # groups of one method below each other; the sort is stable
+        shown = [name for name in BY_KIND if any(measured.get(name) for *_, measured in lines)]
+        cells = [
+            {
+                "method": method,
+                "group": value,
+                "subjects": len(values["subjects"]),
+                "values": [measured.get(name) for name in shown],
+                "miss_rate": values["miss_rate"],
+            }
+            for method, value, values, measured in lines
+        ]
+        found.append({"name": column, "columns": shown, "rows": cells})
+    return found
 
 
 def subject_table(subjects: dict[str, dict[str, dict[str, float | None]]]) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Images made elsewhere through the score stage: the same images have the same scores, whoever made them."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -220,3 +221,20 @@ def test_report_and_comparison_show_methods_made_elsewhere(folder, data, score_s
     assert [run.name for run in runs] == ["one <b>", "two"]
     compare.check_comparable(runs)
     assert compare.differences(*runs, compare.intervals(data / "score"))["E-CI"]["mean"] != 0
+
+
+def test_groups_of_a_source_are_scored_apart_whenever_the_file_is_added(generated, score_stage, roots, data):
+    score_stage()
+    file = data / "score" / "subject_groups.csv"
+    assert len(file.read_text().splitlines()) == 1
+    (Path(roots["photos"].place) / "groups.csv").write_text("subject,kind\nbench/duck,live\nbench/mug,thing\n")
+    score_stage()
+    with file.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {(row["column"], row["group"], row["subjects"]) for row in rows} == {
+        ("kind", "live", "1"),
+        ("kind", "thing", "1"),
+    }
+    assert {row["method"] for row in rows} == {METHOD, *ORACLES}
+    recorded = json.loads((data / "score" / "protocol.json").read_text())
+    assert recorded["subject_groups"] == {"kind": {"live": ["bench/duck"], "thing": ["bench/mug"]}}

@@ -333,7 +333,7 @@ def test_record_of_generations_without_an_id_is_one_sentence(tmp_path):
 
 def test_report_writes_metrics_and_a_plot_of_group_by_metric(scored, data, capsys):
     scored()
-    score.report(data / "score", held_out(data), params_with(), Tally(subjects=1, pictures=2))
+    score.report(data / "score", held_out(data), {}, params_with(), Tally(subjects=1, pictures=2))
     written = json.loads((data / "score" / "metrics.json").read_text())
     assert (written["customcontrast"]["misses"], written["customcontrast"]["miss_rate"]) == (1, 0.25)
     assert set(written["customcontrast"]["CT"]) == {"mean", "low", "high"}
