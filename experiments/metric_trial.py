@@ -19,9 +19,10 @@ from tqdm import tqdm
 from eval.trial import ranking, record, scoring
 from eval.trial.ranking import ALL, Question
 from experiments.truth import apart
-from pipelines.toybox.layouts import capture, generator
+from pipelines.toybox.layouts import capture
 from pipelines.toybox.stage import ToyboxParams
 from pipelines.toybox.world import FAMILIES, STYLES, Item, Toy, render, sample_subject
+from pipelines.toybox.writing import generator
 from runtime.cli import Parser, guarded, read_params
 from runtime.errors import UserError
 

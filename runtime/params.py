@@ -20,7 +20,14 @@ from runtime.errors import UserError, one_line
 from runtime.files import write_text
 
 PARAMS_FILE = Path("params.yaml")
-FREE_MAPPINGS = ("train.mixture", "rivals", "generate.adapters", "generate.protocol.references", "score.encoders")
+FREE_MAPPINGS = (
+    "train.mixture",
+    "rivals",
+    "generate.adapters",
+    "generate.names",
+    "generate.protocol.references",
+    "score.encoders",
+)
 """Mappings with user-defined keys. An overlay replaces them: if they were merged, no entry could be removed."""
 
 

@@ -4,16 +4,11 @@ Each writer renders a list of items in batches and writes files under one folder
 is `captions.csv` (path, caption), an optional sidecar that readers use if present.
 """
 
-import csv
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipelines.toybox import colmap
 from pipelines.toybox.prompts import Answer, prompt
@@ -33,67 +28,18 @@ from pipelines.toybox.world import (
     sample_subject,
     sample_view,
 )
-
-BATCH = 240
-"""Images held in memory at once."""
-
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in total) after every batch."""
+from pipelines.toybox.writing import (
+    Progress,
+    generator,
+    name_of,
+    rendered,
+    save_listing,
+    save_mask,
+    save_photo,
+    save_table,
+)
 
 MVIMGNET, OPENIMAGES, DREAMBENCH = 1, 2, 3
-
-
-def generator(seed: int, layout: int, index: int) -> np.random.Generator:
-    """The random stream of one subject: it depends only on seed, layout and index, so that worlds of different sizes
-    share their subjects."""
-    return np.random.default_rng([seed, layout, index])
-
-
-def name_of(seed: int, layout: int, index: int, digits: int) -> str:
-    """A stable hexadecimal name."""
-    return hashlib.sha256(f"toybox/{seed}/{layout}/{index}".encode()).hexdigest()[:digits]
-
-
-def _save_jpeg(path: Path, rgb: NDArray[np.uint8]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rgb).save(path, quality=95, subsampling=0)
-
-
-def _save_mask(path: Path, mask: NDArray[np.bool_]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(mask.astype(np.uint8) * 255).save(path)
-
-
-def _save_table(path: Path, header: str, rows: Iterable[Sequence[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        file.write(header + "\n")
-        csv.writer(file, lineterminator="\n").writerows(rows)
-
-
-Picture = tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.float32]]
-
-
-def _rendered(groups: Sequence[Sequence[Item]], size: int, progress: Progress) -> Iterator[tuple[int, list[Picture]]]:
-    """Render groups of items, whole groups at a time; yields (group number, its images)."""
-    total, done, start = sum(map(len, groups)), 0, 0
-    while start < len(groups):
-        end, count = start, 0
-        while end < len(groups) and (end == start or count + len(groups[end]) <= BATCH):
-            count += len(groups[end])
-            end += 1
-        out = render([item for group in groups[start:end] for item in group], size)
-        arrays = [x.numpy() for x in (out.images, out.masks, out.depth)]
-        at = 0
-        for number in range(start, end):
-            n = len(groups[number])
-            yield (
-                number,
-                [(arrays[0][i], arrays[1][i], arrays[2][i]) for i in range(at, at + n)],
-            )
-            at += n
-        start, done = end, done + count
-        progress(done, total)
 
 
 def capture(rng: np.random.Generator, views: int, scene_per_view: bool, subject: Toy) -> list[Item]:
@@ -126,14 +72,14 @@ def write_mvimgnet(
     people = [sample_subject(rng, FAMILIES[i % len(FAMILIES)], kept=False) for i, rng in enumerate(streams)]
     groups = [capture(rng, views, scene_per_view, who) for rng, who in zip(streams, people, strict=True)]
     captions: list[tuple[str, str]] = []
-    for i, rendered in _rendered(groups, size, progress):
+    for i, shown in rendered(groups, render, size, progress):
         folder = f"{FAMILIES.index(people[i].family)}/{name_of(seed, MVIMGNET, i, 8)}"
         shots = []
-        for k, ((rgb, mask, depth), (who, view, look)) in enumerate(zip(rendered, groups[i], strict=True)):
-            _save_jpeg(root / folder / f"images/{k:03d}.jpg", rgb)
-            _save_mask(root / folder / f"masks/{k:03d}.png", mask)
+        for k, (photo, (who, view, look)) in enumerate(zip(shown, groups[i], strict=True)):
+            save_photo(root / folder / f"images/{k:03d}.jpg", photo.rgb)
+            save_mask(root / folder / f"masks/{k:03d}.png", photo.mask)
             rotation, translation, _ = camera(view, size)
-            shots.append(colmap.Shot(f"{k:03d}.jpg", rotation, translation, rgb, depth))
+            shots.append(colmap.Shot(f"{k:03d}.jpg", rotation, translation, photo.rgb, photo.depth))
             captions.append(
                 (
                     f"{folder}/images/{k:03d}.jpg",
@@ -146,7 +92,7 @@ def write_mvimgnet(
             camera(groups[i][0][1], size)[2],
             streams[i],
         )
-    _save_table(root / "captions.csv", "path,caption", sorted(captions))
+    save_table(root / "captions.csv", "path,caption", sorted(captions))
 
 
 BOX_HEADER = (
@@ -186,16 +132,16 @@ def write_openimages(root: Path, seed: int, photos: int, size: int, detail: Deta
     for rng in streams:
         items.append((sample_subject(rng, kept=False), sample_view(rng), sample_look(rng)))
     boxes, masks, images, captions = [], [], [], []
-    for i, [(rgb, mask, _)] in _rendered([[item] for item in items], size, progress):
+    for i, [photo] in rendered([[item] for item in items], render, size, progress):
         image, box_id = (
             name_of(seed, OPENIMAGES, i, 16),
             name_of(seed, OPENIMAGES, i, 24)[16:],
         )
         label = _mid(items[i][0].family)
-        box, clicks = _extremes(mask)
+        box, clicks = _extremes(photo.mask)
         mask_path = f"{image}_{label[1:].replace('/', '')}_{box_id}.png"
-        _save_jpeg(root / "train" / f"{image}.jpg", rgb)
-        _save_mask(root / "train-masks" / mask_path, mask)
+        save_photo(root / "train" / f"{image}.jpg", photo.rgb)
+        save_mask(root / "train-masks" / mask_path, photo.mask)
         boxes.append([image, "xclick", label, "1", *box, *"00000", *clicks])
         masks.append([mask_path, image, label, box_id, *box, "", ""])
         images.append([image, "train", *[""] * 9, "0.0"])
@@ -206,15 +152,15 @@ def write_openimages(root: Path, seed: int, photos: int, size: int, detail: Deta
             )
         )
     names = [(_mid(family), family.capitalize()) for family in FAMILIES]
-    _save_table(
+    save_table(
         root / "oidv7-class-descriptions-boxable.csv",
         "LabelName,DisplayName",
         names,
     )
-    _save_table(root / "oidv6-train-annotations-bbox.csv", BOX_HEADER, sorted(boxes))
-    _save_table(root / "train-annotations-object-segmentation.csv", MASK_HEADER, sorted(masks))
-    _save_table(root / "train-images-boxable-with-rotation.csv", IMAGE_HEADER, sorted(images))
-    _save_table(root / "captions.csv", "path,caption", sorted(captions))
+    save_table(root / "oidv6-train-annotations-bbox.csv", BOX_HEADER, sorted(boxes))
+    save_table(root / "train-annotations-object-segmentation.csv", MASK_HEADER, sorted(masks))
+    save_table(root / "train-images-boxable-with-rotation.csv", IMAGE_HEADER, sorted(images))
+    save_table(root / "captions.csv", "path,caption", sorted(captions))
 
 
 def prompts(live: bool) -> list[str]:
@@ -228,11 +174,6 @@ def prompts(live: bool) -> list[str]:
         *(Answer(shape=shape) for shape in SHAPES[:shapes]),
     )
     return [prompt(answer, "{0} {1}") for answer in answers]
-
-
-def _prompt_block(title: str, live: bool) -> str:
-    lines = ",\n".join(f"'{text}'.format(unique_token, class_token)" for text in prompts(live))
-    return f"{title}\n\nprompt_list = [\n{lines}\n]\n"
 
 
 def _held_out(seed: int, subjects: int, photos: int) -> dict[str, tuple[np.random.Generator, list[Item]]]:
@@ -266,17 +207,11 @@ def write_dreambench(
     members = _held_out(seed, subjects, photos)
     names, groups = list(members), [items for _, items in members.values()]
     captions: list[tuple[str, str]] = []
-    for i, rendered in _rendered(groups, size, progress):
-        for k, ((rgb, _, _), (who, _, look)) in enumerate(zip(rendered, groups[i], strict=True)):
+    for i, shown in rendered(groups, render, size, progress):
+        for k, (photo, (who, _, look)) in enumerate(zip(shown, groups[i], strict=True)):
             path = f"dataset/{names[i]}/{k:02d}.jpg"
-            _save_jpeg(root / path, rgb)
+            save_photo(root / path, photo.rgb)
             captions.append((path, caption(who, look, detail=detail, rng=members[names[i]][0])))
-    classes = "".join(
-        f"{name},{family}\n"
-        for name, family in sorted((name, items[0][0].family) for name, (_, items) in members.items())
-    )
-    text = f"Classes\n\nsubject_name,class\n{classes}\nPrompts\n\n"
-    text += _prompt_block("Object Prompts", False) + "\n" + _prompt_block("Live Subject Prompts", True)
-    (root / "dataset").mkdir(parents=True, exist_ok=True)
-    (root / "dataset/prompts_and_classes.txt").write_text(text, encoding="utf-8")
-    _save_table(root / "captions.csv", "path,caption", sorted(captions))
+    classes = {name: items[0][0].family for name, (_, items) in members.items()}
+    save_listing(root, classes, {"Object Prompts": prompts(False), "Live Subject Prompts": prompts(True)})
+    save_table(root / "captions.csv", "path,caption", sorted(captions))

@@ -1,6 +1,7 @@
 """Stage: the embedded world on disk, in the raw layouts of the real sets (`customcontrast toybox`).
 
-Reads params.yaml, section toybox. Writes <root>/mvimgnet, <root>/openimages, <root>/dreambench and <root>/world.json.
+Reads params.yaml, section toybox. Writes <root>/mvimgnet, <root>/openimages and <root>/dreambench of the world of toys,
+<root>/portraits, <root>/ffhq, <root>/dreambench and <root>/names.csv of the world of faces, and <root>/world.json.
 """
 
 import hashlib
@@ -9,17 +10,48 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 from tqdm import tqdm
 
 from pipelines.toybox import layouts
+from pipelines.toybox.faces import layouts as face_layouts
+from pipelines.toybox.faces.layouts import Member
+from pipelines.toybox.faces.people import CELEBRITIES
+from pipelines.toybox.faces.people import Detail as FaceDetail
 from pipelines.toybox.world import Detail
+from pipelines.toybox.writing import Progress
 from runtime.errors import UserError
 from runtime.params import Params, Section
 
 MARKER = "world.json"
+
+
+class FacesParams(Section):
+    """People of the world of faces; see `pipelines.toybox.faces.layouts` for their kinds."""
+
+    portraits_named: int = Field(ge=0, le=CELEBRITIES)
+    """Celebrities with many views."""
+    portraits_unnamed: int = Field(ge=1)
+    """Other people with many views."""
+    portraits_views: int = Field(ge=2, le=100)
+    """Views of each of them."""
+    ffhq_photos: int = Field(ge=1)
+    """Single photos, each of another unnamed person, those of the portraits among them."""
+    dreambench_named: int = Field(ge=0, le=CELEBRITIES)
+    """Celebrities for evaluation, those of the portraits among them, in other photos."""
+    dreambench_unnamed: int = Field(ge=0)
+    """Unnamed people for evaluation, likewise."""
+    dreambench_held_out: int = Field(ge=1)
+    """Held-out people for evaluation."""
+    dreambench_photos: int = Field(ge=1, le=100)
+    """Photos of each of them."""
+
+    def evaluated(self) -> list[Member]:
+        """The people for evaluation."""
+        return face_layouts.members(self.dreambench_named, self.dreambench_unnamed, self.dreambench_held_out)
 
 
 class ToyboxParams(Section):
@@ -27,6 +59,8 @@ class ToyboxParams(Section):
 
     root: str
     """Folder of the world."""
+    world: Literal["toys", "faces"]
+    """Who is in it."""
     seed: int = Field(ge=0)
     """Same seed, same bytes."""
     size: int = Field(ge=16, le=1024)
@@ -45,8 +79,15 @@ class ToyboxParams(Section):
     dreambench_photos: int = Field(ge=1, le=100)
     """Photos of each of them."""
     caption_detail: Detail
-    """What captions.csv states about the subject: noun, colour or full (colour and pattern). With noun, the look of the
-    subject can only be learnt from the reference."""
+    """What captions.csv states about the subject: noun, colour or full (colour and pattern; of people hair and beard).
+    With noun, the look of the subject can only be learnt from the reference."""
+    faces: FacesParams
+
+    @model_validator(mode="after")
+    def people_have_no_main_colour(self) -> Self:
+        if self.world == "faces" and self.caption_detail == "colour":
+            raise ValueError("caption_detail is colour, which people have not; use noun or full")
+        return self
 
 
 def fingerprint(params: ToyboxParams) -> str:
@@ -73,8 +114,11 @@ def world_of(bench: Path) -> ToyboxParams | None:
     root = bench.parent
     if bench.name != "dreambench" or not (root / MARKER).is_file():
         return None
-    found = ToyboxParams(root=str(root), **json.loads((root / MARKER).read_text())["params"])
-    if not is_complete(root, found):
+    try:
+        found = ToyboxParams(root=str(root), **json.loads((root / MARKER).read_text())["params"])
+    except ValidationError:
+        found = None
+    if found is None or not is_complete(root, found):
         raise UserError(f"{root} was rendered by other code than this; run the toybox stage again")
     return found
 
@@ -94,7 +138,7 @@ def write_world(
     if root.exists() and any(root.iterdir()) and not (root / MARKER).is_file():
         raise UserError(f"{root} holds files but no {MARKER}: not a toybox world; choose another toybox.root")
 
-    def report(layout: str) -> layouts.Progress:
+    def report(layout: str) -> Progress:
         return lambda done, total: progress(layout, done, total) if progress else None
 
     part, old = (
@@ -103,34 +147,7 @@ def write_world(
     )
     for folder in (part, old):
         shutil.rmtree(folder, ignore_errors=True)
-    p = params
-    layouts.write_mvimgnet(
-        part / "mvimgnet",
-        p.seed,
-        p.mvimgnet_subjects,
-        p.mvimgnet_views,
-        p.scene_per_view,
-        p.size,
-        p.caption_detail,
-        report("mvimgnet"),
-    )
-    layouts.write_openimages(
-        part / "openimages",
-        p.seed,
-        p.openimages_photos,
-        p.size,
-        p.caption_detail,
-        report("openimages"),
-    )
-    layouts.write_dreambench(
-        part / "dreambench",
-        p.seed,
-        p.dreambench_subjects,
-        p.dreambench_photos,
-        p.size,
-        p.caption_detail,
-        report("dreambench"),
-    )
+    {"toys": _write_toys, "faces": _write_faces}[params.world](part, params, report)
     record = {
         "fingerprint": fingerprint(params),
         "params": params.model_dump(exclude={"root"}),
@@ -142,6 +159,57 @@ def write_world(
     part.rename(root)
     shutil.rmtree(old, ignore_errors=True)
     return True
+
+
+def _write_toys(root: Path, p: ToyboxParams, report: Callable[[str], Progress]) -> None:
+    layouts.write_mvimgnet(
+        root / "mvimgnet",
+        p.seed,
+        p.mvimgnet_subjects,
+        p.mvimgnet_views,
+        p.scene_per_view,
+        p.size,
+        p.caption_detail,
+        report("mvimgnet"),
+    )
+    layouts.write_openimages(
+        root / "openimages", p.seed, p.openimages_photos, p.size, p.caption_detail, report("openimages")
+    )
+    layouts.write_dreambench(
+        root / "dreambench",
+        p.seed,
+        p.dreambench_subjects,
+        p.dreambench_photos,
+        p.size,
+        p.caption_detail,
+        report("dreambench"),
+    )
+
+
+def _write_faces(root: Path, p: ToyboxParams, report: Callable[[str], Progress]) -> None:
+    faces = p.faces
+    detail: FaceDetail = "full" if p.caption_detail == "full" else "noun"
+    face_layouts.write_names(root / "names.csv")
+    face_layouts.write_portraits(
+        root / "portraits",
+        p.seed,
+        faces.portraits_named,
+        faces.portraits_unnamed,
+        faces.portraits_views,
+        p.size,
+        detail,
+        report("portraits"),
+    )
+    face_layouts.write_ffhq(root / "ffhq", p.seed, faces.ffhq_photos, p.size, detail, report("ffhq"))
+    face_layouts.write_bench(
+        root / "dreambench",
+        p.seed,
+        faces.evaluated(),
+        faces.dreambench_photos,
+        p.size,
+        detail,
+        report("dreambench"),
+    )
 
 
 def main(params: Params) -> None:
@@ -156,5 +224,5 @@ def main(params: Params) -> None:
             bar.refresh()
 
         fresh = write_world(Path(toybox.root), toybox, progress)
-    count = sum(1 for _ in Path(toybox.root).rglob("*.jpg"))
+    count = sum(len(file.read_text().splitlines()) - 1 for file in Path(toybox.root).glob("*/captions.csv"))
     print(f"{toybox.root}: {count} images, {'written' if fresh else 'already complete'}")

@@ -17,8 +17,8 @@ from experiments.metric_trial import BOTH, CHANGES, CONDITIONS, Trial, trial_of
 from experiments.truth import apart
 from model.images.segment import on_white
 from pipelines.photos.roots import Roots
-from pipelines.toybox.layouts import generator
 from pipelines.toybox.world import Item, render, sample_subject
+from pipelines.toybox.writing import generator
 from runtime.params import Params
 from tests.world.evaluation import FakeModels
 

@@ -12,13 +12,15 @@ from PIL import Image
 from experiments import truth
 from pipelines import tables
 from pipelines.toybox import layouts
-from pipelines.toybox.stage import ToyboxParams
+from pipelines.toybox.stage import FacesParams, ToyboxParams
 from pipelines.toybox.world import Look, apart, render
+from tests.world.faces import FACES
 from train.toybox.lessons.toys import TOYS
 from train.toybox.models.judge import load_judge
 
 PARAMS = ToyboxParams(
     root="-",
+    world="toys",
     seed=3,
     size=64,
     mvimgnet_subjects=1,
@@ -28,6 +30,7 @@ PARAMS = ToyboxParams(
     dreambench_subjects=11,
     dreambench_photos=2,
     caption_detail="noun",
+    faces=FacesParams(**FACES),
 )
 
 

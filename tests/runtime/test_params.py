@@ -201,6 +201,7 @@ def test_sizes_that_no_stage_can_work_with_are_refused(repository, setting: str)
         ["configs/toybox_large.yaml"],
         ["configs/toybox_adapter.yaml"],
         ["configs/toybox_rivals.yaml"],
+        ["configs/faces.yaml"],
     ],
 )
 def test_repository_params_are_valid_for_every_stage(repository, files: list[str]):

@@ -19,6 +19,17 @@ SIDE, PATCH, BLOCKS, WIDTH, ID_WIDTH = 16, 8, 6, 24, 10
 LAYERS = (1, 3, 5)
 """0-based: after blocks 2, 4 and 6."""
 COLUMNS = len(LAYERS) * WIDTH + ID_WIDTH
+FACES = {
+    "portraits_named": 1,
+    "portraits_unnamed": 2,
+    "portraits_views": 4,
+    "ffhq_photos": 3,
+    "dreambench_named": 1,
+    "dreambench_unnamed": 1,
+    "dreambench_held_out": 2,
+    "dreambench_photos": 3,
+}
+"""A small world of faces, as params.yaml's toybox.faces."""
 SIZES: dict[str, Any] = {"encoder": "dreamidentity", "text_tokens": 2, "tv_fusion": False, "location_masks": False}
 
 

@@ -11,15 +11,19 @@ import pytest
 from PIL import Image
 
 from eval.generate.methods import METHODS
-from eval.generate.truth import Renderer, answer_of, world_ids
+from eval.generate.truth import Renderer, answer_of, portrait_of, world_ids
 from eval.protocol import protocol
 from pipelines.photos.roots import Roots, SourceParams
+from pipelines.toybox.faces import layouts as face_layouts
+from pipelines.toybox.faces import people as persons
+from pipelines.toybox.faces.prompts import Wish
 from pipelines.toybox.layouts import people
 from pipelines.toybox.prompts import asked
 from pipelines.toybox.rendering.march import View
 from pipelines.toybox.stage import MARKER, ToyboxParams, write_world
 from pipelines.toybox.world import Look, apart, render
 from runtime.errors import UserError
+from tests.world.faces import FACES
 
 SEED, SUBJECTS, PHOTOS = 3, 2, 2
 
@@ -27,10 +31,14 @@ SEED, SUBJECTS, PHOTOS = 3, 2, 2
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a world with two evaluation subjects."""
-    folder = tmp_path_factory.mktemp("truth") / "toybox"
+    return write(tmp_path_factory.mktemp("truth") / "toybox", "toys")
+
+
+def write(folder: Path, world: str) -> Path:
     few = {"mvimgnet_subjects": 1, "mvimgnet_views": 2, "scene_per_view": True, "openimages_photos": 1}
     bench = {"dreambench_subjects": SUBJECTS, "dreambench_photos": PHOTOS}
-    write_world(folder, ToyboxParams(root="-", seed=SEED, size=64, caption_detail="noun", **few, **bench))
+    of_both = {"root": "-", "seed": SEED, "size": 64, "caption_detail": "noun", "world": world, "faces": FACES}
+    write_world(folder, ToyboxParams.model_validate({**of_both, **few, **bench}))
     return folder
 
 
@@ -102,3 +110,26 @@ def test_a_world_of_other_code_is_one_sentence(world: Path, tmp_path: Path):
 def test_a_segment_names_its_photo(data: Path, roots: Roots):
     photo = protocol.held_out(data)[0].photos[2]
     assert protocol.read_segment(roots, photo, margin=0.0).info["frame_id"] == photo.frame_id == "bench/duck/02"
+
+
+def test_an_answer_about_a_person_is_what_the_prompt_says_in_another_pose():
+    who, shown = face_layouts.person(SEED, ("held_out", 0)), View(20.0, 5.0)
+    for seed in range(30):
+        _, view, outfit = portrait_of(who, shown, Wish("beach", "sketch", "glasses", "blue", "sad"), seed)
+        assert (outfit.scene, outfit.style, outfit.accessory) == ("beach", "sketch", "glasses")
+        assert (outfit.hair_colour, outfit.expression, outfit.job) == ("blue", "sad", None)
+        assert -50 <= view.azimuth < -10
+    open_ = [portrait_of(who, shown, Wish(job="chef"), seed)[2] for seed in range(30)]
+    assert {(outfit.job, outfit.style, outfit.accessory, outfit.hair_colour) for outfit in open_} == {
+        ("chef", "photo", None, None)
+    }
+    assert len({outfit.scene for outfit in open_}) > 6 and len({outfit.expression for outfit in open_}) > 2
+
+
+def test_people_are_answered_by_their_own_renders(tmp_path: Path):
+    paint = Renderer([source(write(tmp_path / "faces", "faces"))], 32)
+    (image,) = paint([segment("bench/held_out001/02")], ["man"], ["a man with red hair"], [5])
+    photos = face_layouts.evaluated(SEED, face_layouts.members(1, 1, 2), FACES["dreambench_photos"])
+    who, view, _ = photos["held_out001"][2]
+    expected = portrait_of(who, view, Wish(hair_colour="red"), 5)
+    assert np.array_equal(np.asarray(image), persons.render([expected], 32).images[0].numpy())

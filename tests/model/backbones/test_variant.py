@@ -29,7 +29,7 @@ def load(tree: dict[str, Any], folder: Path) -> Variant:
     return load_variant(str(folder / "mine.json"))
 
 
-@pytest.mark.parametrize("name", ["toybox", "sd15", "sdxl"])
+@pytest.mark.parametrize("name", ["toybox", "sd15", "sdxl", "faces"])
 def test_shipped_variant_loads_and_pins_every_hub_id(name: str) -> None:
     variant = load_variant(name)
     assert variant.name == name
@@ -48,7 +48,9 @@ def test_toybox_needs_no_network() -> None:
 
 
 def test_unknown_variant_lists_the_known_ones() -> None:
-    with pytest.raises(ModelError, match=r"^unknown variant 'sd3'; choose one of sd15, sdxl, toybox, or give the path"):
+    with pytest.raises(
+        ModelError, match=r"^unknown variant 'sd3'; choose one of faces, sd15, sdxl, toybox, or give the path"
+    ):
         load_variant("sd3")
 
 

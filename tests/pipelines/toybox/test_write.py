@@ -12,8 +12,9 @@ from scipy.spatial.transform import Rotation
 
 from pipelines.toybox import world
 from pipelines.toybox.layouts import prompts
-from pipelines.toybox.stage import ToyboxParams, is_complete, write_world
+from pipelines.toybox.stage import ToyboxParams, is_complete, world_of, write_world
 from runtime.errors import UserError
+from tests.world.faces import FACES
 
 
 def small(**changes: object) -> ToyboxParams:
@@ -28,6 +29,8 @@ def small(**changes: object) -> ToyboxParams:
         "dreambench_subjects": 3,
         "dreambench_photos": 2,
         "caption_detail": "noun",
+        "world": "toys",
+        "faces": FACES,
     }
     return ToyboxParams.model_validate(values | changes)
 
@@ -81,6 +84,16 @@ def test_half_a_world_is_never_seen(tmp_path: Path) -> None:
         write_world(tmp_path / "world", small(), killed)
     assert not (tmp_path / "world").exists()
     assert write_world(tmp_path / "world", small())
+
+
+def test_a_world_of_other_params_than_these_is_to_be_rendered_again(root: Path, tmp_path: Path) -> None:
+    assert world_of(root / "dreambench") is not None
+    record = json.loads((root / "world.json").read_text())
+    (tmp_path / "dreambench").mkdir()
+    del record["params"]["world"]
+    (tmp_path / "world.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="was rendered by other code than this; run the toybox stage again"):
+        world_of(tmp_path / "dreambench")
 
 
 def test_foreign_files_are_not_overwritten(tmp_path: Path) -> None:
