@@ -86,7 +86,7 @@ def forget(params: Params, subjects: Collection[str]) -> Counter[str]:
     Caches go first and the frames last, so that a run that was killed still finds the photos.
     """
     found: Counter[str] = Counter()
-    people = set().union(*map(known_as, subjects))
+    people = {name for subject in subjects for name in known_as(subject)}
     roots = [params.data] if is_url(params.run.work) else [Path(params.run.work), params.data]
     for root in roots:
         found.update(forget_caches(root, people))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def without(name: str, table: pa.Table, subjects: Collection[str]) -> tuple[pa.T
     removed = len(table) - len(kept)
     if name not in LISTS:
         return kept, removed
-    shorten = {"neighbours": shorter_list, "similarity": smaller_tile}[name]
+    shorten: Callable[..., dict[str, Any] | None] = shorter_list if name == "neighbours" else smaller_tile
     rows = kept.to_pylist()
     shorter = [shorten(row, subjects) for row in rows]
     changed = sum(before != after for before, after in zip(rows, shorter, strict=True))
