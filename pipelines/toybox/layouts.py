@@ -39,7 +39,7 @@ from pipelines.toybox.writing import (
     save_table,
 )
 
-MVIMGNET, OPENIMAGES, DREAMBENCH = 1, 2, 3
+MVIMGNET, OPENIMAGES, DREAMBENCH, VIDEOS = 1, 2, 3, 5  # 4: experiments.metric_trial
 
 
 def capture(rng: np.random.Generator, views: int, scene_per_view: bool, subject: Toy) -> list[Item]:
