@@ -19,11 +19,13 @@ from benchmarks.data.others import others
 from benchmarks.data.scale import scale
 from benchmarks.data.setting import DataSetting, Sizes
 from benchmarks.data.stages import decode, embed, mask, newer_masks, tile
+from benchmarks.data.videos import video
 from benchmarks.measure import Line, chosen_parts, measured, report
 from runtime.cli import read_params, shared_options
 
 PARTS: dict[str, Callable[[DataSetting], Iterator[Line]]] = {
-    part.__name__: part for part in (decode, mask, newer_masks, embed, tile, engine, workers, export, others, scale)
+    part.__name__: part
+    for part in (decode, video, mask, newer_masks, embed, tile, engine, workers, export, others, scale)
 }
 
 
@@ -34,7 +36,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--repeats", type=int, default=5, help="timing repeats, of which the median counts (default: %(default)s)"
     )
     parser.add_argument(
-        "--photos", type=int, default=480, help="photos of decode, workers, export and others (default: %(default)s)"
+        "--photos",
+        type=int,
+        default=480,
+        help="photos of decode, workers, export and others, and frames of video (default: %(default)s)",
     )
     parser.add_argument("--side", type=int, default=1024, help="longer side of these photos, px (default: %(default)s)")
     parser.add_argument("--source", help="folder of photos in MVImgNet's layout, instead of synthetic ones")

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import MMGroundingDinoForObjectDetection
 
 from benchmarks import forwards
-from benchmarks.data import checkpoints, engine, export
+from benchmarks.data import checkpoints, engine, export, videos
 from benchmarks.data.engine import busy_rate
 from benchmarks.data.photos import draw
 from benchmarks.data.setting import DataSetting, Sizes
@@ -105,3 +105,10 @@ def test_export_is_measured_on_shards_of_drawn_photos(tmp_path):
     assert sum(map(export.count_pairs, (item.payload for item in items))) == 16
     worker = export.ExportWorker(export.FORMAT, export.OPTIONS, [source], str(tmp_path / "out"))
     assert [len(rows["exports"]) for rows in worker.compute([items[0].payload])] == [16]
+
+
+def test_video_of_the_benchmark_is_one_whose_frames_are_chosen_and_read_again(tmp_path):
+    sizes = dict.fromkeys(Sizes.model_fields, 1) | {"photos": 24, "side": 64, "source": None, "rows": (1,)}
+    setting = DataSetting.of(Sizes(**sizes | {"work": tmp_path}), Params.read())
+    lines = list(videos.video(setting))
+    assert [line.detail.partition(", ")[2] for line in lines] == ["24 frames", "24 frames"]
