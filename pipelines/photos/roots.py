@@ -165,11 +165,8 @@ class Root:
 
     @contextlib.contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
-        """Open a file for reading in any order, in parts where it is not in an archive.
-
-        Raises:
-            FileNotFoundError, DecodeError, UserError: as `read`, also from reading in the body.
-        """
+        """Open a file for reading in any order, in parts where it is not in an archive; raises as `read`, also where
+        the body reads."""
         with self._reaching(path) as (tree, full), tree.open(full) as stream:
             yield stream
 
@@ -338,11 +335,7 @@ class FolderTree:
         return self._fs.cat_file(self._file(path))
 
     def open(self, path: str) -> Any:
-        """Return a binary stream of a file, which reads it in parts.
-
-        Raises:
-            OSError, DamagedFile: as `read`.
-        """
+        """Return a binary stream of a file, which reads it in parts; raises as `read`."""
         return self._fs.open(self._file(path), "rb")
 
     def entries(self, path: str) -> list[tuple[str, bool]]:

@@ -8,8 +8,8 @@ is read as an upright BMP, whose pixels cost no compression, so that whatever re
 from __future__ import annotations
 
 import contextlib
-import io
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,9 +23,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image
 from pydantic import Field
-from scipy import ndimage
 
 from pipelines.photos.decode import DecodeError
 from runtime.errors import one_line
@@ -43,9 +41,12 @@ _EBML = b"\x1aE\xdf\xa3"
 _BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
 
 # The same pixels on every machine: without these, swscale rounds as the CPU's instructions do.
-_EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
+_EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _UNSPECIFIED = 2  # colour matrix, ISO/IEC 23091-4
 _HD = 720  # lines from which a video that does not name its colours is taken for BT.709, as players do
+
+# Header of a BMP: file, then image, its rows from the top as the height is negative, three bytes a pixel.
+_BMP = struct.Struct("<2sIIIIiiHHIIiiII")
 
 _SIDE = 256  # px of the shorter side at which sharpness is measured, as curate.filters.sharpness_side
 _THUMB = 16  # px of both sides at which change is measured: larger than noise and shake
@@ -224,12 +225,11 @@ def _better(
         grey = _grey(frame)
     except (av.error.FFmpegError, ValueError):
         return best
-    height, width = grey.shape
-    rows, columns = (np.linspace(0, side, _THUMB, endpoint=False).astype(int) for side in (height, width))
-    sums = np.add.reduceat(np.add.reduceat(grey, rows, axis=0), columns, axis=1)
-    thumb = sums / np.outer(np.diff(rows, append=height), np.diff(columns, append=width))
+    high, wide = (side // _THUMB for side in grey.shape)
+    thumb = grey[: _THUMB * high, : _THUMB * wide].reshape(_THUMB, high, _THUMB, wide).mean(axis=(1, 3))
     changed = taken is None or float(np.abs(thumb - taken).mean()) >= min_change
-    rank = (changed, float(ndimage.laplace(grey).var()))
+    laplacian = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
+    rank = (changed, float(laplacian.var()))
     return _Best(pts, frame, rank, thumb) if best is None or rank > best.rank else best
 
 
@@ -342,12 +342,13 @@ def _bitmap(frame: VideoFrame) -> bytes:
         DecodeError: its pixel format cannot be converted.
     """
     try:
-        pixels = np.rot90(_converted(frame, "rgb24", frame.width, frame.height), round(frame.rotation / 90) % 4)
+        pixels = np.rot90(_converted(frame, "bgr24", frame.width, frame.height), round(frame.rotation / 90) % 4)
     except (av.error.FFmpegError, ValueError) as error:
         raise DecodeError("unreadable", _reason(error)) from None
-    stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "BMP")
-    return stream.getvalue()
+    height, width = pixels.shape[:2]
+    rows = np.pad(pixels.reshape(height, 3 * width), ((0, 0), (0, -3 * width % 4)))  # of whole words
+    header = _BMP.pack(b"BM", 54 + rows.size, 0, 54, 40, width, -height, 1, 24, 0, rows.size, 0, 0, 0, 0)
+    return b"".join((header, memoryview(rows)))
 
 
 def _converted(frame: VideoFrame, kind: str, width: int, height: int) -> np.ndarray:
