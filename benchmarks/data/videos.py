@@ -4,6 +4,7 @@ reading a frame again."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -67,7 +68,7 @@ def drawn(work: Path, frames: int, size: tuple[int, int]) -> Path:
                 noise = rng.integers(-6, 7, (height, width, 1), dtype=np.int16)
                 pixels = (ground[:, 2 * number : 2 * number + width] + noise).clip(0, 255).astype(np.uint8)
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                frame.pts, frame.time_base = number, 1 / track.codec_context.framerate
+                frame.pts, frame.time_base = number, Fraction(1, RATE)
                 out.mux(track.encode(frame))
             out.mux(track.encode())
         part.replace(file)

@@ -348,7 +348,7 @@ def _bitmap(frame: VideoFrame) -> bytes:
     height, width = pixels.shape[:2]
     rows = np.pad(pixels.reshape(height, 3 * width), ((0, 0), (0, -3 * width % 4)))  # of whole words
     header = _BMP.pack(b"BM", 54 + rows.size, 0, 54, 40, width, -height, 1, 24, 0, rows.size, 0, 0, 0, 0)
-    return b"".join((header, memoryview(rows)))
+    return b"".join((header, rows.data))
 
 
 def _converted(frame: VideoFrame, kind: str, width: int, height: int) -> np.ndarray:

@@ -44,4 +44,4 @@ def test_videos_of_the_documentation_become_pairs(tmp_path: Path, monkeypatch: p
     assert len(targets) >= 3 * FRAMES - 3
     assert {Image.open(io.BytesIO(files[name])).size for name in targets} == {(64, 64)}
     row = json.loads(files[targets[0].replace(".target.jpg", ".json")])
-    assert row["class_name"] in ("mug", "mushroom", "rocket")
+    assert row["class"] in ("mug", "mushroom", "rocket") and row["method"] == "order"

@@ -82,7 +82,7 @@ def test_killed_rendering_goes_on_to_the_same_pictures(tmp_path, monkeypatch):
     assert len(set(whole.captions(0))) > 4
 
 
-# Of the first version, whose weights are published: a new training must see the same images and captions.
+# Of the published weights: a training that is done again must see the same images and captions.
 SEEN = {
     "pictures": "fe6d0525ee7acf2d",
     "judged": "ab4e9600dd865f9c",

@@ -7,11 +7,13 @@ A set is a folder in the world's work folder: `images.npy` uint8 [N, 64, 64, 3],
 import hashlib
 import json
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,6 +104,14 @@ def renderer_digest() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an .npy file as a whole or not at all, also where two trainings compute the same one at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp.npy")
+    np.save(temporary, array)
+    temporary.replace(path)
+
+
 HIDDEN_PATTERN = 0.05
 """A pattern covering a smaller fraction of the visible subject is hidden: behind a scarf, or on the far side."""
 
@@ -128,9 +138,7 @@ def pattern_shares(pictures: Pictures) -> NDArray[np.float32]:
             subject = pictures.regions[start : rows.stop] == SUBJECT
             covered = ((gap.max(3) > DIFFERENT) & subject).sum((1, 2))
             shares.append((covered / np.maximum(subject.sum((1, 2)), 1)).astype(np.float32))
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, np.concatenate(shares))
-        temporary.rename(path)
+        save_array(path, np.concatenate(shares))
     found: NDArray[np.float32] = np.load(path)
     return found
 

@@ -12,7 +12,7 @@ from pipelines.toybox import world as toys
 from pipelines.toybox.faces import head, people
 from pipelines.toybox.faces.people import Person, Portrait
 from pipelines.toybox.rendering import styles
-from train.toybox.lessons.worlds import Question, Sheet, World
+from train.toybox.lessons.worlds import DetectorQuery, Sheet, World
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "noun": people.NOUNS,
@@ -181,21 +181,21 @@ def heads(table: NDArray[np.int16]) -> NDArray[np.int64]:
     return np.full(len(table), PHRASES.index("head"), np.int64)
 
 
-def ask(table: NDArray[np.int16], rng: np.random.Generator) -> Question:
+def ask(table: NDArray[np.int16], rng: np.random.Generator) -> DetectorQuery:
     """The head, the person, the noun, or in `NEGATIVES` of the images what is not there."""
     question, wrong = examine(table, rng)
     shown = rng.random(len(table)) >= NEGATIVES
-    return Question(np.where(shown, question.phrase, wrong), shown, question.whole)
+    return DetectorQuery(np.where(shown, question.phrase, wrong), shown, question.whole)
 
 
-def examine(table: NDArray[np.int16], rng: np.random.Generator) -> tuple[Question, NDArray[np.int64]]:
+def examine(table: NDArray[np.int16], rng: np.random.Generator) -> tuple[DetectorQuery, NDArray[np.int64]]:
     count, nouns = len(table), FACES.column(table, "noun").astype(np.int64)
     first = PHRASES.index(people.NOUNS[0])
     kind = rng.integers(0, 3, count)
     phrase = np.select([kind == 0, kind == 1], [PHRASES.index("head"), PHRASES.index("person")], first + nouns)
     toy = rng.integers(len(PHRASES), len(STRANGE), count)
     wrong = np.where(rng.random(count) < 0.5, first + 1 - nouns, toy)
-    return Question(phrase, np.ones(count, bool), kind > 0), wrong
+    return DetectorQuery(phrase, np.ones(count, bool), kind > 0), wrong
 
 
 FACES = World(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipelines.toybox import world
 from pipelines.toybox.rendering import styles
 from pipelines.toybox.world import Item
-from train.toybox.lessons.worlds import Question, Sheet, World
+from train.toybox.lessons.worlds import DetectorQuery, Sheet, World
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "family": world.FAMILIES,
@@ -137,18 +137,18 @@ def _another(phrases: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np
     return (phrases + rng.integers(1, len(world.FAMILIES), len(phrases))) % len(world.FAMILIES)
 
 
-def ask(table: NDArray[np.int16], rng: np.random.Generator) -> Question:
+def ask(table: NDArray[np.int16], rng: np.random.Generator) -> DetectorQuery:
     """The family or, in `NEGATIVES` of the images, another. A subject in another's shape ("a ball shaped mug") is
     labelled with its own noun, but never a negative."""
     right = families(table)
     shown = ~((rng.random(len(table)) < NEGATIVES) & _own(table))
-    return Question(np.where(shown, right, _another(right, rng)), shown, np.zeros(len(table), bool))
+    return DetectorQuery(np.where(shown, right, _another(right, rng)), shown, np.zeros(len(table), bool))
 
 
-def examine(table: NDArray[np.int16], rng: np.random.Generator) -> tuple[Question, NDArray[np.int64]]:
+def examine(table: NDArray[np.int16], rng: np.random.Generator) -> tuple[DetectorQuery, NDArray[np.int64]]:
     """The family and another; `shown` is False of a subject in another's shape."""
     right = families(table)
-    return Question(right, _own(table), np.zeros(len(table), bool)), _another(right, rng)
+    return DetectorQuery(right, _own(table), np.zeros(len(table), bool)), _another(right, rng)
 
 
 TOYS = World(

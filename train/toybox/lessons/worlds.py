@@ -40,7 +40,7 @@ class LessonSet(Protocol):
 
 
 @dataclass(frozen=True)
-class Question:
+class DetectorQuery:
     """A phrase for the detector to look for in each of B images.
 
     phrase: int64 [B], places in the world's phrases. shown: bool [B], whether the image shows it; if not, the answer is
@@ -94,9 +94,9 @@ class World:
     """What the detector looks for."""
     subject_phrase: Callable[[NDArray[np.int16]], NDArray[np.int64]]
     """The phrase of the subject without what it wears."""
-    ask: Callable[[NDArray[np.int16], np.random.Generator], Question]
+    ask: Callable[[NDArray[np.int16], np.random.Generator], DetectorQuery]
     """What the detector is asked in training."""
-    examine: Callable[[NDArray[np.int16], np.random.Generator], tuple[Question, NDArray[np.int64]]]
+    examine: Callable[[NDArray[np.int16], np.random.Generator], tuple[DetectorQuery, NDArray[np.int64]]]
     """What it is asked in a measurement, and a phrase of something that the image does not show."""
     painted: Mapping[str, float]
     """Minimum fraction of generated images in which the judge sees the attribute that the caption names."""

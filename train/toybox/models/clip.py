@@ -48,7 +48,7 @@ SAID = {
     FACES.name: {"full": 0.75, "noun": 0.25},
 }
 """How often a caption tells as much of the subject."""
-OUTSIDE = ("scene", "style", "dress", "shape", "expression", "wear")
+OUTSIDE = ("scene", "style", "dress", "shape", "wear")
 """Attributes that are not asked of a cut-out, of which it shows none or not all."""
 WATCHED = ("family", "colour", "pattern", "noun", "hair", "skin")
 """Attributes whose accuracy is logged."""

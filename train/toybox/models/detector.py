@@ -26,7 +26,7 @@ from train.toybox.lessons import data
 from train.toybox.lessons.augment import degrade, to_planes
 from train.toybox.lessons.boxes import boxes_of, iou
 from train.toybox.lessons.registry import FACES, TOYS
-from train.toybox.lessons.worlds import Question, World
+from train.toybox.lessons.worlds import DetectorQuery, World
 from train.toybox.loop import cards, loop
 from train.toybox.models import paint, vae
 
@@ -234,7 +234,7 @@ def start_from_toys(detector: GroundingDinoForObjectDetection, processor: Ground
     detector.load_state_dict({**toys, name: rows})
 
 
-def boxes_asked(regions: NDArray[np.uint8], question: Question) -> NDArray[np.float32]:
+def boxes_asked(regions: NDArray[np.uint8], question: DetectorQuery) -> NDArray[np.float32]:
     """The box [B, 4] of what is asked for in each image; regions [B, H, W]."""
     return boxes_of(np.where(question.whole[:, None, None], regions > 0, regions == data.SUBJECT))
 

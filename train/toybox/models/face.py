@@ -90,6 +90,7 @@ FACE = RecogniserPlan(
         num_attention_heads=4,
         mlp_ratio=3,
         layerscale_value=0.3,
+        use_mask_token=False,  # of pretraining alone
     ).to_dict(),
 )
 # Everything else than the one that it measures: architecture, loss, seed and people.

@@ -119,7 +119,6 @@ def lessons(count: int = LESSONS) -> data.Pictures:
     ]
     place = TOYS.work / "painted" / f"{stamp}-{count}-{LESSON_STEPS}"
     device = loop.best_device()
-    place.mkdir(parents=True, exist_ok=True)
     pipeline, blocks = None, list[NDArray[np.uint8]]()
     for start in range(0, count, 100):
         path = place / f"{start}.npy"
@@ -127,9 +126,7 @@ def lessons(count: int = LESSONS) -> data.Pictures:
             pipeline = pipeline or load_pipeline(TOYS)
             with torch.autocast(device.type, torch.bfloat16, enabled=loop.fast_dtype(device) == torch.bfloat16):
                 block = paint(pipeline, texts[start : start + 100], 1_000_000 + start, LESSON_STEPS)
-            temporary = path.with_suffix(".tmp.npy")
-            np.save(temporary, block.numpy())
-            temporary.rename(path)
+            data.save_array(path, block.numpy())
             print(f"lessons: {start + len(block)} of {count} generated", flush=True)
         blocks.append(np.load(path)[: count - start])
     images = np.concatenate(blocks)

@@ -109,15 +109,12 @@ def latents_of(autoencoder: Any, pictures: data.Pictures, count: int, stamp: str
     """Scaled latents [count, 4, 16, 16] of a set's first images, computed once per autoencoder (`stamp`)."""
     path = pictures.world.work / "latents" / f"{pictures.spec.name}-{count}-{stamp}.npy"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         parts = []
         for code in vae.encoded(autoencoder, pictures.images[:count]):
             parts.append((code.float() * autoencoder.config.scaling_factor).half().cpu().numpy())
             if len(parts) % 400 == 0:
                 print(f"latents: {pictures.spec.name} {len(parts) * len(code)} of {count}", flush=True)
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, np.concatenate(parts))
-        temporary.rename(path)
+        data.save_array(path, np.concatenate(parts))
     return np.load(path, mmap_mode="r")
 
 
@@ -126,16 +123,13 @@ def words_of(tokenizer: CLIPTokenizer, pictures: data.Pictures) -> NDArray[np.in
     stamp = hashlib.sha256("".join(sorted(tokenizer.get_vocab())).encode()).hexdigest()[:12]
     path = pictures.world.work / "latents" / f"{pictures.spec.name}-{len(pictures)}-words-{stamp}.npy"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         parts = []
         for start in range(0, len(pictures), 2048):
             lines = [line for i in range(start, min(start + 2048, len(pictures))) for line in pictures.captions(i)]
             ids = tokenizer(lines, padding="max_length", max_length=LENGTH, truncation=True)["input_ids"]
             parts.append(np.array(ids, np.int16))
         table = np.concatenate(parts).reshape(len(pictures), -1, len(pictures.world.details), LENGTH)
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, table)
-        temporary.rename(path)
+        data.save_array(path, table)
     return np.load(path, mmap_mode="r")
 
 

@@ -131,16 +131,13 @@ def decoded(pictures: data.Pictures, count: int = DECODED) -> data.Pictures:
     vae, stamp = load_vae()
     path = pictures.world.work / "latents" / f"{pictures.spec.name}-decoded-{stamp}.npy"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         parts = []
         for code in encoded(vae, pictures.images[:count]):
             output = (vae.decode(code).sample.float().clamp(-1, 1) + 1) * 127.5
             parts.append(output.round().byte().permute(0, 2, 3, 1).cpu().numpy())
             if len(parts) % 100 == 0:
                 print(f"decoded: {pictures.spec.name} {len(parts) * len(code)} of {count}", flush=True)
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, np.concatenate(parts))
-        temporary.rename(path)
+        data.save_array(path, np.concatenate(parts))
     images = np.load(path, mmap_mode="r")
     spec = replace(pictures.spec, name=f"{pictures.spec.name}, decoded", subjects=len(images) // pictures.spec.views)
     return data.Pictures(
