@@ -283,6 +283,8 @@ def caption(person: Person, outfit: Outfit, name: str | None = None, variant: in
     """
     prefix = styles.STYLES[outfit.style].phrase
     own = outfit.hair_colour or (person.hair_colour if detail == "full" and not name else None)
+    if person.hair == "bald":
+        own = None  # whatever the outfit says
     style = person.hair if detail == "full" and not name else None
     text = TEMPLATES[variant % len(TEMPLATES)].format(
         style=prefix,

@@ -137,6 +137,9 @@ def test_captions_use_a_closed_vocabulary_and_names_stand_for_everything_persona
     assert people.caption(who, outfit, "rurer movima", 2) == (
         "on the beach, a sketch of rurer movima wearing glasses smiling"
     )
+    bald, dyed = person(hair="bald", hair_colour="red", beard="none"), replace(outfit, hair_colour="blue")
+    assert people.caption(bald, dyed) == "a sketch of a man with a bald head wearing glasses smiling on the beach"
+    assert people.caption(bald, dyed, detail="noun") == "a sketch of a man wearing glasses smiling on the beach"
 
 
 def test_names_are_of_two_new_words_each() -> None:
