@@ -35,7 +35,6 @@ COMMANDS = {
     "demo": Command("model.demo.command", "open a page that generates images of a subject, in a browser"),
     "export": Command("model.export", "export an adapter in IP-Adapter's layout"),
     "export-pairs": Command("pipelines.export.command", "write the training pairs in formats of other trainers"),
-    "toybox-videos": Command("pipelines.toybox.videos", "render videos of toys, for the source of videos"),
     "show": Command("pipelines.tables.show", "print rows of a table"),
     "trial": Command("eval.trial.command", "put the similarity metrics on trial on your own captures"),
     "compare": Command("eval.report.compare", "compare the scores of several runs side by side"),
@@ -130,11 +129,11 @@ def run(*words: str) -> None:
 def overview(known: dict[str, Stage]) -> str:
     """Return the top-level help: one line per command."""
     lines = [f"usage: {PROGRAM} COMMAND [OPTIONS], where COMMAND is a stage, in the order of `dvc repro`,"]
-    lines += [f"  {stage.name:13} {stage.summary}" for stage in known.values()]
+    lines += [f"  {stage.name:12} {stage.summary}" for stage in known.values()]
     lines += ["or another command; COMMAND --help shows its options and a stage's section of params.yaml:"]
-    lines += [f"  {name:13} {command.summary}" for name, command in COMMANDS.items() if " " not in name]
+    lines += [f"  {name:12} {command.summary}" for name, command in COMMANDS.items() if " " not in name]
     names = ", ".join(name.split()[1] for name in COMMANDS if " " in name)
-    lines += [f"  {'bench NAME':13} measure the code's overhead over the work itself: {names}"]
+    lines += [f"  {'bench NAME':12} measure the code's overhead over the work itself: {names}"]
     return "\n".join(lines)
 
 

@@ -1,12 +1,12 @@
 """Videos of toys, each filmed in one turn around it, in the layout `video`: `<family>/<name>.mp4` (H.264).
 
-`customcontrast toybox-videos --out data/toybox-videos` renders them.
+`python -m pipelines.toybox.videos --out data/toybox-videos` renders them.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,27 +19,26 @@ from pipelines.toybox.layouts import VIDEOS
 from pipelines.toybox.rendering.march import View
 from pipelines.toybox.world import FAMILIES, Item, render, sample_look, sample_subject, sample_view
 from pipelines.toybox.writing import generator, name_of, rendered
+from runtime.cli import Parser, guarded
 from runtime.errors import UserError
 
 RATE = 24
 """Frames a second."""
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
-    parser.add_argument("--out", type=Path, required=True, help="folder of the videos; those that exist are kept")
-    parser.add_argument("--videos", type=int, default=4, help="each of another toy (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=96, help="of a video, one turn (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=64, help="of both sides, px; even (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the toys (default: %(default)s)")
-
-
-def main(options: argparse.Namespace) -> None:
+def main(words: Sequence[str]) -> None:
     """Write the videos.
 
     Raises:
         UserError: a number is out of range.
     """
+    parser = Parser(prog="python -m pipelines.toybox.videos", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the videos; those that exist are kept")
+    parser.add_argument("--videos", type=int, default=4, help="each of another toy (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=96, help="of a video, one turn (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="of both sides, px; even (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the toys (default: %(default)s)")
+    options = parser.parse_args(words)
     for name, least in (("videos", 1), ("frames", 1), ("size", 16), ("seed", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name} is {getattr(options, name)}; give at least {least}")
@@ -99,3 +98,7 @@ def write_video(file: Path, shown: Iterator[NDArray[np.uint8]], size: int) -> No
             frame.pts, frame.time_base = number, Fraction(1, RATE)
             out.mux(track.encode(frame))
         out.mux(track.encode())
+
+
+if __name__ == "__main__":
+    guarded(lambda: main(sys.argv[1:]))

@@ -11,7 +11,6 @@ from pipelines.toybox import videos
 from pipelines.toybox.layouts import VIDEOS, generator
 from pipelines.toybox.videos import turn, write_videos
 from runtime.errors import UserError
-from tests.world.commands import run
 
 FRAMES, SIZE = 8, 48
 
@@ -45,4 +44,4 @@ def test_videos_are_those_of_the_video_layout_and_are_kept_where_they_exist(tmp_
 )
 def test_numbers_out_of_range_are_refused(tmp_path, option, message):
     with pytest.raises(UserError, match=message):
-        run(videos, ["--out", str(tmp_path), *option])
+        videos.main(["--out", str(tmp_path), *option])
