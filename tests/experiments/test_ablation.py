@@ -151,7 +151,7 @@ def test_setting_that_is_newer_than_a_result_leaves_it_as_it_is_and_a_removed_on
 def test_weights_are_part_of_what_a_result_depends_on(planned: Experiment, tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
     before = planned.data
-    monkeypatch.setattr(experiment, "JUDGE", tmp_path)
+    monkeypatch.setattr(experiment.judge, "folder", lambda world: tmp_path)
     after = experiment_with().data
     assert after["tables"] == before["tables"] and after["weights"] != before["weights"]
 

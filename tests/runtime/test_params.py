@@ -176,7 +176,6 @@ def test_sizes_that_no_stage_can_work_with_are_refused(repository, setting: str)
     from pipelines.encode.worker import EncodeParams
     from pipelines.mask.worker import MaskParams
     from pipelines.pairs.triplets import TripletParams
-    from pipelines.selfaugment.people import SelfAugmentParams
     from pipelines.similarity.worker import SimilarityParams
 
     models = {
@@ -215,6 +214,7 @@ def test_repository_params_are_valid_for_every_stage(repository, files: list[str
     from pipelines.mask.worker import MaskParams
     from pipelines.pairs.triplets import TripletParams
     from pipelines.photos.roots import SourceParams
+    from pipelines.selfaugment.people import SelfAugmentParams
     from pipelines.similarity.worker import SimilarityParams
     from pipelines.toybox.stage import ToyboxParams
     from train.recipe import ModelParams, TrainParams
@@ -238,6 +238,7 @@ def test_repository_params_are_valid_for_every_stage(repository, files: list[str
         "location": LocationParams,
         "report": ReportParams,
         "rivals": RivalsParams,
+        "selfaugment": SelfAugmentParams,
     }
     found = Params.read(files)
     assert set(models) == set(found.tree())

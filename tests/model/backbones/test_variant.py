@@ -35,6 +35,9 @@ def test_shipped_variant_loads_and_pins_every_hub_id(name: str) -> None:
     assert variant.name == name
     for field in ("diffusion", "image_encoder", "clip", "dino", "detector", "sam", "reward"):
         spec = getattr(variant, field)
+        if spec is None:
+            assert field == "reward" and name == "faces"
+            continue
         assert (spec.revision is not None) == spec.is_hub_id
 
 
