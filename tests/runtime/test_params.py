@@ -176,6 +176,7 @@ def test_sizes_that_no_stage_can_work_with_are_refused(repository, setting: str)
     from pipelines.encode.worker import EncodeParams
     from pipelines.mask.worker import MaskParams
     from pipelines.pairs.triplets import TripletParams
+    from pipelines.selfaugment.people import SelfAugmentParams
     from pipelines.similarity.worker import SimilarityParams
 
     models = {
