@@ -6,7 +6,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from model.images.references import is_coloured_photo
+from model.methods.config import AdapterConfig
+from model.methods.guidance import RealCustomGuidance
+from model.methods.registry import method_of
 from runtime.errors import ModelError, one_line
+
+if TYPE_CHECKING:
+    from model.pipeline.conditioning import Texts
+    from model.pipeline.subjects import References
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 NO_CROP = (0, 0)
@@ -204,3 +211,55 @@ def describe(value: Any) -> str:
         return f"the text '{value}'"
     shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
     return f"a {type(value).__name__}{shape}"
+
+
+def check_guidance(
+    given: RealCustomGuidance | None, nouns: Sequence[str], config: AdapterConfig
+) -> RealCustomGuidance | None:
+    """A call's `guidance` over its method's; None for a method without.
+
+    Raises ModelError if the method takes none, or the target phrases are not one per subject.
+    """
+    defaults = method_of(config).guidance
+    if given is None:
+        return defaults
+    if not isinstance(given, RealCustomGuidance):
+        raise ModelError(f"guidance is {describe(given)}; give a RealCustomGuidance")
+    if defaults is None:
+        raise ModelError(f"the adapter's method '{config.encoder}' takes no guidance; leave it out")
+    if given.words is not None and len(given.words) != len(nouns):
+        raise ModelError(f"{len(given.words)} target phrases for {len(nouns)} subjects; give one per subject")
+    return given.over(defaults)
+
+
+def check_call(
+    texts: Texts,
+    references: References | None,
+    nouns: Sequence[str],
+    words: Sequence[str],
+    strength: float,
+    config: AdapterConfig,
+) -> None:
+    """Raise ModelError if the subjects of a call, their nouns, the words that its method looks up and its texts are
+    inconsistent."""
+    if strength < 0:
+        raise ModelError(f"subject_strength is {strength}; give 0 (no subject) or more")
+    if references is None:
+        return
+    count = 1 if isinstance(references, Image.Image) else len(references)
+    if count == 0 or count != len(nouns):
+        raise ModelError(f"{count} references and {len(nouns)} class nouns; give one noun per reference")
+    method = method_of(config)
+    if method.reads_prompt(config) and strength > 0:
+        if texts.embeds is not None:
+            use = f"the pseudo-word of '{words[0]}' is placed" if config.textual else f"'{words[0]}' is looked up"
+            raise ModelError(f"prompt_embeds were given, but {use} in the prompt; give prompt, or subject_strength=0")
+        for prompt in (*texts.prompts, *(texts.prompts_2 or ())):
+            method.require_words(prompt, words)
+    if isinstance(references, Tensor):
+        expected = (len(config.feature_layers), config.feature_width)
+        if references.ndim != 4 or (references.shape[1], references.shape[3]) != expected:
+            raise ModelError(
+                f"reference features are {tuple(references.shape)}; expected [subjects, {expected[0]}, tokens,"
+                f" {expected[1]}], the hidden states of '{config.image_encoder}'"
+            )

@@ -13,9 +13,6 @@ from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, Stab
 from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput, StableDiffusionMixin
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
-from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from torch import Tensor
 
 from model.adapter import Adapter
@@ -26,22 +23,22 @@ from model.pipeline.callbacks import StepCallback
 from model.pipeline.checks import (
     NO_CROP,
     check_absent,
-    check_noise,
+    check_call,
+    check_guidance,
     check_numbers,
     check_output,
     check_references,
-    check_schedule,
     check_subjects,
-    describe,
     one_each,
 )
-from model.pipeline.conditioning import Texts, read_sizes, read_texts
+from model.pipeline.conditioning import read_sizes, read_texts
 from model.pipeline.control import networks, read_control, read_images
+from model.pipeline.latents import LatentSpace
 from model.pipeline.lora import lora_scale, scaled_lora
 from model.pipeline.passes import UNetPasses
 from model.pipeline.subjects import References, SubjectReader, Subjects
 from model.prompt import TextCondition
-from runtime.errors import ModelError, one_line
+from runtime.errors import ModelError
 
 if TYPE_CHECKING:
     from model.backbones.diffusion import Diffusion
@@ -51,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class CustomContrastPipeline(
-    SubjectReader, StableDiffusionMixin, TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin
+    SubjectReader, LatentSpace, StableDiffusionMixin, TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin
 ):
     """Stable Diffusion (one text encoder) with an adapter: `pipeline("a mug on a beach", subjects={"mug": photo})`.
 
@@ -341,9 +338,9 @@ class CustomContrastPipeline(
         pixels = read_images(self.controlnet, control_image, height, width, self.vae_scale_factor)
         height, width = self.image_size(height, width, pixels)
         sizes = read_sizes(sizes_xl, height, width)
-        guidance = self.check_guidance(guidance, nouns)
+        guidance = check_guidance(guidance, nouns, self.adapter.config)
         targets = nouns if guidance is None or guidance.words is None else guidance.words
-        self.check_subjects_in(texts, references, nouns, targets, subject_strength)
+        check_call(texts, references, nouns, targets, subject_strength, self.adapter.config)
         images = texts.count * num_images_per_prompt
         steps = self.prepare_timesteps(num_inference_steps, timesteps, sigmas, device)
         control = read_control(
@@ -430,130 +427,10 @@ class CustomContrastPipeline(
                 latents = after_step(self, step, t, latents, sampling.location, passes)
         return latents
 
-    def image_size(self, height: int | None, width: int | None, control: Sequence[Tensor]) -> tuple[int, int]:
-        """Height and width of the images: as given, else of the `control` images, else the UNet's native size. Raises
-        ModelError if they do not fit the VAE."""
-        native: Any = self.unet.config.sample_size
-        native = (native, native) if isinstance(native, int) else native
-        default = control[0].shape[-2:] if control else [side * self.vae_scale_factor for side in native]
-        height, width = height or default[0], width or default[1]
-        if height % self.vae_scale_factor or width % self.vae_scale_factor:
-            raise ModelError(
-                f"size {width}x{height} is not a multiple of {self.vae_scale_factor} pixels; choose one that is"
-            )
-        return height, width
-
-    def prepare_timesteps(self, count: int, timesteps: Any, sigmas: Any, device: torch.device) -> Tensor:
-        """The scheduler's timesteps: `count` of them, or those that are given. Raises ModelError if it refuses."""
-        check_schedule(self.scheduler, count, timesteps, sigmas)
-        try:
-            found, _ = retrieve_timesteps(self.scheduler, count, device, timesteps, sigmas)
-        except ValueError as error:
-            raise ModelError(f"the scheduler refuses these timesteps ({one_line(error)}); give others") from error
-        if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(0)  # else a scheduler whose first timesteps are equal starts at the second
-        return found
-
-    def check_guidance(self, given: RealCustomGuidance | None, nouns: Sequence[str]) -> RealCustomGuidance | None:
-        """A call's `guidance` over its method's; None for a method without. Raises ModelError if that takes none, or
-        the target phrases are not one per subject."""
-        defaults = method_of(self.adapter.config).guidance
-        if given is None:
-            return defaults
-        if not isinstance(given, RealCustomGuidance):
-            raise ModelError(f"guidance is {describe(given)}; give a RealCustomGuidance")
-        if defaults is None:
-            raise ModelError(f"the adapter's method '{self.adapter.config.encoder}' takes no guidance; leave it out")
-        if given.words is not None and len(given.words) != len(nouns):
-            raise ModelError(f"{len(given.words)} target phrases for {len(nouns)} subjects; give one per subject")
-        return given.over(defaults)
-
-    def check_subjects_in(
-        self,
-        texts: Texts,
-        references: References | None,
-        nouns: Sequence[str],
-        words: Sequence[str],
-        strength: float,
-    ) -> None:
-        """Raise ModelError if the subjects of a call, their nouns, the words that its method looks up and its texts are
-        inconsistent."""
-        if strength < 0:
-            raise ModelError(f"subject_strength is {strength}; give 0 (no subject) or more")
-        if references is None:
-            return
-        count = 1 if isinstance(references, Image.Image) else len(references)
-        if count == 0 or count != len(nouns):
-            raise ModelError(f"{count} references and {len(nouns)} class nouns; give one noun per reference")
-        method = method_of(self.adapter.config)
-        if method.reads_prompt(self.adapter.config) and strength > 0:
-            if texts.embeds is not None:
-                use = (
-                    f"the pseudo-word of '{words[0]}' is placed"
-                    if self.adapter.config.textual
-                    else f"'{words[0]}' is looked up"
-                )
-                raise ModelError(
-                    f"prompt_embeds were given, but {use} in the prompt; give prompt, or subject_strength=0"
-                )
-            for prompt in (*texts.prompts, *(texts.prompts_2 or ())):
-                method.require_words(prompt, words)
-        if isinstance(references, Tensor):
-            config = self.adapter.config
-            expected = (len(config.feature_layers), config.feature_width)
-            if references.ndim != 4 or (references.shape[1], references.shape[3]) != expected:
-                raise ModelError(
-                    f"reference features are {tuple(references.shape)}; expected [subjects, {expected[0]}, tokens,"
-                    f" {expected[1]}], the hidden states of '{config.image_encoder}'"
-                )
-
     @property
     def text_model(self) -> TextModel:
         """The text encoders and their tokenizers."""
         return TextModel(self.text_encoders, self.tokenizers)
-
-    def prepare_latents(
-        self,
-        images: int,
-        height: int,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        latents: Tensor | None,
-    ) -> Tensor:
-        """Initial noise [images, C, h, w] at the scheduler's scale."""
-        shape = (
-            images,
-            self.unet.config.in_channels,
-            height // self.vae_scale_factor,
-            width // self.vae_scale_factor,
-        )
-        check_noise(generator, latents, shape)
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        return latents.to(device) * self.scheduler.init_noise_sigma
-
-    def decode(self, latents: Tensor, output_type: str) -> Any:
-        """Latents -> images as `output_type`."""
-        if output_type == "latent":
-            return latents
-        dtype = self.vae.dtype
-        xl = self.text_encoder_count > 1  # diffusers treats SDXL's VAEs otherwise
-        overflows = xl and dtype == torch.float16 and self.vae.config.force_upcast
-        if overflows:
-            self.vae.to(torch.float32)
-        latents, config = latents.to(self.vae.dtype), self.vae.config
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        if xl and mean is not None and std is not None:
-            mean, std = (torch.tensor(part).view(1, -1, 1, 1).to(latents) for part in (mean, std))
-            latents = latents * std / config.scaling_factor + mean
-        else:
-            latents = latents / config.scaling_factor
-        pixels = self.vae.decode(latents, return_dict=False)[0]
-        if overflows:
-            self.vae.to(dtype)
-        return self.image_processor.postprocess(pixels, output_type=output_type)
 
 
 class CustomContrastXLPipeline(StableDiffusionXLLoraLoaderMixin, CustomContrastPipeline):
