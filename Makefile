@@ -115,11 +115,11 @@ ablation: world
 
 # The hyperparameters of the ablation: the same small search for every method, on other held-out subjects.
 ablation-search: world
-	$(BIN)/python -m experiments.ablation --matrix experiments/search.yaml $(LARGE) $(RUNS) $(OPTIONS)
+	$(BIN)/python -m experiments.ablation --matrix experiments/ablation/search.yaml $(LARGE) $(RUNS) $(OPTIONS)
 
 # A line for each claim of the paper, from the results of the ablation: name, value, goal, ok or short.
 ablation-check: .venv/installed
-	$(BIN)/python -m experiments.claims
+	$(BIN)/python -m experiments.ablation.claims
 
 # Overhead of the trainer over the model's own step, on the existing tables; PARTS and OPTIONS likewise.
 bench-train: .venv/installed

@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 
 from eval.score import metrics
-from experiments.document import write_document
-from experiments.experiment import (
+from experiments.ablation.document import write_document
+from experiments.ablation.experiment import (
     WORK,
     Experiment,
     Result,
@@ -31,10 +31,10 @@ from experiments.experiment import (
     read_json,
     result_file,
 )
-from experiments.matrix import FILE, read_matrix
+from experiments.ablation.matrix import FILE, read_matrix
 from experiments.truth import PLAIN
 from pipelines import tables
-from runtime.cli import Parser, guarded, read_params, shared_options
+from runtime.cli import Parser, read_params, shared_options
 from runtime.digest import digest
 from runtime.errors import UserError
 from runtime.files import write_json, write_text
@@ -241,7 +241,3 @@ def run_missing(experiment: Experiment, options: Any) -> None:
             f"{len(failed)} of {len(missing)} runs failed: {', '.join(sorted(failed))}; the others are done, see the "
             f"errors above"
         )
-
-
-if __name__ == "__main__":
-    guarded(lambda: main(sys.argv[1:]))

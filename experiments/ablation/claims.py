@@ -1,4 +1,4 @@
-"""The paper's claims, checked on the results of the ablation: `python -m experiments.claims` prints a line for each."""
+"""The paper's claims, checked on the results: `python -m experiments.ablation.claims` prints a line for each."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.experiment import OWN, Experiment, experiment_of
-from experiments.intervals import Estimate, Measured, Values, at_equal_control, difference, estimate, paired
-from experiments.matrix import FILE
-from experiments.measures import excess
+from experiments.ablation.experiment import OWN, Experiment, experiment_of
+from experiments.ablation.intervals import Estimate, Measured, Values, at_equal_control, difference, estimate, paired
+from experiments.ablation.matrix import FILE
+from experiments.ablation.measures import excess
 from runtime.cli import Parser, guarded, read_params, shared_options
 from runtime.text import text_table
 
@@ -132,7 +132,7 @@ def lines(found: Sequence[Claim]) -> Iterator[tuple[str, str, str, str]]:
 
 
 def main(words: Sequence[str]) -> None:
-    parser = Parser(prog="python -m experiments.claims", description=__doc__)
+    parser = Parser(prog="python -m experiments.ablation.claims", description=__doc__)
     shared_options(parser)
     params = read_params(parser.parse_args(words))
     print(text_table(("claim", "value", "goal", ""), list(lines(claims(experiment_of(FILE, params))))))

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from experiments import claims, document, experiment, rivals
-from experiments.ablation import Runner
-from experiments.experiment import Experiment, SeededRun
-from experiments.intervals import Estimate
-from experiments.matrix import FILE, SEARCH, read_matrix
+from experiments.ablation import claims, document, experiment, rivals
+from experiments.ablation.experiment import Experiment, SeededRun
+from experiments.ablation.intervals import Estimate
+from experiments.ablation.matrix import FILE, SEARCH, read_matrix
+from experiments.ablation.runner import Runner
 from runtime.params import Params
 
 SUBJECTS = [f"toy-{number}" for number in range(6)]

@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.matrix import Matrix, Run, read_matrix
+from experiments.ablation.matrix import Matrix, Run, read_matrix
 from model.backbones.variant import Spec, load_variant
 from runtime.digest import digest, digest_files
 from runtime.params import Params, flat
 from train.toybox.lessons.registry import TOYS
 from train.toybox.models import judge
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 WORK = Path(".work")
 Result = dict[str, Any]
 """`run`, `seed`, `settings`, `data`, and `measured`: a mapping for each measurement."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from experiments.intervals import at_equal_control, difference, similarity_at
+from experiments.ablation.intervals import at_equal_control, difference, similarity_at
 
 
 def test_difference_is_the_mean_of_paired_changes():

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments import ablation, experiment
-from experiments.experiment import Experiment, merged
-from experiments.matrix import FILE, SEARCH, read_matrix
+from experiments.ablation import experiment, runner
+from experiments.ablation.experiment import Experiment, merged
+from experiments.ablation.matrix import FILE, SEARCH, read_matrix
 from runtime.errors import UserError
 from runtime.params import Params, parse
 from train.recipe import ModelParams, TrainParams
@@ -119,10 +119,10 @@ def test_other_seeds_are_measured_where_runs_are_compared(planned: Experiment):
 def test_each_measurement_is_recorded_at_once_and_counts_while_all_it_depends_on_is_the_same(results: Path):
     job = experiment_with().jobs(["both"], 1)[0]
     first, second, *_ = job.wanted()
-    runner = ablation.Runner(job, results)
-    runner.record(first, {"scores": {}})
+    mine = runner.Runner(job, results)
+    mine.record(first, {"scores": {}})
     assert job.missing()[0] == second and len(job.missing()) == len(job.wanted()) - 1
-    runner.record(second, {"scores": {}})
+    mine.record(second, {"scores": {}})
     assert [one["samples"] for one in experiment.read_json(job.file)["measured"]] == [10000, 20000]
 
     def left(*settings: str, **how: Any) -> int:
@@ -138,7 +138,7 @@ def test_each_measurement_is_recorded_at_once_and_counts_while_all_it_depends_on
 
 def test_setting_that_is_newer_than_a_result_leaves_it_as_it_is_and_a_removed_one_does_not(results: Path):
     job = experiment_with().jobs(["both"], 1)[0]
-    ablation.Runner(job, results).record(job.wanted()[0], {})
+    runner.Runner(job, results).record(job.wanted()[0], {})
     stored = experiment.read_json(job.file)
     del stored["settings"]["model.noun_weight"]
     job.file.write_text(json.dumps(stored))
@@ -191,14 +191,12 @@ class Commands:
 
 def test_run_is_trained_on_from_its_last_number_of_samples_and_measured_at_its_points(results, tmp_path, monkeypatch):
     ran = Commands()
-    monkeypatch.setattr(ablation, "command", ran)
-    monkeypatch.setattr(ablation, "scores_of", lambda data: {})
-    monkeypatch.setattr(
-        ablation, "read_json", lambda file: {} if "metrics" in file.name else experiment.read_json(file)
-    )
+    monkeypatch.setattr(runner, "command", ran)
+    monkeypatch.setattr(runner, "scores_of", lambda data: {})
+    monkeypatch.setattr(runner, "read_json", lambda file: {} if "metrics" in file.name else experiment.read_json(file))
     monkeypatch.setattr(experiment, "WORK", tmp_path / "work")
     job = experiment_with().jobs(["ip-adapter-plus"], 1)[0]
-    ablation.Runner(job, tmp_path / "bench")()
+    runner.Runner(job, tmp_path / "bench")()
     trainings = [(tree["train"]["steps"], words) for module, tree, words in ran.ran if module == "train"]
     assert [steps for steps, _ in trainings] == [625, 1250, 2500]
     assert trainings[0][1] == () and [words[0] for _, words in trainings[1:]] == ["--resume", "--resume"]
@@ -211,16 +209,16 @@ def test_run_is_trained_on_from_its_last_number_of_samples_and_measured_at_its_p
     assert modules[modules.index("eval.probes.location") + 1] == "experiments.truth"  # which reads the maps
     assert job.missing() == []
     ran.ran.clear()
-    ablation.Runner(job, tmp_path / "bench")()
+    runner.Runner(job, tmp_path / "bench")()
     assert ran.ran == []
 
 
 def test_run_with_an_encoder_of_its_own_gets_tables_of_its_own(results, tmp_path, monkeypatch):
     ran = Commands()
-    monkeypatch.setattr(ablation, "command", ran)
+    monkeypatch.setattr(runner, "command", ran)
     monkeypatch.setattr(experiment, "WORK", tmp_path / "work")
     planned = experiment_with()
-    own, shared = (ablation.Runner(planned.jobs([name], 1)[0], tmp_path) for name in ("realcustom-pp", "realcustom"))
+    own, shared = (runner.Runner(planned.jobs([name], 1)[0], tmp_path) for name in ("realcustom-pp", "realcustom"))
     places = own.tables()
     ((module, tree, _),) = ran.ran
     assert (
@@ -233,7 +231,7 @@ def test_run_with_an_encoder_of_its_own_gets_tables_of_its_own(results, tmp_path
 
 def test_stages_get_the_command_line_s_values_and_the_run_s_on_top(tmp_path):
     job = experiment_with("train.batch=8", "train.schedule=cosine").jobs(["macl"], 1)[0]
-    written = yaml.safe_load(ablation.write_overlay(tmp_path, job.tree).read_text())
+    written = yaml.safe_load(runner.write_overlay(tmp_path, job.tree).read_text())
     assert (written["train"]["batch"], written["train"]["schedule"]) == (16, "constant")
     assert written["train"]["objective"]["cscl"] is False
     assert written["sources"] == job.experiment.matrix.world["sources"]
@@ -251,7 +249,7 @@ def test_failed_stage_is_one_sentence_with_its_last_line(tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("train: {stpes: 1}\n")
     with pytest.raises(UserError, match=r"train of .* ended with code 1 \(error: .*unknown key 'train\.stpes'"):
-        ablation.command("train", overlay, tmp_path, tmp_path / "log.txt")
+        runner.command("train", overlay, tmp_path, tmp_path / "log.txt")
 
 
 @pytest.mark.parametrize(
@@ -279,4 +277,4 @@ def test_inconsistent_matrix_is_refused(change: dict[str, Any], message: str, tm
 )
 def test_bad_options_are_one_sentence(words: list[str], message: str):
     with pytest.raises(UserError, match=message):
-        ablation.main(words)
+        runner.main(words)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.experiment import OWN, Result
+from experiments.ablation.experiment import OWN, Result
 
 RESAMPLES, LEVEL, SEED = 4000, 0.95, 0
 Values = NDArray[np.float64]

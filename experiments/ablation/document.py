@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import claims, measured_runs
-from experiments.experiment import OWN, Experiment, experiment_of
-from experiments.intervals import LEVEL, RESAMPLES, Measured, difference, paired, require
-from experiments.matrix import FILE, SEARCH, Kind
-from experiments.measures import Read, excess, followed, kept, outside, overlap_at, truth, views
-from experiments.rivals import Expectation, expectations
+from experiments.ablation.claims import claims, measured_runs
+from experiments.ablation.experiment import OWN, Experiment, experiment_of
+from experiments.ablation.intervals import LEVEL, RESAMPLES, Measured, difference, paired, require
+from experiments.ablation.matrix import FILE, SEARCH, Kind
+from experiments.ablation.measures import Read, excess, followed, kept, outside, overlap_at, truth, views
+from experiments.ablation.rivals import Expectation, expectations
 from runtime.files import write_text
 from runtime.params import Params
 from runtime.text import unwrapped
 
-HERE = Path(__file__).parent
-DOCUMENT = HERE.parent / "docs" / "ablation.md"
-FINDINGS = HERE / "findings.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "ablation.md"
+FINDINGS = Path(__file__).with_name("findings.md")
 """What the results say, written by hand; it is part of the page."""
 
 WHOLE = "both"
@@ -103,7 +103,7 @@ method.
 def write_document(params: Params) -> Path:
     """Write the page of the results that count under `params`; return its place."""
     write_text(DOCUMENT, page(experiment_of(FILE, params), experiment_of(SEARCH, params)))
-    return DOCUMENT.relative_to(HERE.parent)
+    return DOCUMENT.relative_to(ROOT)
 
 
 def page(ablation: Experiment, search: Experiment) -> str:

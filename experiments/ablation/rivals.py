@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.claims import CONTROL, SIMILARITY, measured_runs, over_seeds
-from experiments.experiment import OWN, Experiment
-from experiments.intervals import Estimate, Measured, difference
-from experiments.measures import Read, excess, outside, overlap_at, overlap_rise
+from experiments.ablation.claims import CONTROL, SIMILARITY, measured_runs, over_seeds
+from experiments.ablation.experiment import OWN, Experiment
+from experiments.ablation.intervals import Estimate, Measured, difference
+from experiments.ablation.measures import Read, excess, outside, overlap_at, overlap_rise
 
 RC, PP, IP, CC = "realcustom", "realcustom-pp", "ip-adapter-plus", "both"
 
