@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,21 +36,29 @@ RECIPE = loop.Recipe(
 TEMPERATURE = 0.1
 FOLDER = TOYS.weights / "dino"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SHAPE: dict[str, Any] = {
+    "image_size": data.SIZE,
+    "patch_size": 8,
+    "hidden_size": 128,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "mlp_ratio": 3,
+    "layerscale_value": 0.3,
+}
+"""Of a `Dinov2Config`: 64 px, 8 px patches, six blocks of width 128."""
 
 
 def build() -> Dinov2Model:
-    """An untrained DINOv2: 64 px, 8 px patches, six blocks of width 128."""
-    return Dinov2Model(
-        Dinov2Config(
-            image_size=data.SIZE,
-            patch_size=8,
-            hidden_size=128,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            mlp_ratio=3,
-            layerscale_value=0.3,
-        )
-    )
+    """An untrained DINOv2."""
+    return Dinov2Model(Dinov2Config(**SHAPE))
+
+
+def save_processor(folder: Path) -> None:
+    """Write the image processor of a network that reads `normalise`d images."""
+    size = {"height": data.SIZE, "width": data.SIZE}
+    BitImageProcessor(
+        size=size, do_center_crop=False, image_mean=list(MEAN), image_std=list(STD), do_convert_rgb=True
+    ).save_pretrained(folder)
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -107,10 +117,7 @@ def main(words: Sequence[str]) -> None:
 def export(model: Dinov2Model, sets: list[data.Pictures], training: loop.Training) -> None:
     """Write the transformers folder."""
     measured = measure(model)
-    size = {"height": data.SIZE, "width": data.SIZE}
-    BitImageProcessor(
-        size=size, do_center_crop=False, image_mean=list(MEAN), image_std=list(STD), do_convert_rgb=True
-    ).save_pretrained(FOLDER)
+    save_processor(FOLDER)
     model.half().save_pretrained(FOLDER)
     model.float()
     cards.write(FOLDER, training.run("dino"), training.recipe, sets, measured)

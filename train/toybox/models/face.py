@@ -6,7 +6,7 @@
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BitImageProcessor, Dinov2Config, ResNetConfig
+from transformers import Dinov2Config, ResNetConfig
 
 from model.backbones.features.face import IDENTITY, FaceRecogniser, load_recogniser
 from model.backbones.variant import RecogniserSpec
@@ -26,7 +26,7 @@ from train.toybox.lessons.faces import FACES, celebrities
 from train.toybox.lessons.worlds import World
 from train.toybox.loop import cards, loop
 from train.toybox.models import judge, paint, vae
-from train.toybox.models.dino import MEAN, STD, area_under_curve, normalise
+from train.toybox.models.dino import SHAPE, area_under_curve, normalise, save_processor
 
 WIDTH = 128
 """Of the ID vector."""
@@ -82,33 +82,14 @@ FACE = RecogniserPlan(
     "views",
     Margin("angle", 0.3, 30.0),
     RECIPE,
-    Dinov2Config(
-        image_size=data.SIZE,
-        patch_size=8,
-        hidden_size=128,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        mlp_ratio=3,
-        layerscale_value=0.3,
-        use_mask_token=False,  # of pretraining alone
-    ).to_dict(),
+    Dinov2Config(**SHAPE, use_mask_token=False).to_dict(),  # the token is of pretraining alone
 )
 # Everything else than the one that it measures: architecture, loss, seed and people.
 METRIC = RecogniserPlan(
     "face_metric",
     "metric-views",
     Margin("cosine", 0.2, 30.0),
-    loop.Recipe(
-        steps=2600,
-        batch=128,
-        lr=2e-3,
-        warmup=100,
-        average=0.998,
-        weight_decay=0.05,
-        precision="bfloat16",
-        muon=True,
-        seed=102,
-    ),
+    replace(RECIPE, seed=102),
     ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 96, 160], depths=[2, 2, 1, 1], layer_type="basic").to_dict(),
 )
 
@@ -204,10 +185,7 @@ def settle(net: FaceRecogniser, views: data.Pictures, batches: int = 16) -> None
 def export(plan: RecogniserPlan, net: FaceRecogniser, views: data.Pictures, training: loop.Training) -> None:
     """Write the transformers folder with the Linear of the ID vector beside it."""
     measured = measure(net)
-    size = {"height": data.SIZE, "width": data.SIZE}
-    BitImageProcessor(
-        size=size, do_center_crop=False, image_mean=list(MEAN), image_std=list(STD), do_convert_rgb=True
-    ).save_pretrained(plan.folder)
+    save_processor(plan.folder)
     net.network.half().save_pretrained(plan.folder)
     net.network.float()
     cards.save_half(net.identity.state_dict(), plan.folder / IDENTITY)
@@ -235,14 +213,12 @@ def measure(net: FaceRecogniser) -> dict[str, float]:
     same, pair = who[:, None] == who[None], torch.ones(len(who), len(who)).triu(1).bool()
     look = torch.stack([torch.tensor(held.column(name).astype(np.int64)) for name in ("noun", "skin", "hair")], 1)
     alike = (look[:, None] == look[None]).all(2) & ~same
-    found, inputs = (
-        {},
-        {
-            "auc": to_planes(images),
-            "auc_decoded": to_planes(torch.tensor(vae.decoded(held).images)),
-            "auc_cut_out": on_white(images, masks, None),
-        },
-    )
+    found = {}
+    inputs = {
+        "auc": to_planes(images),
+        "auc_decoded": to_planes(torch.tensor(vae.decoded(held).images)),
+        "auc_cut_out": on_white(images, masks, None),
+    }
     for name, planes in inputs.items():
         unit = vectors_of(net, planes)
         cosine = unit @ unit.T
