@@ -13,6 +13,7 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, ResNetCon
 
 from model.backbones.features.face import IDENTITY, describe_net
 from model.backbones.variant import FaceSpec
+from model.pipeline import build_pipeline
 from tests.world.models import TinyDiffusion, make_adapter
 
 SIDE, PATCH, BLOCKS, WIDTH, ID_WIDTH = 16, 8, 6, 24, 10
@@ -73,3 +74,10 @@ def make_faces(count: int, train: str = "all", seed: int = 2) -> Tensor:
     """Features of `count` photos, as a source gives them."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, *{"all": (3, SIDE, SIDE), "projector": (1, 1, COLUMNS)}[train], generator=generator)
+
+
+def word_pipeline(diffusion: TinyDiffusion, folder: Path, train: str = "projector", **sizes: Any) -> Any:
+    """The pipeline of `word_adapter`."""
+    built = build_pipeline(diffusion, word_adapter(diffusion, folder, train, **sizes).eval())
+    built.set_progress_bar_config(disable=True)
+    return built
