@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from PIL import Image
 
 from eval.imported.names import ListedPrompt, Misnamed, Names, hint, matching, seed_of, split_name
 from pipelines.photos.decode import FORMATS
+from pipelines.photos.listings import csv_header, csv_rows
 from pipelines.photos.roots import Root, is_hidden
 from runtime.errors import UserError
 
@@ -215,23 +215,13 @@ def rows_of(root: Root, file: str, shown: str) -> Iterator[tuple[int, dict[str, 
     Raises:
         UserError: a column is missing, or a line has another number of cells than the header.
     """
-    reader = csv.reader(root.lines(file), strict=True)
-    try:
-        header = [cell.strip().lower() for cell in next(reader, [])]
-        for name in COLUMNS:
-            if name not in header:
-                found = ", ".join(header) or "nothing"
-                raise UserError(f"{shown} has no column '{name}' (found: {found}); {AS_FOLDER}")
-        for row in reader:
-            if len(row) != len(header) and row:
-                raise UserError(
-                    f"{shown} line {reader.line_num} has {len(row)} of {len(header)} cells; "
-                    f"complete it, and quote cells that have a comma"
-                )
-            if row:
-                yield reader.line_num, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{shown} line {reader.line_num} is not CSV ({error}); close its quotes") from None
+    header = csv_header(root, file)
+    names = [name.lower() for name in header]
+    for name in COLUMNS:
+        if name not in names:
+            raise UserError(f"{shown} has no column '{name}' (found: {', '.join(names) or 'nothing'}); {AS_FOLDER}")
+    for line, row in csv_rows(root, file, header):
+        yield line, dict(zip(names, row, strict=True))
 
 
 def _repeated(images: Sequence[NamedImage]) -> list[str]:

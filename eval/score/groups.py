@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from eval.protocol.protocol import HeldOutSubject
+from pipelines.photos.listings import csv_header, csv_rows
 from pipelines.photos.roots import Root, Roots
 from runtime.errors import UserError
 
@@ -44,28 +44,15 @@ def subject_groups(roots: Roots, subjects: Iterable[HeldOutSubject]) -> SubjectG
     return {column: {value: sorted(ids) for value, ids in sorted(of.items())} for column, of in found.items()}
 
 
-def _read(root: Root) -> tuple[list[str], dict[str, Sequence[str]]]:
+def _read(root: Root) -> tuple[list[str], dict[str, list[str]]]:
     """The columns besides `subject`, and {subject: their values}."""
-    file = root.name(FILE)
-    reader = csv.reader(root.lines(FILE), strict=True)
-    rows: dict[str, Sequence[str]] = {}
-    try:
-        header = [cell.strip() for cell in next(reader, [])]
-        columns = [name for name in header if name != "subject"]
-        if len(header) - len(columns) != 1 or not all(columns) or not columns or len({*columns}) < len(columns):
-            raise UserError(f"{file} has the columns {', '.join(header) or 'nothing'}; write subject and the groups'")
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise UserError(
-                    f"{file} line {reader.line_num} has {len(row)} of {len(header)} columns; complete the row"
-                )
-            values = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
-            subject = values.pop("subject")
-            if subject in rows:
-                raise UserError(f"{file} line {reader.line_num} has '{subject}' again; remove one of the rows")
-            rows[subject] = list(values.values())
-    except csv.Error as error:
-        raise UserError(f"{file} line {reader.line_num} is not CSV ({error}); correct it") from None
+    file, header = root.name(FILE), csv_header(root, FILE)
+    columns = [name for name in header if name != "subject"]
+    if len(header) - len(columns) != 1 or not all(columns) or not columns or len({*columns}) < len(columns):
+        raise UserError(f"{file} has the columns {', '.join(header) or 'nothing'}; write subject and the groups'")
+    rows: dict[str, list[str]] = {}
+    for line, (subject, *values) in csv_rows(root, FILE, ["subject", *columns]):
+        if subject.strip() in rows:
+            raise UserError(f"{file} line {line} has '{subject.strip()}' again; remove one of the rows")
+        rows[subject.strip()] = [value.strip() for value in values]
     return columns, rows

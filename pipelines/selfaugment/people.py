@@ -11,8 +11,9 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.engine.items import Item
+from pipelines.photos.listings import csv_rows
 from pipelines.photos.roots import Root
-from pipelines.sources.base import Role, class_noun, csv_rows
+from pipelines.sources.base import Role, class_noun
 from pipelines.sources.portraits import MINORS
 from runtime.digest import digest
 from runtime.errors import UserError

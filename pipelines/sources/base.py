@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import posixpath
 import re
@@ -13,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Literal, Protocol
 
 from pipelines.photos.decode import READS_AVIF, READS_HEIF
+from pipelines.photos.listings import csv_rows
 from pipelines.photos.roots import Root, is_hidden
 from pipelines.photos.videos import Span, is_video
 from runtime.errors import UserError
@@ -319,47 +319,3 @@ def caption_rows(root: Root) -> dict[str, tuple[int, str]]:
 def caption_key(path: str) -> str:
     """Return a photo's path as captions are looked up: letters composed (NFC), nothing superfluous (`./`, `//`)."""
     return unicodedata.normalize("NFC", posixpath.normpath(path)).lstrip("/")
-
-
-def csv_rows(root: Root, path: str, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, values of `columns`) of a CSV file with a header, row by row.
-
-    A column written `Name?` is optional; if absent, its cells are empty.
-
-    Raises:
-        UserError: a column is missing, a row has too few or too many cells, or a quote is left open; names file and
-            line.
-    """
-    reader = csv.reader(root.lines(path), strict=True)
-    begun = 1
-    try:
-        header = [cell.strip() for cell in next(reader, [])]
-        wanted = [_position(header, column, root.name(path)) for column in columns]
-        begun = reader.line_num + 1
-        for row in reader:
-            short, long = len(row) < len(header), any(cell.strip() for cell in row[len(header) :])
-            if row and (short or long):
-                advice = "complete the row or replace the file" if short else "quote cells that have a comma"
-                raise UserError(
-                    f"{root.name(path)} line {reader.line_num} has {len(row)} of {len(header)} columns; {advice}"
-                )
-            if row:
-                yield reader.line_num, [row[at] if at is not None else "" for at in wanted]
-            begun = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(
-            f"{root.name(path)} line {begun} is not CSV ({error}); close its quotes or replace the file"
-        ) from None
-
-
-def _position(header: list[str], column: str, file: str) -> int | None:
-    name = column.removesuffix("?")
-    if name in header:
-        return header.index(name)
-    if column.endswith("?"):
-        return None
-    for separator, what in ((";", "semicolons"), ("\t", "tabs")):
-        if name in [cell.strip() for cell in separator.join(header).split(separator)]:
-            raise UserError(f"{file} has its columns separated by {what}; separate them by commas, as CSV")
-    found = ", ".join(header) or "nothing"
-    raise UserError(f"{file} has no column '{name}' (found: {found}); add it to the header line")

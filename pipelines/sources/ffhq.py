@@ -18,8 +18,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.photos.licences import attribution, normalised
+from pipelines.photos.listings import csv_rows
 from pipelines.photos.roots import Root, SourceParams, is_hidden
-from pipelines.sources.base import Photo, Prompt, Subject, csv_rows, is_image, read_captions
+from pipelines.sources.base import Photo, Prompt, Subject, is_image, read_captions
 from runtime.errors import UserError
 
 LISTING = "ffhq-dataset-v2.json"

@@ -12,8 +12,9 @@ from itertools import groupby
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from pipelines.photos.listings import csv_rows
 from pipelines.photos.roots import Root, SourceParams, is_hidden
-from pipelines.sources.base import Photo, Prompt, Role, Subject, class_noun, csv_rows, read_captions
+from pipelines.sources.base import Photo, Prompt, Role, Subject, class_noun, read_captions
 from runtime.errors import UserError
 
 LISTING = "pictures.csv"

@@ -12,8 +12,9 @@ from functools import cached_property
 import numpy as np
 
 from pipelines.photos.licences import attribution, normalised
+from pipelines.photos.listings import csv_rows
 from pipelines.photos.roots import Root
-from pipelines.sources.base import ATTRIBUTES, csv_rows
+from pipelines.sources.base import ATTRIBUTES
 
 _CORNERS = ("XMin", "YMin", "XMax", "YMax")
 # In the order of base.ATTRIBUTES; third-party subsets of the files may lack them.

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import date
 
+from pipelines.photos.listings import csv_rows
 from pipelines.photos.roots import Root, SourceParams
-from pipelines.sources.base import Prompt, Subject, csv_rows
+from pipelines.sources.base import Prompt, Subject
 from pipelines.sources.folder import Folder
 from runtime.errors import UserError
 

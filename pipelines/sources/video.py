@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from pipelines.photos.listings import csv_rows
 from pipelines.photos.roots import Root, SourceParams, is_hidden
 from pipelines.photos.videos import SUFFIXES, Span, is_video
 from pipelines.sources.base import (
@@ -22,7 +23,6 @@ from pipelines.sources.base import (
     Subject,
     caption_key,
     class_noun,
-    csv_rows,
     is_image,
     named_frames,
     read_captions,

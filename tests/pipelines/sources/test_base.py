@@ -3,9 +3,10 @@ import zipfile
 import pytest
 from pydantic import ValidationError
 
+from pipelines.photos.listings import csv_rows
 from pipelines.photos.roots import Root, is_hidden
 from pipelines.sources import LAYOUTS, SourceParams, open_source
-from pipelines.sources.base import class_noun, csv_rows, named_frames, read_captions
+from pipelines.sources.base import class_noun, named_frames, read_captions
 from runtime.errors import UserError
 
 
