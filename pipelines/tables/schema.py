@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ class TableSpec:
 
     row: str
     keys: tuple[str, ...]
-    columns: dict[str, Column]
+    columns: Mapping[str, Column]
 
     @property
     def schema(self) -> pa.Schema:
