@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 from diffusers.callbacks import SDCFGCutoffCallback
+from diffusers.hooks import apply_group_offloading
 from torch import Tensor
 
 from model.attention import CrossAttentionContext
@@ -22,6 +23,7 @@ from model.pipeline.passes import UNetPasses
 from model.unet import call_unet
 from runtime.errors import ModelError
 from tests.world import models
+from tests.world.lora import load_lora
 from tests.world.models import FEATURE_TOKENS, FEATURE_WIDTH, FakeClip, TinyDiffusion, make_adapter
 from tests.world.pipelines import controlled, controlnet, draw, edges, pipeline, stock
 
@@ -448,3 +450,36 @@ def test_half_precision_makes_an_image(tiny_sd, method):
     built = build(tiny_sd, method)
     built.to(torch.bfloat16)
     assert torch.isfinite(draw(built, PROMPT, make_features(1), "mug")).all()
+
+
+@pytest.mark.parametrize("kind", ["tiny_sd", "tiny_sdxl"])
+@pytest.mark.parametrize("method", METHODS)
+def test_lora_acts_in_every_pass(request, kind, method, tmp_path):
+    diffusion = request.getfixturevalue(kind)
+    built = build(diffusion, method)
+    plain = draw(built, PROMPT, make_features(1), "mug")
+    load_lora(built, diffusion, tmp_path, "style")
+    shown = draw(built, PROMPT, make_features(1), "mug")
+    assert not torch.allclose(shown, plain, atol=1e-3)
+    zero = draw(built, PROMPT, make_features(1), "mug", subject_strength=0)
+    assert torch.equal(zero, draw(stock(diffusion, built), PROMPT))
+    scale = {"cross_attention_kwargs": {"scale": 0.0}}
+    torch.testing.assert_close(draw(built, PROMPT, make_features(1), "mug", **scale), plain, rtol=1e-4, atol=1e-5)
+    built.unload_lora_weights()
+    assert torch.equal(draw(built, PROMPT, make_features(1), "mug"), plain)
+
+
+@pytest.mark.parametrize("kind", ["tiny_sd", "tiny_sdxl"])
+@pytest.mark.parametrize("method", METHODS)
+def test_offloaded_weights_give_the_same_image(request, kind, method):
+    """As `enable_model_cpu_offload` and `enable_group_offload` do it; here both devices are the same."""
+    diffusion = request.getfixturevalue(kind)
+    built = build(diffusion, method)
+    whole = draw(built, PROMPT, make_features(1), "mug")
+    built.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(draw(built, PROMPT, make_features(1), "mug"), whole)
+    built.remove_all_hooks()
+    for module in (*diffusion.text_encoders, diffusion.unet, diffusion.vae):
+        cpu = torch.device("cpu")
+        apply_group_offloading(module, onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    assert torch.equal(draw(built, PROMPT, make_features(1), "mug"), whole)

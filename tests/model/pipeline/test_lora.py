@@ -2,46 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from diffusers.utils import convert_state_dict_to_diffusers
 
-from model.pipeline import CustomContrastPipeline
 from runtime.errors import ModelError
+from tests.world.lora import load_lora
 from tests.world.models import TinyDiffusion, make_features
 from tests.world.pipelines import draw, pipeline, stock
-
-peft = pytest.importorskip("peft")
-
-UNET, TEXT = ["to_q", "to_v"], ["q_proj", "v_proj"]
-
-
-def saved_lora(model: Any, targets: list[str]) -> dict[str, torch.Tensor]:
-    """The weights of a random LoRA, as diffusers saves them; `model` is left as it was."""
-    torch.manual_seed(3)
-    model.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights="gaussian"), "made")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.5)
-    found = peft.get_peft_model_state_dict(model, adapter_name="made")
-    if hasattr(model, "delete_adapters"):
-        model.delete_adapters("made")
-    else:
-        model.delete_adapter("made")
-    return dict(convert_state_dict_to_diffusers(found))
-
-
-def load(ours: CustomContrastPipeline, diffusion: TinyDiffusion, folder: Path, name: str) -> None:
-    """Load a LoRA of the UNet and all text encoders."""
-    layers = {"unet_lora_layers": saved_lora(diffusion.unet, UNET)}
-    for suffix, encoder in zip(("", "_2"), diffusion.text_encoders, strict=False):
-        layers[f"text_encoder{suffix}_lora_layers"] = saved_lora(encoder, TEXT)
-    type(ours).save_lora_weights(folder, **layers)
-    ours.load_lora_weights(folder, adapter_name=name)
 
 
 def scalings(diffusion: TinyDiffusion) -> list[dict[str, float]]:
@@ -56,7 +23,7 @@ def scalings(diffusion: TinyDiffusion) -> list[dict[str, float]]:
 def test_lora_goes_beside_the_adapter(diffusion, tmp_path):
     ours = pipeline(diffusion)
     plain = draw(ours, "a mug on ice", make_features(1), "mug")
-    load(ours, diffusion, tmp_path, "style")
+    load_lora(ours, diffusion, tmp_path, "style")
     made = draw(ours, "a mug on ice", make_features(1), "mug")
     assert not torch.equal(made, plain)
     built = stock(diffusion, ours)
@@ -70,7 +37,7 @@ def test_lora_goes_beside_the_adapter(diffusion, tmp_path):
 @pytest.mark.parametrize("scale", [0.3, 0.0, 1.0, 2, -0.5])
 def test_lora_scale_of_a_call_is_that_of_the_stock_pipeline(diffusion, tmp_path, scale):
     ours = pipeline(diffusion)
-    load(ours, diffusion, tmp_path, "style")
+    load_lora(ours, diffusion, tmp_path, "style")
     ours.set_adapters("style", 0.8)
     kept, built = scalings(diffusion), stock(diffusion, ours)
     assert kept and all(found["style"] == 0.8 for found in kept)
@@ -88,7 +55,7 @@ def test_lora_scale_of_a_call_is_that_of_the_stock_pipeline(diffusion, tmp_path,
 
 def test_lora_scale_is_restored_after_an_error(diffusion, tmp_path):
     ours = pipeline(diffusion)
-    load(ours, diffusion, tmp_path, "style")
+    load_lora(ours, diffusion, tmp_path, "style")
     ours.load_lora_weights(tmp_path, adapter_name="other")
     ours.set_adapters(["style", "other"], [0.7, 0.2])
     kept, seen = scalings(diffusion), []
@@ -109,7 +76,7 @@ def test_lora_scale_is_restored_after_an_error(diffusion, tmp_path):
 
 def test_weights_that_a_callback_sets_stay(tiny_sd, tmp_path):
     ours = pipeline(tiny_sd)
-    load(ours, tiny_sd, tmp_path, "style")
+    load_lora(ours, tiny_sd, tmp_path, "style")
     settings = {"callback_on_step_end": lambda pipe, *given: pipe.set_adapters("style", 0.4) or {}}
     draw(ours, "a mug", make_features(1), "mug", **settings)
     assert all(found["style"] == 0.4 for found in scalings(tiny_sd))
