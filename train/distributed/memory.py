@@ -23,6 +23,7 @@ from model.backbones.variant import Variant, load_variant
 from model.dry.build import build_diffusion, weights_as
 from model.dry.memory import GB, LiveTensors, imagined, weight_bytes
 from model.dry.shapes import SHAPES, Shapes
+from model.methods.realcustom_pp.projector import HIGH, SHALLOW
 from model.methods.registry import method_of
 from model.objective import TrainingBatch
 from model.prompt import checkpoint_text
@@ -238,6 +239,7 @@ def table(params: TrainParams, model: ModelParams, ranks: int, shapes: dict[str,
     yield "| model, px | frozen | trained | activations | " + " | ".join(f"ZeRO {stage}" for stage in range(4)) + " |"
     yield "|---|" + "---|" * 7
     for name, found in shapes.items():
+        found = as_read(found, model)
         for side in (512, 768, 1024):
             staged = [params.model_copy(update={"zero_stage": stage}) for stage in range(4)]
             # All stages but 3 run the same step.
@@ -246,6 +248,19 @@ def table(params: TrainParams, model: ModelParams, ranks: int, shapes: dict[str,
             parts = (stages[0].frozen, stages[0].trained, stages[0].activations)
             numbers = [f"{value / GB:.1f}" for value in (*parts, *(memory.total for memory in stages))]
             yield f"| {name}, {side} | {' | '.join(numbers)} |"
+
+
+def as_read(shapes: Shapes, model: ModelParams) -> Shapes:
+    """Published sizes with the features that the method reads, where these are not those of its CLIP."""
+    if model.encoder == "dreamidentity":
+        raise UserError(
+            "--table has no published face recogniser for dreamidentity; leave it out, and name yours in the variant"
+        )
+    if model.encoder != "realcustom_pp":
+        return shapes
+    _, tokens, width = shapes.views
+    views = 1 + HIGH * model.projector.high + SHALLOW * model.projector.shallow
+    return replace(shapes, layers=views, tokens=tokens, vision={"hidden_size": width})
 
 
 def size(count: int) -> str:

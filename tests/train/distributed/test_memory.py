@@ -12,7 +12,8 @@ import torch
 
 from model.backbones.diffusion import load_diffusion
 from model.backbones.variant import load_variant
-from model.dry.shapes import TINY, TINY_XL
+from model.dry.shapes import SD15, TINY, TINY_XL
+from runtime.errors import UserError
 from runtime.params import Params
 from tests.world.training import CHANNELS, LAYERS, SIDE, TOKENS, WIDTH
 from train.distributed import memory
@@ -111,3 +112,19 @@ def test_table_has_a_row_for_each_model_and_size(small, monkeypatch: pytest.Monk
     ]
     totals = [spread(weighed(TINY, small, params, 1), params, 8).total for params in staged]
     assert [cell.strip() for cell in lines[2].split("|")[5:9]] == [f"{total / 1e9:.1f}" for total in totals]
+
+
+@pytest.mark.parametrize(("shallow", "views"), [(False, 5), (True, 8)])
+def test_table_weighs_the_features_that_the_method_reads(small, monkeypatch: pytest.MonkeyPatch, shallow, views):
+    seen = []
+    monkeypatch.setattr(memory, "weigh", lambda shapes, *given: seen.append(shapes) or weighed(shapes, *given))
+    projector = small.projector.model_copy(update={"shallow": shallow})
+    model = small.model_copy(update={"encoder": "realcustom_pp", "projector": projector})
+    list(table(Params.read().section("train", TrainParams), model, 8, {"SD 1.5": SD15}))
+    assert {(found.layers, found.tokens, found.vision["hidden_size"]) for found in seen} == {(views, 729, 2176)}
+
+
+def test_table_without_a_published_recogniser_is_one_sentence(small):
+    model = small.model_copy(update={"encoder": "dreamidentity"})
+    with pytest.raises(UserError, match="no published face recogniser for dreamidentity; leave it out"):
+        list(table(Params.read().section("train", TrainParams), model, 8, {"SD 1.5": SD15}))
