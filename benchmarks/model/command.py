@@ -57,6 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="text",
         help="of the training parts; reported relative to text (default: %(default)s)",
     )
+    parser.add_argument("--operations", action="store_true", help="only count operations: no times, no memory")
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile of the UNet")
     parser.add_argument("--json", type=Path, default=Path(".work/bench/model.json"), help="default: %(default)s")
 
@@ -78,6 +79,7 @@ def setting_of(options: argparse.Namespace) -> ModelSetting:
         device=device,
         gradient_checkpointing=options.gradient_checkpointing,
         compile=options.compile,
+        operations=options.operations,
     )
     for name in ("steps", "text_every", "repeats", "batch"):
         if getattr(setting, name) < 1:
@@ -108,4 +110,5 @@ def main(options: argparse.Namespace) -> int:
         "dtype": str(setting.dtype).removeprefix("torch."),
     }
     asked |= {"gradient_checkpointing": setting.gradient_checkpointing, "compile": setting.compile}
+    asked |= {"operations": setting.operations}
     return report(lines, options.json, machine, asked)

@@ -44,6 +44,8 @@ def infer(name: str, shapes: Shapes, setting: ModelSetting) -> Iterator[Line]:
             detail = f"{counted[key] / TERA:.4g} of {counted[other] / TERA:.4g} TFLOP/step"
             yield Line(f"{name} FLOP over {other}{how}", counted[key] / counted[other], most=True, detail=detail)
     yield from masked_lines(name, shapes, setting)
+    if setting.operations:
+        return
     needed, free = needed_bytes(shapes, setting), free_bytes(setting.device)
     if needed > free:
         yield too_large(name, needed, free)

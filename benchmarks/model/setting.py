@@ -51,6 +51,8 @@ class ModelSetting:
     """What the training parts recompute, as in `train.gradient_checkpointing`."""
     compile: bool
     """Whether to measure our training step with torch.compile of the UNet, in addition to the same step without."""
+    operations: bool = False
+    """Whether to count operations alone."""
 
     def side(self, shapes: Shapes) -> int:
         """Side of the images, pixels."""

@@ -116,6 +116,8 @@ def train(name: str, shapes: Shapes, setting: ModelSetting) -> Iterator[Line]:
         own = operations(make, shapes, setting)
         detail = f"{own / TERA:.4g} of {others[0] / TERA:.4g} TFLOP/step"
         yield Line(f"{name} FLOP {method} over ip-adapter", own / others[0], 1.0, most=True, detail=detail)
+    if setting.operations:
+        return
     ours, plus = (Weight.of(make, shapes, setting) for make in (our_step, plus_step))
     # The frozen weights of our step are among the other's.
     needed = plus.frozen + ours.trained + plus.trained + max(ours.moving, plus.moving)

@@ -103,6 +103,17 @@ def test_every_part_prints_its_goals_and_writes_its_figures(part, tmp_path, caps
     assert written["asked"]["shapes"] == "tiny" and written["machine"]["device"] == "cpu"
 
 
+def test_operations_alone_are_neither_timed_nor_weighed(tmp_path, monkeypatch):
+    for module in (inference, training):
+        monkeypatch.setattr(module, "turns", None)
+    monkeypatch.setattr(Weight, "of", None)
+    file = tmp_path / "figures.json"
+    run(command, [*PARTS, *WORDS, "--operations", "--json", str(file)])
+    names = [figure["name"] for figure in json.loads(file.read_text())["figures"]]
+    assert names and all(" FLOP " in name for name in names)
+    assert {name.split()[0] for name in names} == set(PARTS)
+
+
 def test_options_have_their_effect_printed(monkeypatch):
     compiled = []
     monkeypatch.setattr(UNet2DConditionModel, "compile", lambda unet: compiled.append(unet))
