@@ -157,9 +157,15 @@ TABLES: dict[str, TableSpec] = {
         columns={
             "frame_id": _frame_id,
             "phrase": Column(_text, "what the detector was asked for"),
-            "method": Column(_text, "annotated or grounded_sam"),
-            "box": Column(pa.list_(_f32, 4), "x0, y0, x1, y1, px"),
-            "score": Column(_f32, "of the detection, 0..1; 1 for an annotation"),
+            "method": Column(
+                _text,
+                "annotated: shipped with the photo; grounded_sam: found in it; of frames of a video also tracked: "
+                "followed from other frames; redetected: lost there by tracking, and found in the frame alone",
+            ),
+            "box": Column(pa.list_(_f32, 4), "x0, y0, x1, y1, px; of the detection, else of the mask"),
+            "score": Column(
+                _f32, "of the detection, 0..1; 1 for an annotation; of a tracked mask, that the subject is in the frame"
+            ),
             "height": Column(_i32, "px"),
             "width": Column(_i32, "px"),
             "rle": Column(pa.binary(), "COCO compressed run lengths, column-major"),

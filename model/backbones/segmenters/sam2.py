@@ -1,7 +1,7 @@
 """SAM 2 and 2.1 (Ravi et al. 2024) of transformers on single photos, prompted with a box or points.
 
 On disk: a transformers folder of Sam2Model, or of Sam2VideoModel as `facebook/sam2.1-hiera-large` is published, of
-which the weights that only a video needs are left unread.
+which `video_sam` reads the weights that only a video needs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -50,16 +51,24 @@ class Sam2Segmenter(Segmenter):
     @torch.no_grad()
     def encode(self, photos: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         """Features at strides 4, 8 and 16 of each output of `prepare`."""
-        pixels = torch.stack([x.to(self.model.device) for x in photos]).float() * self.processor.rescale_factor
-        pixels = normalised(pixels, self.processor.image_mean, self.processor.image_std)
-        dtype = next(self.model.vision_encoder.parameters()).dtype
-        fine, middle, coarse = (x.float() for x in self.model.vision_encoder(pixels.to(dtype)).fpn_hidden_states)
+        fine, middle, coarse = self.encoder_output(torch.stack(list(photos))).fpn_hidden_states
         maps = (
             self.model.mask_decoder.conv_s0(fine),
             self.model.mask_decoder.conv_s1(middle),
             coarse + self.model.no_memory_embedding.view(1, -1, 1, 1),  # a photo has no frame before it
         )
         return list(zip(*maps, strict=True))
+
+    @torch.no_grad()
+    def encoder_output(self, photos: Tensor) -> Any:
+        """What the image encoder makes of outputs of `prepare` [B, 3, s, s], its feature maps as float32."""
+        pixels = photos.to(self.model.device).float() * self.processor.rescale_factor
+        pixels = normalised(pixels, self.processor.image_mean, self.processor.image_std)
+        dtype = next(self.model.vision_encoder.parameters()).dtype
+        out = self.model.vision_encoder(pixels.to(dtype))
+        for name in ("fpn_hidden_states", "fpn_position_encoding"):
+            out[name] = tuple(x.float() for x in out[name])
+        return out
 
     def decode(
         self, photo: EmbeddedPhoto, box: Box | None, points: Sequence[PromptPoint] = ()

@@ -24,12 +24,11 @@ from transformers import (
     GroundingDinoForObjectDetection,
     MMGroundingDinoConfig,
     MMGroundingDinoForObjectDetection,
-    Sam2VideoConfig,
-    Sam2VideoModel,
     SwinConfig,
 )
 
 from model.backbones.segmenters.sam import build_sam
+from tests.world.sam2 import write_sam2
 
 SAM_SIZES = {
     "image_size": 64,
@@ -43,31 +42,6 @@ SAM_SIZES = {
     "decoder_heads": 2,
     "decoder_mlp_dim": 32,
     "iou_head_dim": 16,
-}
-SAM2_SIZES = {
-    "vision_config": {
-        "backbone_config": {
-            "model_type": "sam2_hiera_det_model",
-            "hidden_size": 16,
-            "blocks_per_stage": [1, 1, 2, 1],
-            "embed_dim_per_stage": [16, 32, 64, 128],
-            "num_attention_heads_per_stage": [1, 1, 2, 4],
-            "window_size_per_stage": [8, 4, 4, 2],
-            "window_positional_embedding_background_size": [4, 4],
-            "global_attention_blocks": [3],
-            "image_size": [64, 64],
-        },
-        "backbone_channel_list": [128, 64, 32, 16],
-        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
-        "fpn_hidden_size": 32,
-    },
-    "prompt_encoder_config": {"hidden_size": 32, "image_size": 64, "mask_input_channels": 8},
-    "mask_decoder_config": {
-        "hidden_size": 32,
-        "mlp_dim": 32,
-        "num_attention_heads": 2,
-        "iou_head_hidden_dim": 16,
-    },
 }
 
 
@@ -212,31 +186,7 @@ def sam_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sam2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SAM 2.1 for videos, as facebook publishes it."""
-    folder = tmp_path_factory.mktemp("sam2")
-    torch.manual_seed(0)
-    config = Sam2VideoConfig(
-        **SAM2_SIZES,
-        image_size=64,
-        memory_attention_hidden_size=32,
-        memory_attention_num_layers=1,
-        memory_attention_feed_forward_hidden_size=32,
-        memory_attention_rope_feat_sizes=[4, 4],
-        memory_encoder_hidden_size=32,
-        memory_encoder_output_channels=8,
-        mask_downsampler_embed_dim=32,
-        memory_fuser_embed_dim=32,
-        memory_fuser_intermediate_dim=32,
-    )
-    model = Sam2VideoModel(config)
-    with torch.no_grad():
-        torch.nn.init.normal_(model.no_memory_embedding)
-        model.shared_image_embedding.positional_embedding.copy_(
-            model.prompt_encoder.shared_embedding.positional_embedding
-        )
-    model.save_pretrained(folder)
-    processor = {"image_processor_type": "Sam2ImageProcessorFast", "processor_class": "Sam2VideoProcessor"}
-    write_json(folder / "preprocessor_config.json", processor | {"size": {"height": 64, "width": 64}})
-    return folder
+    return write_sam2(tmp_path_factory.mktemp("sam2"))
 
 
 def write_networks(folder: Path, text_widths: list[int], variant: str | None) -> None:
