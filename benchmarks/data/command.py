@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.data.engine import engine, workers
 from benchmarks.data.export import export
+from benchmarks.data.export_scale import export_scale
 from benchmarks.data.others import others
 from benchmarks.data.scale import scale
 from benchmarks.data.setting import DataSetting, Sizes
@@ -25,7 +26,7 @@ from runtime.cli import read_params, shared_options
 
 PARTS: dict[str, Callable[[DataSetting], Iterator[Line]]] = {
     part.__name__: part
-    for part in (decode, video, mask, newer_masks, embed, tile, engine, workers, export, others, scale)
+    for part in (decode, video, mask, newer_masks, embed, tile, engine, workers, export, export_scale, others, scale)
 }
 
 
@@ -49,6 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--width", type=int, default=768, help="width of tile's embeddings (default: %(default)s, as CLIP's)"
     )
     parser.add_argument("--shards", type=int, default=200, help="shards of engine (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=1_000_000, help="pairs of export_scale (default: %(default)s)")
     parser.add_argument(
         "--rows",
         type=int,

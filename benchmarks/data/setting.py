@@ -22,6 +22,7 @@ class Sizes(Section):
     subjects: int  # for tile
     width: int  # of an embedding, for tile
     shards: int  # for engine
+    pairs: int  # for export_scale
     rows: tuple[int, ...]  # for scale: numbers of frames, ascending
     work: Path  # folder for the benchmark's photos and tables
 

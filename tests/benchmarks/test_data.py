@@ -10,7 +10,7 @@ from torch import nn
 from transformers import MMGroundingDinoForObjectDetection
 
 from benchmarks import forwards
-from benchmarks.data import checkpoints, engine, export, videos
+from benchmarks.data import checkpoints, engine, export, export_scale, videos
 from benchmarks.data.engine import busy_rate
 from benchmarks.data.photos import draw
 from benchmarks.data.setting import DataSetting, Sizes
@@ -96,6 +96,15 @@ def test_stage_of_a_benchmark_runs_in_a_folder_of_its_own_each_time(tmp_path, mo
     for _ in range(2):
         done = engine.run(tmp_path / "bench", on_cpus("unused"), engine.IdleWorker, engine.idle_items(9), 4)
         assert (done.input, done.kept, done.items_computed) == (9, 0, 9)
+
+
+def test_memory_of_exports_is_measured_on_tables_in_which_each_photo_is_a_target(tmp_path, capsys):
+    for pairs in (40, 300):
+        export_scale.write(tmp_path / str(pairs), pairs)
+    found = export_scale.measure(tmp_path, 40, 300)
+    assert "40 train pairs of 1 subjects" in (printed := capsys.readouterr().out), printed
+    assert "300 train pairs of 10 subjects" in printed and "left out" not in printed
+    assert found["many"] >= found["few"] > 0 and found["seconds"] > 0
 
 
 def test_export_is_measured_on_shards_of_drawn_photos(tmp_path):
