@@ -64,8 +64,8 @@ STEPS: dict[str, dict[str, ToyboxStep]] = {
 }
 """Of each world, in starting order. The perception models also learn from images decoded by the autoencoder, the toys'
 detector from generated ones. Text-to-image, the longest step, does not wait for the judge and the recogniser that
-measures, which are only used at its end. Autoencoder, text-to-image, detector and segmenter of faces start from the
-toys' published weights."""
+measures, which are only used at its end. Autoencoder, text-to-image, detector, segmenter and recogniser of faces start
+from the toys' published weights."""
 
 
 def run(world: str, name: str, threads: int) -> int:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from transformers import Dinov2Model
 
 from model.backbones.features.face import load_faces
 from model.backbones.variant import FaceSpec, RecogniserSpec
@@ -68,7 +69,7 @@ def test_the_margin_lowers_the_right_person_alone_and_has_a_gradient_everywhere(
 def test_a_person_s_images_follow_each_other_and_people_for_evaluation_are_in_no_training_set():
     views = SETS["views"]
     assert views.item(5) == views.item(5)
-    assert views.item(0)[0] == views.item(7)[0] != views.item(8)[0]
+    assert views.item(0)[0] == views.item(views.views - 1)[0] != views.item(views.views)[0]
     assert {name for name, spec in SETS.items() if spec.who == "held out"} == {"judged", "pictures-test", "views-test"}
     for name, spec in SETS.items():
         assert all(people.held_out(spec.person(i)) == (spec.who == "held out") for i in range(20)), name
@@ -268,6 +269,20 @@ def test_a_recogniser_is_read_as_any_other(plan, tmp_path, monkeypatch):
     if plan is face.FACE:
         layered = load_faces(FaceSpec(path=str(tmp_path), layers=(1, 3, 5)), "cpu")
         assert layered.hidden_states([photo], (0,)).shape == (1, 1, 1, 3 * 128 + face.WIDTH)
+
+
+def test_the_recogniser_starts_from_the_toys_dino_and_the_other_from_nothing():
+    known = Dinov2Model.from_pretrained(face.FACE.start, dtype=torch.float32).state_dict()
+    net = face.build(face.FACE).network.state_dict()
+    assert all(torch.equal(weight, known[name]) for name, weight in net.items())
+    assert face.METRIC.start is None
+
+
+def test_a_step_of_the_optimizer_turns_a_person_s_centre():
+    """AdamW moves a number by at most the rate: a centre of length 11, as a new embedding's, would stand still."""
+    model = face.RecogniserInTraining(face.build(face.METRIC), 50)
+    steps = model.centres.weight.norm(dim=1) / (face.METRIC.recipe.lr * face.WIDTH**0.5)
+    assert steps.max() < 100
 
 
 def test_the_two_recognisers_share_nothing():

@@ -227,6 +227,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--world", choices=list(WORLDS), default=TOYS.name, help="default: %(default)s")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(words)
+    torch.set_num_threads(1)  # the renderer's tensors are small: threads would wait for one another most of the time
     world = WORLDS[options.world]
     for name in options.sets or world.sets:
         if name not in world.sets:

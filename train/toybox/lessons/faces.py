@@ -106,13 +106,13 @@ def celebrities() -> tuple[tuple[str, Person], ...]:
 SETS = {
     spec.name: spec
     for spec in (
-        # Half of what text-to-image sees: 72 images make a name.
-        FaceSet("celebrities", 21, people.CELEBRITIES, 72, "named", 50, 0.30, 0.25, 0.15, 0.10, 0.5),
+        # Half of what text-to-image sees: 64 images make a name.
+        FaceSet("celebrities", 21, people.CELEBRITIES, 64, "named", 50, 0.30, 0.25, 0.15, 0.10, 0.5),
         FaceSet("pictures", 22, 12_000, 1, "others", 60, 0.30, 0.30, 0.15, 0.15, 0.6),
-        FaceSet("views", 23, 3_000, 8, "others", 75, 0.15, 0.30, 0.15, 0.0, 0.7),
+        FaceSet("views", 23, 1_800, 6, "others", 75, 0.15, 0.30, 0.15, 0.0, 0.7),
         # Of other people, for the network that measures.
-        FaceSet("metric-views", 24, 1_500, 8, "others", 75, 0.15, 0.30, 0.15, 0.0, 0.7),
-        FaceSet("judged", 25, 4_000, 1, "held out", 60, 0.30, 0.30, 0.15, 0.15, 0.6),
+        FaceSet("metric-views", 24, 1_500, 6, "others", 75, 0.15, 0.30, 0.15, 0.0, 0.7),
+        FaceSet("judged", 25, 2_400, 1, "held out", 60, 0.30, 0.30, 0.15, 0.15, 0.6),
         FaceSet("pictures-test", 26, 1_920, 1, "held out", 60, 0.30, 0.30, 0.15, 0.15, 0.6),
         FaceSet("views-test", 27, 240, 8, "held out", 75, 0.0, 0.15, 0.0, 0.0, 0.7),
         # Plain photos of the celebrities, whose mean embedding says who an image of text-to-image is.

@@ -38,7 +38,7 @@ RECIPE = loop.Recipe(
     seed=91,
 )
 # A third of the images, and of the attributes only two (skin, iris) finer than a toy's.
-RECIPES = {TOYS.name: RECIPE, FACES.name: replace(RECIPE, steps=7000)}
+RECIPES = {TOYS.name: RECIPE, FACES.name: replace(RECIPE, steps=3000)}
 SETS = {TOYS.name: ("judged", "pictures"), FACES.name: ("judged", "pictures", "celebrities", "views")}
 WIDTHS = {TOYS.name: (32, 64, 112, 160), FACES.name: (24, 48, 96, 144)}
 """Channels of the stages; fewer for faces, as the weights of both worlds stay below 80 MB together."""

@@ -35,7 +35,7 @@ RECIPE = loop.Recipe(
     every=4,
 )
 # Starts from the toys' network, which knows scenes, styles and accessories: what is new is people, and 128 names.
-RECIPES = {TOYS.name: RECIPE, FACES.name: replace(RECIPE, steps=5000, lr=1.5e-3, warmup=200)}
+RECIPES = {TOYS.name: RECIPE, FACES.name: replace(RECIPE, steps=4000, lr=1.5e-3, warmup=200)}
 PICTURES = 48_000
 """Number of images of a set that are encoded and trained on."""
 
@@ -228,9 +228,11 @@ def export(
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     names = [word for name in world.names for word in name.split()]
     write_tokenizer(place / "tokenizer", [*world.vocabulary, *names])
-    judged = paint.measure(world) if (judge.folder(world) / "model.safetensors").exists() else {}
-    if world.names and (face.METRIC.folder / face.IDENTITY).exists():
-        judged |= face.measure_names(world)
+    judged = {}
+    if (judge.folder(world) / "model.safetensors").exists():
+        judged = paint.measure(world)
+        if world.names and (face.METRIC.folder / face.IDENTITY).exists():
+            judged |= face.measure_names(world)
     cards.write(place, training.run("text_to_image"), training.recipe, sets, judged)
 
 

@@ -16,7 +16,7 @@ from runtime.cli import guarded
 from runtime.errors import UserError
 from train.toybox.lessons import data
 from train.toybox.lessons.augment import to_planes
-from train.toybox.lessons.toys import TOYS
+from train.toybox.lessons.registry import FACES, TOYS
 from train.toybox.loop import cards, loop
 
 RECIPE = loop.Recipe(
@@ -121,14 +121,15 @@ def encoded(vae: Any, images: NDArray[np.uint8]) -> Iterator[Tensor]:
     vae.to("cpu", torch.float32)
 
 
-DECODED = 12_000
+DECODED = {TOYS.name: 12_000, FACES.name: 6_000}
 """Number of images the perception models also see as decoded by the autoencoder: generated ones will look like that."""
 
 
 @torch.no_grad()
-def decoded(pictures: data.Pictures, count: int = DECODED) -> data.Pictures:
-    """The first images of a set, encoded and decoded once per autoencoder."""
+def decoded(pictures: data.Pictures) -> data.Pictures:
+    """The first `DECODED` images of a set, encoded and decoded once per autoencoder."""
     vae, stamp = load_vae()
+    count = min(DECODED[pictures.world.name], len(pictures))
     path = pictures.world.work / "latents" / f"{pictures.spec.name}-decoded-{stamp}.npy"
     if not path.exists():
         parts = []
