@@ -243,11 +243,11 @@ def test_statistics_of_a_batch_norm_are_those_of_the_final_weights():
     net, views = face.build(face.METRIC), few_views()
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms
-    face.settle(net, views, 2)
+    face.settle(net, views, 1.0, 2)
     first = [norm.running_mean.clone() for norm in norms]
     assert any(mean.abs().max() > 1e-3 for mean in first) and not net.training
     net.train()(torch.randn(4, 3, 64, 64))  # a step of training moves them
-    face.settle(net, views, 2)
+    face.settle(net, views, 1.0, 2)
     assert all(torch.equal(a, norm.running_mean) for a, norm in zip(first, norms, strict=True))
 
 
@@ -255,7 +255,7 @@ def test_statistics_of_a_batch_norm_are_those_of_the_final_weights():
 def test_a_recogniser_is_read_as_any_other(plan, tmp_path, monkeypatch):
     torch.manual_seed(0)
     net = face.build(plan)
-    face.settle(net, few_views(), 1)
+    face.settle(net, few_views(), plan.cut, 1)
     monkeypatch.setattr(face.RecogniserPlan, "folder", property(lambda self: tmp_path))
     monkeypatch.setattr(face, "measure", lambda net: {"auc": 1.0})
     monkeypatch.setattr(face.cards, "write", lambda *card: None)
