@@ -169,7 +169,8 @@ def test_help_needs_no_heavy_library():
 def test_reader_that_has_seen_enough_ends_the_command_without_a_traceback():
     command = f"{sys.executable} customcontrast.py --help | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode in (0, 128 + signal.SIGPIPE) and done.stderr == ""  # all was written before head ended, or not
+    assert done.returncode in (0, 128 + signal.SIGPIPE), "all was written before head ended, or not"
+    assert done.stderr == ""
     assert done.stdout.startswith("usage: customcontrast COMMAND [OPTIONS]") and done.stdout.count("\n") == 1
 
 
