@@ -1,8 +1,7 @@
-"""Sampling and training of RealCustom and RealCustom++ on tiny models."""
+"""Sampling of RealCustom and RealCustom++ on tiny models."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,38 +16,15 @@ from model.attention import CrossAttentionContext
 from model.methods.base import DenoisingState
 from model.methods.guidance import RealCustomGuidance
 from model.methods.realcustom import sampling
-from model.objective import ObjectiveConfig, TrainingBatch
 from model.pipeline import CustomContrastPipeline
 from model.pipeline.passes import UNetPasses
 from model.unet import call_unet
 from runtime.errors import ModelError
-from tests.world import models
 from tests.world.lora import load_lora
-from tests.world.models import FEATURE_TOKENS, FEATURE_WIDTH, FakeClip, TinyDiffusion, make_adapter
 from tests.world.pipelines import controlled, controlnet, draw, edges, pipeline, stock
+from tests.world.realcustom import METHODS, BlackClip, adapter_of, build, make_features
 
-METHODS = ("realcustom", "realcustom_pp")
 PROMPT = "a red mug on a table, a mug"
-VIEWS = (0, 1, 2, 3, 4)
-"""Of two towers; RealCustom takes them for layers."""
-SIZES: dict[str, Any] = {"textual": False, "tv_fusion": False, "feature_layers": VIEWS, "projector": {"head": 8}}
-ALONE = ObjectiveConfig(cscl=False, macl=False, location_weight=0)
-
-
-def make_features(batch: int, seed: int = 2) -> Tensor:
-    return models.make_features(batch, seed, len(VIEWS))
-
-
-class BlackClip(FakeClip):
-    """Sees something else in a black image than in the references of `make_features`."""
-
-    def hidden_states(self, images, layers):
-        self.seen.append((images, layers))
-        return make_features(len(images), seed=9)
-
-
-def build(diffusion: TinyDiffusion, method: str, **sizes: Any) -> CustomContrastPipeline:
-    return pipeline(diffusion, BlackClip(), encoder=method, **{**SIZES, **sizes})
 
 
 def guided(**changes: Any) -> RealCustomGuidance:
@@ -301,114 +277,6 @@ def test_scheduler_without_a_noise_schedule_is_one_sentence(tiny_sd):
     passes.scheduler = SimpleNamespace()
     with pytest.raises(ModelError, match="SimpleNamespace has no alphas_cumprod"):
         passes.alpha(torch.tensor(3))
-
-
-def make_batch(rows: int = 3) -> TrainingBatch:
-    generator = torch.Generator().manual_seed(5)
-    return TrainingBatch(
-        latents=torch.randn(rows, 4, 8, 8, generator=generator),
-        subject_masks=torch.ones(rows, 8, 8),
-        captions=["a mug on ice", "a red mug", "the mug"][:rows],
-        class_nouns=["mug"] * rows,
-        reference=make_features(rows),
-        positive=make_features(rows, seed=3),
-        similarity=torch.zeros(rows, rows),
-        subjects=torch.arange(rows),
-        timesteps=torch.tensor([10, 500, 900])[:rows],
-        noise=torch.randn(rows, 4, 8, 8, generator=generator),
-        drop_image=torch.zeros(rows, dtype=torch.bool),
-        drop_text=torch.zeros(rows, dtype=torch.bool),
-        key_ratio=0.5,
-        black=make_features(1, seed=9),
-    )
-
-
-def losses(diffusion: TinyDiffusion, adapter: Any, batch: TrainingBatch, config: ObjectiveConfig = ALONE) -> Any:
-    from model.methods.registry import method_of
-
-    return method_of(adapter.config).losses(batch, adapter, adapter.config, diffusion, config)
-
-
-def adapter_of(diffusion: TinyDiffusion, method: str, **sizes: Any) -> Any:
-    return make_adapter(diffusion, encoder=method, **{**SIZES, **sizes})
-
-
-@pytest.mark.parametrize("kind", ["tiny_sd", "tiny_sdxl"])
-@pytest.mark.parametrize("method", METHODS)
-def test_gradient_reaches_every_trained_parameter_and_no_frozen_one(request, kind, method):
-    diffusion = request.getfixturevalue(kind)
-    adapter = adapter_of(diffusion, method)
-    parts = losses(diffusion, adapter, make_batch())
-    assert parts["total"] == parts["diffusion"] and parts["sample_diffusion"].shape == (3,)
-    assert parts["cscl"] == parts["macl"] == parts["location"] == 0
-    parts["total"].backward()
-    # A bias in front of a softmax over features shifts all scores alike.
-    without = {name for name, p in adapter.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-12}
-    assert all(name.endswith("mlp.2.bias") for name in without)
-    assert all(p.grad is None for module in (diffusion.unet, *diffusion.text_encoders) for p in module.parameters())
-
-
-def test_training_reads_caption_noisy_latents_and_the_share_of_the_step(tiny_sd, monkeypatch):
-    adapter, seen, batch = adapter_of(tiny_sd, "realcustom"), [], make_batch()
-    batch.drop_text[1] = True
-    encoder = adapter.mfi.forward
-    monkeypatch.setattr(adapter.mfi, "forward", lambda f, t, state: seen.append(state) or encoder(f, t, state))
-    losses(tiny_sd, adapter, batch)
-    (state,) = seen
-    schedule = tiny_sd.scheduler.alphas_cumprod[batch.timesteps]
-    torch.testing.assert_close(state.alphas, schedule)
-    noisy = schedule.sqrt()[:, None, None, None] * batch.latents
-    torch.testing.assert_close(state.latents, noisy + (1 - schedule).sqrt()[:, None, None, None] * batch.noise)
-    empty = tiny_sd.tokenizers[0]("", padding="max_length", max_length=24, return_tensors="pt").input_ids
-    torch.testing.assert_close(state.text[1:2], tiny_sd.text_encoders[0](empty).last_hidden_state)
-    assert state.key_ratio == 0.5
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_dropped_image_is_the_branch_left_out_or_a_black_image(tiny_sd, method):
-    adapter, batch = adapter_of(tiny_sd, method), make_batch()
-    batch.drop_image[1] = True
-    dropped = losses(tiny_sd, adapter, batch)["sample_diffusion"]
-    changed = replace(batch, reference=torch.cat([batch.reference[:1], batch.reference[1:] + 1]))
-    others = losses(tiny_sd, adapter, changed)["sample_diffusion"]
-    assert dropped[0] == others[0] and dropped[1] == others[1] and dropped[2] != others[2]
-    blacker = losses(tiny_sd, adapter, replace(batch, black=batch.black + 1))["sample_diffusion"]
-    assert (dropped[1] == blacker[1]) == (method == "realcustom") and dropped[0] == blacker[0]
-
-
-def test_dropped_image_without_a_black_one_is_one_sentence(tiny_sd):
-    batch = replace(make_batch(), black=None)
-    losses(tiny_sd, adapter_of(tiny_sd, "realcustom_pp"), batch)
-    batch.drop_image[1] = True
-    with pytest.raises(ModelError, match="the batch has no features of a black image"):
-        losses(tiny_sd, adapter_of(tiny_sd, "realcustom_pp"), batch)
-
-
-@pytest.mark.parametrize("change", [{"cscl": True}, {"macl": True}, {"location_weight": 0.1}])
-@pytest.mark.parametrize("method", METHODS)
-def test_loss_that_the_method_lacks_is_one_sentence(tiny_sd, method, change):
-    with pytest.raises(ModelError, match=f"{method} has neither contrastive losses nor a location loss"):
-        losses(tiny_sd, adapter_of(tiny_sd, method), make_batch(), replace(ALONE, **change))
-
-
-def test_tokens_of_realcustom_have_the_width_of_its_features(tiny_sd):
-    adapter = adapter_of(tiny_sd, "realcustom")
-    assert adapter.config.visual_width == FEATURE_WIDTH and adapter.config.latent_channels == 4
-    state = DenoisingState(torch.randn(2, 24, 20), torch.randn(2, 4, 8, 8), torch.rand(2), 0.5)
-    out = adapter(make_features(2), torch.zeros(2), state=state)
-    assert out.mfi.visual_tokens.shape == (2, (FEATURE_TOKENS - 1) // 2, FEATURE_WIDTH)
-    with pytest.raises(ModelError, match="realcustom's tokens are image features, of width 24, but visual_width is 20"):
-        adapter_of(tiny_sd, "realcustom", visual_width=20)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_saved_adapter_is_loaded_as_it_was(tiny_sd, tmp_path, method):
-    sizes = {"scoring": {"width": 7, "gain": 4.0, "fusion": "mean"}, "projector": {"head": 12}}
-    adapter = adapter_of(tiny_sd, method, **sizes)
-    adapter.save(tmp_path)
-    loaded = type(adapter).load(tmp_path)
-    assert loaded.config == adapter.config and loaded.config.scoring.width == 7
-    assert all(torch.equal(a, b) for a, b in zip(adapter.parameters(), loaded.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("kind", ["tiny_sd", "tiny_sdxl"])
