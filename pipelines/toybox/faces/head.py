@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pipelines.toybox.rendering.exact import length, wave
+from pipelines.toybox.rendering.exact import length, sqrt, wave
 from pipelines.toybox.rendering.sdf import BODY, Anchors, Parts, Point, Proportions, ellipsoid, join, slab, torus
 
 SKIN, HAIR, BROW, WHITE, IRIS, PUPIL, LIPS, MOUTH = BODY, 2, 3, 4, 5, 6, 7, 8
@@ -52,13 +52,13 @@ def _skull_width(width: Tensor) -> Tensor:
 def _front(x: Tensor, y: Tensor | float, half: Tensor) -> Tensor:
     """z of the skull's front at x and y; half: its half width."""
     across, up = x / half, (y - 0.24) / 0.46
-    return 0.44 * torch.sqrt((1 - across * across - up * up).clamp(min=0.02)) - 0.02
+    return 0.44 * sqrt((1 - across * across - up * up).clamp(min=0.02)) - 0.02
 
 
 def _chin(x: Tensor, y: Tensor | float, half: Tensor) -> Tensor:
     """z of the jaw's front at x and y; half: its half width."""
     across, up = x / half, (y + 0.06) / 0.30
-    return 0.30 * torch.sqrt((1 - across * across - up * up).clamp(min=0.02)) + 0.07
+    return 0.30 * sqrt((1 - across * across - up * up).clamp(min=0.02)) + 0.07
 
 
 def _bare(p: Point, q: Proportions) -> Parts:

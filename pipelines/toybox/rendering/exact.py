@@ -30,12 +30,21 @@ def smooth(x: Tensor, low: float, high: float) -> Tensor:
     return t * t * (3 - 2 * t)
 
 
+def sqrt(x: Tensor) -> Tensor:
+    """The square root of x [...] float32, correctly rounded.
+
+    `torch.sqrt` of float32 on a CPU is that of a vector library, whose last bit differs between processors. A root in
+    double precision, rounded once more, is the correctly rounded one: 53 bits are enough for twice 24 and two.
+    """
+    return torch.sqrt(x.double()).to(x.dtype)
+
+
 def length(*parts: Tensor) -> Tensor:
     """Euclidean length of a vector given by its components."""
     total = parts[0] * parts[0]
     for part in parts[1:]:
         total = total + part * part
-    return torch.sqrt(total)
+    return sqrt(total)
 
 
 def normalize(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

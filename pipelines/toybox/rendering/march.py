@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.toybox.rendering.exact import sqrt
+
 FOCAL = 1.7
 """Focal length as a multiple of the image's side (a field of view of about 33 degrees)."""
 
@@ -78,7 +80,7 @@ def rays(views: list[View], size: int, device: torch.device | str) -> Rays:
     o = torch.from_numpy(centres).to(device)[:, :, None, None]
     at = (torch.arange(size, device=device) + 0.5 - size / 2) / (FOCAL * size)
     u, v = at[None, :].expand(size, size), at[:, None].expand(size, size)
-    far = torch.sqrt(u * u + v * v + 1)
+    far = sqrt(u * u + v * v + 1)
     a, b = u / far, v / far
     c = 1 / far
     d = [r[:, 0, i] * a + r[:, 1, i] * b + r[:, 2, i] * c for i in range(3)]
@@ -113,7 +115,7 @@ def trace(
     inside = reach * reach - (ox * ox + oy * oy + oz * oz - middle * middle)
     slot = (inside > 0).reshape(-1).nonzero()[:, 0]
     gap, where = torch.full_like(dx, FAR).reshape(-1), middle.reshape(-1).clone()
-    half = torch.sqrt(inside.reshape(-1)[slot])
+    half = sqrt(inside.reshape(-1)[slot])
     middle = where[slot]
     t, end = middle - half, middle + half
     image = slot // (h * w)

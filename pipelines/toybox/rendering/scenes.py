@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipelines.toybox.rendering.exact import Noise, fract, mix, smooth, wave
+from pipelines.toybox.rendering.exact import Noise, fract, mix, smooth, sqrt, wave
 
 Rgb = tuple[float, float, float]
 BLANK = "white"
@@ -48,7 +48,7 @@ class Backdrop:
 
     def disc(self, u: Tensor, v: Tensor, radius: Tensor | float, soft: float = 1.0) -> Tensor:
         """[B, H, W] coverage of a disc whose border is `soft` pixels wide."""
-        far = torch.sqrt((self.u - u) * (self.u - u) + (self.v - v) * (self.v - v))
+        far = sqrt((self.u - u) * (self.u - u) + (self.v - v) * (self.v - v))
         return ((radius - far) * (self.noise.size / soft) + 0.5).clamp(0, 1)
 
 

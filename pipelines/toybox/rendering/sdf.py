@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipelines.toybox.rendering.exact import length
+from pipelines.toybox.rendering.exact import length, sqrt
 
 BODY, DETAIL, PALE, DARK, WORN, TRIM = 1, 2, 3, 4, 16, 17
 """Part ids: patterned body, part in the third colour, fixed pale part, fixed dark part, accessory, its trimming. From
@@ -145,7 +145,7 @@ def cone(p: Point, q: Proportions) -> Parts:
     r = length(x, z)
     y = y + 0.04
     slope = (bottom - tip) / 1.55
-    side = (r - bottom + slope * (y + 0.66)) / torch.sqrt(1 + slope * slope)
+    side = (r - bottom + slope * (y + 0.66)) / sqrt(1 + slope * slope)
     body = slab(side, (y - 0.115).abs() - 0.775)
     plate = slab(r - 0.52 - 0.10 * q[2], (y + 0.66).abs() - 0.05) - 0.02
     return [(BODY, body), (DETAIL, plate)]
@@ -194,7 +194,7 @@ def gem(p: Point, q: Proportions) -> Parts:
     even = torch.maximum(torch.maximum(ax, az), (ax + az) * 0.70711)
     odd = torch.maximum(ax * 0.92388 + az * 0.38268, ax * 0.38268 + az * 0.92388)
     upper = torch.maximum((even - width) * 0.60 + y * 0.80, (odd - width) * 0.74 + (y - 0.03) * 0.67)
-    scale = torch.sqrt(width * width + depth * depth)
+    scale = sqrt(width * width + depth * depth)
     lower = ((even - width) * depth - y * width) / scale
     return [
         (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipelines.toybox.rendering.exact import Noise, blur, mix, shift, smooth
+from pipelines.toybox.rendering.exact import Noise, blur, mix, shift, smooth, sqrt
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def watercolour(photo: StyledRender) -> Tensor:
     wash = wash * (1 - rim) + 0.03 * (photo.noise.grain(40) - 0.5)[:, None]
     n = photo.noise.size
     at = (torch.arange(n, device=wash.device) + 0.5) / n - 0.5
-    far = torch.sqrt(at[:, None] * at[:, None] + at[None, :] * at[None, :]) + 0.16 * (photo.noise.field(5) - 0.5)
+    far = sqrt(at[:, None] * at[:, None] + at[None, :] * at[None, :]) + 0.16 * (photo.noise.field(5) - 0.5)
     paper = smooth(far, 0.46, 0.60) * (1 - photo.alpha)
     return mix(wash, torch.ones_like(wash), paper[:, None])
 

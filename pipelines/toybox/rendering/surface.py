@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.toybox.rendering.exact import fract, length, wave
+from pipelines.toybox.rendering.exact import fract, length, sqrt, wave
 from pipelines.toybox.rendering.sdf import Point
 
 COLOURS: dict[str, tuple[float, float, float]] = {
@@ -63,7 +63,7 @@ def dots(p: Point, scale: Tensor, phase: Tensor, pixel: Tensor) -> Tensor:
     best = torch.full_like(far, -1.0)
     for a, b, c in _DOTS:
         best = torch.maximum(best, x * a + y * b + z * c)
-    apart = torch.sqrt((2 - 2 * best).clamp(min=0))
+    apart = sqrt((2 - 2 * best).clamp(min=0))
     return _edge((apart - 0.25 - 0.05 * scale) * far, pixel)
 
 

@@ -229,6 +229,13 @@ def test_other_sizes_show_the_same_picture() -> None:
     assert (small != shrunk).float().mean() < 0.03
 
 
+def test_roots_are_rounded_correctly() -> None:
+    """Nowhere off by a bit, as the vector libraries behind `torch.sqrt` are on some processors."""
+    x = np.random.default_rng(0).random(100_000, dtype=np.float32) * np.float32(4)
+    x[:4] = 0, np.finfo(np.float32).tiny, np.finfo(np.float32).smallest_subnormal, np.finfo(np.float32).max
+    np.testing.assert_array_equal(exact.sqrt(torch.from_numpy(x)).numpy(), np.sqrt(x))
+
+
 def test_exact_functions_are_near_the_true_ones() -> None:
     t = torch.linspace(-2, 2, 4001, dtype=torch.float64)
     assert (exact.wave(t) - torch.sin(2 * torch.pi * t)).abs().max() < 0.002
