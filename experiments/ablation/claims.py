@@ -49,8 +49,8 @@ def measured_runs(experiment: Experiment) -> dict[str, Measured]:
 
 
 def claims(experiment: Experiment) -> list[Claim]:
-    """All claims, after the largest number of samples."""
-    runs, samples = measured_runs(experiment), experiment.matrix.plan("both").samples[-1]
+    """All claims."""
+    runs, samples = measured_runs(experiment), experiment.matrix.plan("both").samples
 
     def change(mine: str, theirs: str, column: str) -> Estimate | None:
         a, b = paired(runs.get(mine, Measured([])), runs.get(theirs, Measured([])), samples)
@@ -91,7 +91,7 @@ def equal_control(
 ) -> Estimate | None:
     """`at_equal_control` of two runs over their operating points; None if a point is missing."""
     points = {name: [OWN, *experiment.matrix.curve(name)] for name in (mine, theirs)}
-    found = {name: runs.get(name, Measured([])).along([samples], of_run) for name, of_run in points.items()}
+    found = {name: runs.get(name, Measured([])).at_points(samples, of_run) for name, of_run in points.items()}
     seeds = [seed for seed in found[mine].seeds if seed in found[theirs].seeds]
     if not seeds:
         return None

@@ -40,7 +40,7 @@ LAST: dict[str, Read] = {
     "S+ AUC, same class": views("auc_same_class"),
     "location loss": lambda one: one["train"].get("location") or None,
 }
-"""Read at the last number of samples only."""
+"""Read only where runs are compared."""
 
 
 TRUTH: dict[str, Read] = {
@@ -56,8 +56,8 @@ INTRODUCTION = """# The paper's ablation on the toybox
 `make ablation` makes what is missing and writes this page from `experiments/results`; `make ablation-check` prints the
 claims. {runs} of {planned} runs are complete. Each is one training with a constant learning rate and an average of the
 weights, measured after {samples} samples of batch {batch}: on the same triplets, with the same sampler, on
-{subjects} held-out subjects, three per family, with {pictures} images each. Learning curves and operating points are of
-the seeds that were measured all along them: the first one, unless others are compared with the run there.
+{subjects} held-out subjects, three per family, with {pictures} images each. Learning curves are of the first seed, and
+so are the operating points of runs that are not compared along them.
 
 Numbers are means over seeds, ± the standard deviation over seeds where there is more than one. A difference is paired
 by seed and subject; in brackets is its {level:.0%} interval from {resamples:,} bootstrap samples that draw seeds and
@@ -66,8 +66,9 @@ from the spread of earlier ones. The page makes {comparisons} comparisons with a
 twenty would still seem to have one.
 
 These are small backbones, a small world and short runs: what can be compared with the paper is the direction of a
-change, not its size. Images are sampled with location masks, except where the maps are not trained: they would mute the
-subject.
+change, not its size. The location loss has the paper's weight, and after so few samples no map of it is a mask: images
+are sampled without location masks, except those of RealCustom and RealCustom++. The reading *location* trains maps that
+are, with a hundred times the weight.
 """
 
 TRUTH_WORDS = """The toybox knows what it rendered, so a classifier ([its own accuracy](toybox.md)) can measure whether
@@ -138,7 +139,7 @@ def introduction(ablation: Experiment, found: dict[str, Measured]) -> str:
     return INTRODUCTION.format(
         runs=sum(not job.missing() for job in jobs),
         planned=len(jobs),
-        samples=words([f"{count:,}" for count in ablation.matrix.plan(WHOLE).samples]),
+        samples=f"{ablation.matrix.plan(WHOLE).samples:,}",
         batch=ablation.matrix.common["train"]["batch"],
         subjects=len(scored) or ablation.matrix.world["toybox"]["dreambench_subjects"],
         pictures=each,
@@ -178,16 +179,17 @@ def section(
     samples = matrix.plan(names[0]).samples
     parts = [
         f"## {title}\n",
-        f"After {samples[-1]:,} samples.\n",
-        scores_table(ablation, found, shown, samples[-1], paper),
+        f"After {samples:,} samples.\n",
+        scores_table(ablation, found, shown, samples, paper),
     ]
-    compared = [comparison(ablation, found, name, samples[-1]) for name in names if name in found]
+    compared = [comparison(ablation, found, name, samples) for name in names if name in found]
     parts.append("\n".join(line for line in compared if line) + "\n")
     if kind == "ablation":
         parts.append(TRUTH_WORDS)
-    parts.append(truth_table(ablation, found, shown, samples[-1]))
-    if len(samples) > 1:
-        parts += [f"{title}: learning curves.\n", learning_table(ablation, found, shown)]
+    parts.append(truth_table(ablation, found, shown, samples))
+    curves = learning_table(ablation, found, shown)
+    if curves:
+        parts += [f"{title}: learning curves.\n", curves]
     points = points_table(ablation, found, shown)
     if points:
         parts += [f"{title}: operating points.\n", *([POINT_WORDS] if kind == "baseline" else []), points]
@@ -231,27 +233,29 @@ def truth_table(ablation: Experiment, found: dict[str, Measured], names: Sequenc
 
 
 def learning_table(ablation: Experiment, found: dict[str, Measured], names: Sequence[str]) -> str:
-    """E-DI, CT and what the judge sees after each number of samples."""
-    counts = sorted({count for name in names for count in ablation.matrix.plan(name).samples})
+    """E-DI, CT and what the judge sees along each learning curve; empty if none was measured."""
+    of_each = {name: found[name].along(ablation.matrix.counts(name)) for name in names}
+    of_each = {name: of for name, of in of_each.items() if of.results and len(ablation.matrix.counts(name)) > 1}
+    counts = sorted({count for name in of_each for count in ablation.matrix.counts(name)})
     rows = []
-    for name in names:
-        of_each = found[name].along(ablation.matrix.plan(name).samples)
-        several = [(of_each.complete(count), count) for count in counts]
+    for name, along in of_each.items():
+        several = [(along.complete(count), count) for count in counts]
         row = [ablation.matrix.runs[name].title]
         for column in ("E-DI", "CT"):
             row += [cell(np.nanmean(of.values(column, n), axis=1)) if of.results else "-" for of, n in several]
         row += [cell(of.numbers(kept, n)) if of.results else "-" for of, n in several]
         rows.append(row)
     short = [f"{count // 1000}k" for count in counts]
-    return markdown(["run", *(f"{name} {count}" for name in ("E-DI", "CT", "kept") for count in short)], rows)
+    head = ["run", *(f"{name} {count}" for name in ("E-DI", "CT", "kept") for count in short)]
+    return markdown(head, rows) if rows else ""
 
 
 def points_table(ablation: Experiment, found: dict[str, Measured], names: Sequence[str]) -> str:
     """E-DI, CT and the change outside at each operating point of each run; empty if none was measured."""
     rows = []
     for name in names:
-        samples, points = ablation.matrix.plan(name).samples[-1], ablation.matrix.curve(name)
-        of = found[name].along([samples], list(points))
+        samples, points = ablation.matrix.plan(name).samples, ablation.matrix.curve(name)
+        of = found[name].at_points(samples, list(points))
         for point in (OWN, *points):
             if of.results and points:
                 scores = [cell(np.nanmean(of.values(column, samples, point), axis=1)) for column in ("E-DI", "CT")]
@@ -265,8 +269,8 @@ def overlap_table(ablation: Experiment, found: dict[str, Measured], names: Seque
     steps = ablation.matrix.common["generate"]["steps"]
     rows = []
     for name in names:
-        samples, points = ablation.matrix.plan(name).samples[-1], ablation.matrix.curve(name)
-        of = found[name].along([samples], list(points))
+        samples, points = ablation.matrix.plan(name).samples, ablation.matrix.curve(name)
+        of = found[name].at_points(samples, list(points))
         for point in (OWN, *points):
             cells = [cell(of.numbers(overlap_at(part * (steps - 1)), samples, point)) for part in PARTS]
             if set(cells) != {"-"}:
@@ -285,7 +289,7 @@ def trials_table(search: Experiment) -> str:
     found = measured_runs(search)
     if not found:
         return ""
-    samples = search.matrix.plan(next(iter(found))).samples[-1]
+    samples = search.matrix.plan(next(iter(found))).samples
     rows = []
     for name, of in found.items():
         measured = require(of.results[0], samples, OWN)

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.ablation.matrix import Matrix, Run, read_matrix
 from model.backbones.variant import Spec, load_variant
+from pipelines import tables
 from runtime.digest import digest, digest_files
 from runtime.params import Params, flat
 from train.toybox.lessons.registry import TOYS
@@ -21,7 +22,21 @@ WORK = Path(".work")
 Result = dict[str, Any]
 """`run`, `seed`, `settings`, `data`, and `measured`: a mapping for each measurement."""
 
-SETTINGS = ("backbones", "model", "train", "generate", "toybox", "sources", "curate", "mask", "views", "score")
+SETTINGS = (
+    "backbones",
+    "model",
+    "train",
+    "generate",
+    "toybox",
+    "sources",
+    "curate",
+    "mask",
+    "similarity",
+    "pairs",
+    "encode",
+    "views",
+    "score",
+)
 """Sections of params.yaml that determine a measurement."""
 OWN = "own"
 """Name of a run's own setting among its operating points."""
@@ -41,14 +56,14 @@ def merged(*trees: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A matrix under the current params, tables and weights."""
+    """A matrix under the current params, photos and weights."""
 
     matrix: Matrix
     params: Params
     name: str
     """Of the matrix: that of its file, and of its folder of results."""
-    tables: str
-    """16 hex digits of the tables that training reads."""
+    photos: str
+    """`photos_digest` of the photos that are trained on."""
 
     @cached_property
     def weights(self) -> str:
@@ -60,8 +75,12 @@ class Experiment:
 
     @property
     def data(self) -> dict[str, str]:
-        """What a result was trained and measured with."""
-        return {"tables": self.tables, "weights": self.weights}
+        """What a result was trained and measured with, besides its settings.
+
+        Of tables only what the renderer drew: features and similarities, which follow from it, from the weights and
+        from the settings, differ in their last bits between processors, and a matrix may be made on several.
+        """
+        return {"photos": self.photos, "weights": self.weights}
 
     @property
     def work(self) -> Path:
@@ -91,6 +110,9 @@ class Wanted:
     """OWN, or the name of another operating point of its curve."""
     generate: dict[str, Any]
     """What the point overrides in section generate."""
+
+    further: bool = False
+    """Whether it is beyond the number of samples at which runs are compared."""
 
     @property
     def own(self) -> bool:
@@ -132,13 +154,13 @@ class SeededRun:
         return {key: value for key, value in found if key not in WITHOUT_EFFECT}
 
     def wanted(self) -> list[Wanted]:
-        """Its measurements in order: its own setting after each number of samples, then the points of its curve."""
-        samples, points = self.experiment.matrix.measured_at(self.name, self.seed)
-        found = [Wanted(count, OWN, {}) for count in samples]
-        return found + [Wanted(samples[-1], name, of) for name, of in points.items()]
+        """Its measurements in order: its own setting, its operating points, and the rest of its learning curve."""
+        (samples, *further), points = self.experiment.matrix.measured_at(self.name, self.seed)
+        found = [Wanted(samples, OWN, {}), *(Wanted(samples, point, of) for point, of in points.items())]
+        return found + [Wanted(count, OWN, {}, further=True) for count in further]
 
     def recorded(self) -> Result | None:
-        """The stored result, if its settings, tables and weights are the current ones.
+        """The stored result, if its settings, photos and weights are the current ones.
 
         Settings that are newer than the result do not count: their defaults leave things as they were.
         """
@@ -155,9 +177,9 @@ class SeededRun:
         return [wanted for wanted in self.wanted() if (wanted.samples, wanted.point) not in done]
 
 
-def experiment_of(file: Path, params: Params, tables: str | None = None) -> Experiment:
-    """The matrix in `file`. tables: the digest of the training tables (default: the recorded one)."""
-    return Experiment(read_matrix(file), params, file.stem, tables or recorded_tables(file.stem))
+def experiment_of(file: Path, params: Params, photos: str | None = None) -> Experiment:
+    """The matrix in `file`. photos: the digest of the training photos (default: the recorded one)."""
+    return Experiment(read_matrix(file), params, file.stem, photos or recorded_photos(file.stem))
 
 
 def result_file(matrix: str, label: str) -> Path:
@@ -165,9 +187,22 @@ def result_file(matrix: str, label: str) -> Path:
     return RESULTS / matrix / f"{label}.json"
 
 
-def recorded_tables(matrix: str) -> str:
-    """The digest of the training tables when runs of a matrix were last looked for; empty if never."""
-    file = result_file(matrix, "tables")
+def photos_digest(data: Path) -> str:
+    """16 hex digits of the photos that curate kept, of the masks that came with them, and of how they were masked.
+
+    Raises TableError if there are none.
+    """
+    read = (("curate", "frames", ("frame_id", "sha256", "mask_sha256")), ("mask", "masks", ("frame_id", "method")))
+    found = [
+        sorted([row[name] for name in columns] for row in tables.rows(data / stage, table, columns))
+        for stage, table, columns in read
+    ]
+    return digest(found)
+
+
+def recorded_photos(matrix: str) -> str:
+    """The digest of the training photos when runs of a matrix were last looked for; empty if never."""
+    file = result_file(matrix, "photos")
     return str(read_json(file)["digest"]) if file.is_file() else ""
 
 

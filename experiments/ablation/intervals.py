@@ -111,13 +111,18 @@ class Measured:
         """Those that were measured there."""
         return Measured([result for result in self.results if find(result, samples, point) is not None])
 
-    def along(self, samples: Sequence[int], points: Sequence[str] = ()) -> Measured:
-        """Those that were measured after each of `samples`, and at each of `points` after the last."""
+    def along(self, counts: Sequence[int]) -> Measured:
+        """Those that were measured after each number of samples."""
         found = self
-        for count in samples:
+        for count in counts:
             found = found.complete(count)
+        return found
+
+    def at_points(self, samples: int, points: Sequence[str]) -> Measured:
+        """Those that were measured at each of `points`."""
+        found = self
         for point in points:
-            found = found.complete(samples[-1], point)
+            found = found.complete(samples, point)
         return found
 
     def values(self, column: str, samples: int, point: str = OWN) -> Values:

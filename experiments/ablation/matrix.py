@@ -28,18 +28,16 @@ class Run(Section):
     params: dict[str, Any]  # overrides params.yaml
     paper: tuple[float, float, float] | None = None  # E-CI, E-DI, CT of Tables 3 and 4; for a baseline, of Table 1
     against: str | None = None  # the run it is compared with
-    points: str | None = None  # name of its operating points; None: those of its plan
-    every_seed: bool = False  # measured everywhere with each seed, as other runs are compared with it there
+    points: str | None = None  # name of its operating points, besides its own setting
+    every_seed: bool = False  # its points are measured with each seed, as runs are compared there; else with the first
+    further: tuple[int, ...] = ()  # ascending numbers of samples that the first seed is trained on to and measured at
 
 
 class Schedule(Section):
-    """What is trained and measured of each run of a kind."""
+    """With which seeds each run of a kind is trained, and after how many samples it is measured and compared."""
 
-    seeds: list[int]
-    samples: list[int] = Field(min_length=1)  # of the measured adapters, ascending: one run is trained on from each
-    points: str | None = None  # name of the operating points measured at the last, besides the run's own setting
-    curves: int | None = Field(default=None, ge=1)
-    """How many seeds are measured at all samples and points, the others where runs are compared; None: all."""
+    seeds: list[int] = Field(min_length=1)
+    samples: int
 
 
 class Matrix(Section):
@@ -57,30 +55,40 @@ class Matrix(Section):
 
     def curve(self, name: str) -> Points:
         """The operating points of a run besides its own setting."""
-        return self.points.get(self.runs[name].points or self.plan(name).points or "", {})
+        return self.points.get(self.runs[name].points or "", {})
+
+    def counts(self, name: str) -> list[int]:
+        """The numbers of samples of a run's learning curve, ascending; it is compared at the first."""
+        return [self.plan(name).samples, *self.runs[name].further]
 
     def measured_at(self, name: str, seed: int) -> tuple[list[int], Points]:
-        """The numbers of samples after which a run is measured with a seed, and its operating points at the last."""
+        """The numbers of samples at which a run is measured with a seed, and its operating points at the first."""
         run, plan = self.runs[name], self.plan(name)
-        if run.every_seed or seed in plan.seeds[: plan.curves]:
-            return plan.samples, self.curve(name)
-        compared = {self.plan(other).samples[-1] for other, of in self.runs.items() if of.against == name}
-        return [count for count in plan.samples if count in compared or count == plan.samples[-1]], {}
+        first = seed == plan.seeds[0]
+        return self.counts(name) if first else [plan.samples], self.curve(name) if first or run.every_seed else {}
 
 
 def read_matrix(file: Path = FILE) -> Matrix:
     """Read a matrix.
 
     Raises:
-        UserError: a key is unknown or missing, a run is compared with an unknown one, or a kind has no plan.
+        UserError: a key is unknown or missing, a kind has no plan, points are not there, or a run is compared with an
+            unknown one or with one that is measured elsewhere.
     """
     matrix = parse(file.name, yaml.safe_load(file.read_text(encoding="utf-8")), Matrix)
     for name, run in matrix.runs.items():
-        if run.against is not None and run.against not in matrix.runs:
-            raise UserError(f"{file.name}: {name} is compared with '{run.against}', which is not a run; correct it")
         if run.kind not in matrix.plans:
             raise UserError(f"{file.name}: {name} is of kind '{run.kind}', which has no entry in plans; add one")
-        points = run.points or matrix.plan(name).points
-        if points is not None and points not in matrix.points:
-            raise UserError(f"{file.name}: {name} has the points '{points}', which are not there; add or correct them")
+        if run.points is not None and run.points not in matrix.points:
+            raise UserError(
+                f"{file.name}: {name} has the points '{run.points}', which are not there; add or correct them"
+            )
+    for name, other in ((name, run.against) for name, run in matrix.runs.items() if run.against is not None):
+        if other not in matrix.runs:
+            raise UserError(f"{file.name}: {name} is compared with '{other}', which is not a run; correct it")
+        if matrix.plan(name).samples != matrix.plan(other).samples:
+            raise UserError(
+                f"{file.name}: {name} is compared with {other}, which is measured after another number of samples; "
+                f"correct plans"
+            )
     return matrix

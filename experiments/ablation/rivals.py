@@ -35,8 +35,8 @@ class Expectation:
 
 
 def expectations(experiment: Experiment) -> list[Expectation]:
-    """All of them, after the number of samples that the rivals are measured at."""
-    runs, samples = measured_runs(experiment), experiment.matrix.plan(RC).samples[-1]
+    """All of them."""
+    runs, samples = measured_runs(experiment), experiment.matrix.plan(RC).samples
     last = experiment.matrix.common["generate"]["steps"] - 1
 
     def pair(mine: str, theirs: str) -> tuple[Measured, Measured, str, str]:

@@ -28,6 +28,7 @@ from experiments.ablation.experiment import (
     Wanted,
     experiment_of,
     merged,
+    photos_digest,
     read_json,
     result_file,
 )
@@ -39,7 +40,6 @@ from runtime.digest import digest
 from runtime.errors import UserError
 from runtime.files import write_json, write_text
 from runtime.lock import exclusive
-from train.recipe import input_digest
 
 TRAINED_ON = ("curate", "mask", "similarity", "pairs", "encode")
 """Stages whose tables training reads."""
@@ -108,9 +108,9 @@ class Runner:
         self.job, self.bench = job, bench
         self.folder = job.experiment.work / f"{job.label}-{digest(job.settings, job.experiment.data)}"
 
-    def __call__(self) -> None:
-        """Make the missing measurements; each is recorded at once."""
-        for wanted in self.job.missing():
+    def __call__(self, measurements: Sequence[Wanted]) -> None:
+        """Make measurements in order; each is recorded at once."""
+        for wanted in measurements:
             begun = time.monotonic()
             adapter = self.trained(wanted.samples)
             trained = time.monotonic()
@@ -127,7 +127,7 @@ class Runner:
         if not (data / "train" / "summary.json").is_file():  # written last
             batch = job.tree["train"]["batch"]
             overlay = write_overlay(folder, job.tree, {"train": {"steps": samples // batch}})
-            before = [count for count in experiment.matrix.plan(job.name).samples if count < samples]
+            before = [count for count in experiment.matrix.counts(job.name) if count < samples]
             words: list[str] = []
             if before:
                 work = self.trained(before[-1]).parent.parent / "work"
@@ -156,15 +156,15 @@ class Runner:
         read = (*MEASURED_ON, PLAIN)
         data = link(folder / "data", {stage: self.bench / stage for stage in read} | {"train": adapter})
         overlay = write_overlay(folder, job.tree, {"generate": wanted.generate})
-        at_end = wanted.samples == job.experiment.matrix.plan(job.name).samples[-1]
-        last = wanted.own and at_end
-        probes = {"eval.probes.location": at_end, "experiments.truth": True, "eval.probes.views": last}
+        masked = merged(job.tree["generate"], wanted.generate)["location_masks"]
+        views = wanted.own and not wanted.further
+        probes = {"eval.probes.location": masked, "experiments.truth": True, "eval.probes.views": views}
         for module in ("eval.generate", "eval.score", *(module for module, now in probes.items() if now)):
             command(module, overlay, data, folder / "log.txt")
         made = {"scores": scores_of(data), "truth": read_json(data / "truth" / "metrics.json")}
         if wanted.own:
             made["train"] = read_json(adapter / "metrics.json")
-        return made | ({"views": read_json(data / "views" / "metrics.json")} if last else {})
+        return made | ({"views": read_json(data / "views" / "metrics.json")} if views else {})
 
     def record(self, wanted: Wanted, found: dict[str, Any]) -> None:
         """Add a measurement to the job's result."""
@@ -205,10 +205,10 @@ def main(words: Sequence[str]) -> None:
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}; give at least 1")
     if not options.document:
-        tables = input_digest(params.data)
-        write_json(result_file(name, "tables"), {"digest": tables})
+        photos = photos_digest(params.data)
+        write_json(result_file(name, "photos"), {"digest": photos})
         with exclusive(name, WORK / name):
-            run_missing(experiment_of(options.matrix, params, tables), options)
+            run_missing(experiment_of(options.matrix, params, photos), options)
     print(f"{name}: {write_document(params)}")
 
 
@@ -226,16 +226,22 @@ def run_missing(experiment: Experiment, options: Any) -> None:
         return
     bench, failed = prepare_world(experiment), []
 
-    def work(job: SeededRun) -> None:
+    def work(job: SeededRun, further: bool) -> None:
+        if job.label in failed:
+            return
         try:
-            Runner(job, bench)()
-            write_document(experiment.params)
+            wanted = [one for one in job.missing() if one.further == further]
+            Runner(job, bench)(wanted)
+            if wanted:
+                write_document(experiment.params)
         except UserError as error:
             failed.append(job.label)
             print(f"{experiment.name}: {error}", file=sys.stderr, flush=True)
 
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(work, missing))
+    # All that is compared comes before the rest of the learning curves.
+    for further in (False, True):
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(work, missing, [further] * len(missing)))
     if failed:
         raise UserError(
             f"{len(failed)} of {len(missing)} runs failed: {', '.join(sorted(failed))}; the others are done, see the "

@@ -21,7 +21,7 @@ COLUMNS = ("E-CI", "E-DI", "CT", "IR", "R-CI", "R-DI")
 @pytest.fixture
 def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     monkeypatch.setattr(experiment, "RESULTS", tmp_path)
-    return Experiment(read_matrix(), Params.read(), FILE.stem, "tables")
+    return Experiment(read_matrix(), Params.read(), FILE.stem, "photos")
 
 
 def record(
@@ -63,7 +63,7 @@ def by_name(planned: Experiment) -> dict[str, claims.Claim]:
 
 
 def test_page_without_results_says_what_is_missing(planned: Experiment):
-    text = document.page(planned, Experiment(read_matrix(SEARCH), planned.params, SEARCH.stem, "tables"))
+    text = document.page(planned, Experiment(read_matrix(SEARCH), planned.params, SEARCH.stem, "photos"))
     assert "0 of 61 runs are complete" in text and "both (seed 0, 1, 2)" in text
     assert {claim.verdict for claim in claims.claims(planned)} == {"missing"}
 
@@ -72,7 +72,7 @@ def test_page_holds_tables_curves_verdicts_and_what_is_missing(planned: Experime
     for name, base in (("fusion", 0.50), ("both", 0.60), ("ip-adapter-plus", 0.70)):
         for job in planned.jobs([name]):
             record(job, base + 0.02 * job.seed, 0.65)
-    text = document.page(planned, Experiment(read_matrix(SEARCH), planned.params, SEARCH.stem, "tables"))
+    text = document.page(planned, Experiment(read_matrix(SEARCH), planned.params, SEARCH.stem, "photos"))
     assert "9 of 61 runs are complete" in text
     assert (
         "| MFI encoder + CSCL + MACL | 3 | 0.645 ± 0.020 |" in text
@@ -85,14 +85,17 @@ def test_page_holds_tables_curves_verdicts_and_what_is_missing(planned: Experime
 
 
 def test_curves_are_of_the_seeds_that_were_measured_all_along_them(planned: Experiment):
-    for job in planned.jobs(["fusion"]):
+    for job in planned.jobs(["visual"]):
         record(job, 0.5 + 0.1 * job.seed, 0.65)
     found = claims.measured_runs(planned)
-    assert "| 3 | 0.625 ± 0.100 |" in document.scores_table(planned, found, ["fusion"], 40000, paper=False)
-    curve = document.learning_table(planned, found, ["fusion"]).splitlines()[-1]
-    assert curve.split(" | ")[1:4] == ["0.525"] * 3, "not the mean of three seeds after the first's"
-    points = document.points_table(planned, found, ["fusion"]).splitlines()[2:]
-    assert [line.split(" | ")[2] for line in points] == ["0.525"] * 2
+    assert "| 3 | 0.625 ± 0.100 |" in document.scores_table(planned, found, ["visual"], 10000, paper=False)
+    curve = document.learning_table(planned, found, ["visual"]).splitlines()[-1]
+    assert curve.split(" | ")[1:4] == ["0.525"] * 3, "not the mean of three seeds before the first's"
+    points = document.points_table(planned, found, ["visual"]).splitlines()[2:]
+    assert [line.split(" | ")[2] for line in points] == ["0.525", "0.485", "0.565"]
+    for job in planned.jobs(["fusion"]):
+        record(job, 0.5, 0.65)
+    assert document.learning_table(planned, claims.measured_runs(planned), ["fusion"]) == "", "it has none"
 
 
 def test_claims_are_ok_where_the_whole_interval_is(planned: Experiment):
@@ -133,13 +136,13 @@ def test_expectations_of_the_rivals_hold_where_the_interval_says_so(planned: Exp
     (better,) = [one for one in found if "text and latent" in one.says]
     assert better.verdict == "holds" and better.found.value == pytest.approx(0.05)
     assert verdicts("half of the steps") == ["holds", "holds"]  # nothing was expected, and nothing is seen
-    page = document.page(planned, Experiment(read_matrix(SEARCH), planned.params, SEARCH.stem, "tables"))
+    page = document.page(planned, Experiment(read_matrix(SEARCH), planned.params, SEARCH.stem, "photos"))
     assert "| RealCustom: the mask comes closer to the finished subject over the steps | +0.300" in page
     assert "| RealCustom | own | 0.200 ± 0.000 | 0.200 ± 0.000 | 0.350 ± 0.000 |" in page
 
 
 def test_search_is_shown_with_its_trials(planned: Experiment):
-    search = Experiment(read_matrix(SEARCH), planned.params, SEARCH.stem, "tables")
+    search = Experiment(read_matrix(SEARCH), planned.params, SEARCH.stem, "photos")
     assert document.trials_table(search) == ""
     record(search.jobs(["both-lr-0.001"])[0], 0.6, 0.65)
     assert "| CustomContrast | lr 0.001 | 0.625 | 0.675 | 0.800 | 0.900 | 0.850 |" in document.trials_table(search)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +15,14 @@ from experiments.ablation.experiment import Experiment, merged
 from experiments.ablation.matrix import FILE, SEARCH, read_matrix
 from runtime.errors import UserError
 from runtime.params import Params, parse
+from tests.world.tables import frame, mask, write
 from train.recipe import ModelParams, TrainParams
 
 ROWS = ["both", "visual", "fusion", "textual", "cscl", "macl"]
 
 
-def experiment_with(*settings: str, tables: str = "tables", file: Path = FILE) -> Experiment:
-    return Experiment(read_matrix(file), Params.read(settings=list(settings)), file.stem, tables)
+def experiment_with(*settings: str, photos: str = "photos", file: Path = FILE) -> Experiment:
+    return Experiment(read_matrix(file), Params.read(settings=list(settings)), file.stem, photos)
 
 
 @pytest.fixture
@@ -68,8 +70,8 @@ def test_every_run_is_a_valid_set_of_params_and_its_checkpoints_are_finished_ada
             parse("model", job.tree["model"], ModelParams)
             train = parse("train", job.tree["train"], TrainParams)
             assert (train.seed, train.schedule) == (job.seed, "constant") and train.ema is not None
-            samples = of.matrix.plan(job.name).samples
-            assert samples == sorted(samples) and not any(count % train.samples for count in samples)
+            counts = of.matrix.counts(job.name)
+            assert counts == sorted(set(counts)) and not any(count % train.samples for count in counts)
 
 
 def test_paper_s_numbers_are_those_of_its_tables(planned: Experiment):
@@ -87,33 +89,33 @@ def test_first_seeds_come_before_second_ones(planned: Experiment):
     assert len(planned.jobs(seeds=1)) == len(planned.matrix.runs)
 
 
-def test_own_setting_is_measured_along_the_curve_and_the_other_points_at_its_end(planned: Experiment):
-    both, plus, alone = (planned.jobs([name], 1)[0].wanted() for name in ("both", "ip-adapter-plus", "no-location"))
-    counts = [10000, 20000, 40000]
-    assert [(one.samples, one.point, one.generate) for one in both[:3]] == [(count, "own", {}) for count in counts]
-    assert {one.point: one.generate for one in both[3:]} == {
-        "strength-0.6": {"strength": 0.6}, "strength-1.4": {"strength": 1.4}, "unmasked": {"location_masks": False}
-    }  # fmt: skip
-    assert {one.samples for one in both[3:]} == {40000}
-    assert [one.point for one in plus] == ["own"] * 3 + ["strength-0.6", "strength-1.4"]
-    assert [one.point for one in alone] == ["own"] * 2, "it has no masks"
+def places(experiment: Experiment, name: str, seed: int) -> list[tuple[int, str]]:
+    (job,) = (job for job in experiment.jobs([name]) if job.seed == seed)
+    return [(one.samples, one.point) for one in job.wanted()]
+
+
+def test_first_seed_is_measured_at_all_points_and_then_along_its_learning_curve(planned: Experiment):
+    both = planned.jobs(["both"], 1)[0].wanted()
+    assert [(one.samples, one.point, one.generate, one.further) for one in both] == [
+        (10000, "own", {}, False),
+        (10000, "strength-0.6", {"strength": 0.6}, False),
+        (10000, "strength-1.4", {"strength": 1.4}, False),
+        (20000, "own", {}, True),
+        (40000, "own", {}, True),
+    ]
+    assert places(planned, "fusion", 0) == [(10000, "own")]
+    assert places(planned, "location", 0) == [(10000, "own"), (10000, "unmasked")]
 
 
 def test_other_seeds_are_measured_where_runs_are_compared(planned: Experiment):
-    def second(name: str) -> list[tuple[int, str]]:
-        return [(one.samples, one.point) for one in planned.jobs([name], 2)[1].wanted()]
-
-    both = planned.jobs(["both"])
-    assert {len(job.wanted()) for job in both} == {6}, "at equal CT, and by readings and rivals after fewer samples"
-    assert second("macl") == [(40000, "own")]
-    assert second("visual") == [(20000, "own"), (40000, "own")], "no-location is compared with it there"
-    assert second("realcustom") == [(10000, name) for name in ("own", *planned.matrix.points["scopes"])]
+    at = [(10000, point) for point in ("own", "strength-0.6", "strength-1.4")]
+    for name in ("both", "ip-adapter-plus", "self-reconstruction"):
+        assert places(planned, name, 1) == at, "at equal CT"
+    assert places(planned, "visual", 1) == [(10000, "own")] and len(places(planned, "visual", 0)) == 5
+    assert [point for _, point in places(planned, "realcustom", 2)] == ["own", *planned.matrix.points["scopes"]]
     for name, run in planned.matrix.runs.items():
-        others, seeds = run.against or "both", planned.matrix.plan(name).seeds
-        end = (planned.matrix.plan(name).samples[-1], "own")
-        for seed in seeds:
-            (theirs,) = (job for job in planned.jobs([others]) if job.seed == seed)
-            assert end in [(one.samples, one.point) for one in theirs.wanted()], (name, seed)
+        for seed in planned.matrix.plan(name).seeds:
+            assert places(planned, name, seed)[0] == places(planned, run.against or "both", seed)[0], (name, seed)
 
 
 def test_each_measurement_is_recorded_at_once_and_counts_while_all_it_depends_on_is_the_same(results: Path):
@@ -123,7 +125,7 @@ def test_each_measurement_is_recorded_at_once_and_counts_while_all_it_depends_on
     mine.record(first, {"scores": {}})
     assert job.missing()[0] == second and len(job.missing()) == len(job.wanted()) - 1
     mine.record(second, {"scores": {}})
-    assert [one["samples"] for one in experiment.read_json(job.file)["measured"]] == [10000, 20000]
+    assert [one["point"] for one in experiment.read_json(job.file)["measured"]] == ["own", "strength-0.6"]
 
     def left(*settings: str, **how: Any) -> int:
         other = experiment_with(*settings, **how).jobs(["both"], 1)[0]
@@ -133,7 +135,7 @@ def test_each_measurement_is_recorded_at_once_and_counts_while_all_it_depends_on
     assert left("train.checkpoint_every=7", "generate.processes=5", "train.ranks=1") == 2, "these change no result"
     for value in ("score.margin=0.3", "mask.min_detection=0.5", "views.timestep=9", "train.gradient_clipping=0.5"):
         assert left(value) == 0, value
-    assert left(tables="others") == 0
+    assert left(photos="others") == 0
 
 
 def test_setting_that_is_newer_than_a_result_leaves_it_as_it_is_and_a_removed_one_does_not(results: Path):
@@ -153,10 +155,10 @@ def test_weights_are_part_of_what_a_result_depends_on(planned: Experiment, tmp_p
     before = planned.data
     monkeypatch.setattr(experiment.judge, "folder", lambda world: tmp_path)
     after = experiment_with().data
-    assert after["tables"] == before["tables"] and after["weights"] != before["weights"]
+    assert after["photos"] == before["photos"] and after["weights"] != before["weights"]
 
 
-def test_results_in_the_repository_are_of_its_weights_params_and_last_tables():
+def test_results_in_the_repository_are_of_its_weights_params_and_last_photos():
     for file in (FILE, SEARCH):
         current = experiment.experiment_of(file, Params.read())
         for result in sorted((experiment.RESULTS / file.stem).glob("*-[0-9].json")):
@@ -196,21 +198,59 @@ def test_run_is_trained_on_from_its_last_number_of_samples_and_measured_at_its_p
     monkeypatch.setattr(runner, "read_json", lambda file: {} if "metrics" in file.name else experiment.read_json(file))
     monkeypatch.setattr(experiment, "WORK", tmp_path / "work")
     job = experiment_with().jobs(["ip-adapter-plus"], 1)[0]
-    runner.Runner(job, tmp_path / "bench")()
+    runner.Runner(job, tmp_path / "bench")(job.missing())
     trainings = [(tree["train"]["steps"], words) for module, tree, words in ran.ran if module == "train"]
     assert [steps for steps, _ in trainings] == [625, 1250, 2500]
     assert trainings[0][1] == () and [words[0] for _, words in trainings[1:]] == ["--resume", "--resume"]
     assert trainings[1][1][1].endswith("10000/work/train/run") and trainings[2][1][1].endswith("20000/work/train/run")
     generated = [tree["generate"] for module, tree, _ in ran.ran if module == "eval.generate"]
-    assert [of["strength"] for of in generated] == [1, 1, 1, 0.6, 1.4]
+    assert [of["strength"] for of in generated] == [1, 0.6, 1.4, 1, 1]
     modules = [module for module, _, _ in ran.ran]
     assert modules.count("eval.probes.views") == 1
-    assert modules.count("eval.probes.location") == 3  # at each point of the last number of samples
-    assert modules[modules.index("eval.probes.location") + 1] == "experiments.truth"  # which reads the maps
+    assert "eval.probes.location" not in modules, "it uses no masks"
     assert job.missing() == []
-    ran.ran.clear()
-    runner.Runner(job, tmp_path / "bench")()
-    assert ran.ran == []
+
+
+def test_location_masks_are_probed_where_they_are_used(results, tmp_path, monkeypatch):
+    ran = Commands()
+    monkeypatch.setattr(runner, "command", ran)
+    monkeypatch.setattr(runner, "scores_of", lambda data: {})
+    monkeypatch.setattr(runner, "read_json", lambda file: {} if "metrics" in file.name else experiment.read_json(file))
+    monkeypatch.setattr(experiment, "WORK", tmp_path / "work")
+    job = experiment_with().jobs(["location"], 1)[0]
+    runner.Runner(job, tmp_path / "bench")(job.missing())
+    modules = [module for module, _, _ in ran.ran]
+    assert modules.count("eval.generate") == 2 and modules.count("eval.probes.location") == 1
+    assert modules[modules.index("eval.probes.location") + 1] == "experiments.truth"  # which reads the maps
+
+
+def test_all_that_is_compared_comes_before_learning_curves(results, tmp_path, monkeypatch):
+    made: list[tuple[str, int]] = []
+
+    class Recorder(runner.Runner):
+        def __call__(self, measurements) -> None:
+            made.extend((self.job.label, one.samples) for one in measurements)
+
+    monkeypatch.setattr(runner, "Runner", Recorder)
+    monkeypatch.setattr(runner, "prepare_world", lambda experiment: tmp_path)
+    monkeypatch.setattr(runner, "write_document", lambda params: None)
+    options = SimpleNamespace(runs=["both", "fusion"], seeds=2, jobs=1)
+    runner.run_missing(experiment_with(), options)
+    assert made == [
+        *[("both-0", 10000)] * 3, ("fusion-0", 10000), *[("both-1", 10000)] * 3, ("fusion-1", 10000),
+        ("both-0", 20000), ("both-0", 40000),
+    ]  # fmt: skip
+
+
+def test_photos_are_known_by_their_bytes_and_masks(tmp_path):
+    def digest_of(name: str, **columns: Any) -> str:
+        write(tmp_path / name / "curate", "frames", [frame("s/a/0", **columns), frame("s/a/1")])
+        write(tmp_path / name / "mask", "masks", [mask("s/a/0"), mask("s/a/1")])
+        return experiment.photos_digest(tmp_path / name)
+
+    first = digest_of("one")
+    assert digest_of("two", sharpness=0.5) == first, "a number that another processor may round otherwise"
+    assert len({first, digest_of("three", sha256="0"), digest_of("four", mask_sha256="0")}) == 3
 
 
 def test_run_with_an_encoder_of_its_own_gets_tables_of_its_own(results, tmp_path, monkeypatch):
@@ -219,13 +259,13 @@ def test_run_with_an_encoder_of_its_own_gets_tables_of_its_own(results, tmp_path
     monkeypatch.setattr(experiment, "WORK", tmp_path / "work")
     planned = experiment_with()
     own, shared = (runner.Runner(planned.jobs([name], 1)[0], tmp_path) for name in ("realcustom-pp", "realcustom"))
-    places = own.tables()
+    found = own.tables()
     ((module, tree, _),) = ran.ran
     assert (
         module == "pipelines.encode" and tree["encode"]["inputs"] == [] and tree["model"]["encoder"] == "realcustom_pp"
     )
     assert tree["sources"] == planned.params.tree()["sources"], "the world that it is trained on"
-    assert places["encode"].is_relative_to(own.folder) and places["pairs"] == planned.params.data / "pairs"
+    assert found["encode"].is_relative_to(own.folder) and found["pairs"] == planned.params.data / "pairs"
     assert shared.tables()["encode"] == planned.params.data / "encode" and len(ran.ran) == 1
 
 
@@ -258,11 +298,15 @@ def test_failed_stage_is_one_sentence_with_its_last_line(tmp_path):
         ({"runs": {"both": {"against": "nothing"}}}, "both is compared with 'nothing', which is not a run"),
         ({"runs": {"both": {"points": "nothing"}}}, "both has the points 'nothing', which are not there"),
         ({"plans": None}, "both is of kind 'ablation', which has no entry in plans"),
+        (
+            {"plans": {"reading": {"samples": 16}}},
+            "location is compared with both, which is measured after another number",
+        ),
     ],
 )
 def test_inconsistent_matrix_is_refused(change: dict[str, Any], message: str, tmp_path):
     tree = merged(yaml.safe_load(FILE.read_text()), change)
-    tree["plans"] = tree["plans"] or {"baseline": {"seeds": [0], "samples": [16]}}
+    tree["plans"] = tree["plans"] or {"baseline": {"seeds": [0], "samples": 16}}
     (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(UserError, match=message):
         read_matrix(tmp_path / "ablation.yaml")
