@@ -8,6 +8,7 @@ to `experiments/results/<matrix>/RUN-SEED.json` at once, and counts as long as d
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -45,20 +46,23 @@ TRAINED_ON = ("curate", "mask", "similarity", "pairs", "encode")
 """Stages whose tables training reads."""
 MEASURED_ON = ("curate", "mask")
 """Stages of the matrix's own world whose tables the evaluation reads."""
+SCORED = "scored"
+"""Beside them, finished tasks of scoring."""
 
 
-def command(module: str, overlay: Path, data: Path, log: Path, *words: str) -> None:
-    """Run a stage with the params in `overlay` on the tables in `data`; its output goes to `log`.
+def command(modules: Sequence[str], overlay: Path, data: Path, log: Path, *words: str) -> None:
+    """Run stages, one after another, with the params in `overlay` on the tables in `data`; their output goes to `log`.
 
     Raises:
-        UserError: it failed; the message has the last line of its output.
+        UserError: one failed; the message has the last line of its output.
     """
-    words = (sys.executable, "-m", module, "--params", str(overlay), "--data", str(data), *words)
+    options = ("--params", str(overlay), "--data", str(data), *words)
     with log.open("a", encoding="utf-8") as stream:
-        code = subprocess.run(words, stdout=stream, stderr=stream, check=False).returncode
+        run = (sys.executable, "-m", "experiments.ablation.stages", *modules, "--", *options)
+        code = subprocess.run(run, stdout=stream, stderr=stream, check=False).returncode
     if code:
         last = (log.read_text(encoding="utf-8").strip().splitlines() or ["no output"])[-1]
-        raise UserError(f"{module} of {overlay.parent} ended with code {code} ({last}); see {log}")
+        raise UserError(f"{', '.join(modules)} of {overlay.parent} ended with code {code} ({last}); see {log}")
 
 
 def link(folder: Path, places: dict[str, Path]) -> Path:
@@ -86,18 +90,17 @@ def prepare_world(experiment: Experiment) -> Path:
     if not (data / "mask" / "summary.json").is_file():
         overlay = write_overlay(folder, tree)
         print(f"{experiment.name}: preparing evaluation subjects: render, curate, mask", flush=True)
-        for module in ("pipelines.toybox", "pipelines.curate", "pipelines.mask"):
-            command(module, overlay, data, folder / "log.txt")
+        command(("pipelines.toybox", "pipelines.curate", "pipelines.mask"), overlay, data, folder / "log.txt")
     plain = folder / f"plain-{digest(merged(tree, experiment.matrix.common)['generate'])}"
-    if not (plain / "data" / "generate" / "summary.json").is_file():
+    if not (plain / "data" / "score" / "summary.json").is_file():
         of_prompt = {"generate": {"methods": [metrics.PROMPT_ONLY]}}
         overlay = write_overlay(plain, tree, experiment.matrix.common, of_prompt)
-        print(f"{experiment.name}: images of the prompts alone", flush=True)
+        print(f"{experiment.name}: images of the prompts alone, and scores of real photos", flush=True)
         tables_of = link(plain / "data", {stage: data / stage for stage in MEASURED_ON})
         for empty in ("train/adapter", "rivals/adapters"):
             (tables_of / empty).mkdir(parents=True, exist_ok=True)
-        command("eval.generate", overlay, tables_of, folder / "log.txt")
-    return link(data, {PLAIN: plain / "data" / "generate"})
+        command(("eval.generate", "eval.score"), overlay, tables_of, folder / "log.txt")
+    return link(data, {PLAIN: plain / "data" / "generate", SCORED: plain / "work" / "score"})
 
 
 class Runner:
@@ -132,7 +135,7 @@ class Runner:
             if before:
                 work = self.trained(before[-1]).parent.parent / "work"
                 words = ["--resume", str(next(work.glob("train/*/recipe.json")).parent)]
-            command("train", overlay, data, folder / "log.txt", *words)
+            command(("train",), overlay, data, folder / "log.txt", *words)
         return data / "train"
 
     def tables(self) -> dict[str, Path]:
@@ -146,7 +149,7 @@ class Runner:
             if not (data / "encode" / "summary.json").is_file():
                 # The training world's sources, and not those of the evaluation.
                 overlay = write_overlay(own, job.experiment.params.tree(), job.run.params)
-                command("pipelines.encode", overlay, data, self.folder / "log.txt")
+                command(("pipelines.encode",), overlay, data, self.folder / "log.txt")
         return found
 
     def measure(self, wanted: Wanted, adapter: Path) -> dict[str, Any]:
@@ -159,8 +162,10 @@ class Runner:
         masked = merged(job.tree["generate"], wanted.generate)["location_masks"]
         views = wanted.own and not wanted.further
         probes = {"eval.probes.location": masked, "experiments.truth": True, "eval.probes.views": views}
-        for module in ("eval.generate", "eval.score", *(module for module, now in probes.items() if now)):
-            command(module, overlay, data, folder / "log.txt")
+        # What the oracles score is the same for all: their finished tasks need not be computed again.
+        shutil.copytree(self.bench / SCORED, folder / "work" / "score", dirs_exist_ok=True)
+        modules = ("eval.generate", "eval.score", *(module for module, now in probes.items() if now))
+        command(modules, overlay, data, folder / "log.txt")
         made = {"scores": scores_of(data), "truth": read_json(data / "truth" / "metrics.json")}
         if wanted.own:
             made["train"] = read_json(adapter / "metrics.json")

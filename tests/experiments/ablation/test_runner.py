@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.ablation import experiment, runner
+from experiments.ablation import experiment, runner, stages
 from experiments.ablation.experiment import Experiment, merged
 from experiments.ablation.matrix import FILE, SEARCH, read_matrix
 from runtime.errors import UserError
@@ -180,15 +182,22 @@ class Commands:
     def __init__(self) -> None:
         self.ran: list[tuple[str, dict[str, Any], tuple[str, ...]]] = []
 
-    def __call__(self, module: str, overlay: Path, data: Path, log: Path, *words: str) -> None:
+    def __call__(self, modules: Sequence[str], overlay: Path, data: Path, log: Path, *words: str) -> None:
         tree = yaml.safe_load(overlay.read_text())
-        self.ran.append((module, tree, words))
-        if module == "train":
+        self.ran += [(module, tree, words) for module in modules]
+        if "train" in modules:
             (overlay.parent / "work" / "train" / "run").mkdir(parents=True)
             (overlay.parent / "work" / "train" / "run" / "recipe.json").write_text("{}")
             for name in ("summary.json", "metrics.json"):
                 (data / "train").mkdir(exist_ok=True)
                 (data / "train" / name).write_text("{}")
+
+
+def scored(bench: Path) -> Path:
+    """Tables of evaluation subjects with a finished task of scoring."""
+    (bench / "scored" / "run").mkdir(parents=True)
+    (bench / "scored" / "run" / "task.parquet").write_bytes(b"")
+    return bench
 
 
 def test_run_is_trained_on_from_its_last_number_of_samples_and_measured_at_its_points(results, tmp_path, monkeypatch):
@@ -198,7 +207,7 @@ def test_run_is_trained_on_from_its_last_number_of_samples_and_measured_at_its_p
     monkeypatch.setattr(runner, "read_json", lambda file: {} if "metrics" in file.name else experiment.read_json(file))
     monkeypatch.setattr(experiment, "WORK", tmp_path / "work")
     job = experiment_with().jobs(["ip-adapter-plus"], 1)[0]
-    runner.Runner(job, tmp_path / "bench")(job.missing())
+    runner.Runner(job, scored(tmp_path / "bench"))(job.missing())
     trainings = [(tree["train"]["steps"], words) for module, tree, words in ran.ran if module == "train"]
     assert [steps for steps, _ in trainings] == [625, 1250, 2500]
     assert trainings[0][1] == () and [words[0] for _, words in trainings[1:]] == ["--resume", "--resume"]
@@ -208,6 +217,8 @@ def test_run_is_trained_on_from_its_last_number_of_samples_and_measured_at_its_p
     modules = [module for module, _, _ in ran.ran]
     assert modules.count("eval.probes.views") == 1
     assert "eval.probes.location" not in modules, "it uses no masks"
+    work = runner.Runner(job, tmp_path / "bench").folder / "10000" / "strength-0.6" / "work"
+    assert (work / "score" / "run" / "task.parquet").is_file(), "the oracles are scored once for all"
     assert job.missing() == []
 
 
@@ -218,7 +229,7 @@ def test_location_masks_are_probed_where_they_are_used(results, tmp_path, monkey
     monkeypatch.setattr(runner, "read_json", lambda file: {} if "metrics" in file.name else experiment.read_json(file))
     monkeypatch.setattr(experiment, "WORK", tmp_path / "work")
     job = experiment_with().jobs(["location"], 1)[0]
-    runner.Runner(job, tmp_path / "bench")(job.missing())
+    runner.Runner(job, scored(tmp_path / "bench"))(job.missing())
     modules = [module for module, _, _ in ran.ran]
     assert modules.count("eval.generate") == 2 and modules.count("eval.probes.location") == 1
     assert modules[modules.index("eval.probes.location") + 1] == "experiments.truth"  # which reads the maps
@@ -284,12 +295,26 @@ def test_mappings_are_merged_and_other_values_replaced():
     assert merged({"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"c": [2]}}, {"d": 3}) == {"a": {"b": 1, "c": [2]}, "d": 3}
 
 
+def test_stages_of_a_measurement_run_in_one_process_until_one_fails(tmp_path, monkeypatch, capsys):
+    for name, code in (("first", 0), ("second", 3), ("third", 0)):
+        told = "import sys\nassert __name__ == '__main__'\nprint(*sys.argv)\n"
+        (tmp_path / f"stage_{name}.py").write_text(told + (f"sys.exit({code})\n" if code else ""))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", [])
+    with pytest.raises(SystemExit) as end:
+        stages.main(["stage_first", "stage_second", "stage_third", "--", "--data", "here"])
+    assert end.value.code == 3
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[1:] for line in told] == [["--data", "here"]] * 2
+    assert [Path(line[0]).stem for line in told] == ["stage_first", "stage_second"]
+
+
 @pytest.mark.slow
 def test_failed_stage_is_one_sentence_with_its_last_line(tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("train: {stpes: 1}\n")
     with pytest.raises(UserError, match=r"train of .* ended with code 1 \(error: .*unknown key 'train\.stpes'"):
-        runner.command("train", overlay, tmp_path, tmp_path / "log.txt")
+        runner.command(("train",), overlay, tmp_path, tmp_path / "log.txt")
 
 
 @pytest.mark.parametrize(
