@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.ablation.claims import claims, measured_runs
+from experiments.ablation.claims import CONTROL, SIMILARITY, claims, measured_runs
 from experiments.ablation.experiment import OWN, Experiment, experiment_of
+from experiments.ablation.figure import curves, write_figure
 from experiments.ablation.intervals import LEVEL, RESAMPLES, Measured, difference, paired, require
 from experiments.ablation.matrix import FILE, SEARCH, Kind
 from experiments.ablation.measures import Read, excess, followed, kept, outside, overlap_at, truth, views
@@ -20,6 +21,7 @@ from runtime.text import unwrapped
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "ablation.md"
+FIGURE = DOCUMENT.with_suffix(".svg")
 FINDINGS = Path(__file__).with_name("findings.md")
 """What the results say, written by hand; it is part of the page."""
 
@@ -71,6 +73,10 @@ are sampled without location masks, except those of RealCustom and RealCustom++.
 are, with a hundred times the weight.
 """
 
+FIGURE_WORDS = """A line is one adapter over the strength of the visual branch, .6, 1 and 1.4: more of the subject is
+less of the prompt. A point is a run at its own setting. What lies above and to the right is better.
+"""
+
 TRUTH_WORDS = """The toybox knows what it rendered, so a classifier ([its own accuracy](toybox.md)) can measure whether
 an image shows the subject's family, colour and pattern, and what its prompt asked for. The pose of an image is that of
 the nearest of 72 renders of the subject, for subjects whose own photos show it; *same pose - chance* is the share of
@@ -102,8 +108,11 @@ method.
 
 
 def write_document(params: Params) -> Path:
-    """Write the page of the results that count under `params`; return its place."""
-    write_text(DOCUMENT, page(experiment_of(FILE, params), experiment_of(SEARCH, params)))
+    """Write the page of the results that count under `params`, and its figure; return the place of the page."""
+    ablation = experiment_of(FILE, params)
+    write_text(DOCUMENT, page(ablation, experiment_of(SEARCH, params)))
+    if drawn := curves(ablation, measured_runs(ablation)):
+        write_figure(drawn, FIGURE)
     return DOCUMENT.relative_to(ROOT)
 
 
@@ -114,6 +123,8 @@ def page(ablation: Experiment, search: Experiment) -> str:
     if FINDINGS.is_file():
         parts.append(FINDINGS.read_text(encoding="utf-8"))
     parts += ["## The paper's claims\n", claims_table(ablation)]
+    if found:
+        parts += [f"![{SIMILARITY} against {CONTROL}]({FIGURE.name})\n", FIGURE_WORDS]
     parts += section(ablation, found, "Tables 3 and 4", "ablation", paper=True)
     parts += section(ablation, found, "Baselines", "baseline", paper=True)
     rivals = section(ablation, found, "RealCustom and RealCustom++", "rival")

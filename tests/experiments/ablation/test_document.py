@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments.ablation import claims, document, experiment, rivals
+from experiments.ablation import claims, document, experiment, figure, rivals
 from experiments.ablation.experiment import Experiment, SeededRun
 from experiments.ablation.intervals import Estimate
 from experiments.ablation.matrix import FILE, SEARCH, read_matrix
@@ -148,6 +148,23 @@ def test_search_is_shown_with_its_trials(planned: Experiment):
     assert "| CustomContrast | lr 0.001 | 0.625 | 0.675 | 0.800 | 0.900 | 0.850 |" in document.trials_table(search)
 
 
+def test_figure_shows_curves_of_the_seeds_that_were_measured_along_them(planned: Experiment, tmp_path: Path):
+    for job in planned.jobs(["visual", "fusion"]):
+        record(job, 0.5 + 0.1 * job.seed, 0.65)
+    drawn = figure.curves(planned, claims.measured_runs(planned))
+    mean = 0.025  # over subjects
+    assert drawn["visual Q-Former"] == [
+        pytest.approx(point)
+        for point in ((0.61 + mean, 0.54 + mean), (0.65 + mean, 0.5 + mean), (0.69 + mean, 0.46 + mean))
+    ], "the first seed's, from 1.4 to 0.6"
+    assert drawn["+ TV fusion (MFI encoder)"] == [pytest.approx((0.65 + mean, 0.6 + mean))], "mean of three seeds"
+    figure.write_figure(drawn, tmp_path / "figure.svg")
+    text = (tmp_path / "figure.svg").read_text()
+    assert figure.numbers(drawn) in text and "visual Q-Former" in text and "TV fusion" in text
+    figure.write_figure(drawn, tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == text, "the same bytes"
+
+
 @pytest.mark.parametrize(
     ("change", "paper", "words"),
     [
@@ -164,3 +181,5 @@ def test_verdict_by_hand(change: tuple[float, float, float], paper: float | None
 def test_page_in_the_repository_is_of_its_results():
     current = [experiment.experiment_of(file, Params.read()) for file in (FILE, SEARCH)]
     assert document.DOCUMENT.read_text(encoding="utf-8") == document.page(*current), "run make ablation"
+    drawn = figure.curves(current[0], claims.measured_runs(current[0]))
+    assert not drawn or figure.numbers(drawn) in document.FIGURE.read_text(encoding="utf-8"), "run make ablation"
