@@ -61,7 +61,7 @@ facebox: .venv/installed
 	$(BIN)/python -m train.toybox.all --world faces
 	$(MAKE) cards
 
-# A larger world than `make repro`'s, drawn and encoded in three minutes on two quiet cores.
+# A larger world than `make repro`'s, drawn and encoded in five minutes on two cores.
 LARGE := --params configs/toybox_large.yaml --data .work/large/data
 world: .venv/installed
 	for stage in toybox curate mask similarity pairs encode; do $(BIN)/customcontrast $$stage $(LARGE) || exit; done
