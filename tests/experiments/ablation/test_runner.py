@@ -193,6 +193,17 @@ class Commands:
                 (data / "train" / name).write_text("{}")
 
 
+@pytest.fixture
+def ran(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """The commands of a runner, which measure nothing, in an empty work folder."""
+    commands = Commands()
+    monkeypatch.setattr(runner, "command", commands)
+    monkeypatch.setattr(runner, "scores_of", lambda data: {})
+    monkeypatch.setattr(runner, "read_json", lambda file: {} if "metrics" in file.name else experiment.read_json(file))
+    monkeypatch.setattr(experiment, "WORK", tmp_path / "work")
+    return commands
+
+
 def scored(bench: Path) -> Path:
     """Tables of evaluation subjects with a finished task of scoring."""
     (bench / "scored" / "run").mkdir(parents=True)
@@ -200,12 +211,7 @@ def scored(bench: Path) -> Path:
     return bench
 
 
-def test_run_is_trained_on_from_its_last_number_of_samples_and_measured_at_its_points(results, tmp_path, monkeypatch):
-    ran = Commands()
-    monkeypatch.setattr(runner, "command", ran)
-    monkeypatch.setattr(runner, "scores_of", lambda data: {})
-    monkeypatch.setattr(runner, "read_json", lambda file: {} if "metrics" in file.name else experiment.read_json(file))
-    monkeypatch.setattr(experiment, "WORK", tmp_path / "work")
+def test_run_is_trained_on_from_its_last_number_of_samples_and_measured_at_its_points(ran: Commands, tmp_path: Path):
     job = experiment_with().jobs(["ip-adapter-plus"], 1)[0]
     runner.Runner(job, scored(tmp_path / "bench"))(job.missing())
     trainings = [(tree["train"]["steps"], words) for module, tree, words in ran.ran if module == "train"]
@@ -222,12 +228,7 @@ def test_run_is_trained_on_from_its_last_number_of_samples_and_measured_at_its_p
     assert job.missing() == []
 
 
-def test_location_masks_are_probed_where_they_are_used(results, tmp_path, monkeypatch):
-    ran = Commands()
-    monkeypatch.setattr(runner, "command", ran)
-    monkeypatch.setattr(runner, "scores_of", lambda data: {})
-    monkeypatch.setattr(runner, "read_json", lambda file: {} if "metrics" in file.name else experiment.read_json(file))
-    monkeypatch.setattr(experiment, "WORK", tmp_path / "work")
+def test_location_masks_are_probed_where_they_are_used(ran: Commands, tmp_path: Path):
     job = experiment_with().jobs(["location"], 1)[0]
     runner.Runner(job, scored(tmp_path / "bench"))(job.missing())
     modules = [module for module, _, _ in ran.ran]
@@ -264,10 +265,7 @@ def test_photos_are_known_by_their_bytes_and_masks(tmp_path):
     assert len({first, digest_of("three", sha256="0"), digest_of("four", mask_sha256="0")}) == 3
 
 
-def test_run_with_an_encoder_of_its_own_gets_tables_of_its_own(results, tmp_path, monkeypatch):
-    ran = Commands()
-    monkeypatch.setattr(runner, "command", ran)
-    monkeypatch.setattr(experiment, "WORK", tmp_path / "work")
+def test_run_with_an_encoder_of_its_own_gets_tables_of_its_own(ran: Commands, tmp_path: Path):
     planned = experiment_with()
     own, shared = (runner.Runner(planned.jobs([name], 1)[0], tmp_path) for name in ("realcustom-pp", "realcustom"))
     found = own.tables()
