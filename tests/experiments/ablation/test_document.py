@@ -144,8 +144,10 @@ def test_expectations_of_the_rivals_hold_where_the_interval_says_so(planned: Exp
 def test_search_is_shown_with_its_trials(planned: Experiment):
     search = Experiment(read_matrix(SEARCH), planned.params, SEARCH.stem, "photos")
     assert document.trials_table(search) == ""
+    assert "`make ablation-search` makes it" in document.page(planned, search)
     record(search.jobs(["both-lr-0.001"])[0], 0.6, 0.65)
     assert "| CustomContrast | lr 0.001 | 0.625 | 0.675 | 0.800 | 0.900 | 0.850 |" in document.trials_table(search)
+    assert "has not been run" not in document.page(planned, search)
 
 
 def test_figure_shows_curves_of_the_seeds_that_were_measured_along_them(planned: Experiment, tmp_path: Path):
