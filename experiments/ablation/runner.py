@@ -50,7 +50,7 @@ SCORED = "scored"
 """Beside them, finished tasks of scoring."""
 
 
-def command(modules: Sequence[str], overlay: Path, data: Path, log: Path, *words: str) -> None:
+def command(stages: Sequence[str], overlay: Path, data: Path, log: Path, *words: str) -> None:
     """Run stages, one after another, with the params in `overlay` on the tables in `data`; their output goes to `log`.
 
     Raises:
@@ -58,11 +58,11 @@ def command(modules: Sequence[str], overlay: Path, data: Path, log: Path, *words
     """
     options = ("--params", str(overlay), "--data", str(data), *words)
     with log.open("a", encoding="utf-8") as stream:
-        run = (sys.executable, "-m", "experiments.ablation.stages", *modules, "--", *options)
+        run = (sys.executable, "-m", "experiments.ablation.stages", *stages, "--", *options)
         code = subprocess.run(run, stdout=stream, stderr=stream, check=False).returncode
     if code:
         last = (log.read_text(encoding="utf-8").strip().splitlines() or ["no output"])[-1]
-        raise UserError(f"{', '.join(modules)} of {overlay.parent} ended with code {code} ({last}); see {log}")
+        raise UserError(f"{', '.join(stages)} of {overlay.parent} ended with code {code} ({last}); see {log}")
 
 
 def link(folder: Path, places: dict[str, Path]) -> Path:
@@ -90,7 +90,7 @@ def prepare_world(experiment: Experiment) -> Path:
     if not (data / "mask" / "summary.json").is_file():
         overlay = write_overlay(folder, tree)
         print(f"{experiment.name}: preparing evaluation subjects: render, curate, mask", flush=True)
-        command(("pipelines.toybox", "pipelines.curate", "pipelines.mask"), overlay, data, folder / "log.txt")
+        command(("toybox", "curate", "mask"), overlay, data, folder / "log.txt")
     plain = folder / f"plain-{digest(merged(tree, experiment.matrix.common)['generate'])}"
     if not (plain / "data" / "score" / "summary.json").is_file():
         of_prompt = {"generate": {"methods": [metrics.PROMPT_ONLY]}}
@@ -99,7 +99,7 @@ def prepare_world(experiment: Experiment) -> Path:
         tables_of = link(plain / "data", {stage: data / stage for stage in MEASURED_ON})
         for empty in ("train/adapter", "rivals/adapters"):
             (tables_of / empty).mkdir(parents=True, exist_ok=True)
-        command(("eval.generate", "eval.score"), overlay, tables_of, folder / "log.txt")
+        command(("generate", "score"), overlay, tables_of, folder / "log.txt")
     return link(data, {PLAIN: plain / "data" / "generate", SCORED: plain / "work" / "score"})
 
 
@@ -149,7 +149,7 @@ class Runner:
             if not (data / "encode" / "summary.json").is_file():
                 # The training world's sources, and not those of the evaluation.
                 overlay = write_overlay(own, job.experiment.params.tree(), job.run.params)
-                command(("pipelines.encode",), overlay, data, self.folder / "log.txt")
+                command(("encode",), overlay, data, self.folder / "log.txt")
         return found
 
     def measure(self, wanted: Wanted, adapter: Path) -> dict[str, Any]:
@@ -161,11 +161,12 @@ class Runner:
         overlay = write_overlay(folder, job.tree, {"generate": wanted.generate})
         masked = merged(job.tree["generate"], wanted.generate)["location_masks"]
         views = wanted.own and not wanted.further
-        probes = {"eval.probes.location": masked, "experiments.truth": True, "eval.probes.views": views}
+        probes = {"location": masked, "truth": True, "views": views}
         # What the oracles score is the same for all: their finished tasks need not be computed again.
         shutil.copytree(self.bench / SCORED, folder / "work" / "score", dirs_exist_ok=True)
-        modules = ("eval.generate", "eval.score", *(module for module, now in probes.items() if now))
-        command(modules, overlay, data, folder / "log.txt")
+        command(
+            ("generate", "score", *(name for name, now in probes.items() if now)), overlay, data, folder / "log.txt"
+        )
         made = {"scores": scores_of(data), "truth": read_json(data / "truth" / "metrics.json")}
         if wanted.own:
             made["train"] = read_json(adapter / "metrics.json")

@@ -218,11 +218,11 @@ def test_run_is_trained_on_from_its_last_number_of_samples_and_measured_at_its_p
     assert [steps for steps, _ in trainings] == [625, 1250, 2500]
     assert trainings[0][1] == () and [words[0] for _, words in trainings[1:]] == ["--resume", "--resume"]
     assert trainings[1][1][1].endswith("10000/work/train/run") and trainings[2][1][1].endswith("20000/work/train/run")
-    generated = [tree["generate"] for module, tree, _ in ran.ran if module == "eval.generate"]
+    generated = [tree["generate"] for module, tree, _ in ran.ran if module == "generate"]
     assert [of["strength"] for of in generated] == [1, 0.6, 1.4, 1, 1]
     modules = [module for module, _, _ in ran.ran]
-    assert modules.count("eval.probes.views") == 1
-    assert "eval.probes.location" not in modules, "it uses no masks"
+    assert modules.count("views") == 1
+    assert "location" not in modules, "it uses no masks"
     work = runner.Runner(job, tmp_path / "bench").folder / "10000" / "strength-0.6" / "work"
     assert (work / "score" / "run" / "task.parquet").is_file(), "the oracles are scored once for all"
     assert job.missing() == []
@@ -232,8 +232,8 @@ def test_location_masks_are_probed_where_they_are_used(ran: Commands, tmp_path: 
     job = experiment_with().jobs(["location"], 1)[0]
     runner.Runner(job, scored(tmp_path / "bench"))(job.missing())
     modules = [module for module, _, _ in ran.ran]
-    assert modules.count("eval.generate") == 2 and modules.count("eval.probes.location") == 1
-    assert modules[modules.index("eval.probes.location") + 1] == "experiments.truth"  # which reads the maps
+    assert modules.count("generate") == 2 and modules.count("location") == 1
+    assert modules[modules.index("location") + 1] == "truth"  # which reads the maps
 
 
 def test_all_that_is_compared_comes_before_learning_curves(results, tmp_path, monkeypatch):
@@ -270,9 +270,7 @@ def test_run_with_an_encoder_of_its_own_gets_tables_of_its_own(ran: Commands, tm
     own, shared = (runner.Runner(planned.jobs([name], 1)[0], tmp_path) for name in ("realcustom-pp", "realcustom"))
     found = own.tables()
     ((module, tree, _),) = ran.ran
-    assert (
-        module == "pipelines.encode" and tree["encode"]["inputs"] == [] and tree["model"]["encoder"] == "realcustom_pp"
-    )
+    assert module == "encode" and tree["encode"]["inputs"] == [] and tree["model"]["encoder"] == "realcustom_pp"
     assert tree["sources"] == planned.params.tree()["sources"], "the world that it is trained on"
     assert found["encode"].is_relative_to(own.folder) and found["pairs"] == planned.params.data / "pairs"
     assert shared.tables()["encode"] == planned.params.data / "encode" and len(ran.ran) == 1
@@ -293,18 +291,20 @@ def test_mappings_are_merged_and_other_values_replaced():
     assert merged({"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"c": [2]}}, {"d": 3}) == {"a": {"b": 1, "c": [2]}, "d": 3}
 
 
-def test_stages_of_a_measurement_run_in_one_process_until_one_fails(tmp_path, monkeypatch, capsys):
-    for name, code in (("first", 0), ("second", 3), ("third", 0)):
-        told = "import sys\nassert __name__ == '__main__'\nprint(*sys.argv)\n"
-        (tmp_path / f"stage_{name}.py").write_text(told + (f"sys.exit({code})\n" if code else ""))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "argv", [])
+def test_stages_of_a_measurement_run_in_one_process_until_one_fails(monkeypatch: pytest.MonkeyPatch):
+    told: list[list[str]] = []
+
+    def command(words: Sequence[str]) -> None:
+        told.append(list(words))
+        if words[0] == "views":
+            sys.exit(3)
+
+    monkeypatch.setattr(stages.cli, "main", command)
+    monkeypatch.setattr(stages.truth, "main", lambda words: told.append(["truth", *words]))
     with pytest.raises(SystemExit) as end:
-        stages.main(["stage_first", "stage_second", "stage_third", "--", "--data", "here"])
+        stages.main(["generate", "truth", "views", "score", "--", "--data", "here"])
     assert end.value.code == 3
-    told = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[1:] for line in told] == [["--data", "here"]] * 2
-    assert [Path(line[0]).stem for line in told] == ["stage_first", "stage_second"]
+    assert told == [[name, "--data", "here"] for name in ("generate", "truth", "views")]
 
 
 @pytest.mark.slow
