@@ -200,9 +200,9 @@ def section(
     if kind == "ablation":
         parts.append(TRUTH_WORDS)
     parts.append(truth_table(ablation, found, shown, samples))
-    curves = learning_table(ablation, found, shown)
-    if curves:
-        parts += [f"{title}: learning curves.\n", curves]
+    learned = learning_table(ablation, found, shown)
+    if learned:
+        parts += [f"{title}: learning curves.\n", learned]
     points = points_table(ablation, found, shown)
     if points:
         parts += [f"{title}: operating points.\n", *([POINT_WORDS] if kind == "baseline" else []), points]

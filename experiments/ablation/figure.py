@@ -38,7 +38,7 @@ STYLE: Any = {
 
 
 def curves(experiment: Experiment, found: Mapping[str, Measured]) -> dict[str, list[Point]]:
-    """Title of a run -> its operating points in order of control, means over the seeds that were measured at all."""
+    """Title of a run -> its operating points in order of control, means over the seeds measured at all of them."""
     drawn: dict[str, list[Point]] = {}
     for name, of in found.items():
         samples, points = experiment.matrix.plan(name).samples, experiment.matrix.curve(name)
